@@ -1,0 +1,101 @@
+"""Adapter folders, with PEFT's names: `adapter_config.json`, `adapter_model.safetensors`, `README.md`."""
+
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from otterlm.config import OtterConfig
+from otterlm.errors import OtterError
+from otterlm.files import write_tensors, write_text
+
+CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
+MAX_CONFIG_BYTES = 1 << 20
+
+
+def locate(adapter: str | Path) -> Path:
+    """The local folder of an adapter, downloaded if `adapter` is a hub id.
+
+    Raises:
+        OtterError: there is no such adapter.
+    """
+    folder = Path(adapter)
+    if folder.is_dir():
+        return folder
+    if folder.exists() or str(adapter).count("/") != 1 or str(adapter).startswith((".", "/")):
+        raise OtterError(f"{adapter} is not an adapter folder")
+    try:
+        return Path(snapshot_download(str(adapter), allow_patterns=[CONFIG, WEIGHTS, CARD]))
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise OtterError(f"{adapter} is neither a folder nor an adapter on the hub: {reason}") from error
+
+
+def read_config(folder: Path) -> OtterConfig:
+    """Reads and checks `adapter_config.json`.
+
+    Raises:
+        OtterError: it is missing or not valid.
+    """
+    path = folder / CONFIG
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise OtterError(f"{path} is larger than any adapter's configuration")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OtterError(f"{path} cannot be read: {error}") from error
+    return OtterConfig.from_json(text, str(path))
+
+
+def load_weights(folder: Path, module: nn.Module) -> None:
+    """Fills `module` from `adapter_model.safetensors`, converting to its dtype.
+
+    Names, shapes and dtypes are checked against the header before any tensor is read.
+
+    Raises:
+        OtterError: the file is missing, corrupt, holds other tensors than the configuration asks for, or a value is not finite.
+    """
+    path = folder / WEIGHTS
+    expected = module.state_dict()
+    try:
+        with safe_open(path, framework="pt") as file:
+            _check_header(path, file, expected)
+            for name, target in expected.items():
+                tensor = file.get_tensor(name)
+                if not torch.isfinite(tensor).all():
+                    raise OtterError(f"{path}: {name} holds values that are not finite (NaN or infinity)")
+                with torch.no_grad():
+                    target.copy_(tensor)
+    except OtterError:
+        raise
+    except FileNotFoundError as error:
+        raise OtterError(f"{path}: no such file") from error
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        raise OtterError(f"{path} is damaged or not a safetensors file: {error}") from error
+
+
+def _check_header(path: Path, file: object, expected: dict[str, Tensor]) -> None:
+    names = set(file.keys())  # type: ignore[attr-defined]
+    for what, odd in (("lacks", set(expected) - names), ("has unknown", names - set(expected))):
+        if odd:
+            raise OtterError(f"{path} {what} tensor {min(odd)} ({len(odd)} in all); it does not fit {CONFIG}")
+    for name, target in expected.items():
+        piece = file.get_slice(name)  # type: ignore[attr-defined]
+        if tuple(piece.get_shape()) != tuple(target.shape):
+            raise OtterError(f"{path}: {name} has shape {piece.get_shape()}, {CONFIG} asks for {list(target.shape)}")
+        if piece.get_dtype() not in {"F32", "F16", "BF16"}:
+            raise OtterError(f"{path}: {name} is {piece.get_dtype()}; expected F32, F16 or BF16")
+
+
+def write(
+    folder: Path, config: OtterConfig, tensors: dict[str, Tensor], card: str | None, dtype: torch.dtype | None
+) -> None:
+    """Writes an adapter folder, the weights last, so that a folder with weights is a whole one."""
+    base = config.base_model_name_or_path
+    front = "---\nlibrary_name: otter-lm\n" + (f"base_model: {base}\n" if base else "") + "---\n\n"
+    write_text(folder / CARD, front + (card or "# An Otter adapter\n\nSee https://pypi.org/project/otter-lm.\n"))
+    write_text(folder / CONFIG, config.to_json())
+    converted = {name: tensor.detach().to("cpu", dtype or tensor.dtype) for name, tensor in tensors.items()}
+    write_tensors(folder / WEIGHTS, converted, {"format": "pt"})

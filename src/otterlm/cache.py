@@ -1,0 +1,63 @@
+"""The extra heads' keys and values, kept as further layers of the ordinary KV cache.
+
+Layer L + i of the cache, after the base's L layers, belongs to the i-th widened block. So whatever generation does to a cache
+(reorder for beams, repeat, crop, offload) it does to ours with the same call.
+"""
+
+import torch
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import CacheLayerMixin
+
+from otterlm.errors import OtterError
+
+
+def update_inserted(
+    cache: Cache, key: Tensor, value: Tensor, base_layer: int, cache_layer: int
+) -> tuple[Tensor, Tensor]:
+    """Appends keys and values of one widened block, `[B, KV', T, head_dim]`, and returns all of them so far.
+
+    Args:
+        cache: already holds this step's keys and values of the base.
+        key, value: of the extra heads.
+        base_layer: the widened block.
+        cache_layer: the layer of the cache that is ours.
+
+    Raises:
+        OtterError: the cache was filled while this adapter was off.
+    """
+    while len(cache.layers) <= cache_layer:
+        cache.layers.append(_new_layer_like(cache.layers[base_layer]))
+    key, value = cache.update(key, value, cache_layer)
+    ours, base = cache.get_seq_length(cache_layer), cache.get_seq_length(base_layer)
+    if ours != base:
+        raise OtterError(
+            f"the KV cache holds {base} tokens of the base but {ours} of the adapter: it was filled while the adapter was "
+            "off or another was on; start from an empty cache"
+        )
+    return key, value
+
+
+def _new_layer_like(layer: CacheLayerMixin) -> CacheLayerMixin:
+    """An empty cache layer of the same kind, so that a mask made for the base's keys fits ours."""
+    sizes = {name: getattr(layer, name) for name in ("sliding_window", "max_cache_len") if hasattr(layer, name)}
+    return type(layer)(**sizes)
+
+
+def keep_candidate(cache: Cache, chosen: Tensor, candidates: int) -> None:
+    """Of the last `candidates` tokens in the cache, which were rivals for one position, keeps the chosen one of each row.
+
+    Args:
+        cache: a cache that can be cropped.
+        chosen: `[B]`, which candidate of each row.
+        candidates: how many there were.
+    """
+    if candidates == 1:
+        return
+    rows = torch.arange(len(chosen), device=chosen.device)
+    for layer in cache.layers:
+        if layer.is_initialized:
+            for states in (layer.keys, layer.values):  # [B, heads, P + candidates, head_dim]
+                first = states.shape[-2] - candidates
+                states[rows, :, first] = states[rows, :, first + chosen]
+    cache.crop(1 - candidates)

@@ -1,0 +1,54 @@
+"""Attention masks of token trees: several continuations of one prefix, packed into one sequence.
+
+Training packs a pair as [shared prefix | chosen | rejected] and decoding packs the candidates of one step as
+[prefix | c1 | c2 | ... | ck]; either way the shared prefix is computed once and the branches do not see each other.
+Transformers passes a 4-D mask through to every attention implementation that takes one.
+"""
+
+import torch
+from torch import Tensor
+
+SHARED = 0
+"""The segment of tokens that every branch sees; branches are 1, 2, ...; padding is negative."""
+
+
+def branch_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mask of sequences packed as a shared prefix and branches.
+
+    Args:
+        segments: `[B, T]` int, `SHARED` for the common prefix, 1.. for the branches, negative for padding.
+        dtype: the floating dtype of the attention scores the mask is added to.
+
+    Returns:
+        `[B, 1, T, T]`: 0 where a token may look, the dtype's lowest value where it may not. A padding token sees
+        itself, so that no row is empty (an empty row is NaN after the softmax).
+    """
+    query, key = segments[:, :, None], segments[:, None, :]
+    causal = torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool, device=segments.device).tril()
+    visible = causal & ((key == SHARED) | (key == query)) & (key >= SHARED)
+    visible |= torch.eye(segments.shape[1], dtype=torch.bool, device=segments.device)
+    return additive(visible[:, None], dtype)
+
+
+def candidate_mask(seen: Tensor, candidates: int, dtype: torch.dtype) -> Tensor:
+    """The mask of one step's candidates: each sees the whole prefix and itself, not its rivals.
+
+    Args:
+        seen: `[B, P]` bool, the tokens in the KV cache that may be attended (no left padding, inside the window).
+        candidates: how many tokens `k` are tried at the next position.
+        dtype: as in `branch_mask`.
+
+    Returns:
+        `[B, 1, k, P + k]`.
+    """
+    own = torch.eye(candidates, dtype=torch.bool, device=seen.device)
+    prefix = seen[:, None, :].expand(-1, candidates, -1)
+    visible = torch.cat((prefix, own.expand(len(seen), -1, -1)), dim=-1)
+    return additive(visible[:, None], dtype)
+
+
+def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where `visible`, the lowest finite value of `dtype` elsewhere: what eager and SDPA attention add to scores."""
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(
+        ~visible, torch.finfo(dtype).min
+    )

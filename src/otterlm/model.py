@@ -1,0 +1,312 @@
+"""OtterModel: a frozen base with one or more adapters, each an inserted stream and the signal read from it."""
+
+import functools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import ModelOutput
+
+from otterlm import adapter_files
+from otterlm.config import OtterConfig
+from otterlm.errors import OtterError
+from otterlm.families import family_of
+from otterlm.fingerprint import fingerprint, same_base
+from otterlm.initialization import initialize
+from otterlm.signals.reward import RewardHead, RewardSignal
+from otterlm.stream import InsertedStream, StreamPass
+from otterlm.taps import LayerTaps, Taps
+
+
+class Adapter(nn.Module):
+    """An inserted stream and its head."""
+
+    def __init__(self, config: OtterConfig, base: PreTrainedModel, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.config = config
+        device = base.get_input_embeddings().weight.device
+        self.stream = InsertedStream(config, base, dtype, device)
+        widths = self.stream.widths
+        self.head = RewardHead(
+            config.signal, widths.base + widths.inserted, widths.base, dtype=dtype, device=device
+        )
+
+
+class OtterModel(nn.Module):
+    """A causal language model whose forward pass also gives signals.
+
+    `output.logits` is the base's, bit for bit; `output.signals[name]` is what adapter `name` predicts. Everything else
+    (`config`, `device`, `prepare_inputs_for_generation`, ...) is the base's.
+
+    Args:
+        base_model: a causal language model of Transformers. It is frozen and carries hooks that are inert outside this object.
+        config: of a first adapter, freshly initialised; None for none.
+        adapter_name: its name; the signal's type by default.
+        dtype: of the inserted parameters; the base's by default.
+
+    Raises:
+        OtterError: the architecture is not known, or the adapter does not fit it.
+    """
+
+    def __init__(
+        self,
+        base_model: PreTrainedModel,
+        config: OtterConfig | None = None,
+        adapter_name: str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.base_model = base_model.requires_grad_(False)
+        self.family = family_of(base_model.config)
+        self.adapters = nn.ModuleDict()
+        self._taps = Taps(base_model, self.family, ())
+        self._thread = _ThreadState()
+        if config is not None:
+            self.add_adapter(config, adapter_name, dtype)
+
+    # -- adapters ------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        base_model: PreTrainedModel,
+        adapter: str | Path,
+        adapter_name: str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Self:
+        """A base with a saved adapter.
+
+        Args:
+            base_model: the model it was trained on.
+            adapter: a folder that `save_pretrained` wrote, or a hub id.
+            adapter_name: the name its signal goes by.
+            dtype: of the inserted parameters; the base's by default.
+
+        Raises:
+            OtterError: the files are missing, corrupt or of another base.
+        """
+        model = cls(base_model)
+        model.load_adapter(adapter, adapter_name, dtype)
+        return model.eval()
+
+    def add_adapter(
+        self, config: OtterConfig, adapter_name: str | None = None, dtype: torch.dtype | None = None
+    ) -> str:
+        """Inserts a new, initialised adapter and returns its name."""
+        name = self._new_name(adapter_name)
+        adapter = Adapter(config, self.base_model, dtype or self.base_model.dtype)
+        initialize(adapter.stream, config, self.base_model)
+        adapter.head.initialize()
+        self._insert(name, adapter)
+        return name
+
+    def load_adapter(
+        self, adapter: str | Path, adapter_name: str | None = None, dtype: torch.dtype | None = None
+    ) -> str:
+        """Inserts a saved adapter and returns its name. Arguments and errors as in `from_pretrained`."""
+        name = self._new_name(adapter_name)
+        folder = adapter_files.locate(adapter)
+        config = adapter_files.read_config(folder)
+        if config.base_fingerprint and not same_base(config.base_fingerprint, fingerprint(self.base_model)):
+            raise OtterError(
+                f"{adapter} was trained on another base ({config.base_model_name_or_path}); its weights mean nothing here"
+            )
+        module = Adapter(config, self.base_model, dtype or self.base_model.dtype)
+        adapter_files.load_weights(folder, module)
+        self._insert(name, module)
+        return name
+
+    def _new_name(self, name: str | None) -> str:
+        name = name or "reward"
+        if name in self.adapters:
+            raise OtterError(f"there is already an adapter named {name!r}: give adapter_name")
+        if not name.isidentifier():
+            raise OtterError(f"an adapter's name must be an identifier, got {name!r}")
+        return name
+
+    def _insert(self, name: str, adapter: Adapter) -> None:
+        self.adapters[name] = adapter.train(self.training)
+        watched = sorted({layer for a in self.adapters.values() for layer in a.stream.widths.layers})
+        self._taps.remove()
+        self._taps = Taps(self.base_model, self.family, tuple(watched))
+
+    def save_pretrained(
+        self, folder: str | Path, adapter_name: str | None = None, card: str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        """Writes an adapter: `adapter_config.json`, `adapter_model.safetensors` (inserted tensors only), `README.md`.
+
+        Args:
+            folder: created if need be.
+            adapter_name: which; may be left out where there is one.
+            card: text of the README, after a line of metadata; a short one is made by default.
+            dtype: of the file's tensors; as they are by default.
+
+        Raises:
+            OtterError: it cannot be written (what was there before stays).
+        """
+        adapter = self.adapter(adapter_name)
+        config = replace(
+            adapter.config,
+            base_model_name_or_path=adapter.config.base_model_name_or_path or self.base_model.config._name_or_path,
+            base_fingerprint=fingerprint(self.base_model),
+        )
+        adapter_files.write(Path(folder), config, adapter.state_dict(), card, dtype)
+
+    def adapter(self, name: str | None = None) -> Adapter:
+        """An adapter by name; without one, the only adapter.
+
+        Raises:
+            OtterError: there is none of this name, or no name was given and there are several.
+        """
+        if name is None and len(self.adapters) == 1:
+            return next(iter(self.adapters.values()))
+        if name is None or name not in self.adapters:
+            what = "name an adapter" if name is None else f"unknown signal {name!r}"
+            raise OtterError(f"{what}; there are: {', '.join(self.adapters) or 'none'}")
+        return self.adapters[name]
+
+    # -- running -------------------------------------------------------------------------------------------------
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """Names of the adapters that run with the base, in this thread."""
+        chosen = self._thread.chosen
+        return [name for name in self.adapters if chosen is None or name in chosen]
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Inside the block, in this thread, the base runs alone."""
+        with self.use_adapters(()):
+            yield
+
+    @contextmanager
+    def use_adapters(self, names: Sequence[str]) -> Iterator[None]:
+        """Inside the block, in this thread, only these adapters run."""
+        for name in names:
+            self.adapter(name)
+        outer, self._thread.chosen = self._thread.chosen, tuple(names)
+        try:
+            yield
+        finally:
+            self._thread.chosen = outer
+
+    def forward(self, *args: Any, **kwargs: Any) -> CausalLMOutputWithPast:
+        """One pass of the base; takes and returns what the base does, with `signals` on the output.
+
+        The base has no trainable parameters, so no graph is kept for it; the signals carry the inserted parameters'.
+        """
+        with self._taps.visit(_Passes(self)):
+            return self.base_model(*args, **kwargs)
+
+    def generate(self, *args: Any, custom_generate: str | Callable[..., Any] | None = None, **kwargs: Any) -> Any:
+        """`base_model.generate`, every pass of it with signals. A callable `custom_generate` is given this model."""
+        if callable(custom_generate):
+            method = custom_generate
+
+            @functools.wraps(method)
+            def custom_generate(_: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
+                return method(self, *args, **kwargs)
+
+        with self._taps.visit(_Passes(self)):
+            return self.base_model.generate(*args, custom_generate=custom_generate, **kwargs)
+
+    @property
+    def signals(self) -> dict[str, RewardSignal]:
+        """The signals of the latest pass in this thread, by adapter; what a `LogitsProcessor` reads."""
+        return self._thread.signals
+
+    def signal(self, name: str | None = None) -> RewardSignal:
+        """One of `signals`; without a name, the only one."""
+        if name is None and len(self.signals) == 1:
+            return next(iter(self.signals.values()))
+        if name is None or name not in self.signals:
+            what = "name a signal" if name is None else f"unknown signal {name!r}"
+            raise OtterError(f"{what}; the latest pass gave: {', '.join(self.signals) or 'none'}")
+        return self.signals[name]
+
+    def stream_passes(self, names: Sequence[str]) -> dict[str, StreamPass]:
+        """Streams of the named adapters, ready to be shown one forward pass of the base."""
+        first, passes = self.base_model.config.num_hidden_layers, {}
+        for name, adapter in self.adapters.items():
+            if name in names:
+                passes[name] = StreamPass(adapter.stream, first)
+            first += len(adapter.stream.widths.layers)  # an adapter that is off keeps its place in the cache
+        return passes
+
+    def read_signals(self, states: dict[str, Tensor]) -> dict[str, RewardSignal]:
+        """Reads the signals of widened states, `[B, T, d + d']` each, and makes them this thread's latest."""
+        unembedding = self.base_model.get_output_embeddings().weight
+        self._thread.signals = {name: self.adapters[name].head(state, unembedding) for name, state in states.items()}
+        return self._thread.signals
+
+    # -- as PEFT and Transformers users expect ---------------------------------------------------------------------
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_model":
+                raise
+            return getattr(self.base_model, name)
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode for the adapters; the frozen base stays in evaluation mode."""
+        super().train(mode)
+        self.base_model.eval()
+        return self
+
+    def get_nb_trainable_parameters(self) -> tuple[int, int]:
+        """Inserted parameters that are trained, and all parameters."""
+        trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        return trainable, sum(p.numel() for p in self.parameters())
+
+    def print_trainable_parameters(self) -> None:
+        """Prints `get_nb_trainable_parameters` and the share."""
+        trainable, total = self.get_nb_trainable_parameters()
+        print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f}")
+
+
+class _Passes:
+    """Shows the base's passes to the streams of the adapters that are on (a `taps.Visitor`), and keeps their signals."""
+
+    def __init__(self, model: OtterModel) -> None:
+        self._model = model
+        self._streams: dict[str, StreamPass] | None = None
+
+    def _begin(self) -> dict[str, StreamPass]:
+        self._streams = self._model.stream_passes(self._model.active_adapters)
+        return self._streams
+
+    def tokens(self, input_ids: Tensor) -> None:
+        for stream in self._begin().values():
+            stream.tokens(input_ids)
+
+    def layer(self, index: int, taps: LayerTaps) -> None:
+        streams = self._begin() if self._streams is None else self._streams
+        for stream in streams.values():
+            stream.layer(index, taps)
+
+    def final(self, hidden: Tensor, normed: Tensor) -> None:
+        streams, self._streams = self._streams or {}, None
+        for stream in streams.values():
+            stream.final(hidden, normed)
+        self._model.read_signals({name: stream.state for name, stream in streams.items() if stream.state is not None})
+
+    def output(self, output: Any) -> None:
+        if isinstance(output, ModelOutput):
+            output.signals = self._model.signals
+
+
+class _ThreadState(threading.local):
+    """What each thread is doing with the model, so that two do not mix."""
+
+    def __init__(self) -> None:
+        self.chosen: tuple[str, ...] | None = None
+        self.signals: dict[str, RewardSignal] = {}

@@ -1,0 +1,1 @@
+"""The methods Otter is compared with, on the same base, data and loops."""

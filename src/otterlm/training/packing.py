@@ -1,0 +1,176 @@
+"""Rows to tensors: a pair becomes ONE sequence, [shared prefix | chosen | rejected], so its prompt is computed once."""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from otterlm.errors import OtterError
+from otterlm.masks import SHARED
+from otterlm.training.rows import Dialogue, PairRow, Row
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How many tokens of a prompt (its end is kept) and of a response (its start is kept) are used."""
+
+    prompt: int = 256
+    response: int = 256
+
+    def __post_init__(self) -> None:
+        if self.prompt < 1 or self.response < 1:
+            raise OtterError(f"token limits must be at least 1, got prompt={self.prompt}, response={self.response}")
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A row as tokens: a shared prefix and one branch (a scored text) or two (chosen, rejected)."""
+
+    prefix: tuple[int, ...]
+    branches: tuple[tuple[int, ...], ...]
+    score: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.prefix) + sum(map(len, self.branches))
+
+
+@dataclass(slots=True)
+class Batch:
+    """Right-padded packed sequences. All tensors are `[B, T]` but `scores`.
+
+    Attributes:
+        input_ids: int64.
+        position_ids: int64; every branch continues where the shared prefix ends.
+        segments: int64, see `otterlm.masks.branch_mask`.
+        parents: int64, the index of the token before each token in its own text (the first token is its own parent).
+        scores: `[B]` float32, the given score of a scored text, 0 for pairs.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    segments: Tensor
+    parents: Tensor
+    scores: Tensor
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on `device`."""
+        return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
+def dialogue_tokens(
+    dialogue: Dialogue, tokenizer: PreTrainedTokenizerBase, limits: Limits
+) -> tuple[list[int], list[int]]:
+    """The tokens of a prompt and of its response, apart, as generation would see them.
+
+    Uses the tokenizer's chat template; without one, the HH format. The response ends with the end-of-sequence token
+    unless it was cut.
+
+    Returns:
+        The last `limits.prompt` tokens of the prompt and the first `limits.response` of the response.
+    """
+    prompt = prompt_tokens(dialogue.prompt, tokenizer)
+    plain = dialogue.prompt is None or tokenizer.chat_template
+    text = dialogue.response if plain else f" {dialogue.response}"
+    response = tokenizer.encode(text, add_special_tokens=False)
+    if tokenizer.eos_token_id is not None:
+        response.append(tokenizer.eos_token_id)
+    return prompt[-limits.prompt :], response[: limits.response]
+
+
+def prompt_tokens(prompt: Sequence[tuple[str, str]] | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens of a prompt given as (role, content) turns, up to where the assistant begins to speak.
+
+    None, a raw text without a dialogue, is the beginning-of-sequence token (or nothing, where there is none).
+    """
+    if prompt is None:
+        return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    if tokenizer.chat_template:
+        messages = [{"role": role, "content": content} for role, content in prompt]
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    names = {"user": "Human", "assistant": "Assistant", "system": "System"}
+    text = "".join(f"\n\n{names.get(role, role)}: {content}" for role, content in prompt) + "\n\nAssistant:"
+    return tokenizer.encode(text)
+
+
+def tokenize(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limits: Limits) -> list[Example]:
+    """Turns rows into examples. A pair whose two responses are the same within the limits teaches nothing and is left out.
+
+    Raises:
+        OtterError: no row is left.
+    """
+    examples = [example for row in rows if (example := _tokenize_row(row, tokenizer, limits)) is not None]
+    if not examples:
+        raise OtterError("no usable rows: in every pair the two responses are the same within the token limits")
+    return examples
+
+
+def _tokenize_row(row: Row, tokenizer: PreTrainedTokenizerBase, limits: Limits) -> Example | None:
+    if not isinstance(row, PairRow):
+        prompt, response = dialogue_tokens(row.text, tokenizer, limits)
+        return Example(tuple(prompt), (tuple(response),), row.score)
+    prompt, chosen = dialogue_tokens(row.chosen, tokenizer, limits)
+    other_prompt, rejected = dialogue_tokens(row.rejected, tokenizer, limits)
+    if chosen == rejected and prompt == other_prompt:
+        return None
+    first, second = prompt + chosen, other_prompt + rejected
+    # Both branches keep at least one token, the one whose reward is compared.
+    limit = min(len(first), len(second)) - 1
+    shared = next((i for i in range(limit) if first[i] != second[i]), limit)
+    return Example(tuple(first[:shared]), (tuple(first[shared:]), tuple(second[shared:])))
+
+
+def collate(examples: Sequence[Example], pad_token_id: int = 0) -> Batch:
+    """Packs and right-pads examples into one `Batch`."""
+    longest = max(map(len, examples))
+    shape = (len(examples), longest)
+    batch = Batch(
+        input_ids=torch.full(shape, pad_token_id),
+        position_ids=torch.zeros(shape, dtype=torch.long),
+        segments=torch.full(shape, -1),
+        parents=torch.zeros(shape, dtype=torch.long),
+        scores=torch.tensor([example.score for example in examples]),
+    )
+    for row, example in enumerate(examples):
+        start, prefix = 0, len(example.prefix)
+        for segment, tokens in enumerate((example.prefix, *example.branches), start=SHARED):
+            part = slice(start, start + len(tokens))
+            first = 0 if segment == SHARED else prefix
+            batch.input_ids[row, part] = torch.tensor(tokens, dtype=torch.long)
+            batch.position_ids[row, part] = torch.arange(first, first + len(tokens))
+            batch.segments[row, part] = segment
+            batch.parents[row, part] = torch.arange(start - 1, start + len(tokens) - 1)
+            if tokens:
+                batch.parents[row, start] = max(first - 1, 0)
+            start += len(tokens)
+    return batch
+
+
+def length_buckets(
+    examples: Sequence[Example], batch_size: int, seed: int | None = None, pool: int = 16
+) -> Iterator[list[Example]]:
+    """Batches of examples of like length, so that little is spent on padding.
+
+    Args:
+        examples: what to batch.
+        batch_size: examples a batch; the last may be smaller.
+        seed: shuffles examples and batches, the same way for the same seed; None keeps the given order's buckets.
+        pool: lengths are sorted within pools of this many batches, so that shuffled batches still differ by epoch.
+    """
+    order = list(range(len(examples)))
+    if seed is None:
+        order.sort(key=lambda index: len(examples[index]))
+        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    else:
+        shuffle = random.Random(seed)
+        shuffle.shuffle(order)
+        span = batch_size * pool
+        batches = []
+        for begin in range(0, len(order), span):
+            group = sorted(order[begin : begin + span], key=lambda index: len(examples[index]))
+            batches += [group[start : start + batch_size] for start in range(0, len(group), batch_size)]
+        shuffle.shuffle(batches)
+    for batch in batches:
+        yield [examples[index] for index in batch]

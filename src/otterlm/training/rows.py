@@ -1,0 +1,200 @@
+"""Reads training data: preference pairs and scored texts, from local files or the hub, checked row by row."""
+
+import csv
+import gzip
+import json
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from otterlm.errors import OtterError
+
+Message = dict[str, str]
+"""A chat message, `{"role": "user" | "assistant" | "system", "content": ...}`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dialogue:
+    """A prompt and the response that is judged.
+
+    `prompt` holds the chat messages before the response; None means a raw text with no dialogue in it.
+    """
+
+    prompt: tuple[tuple[str, str], ...] | None
+    response: str
+
+
+@dataclass(frozen=True, slots=True)
+class PairRow:
+    """Of two responses, `chosen` is the better one."""
+
+    chosen: Dialogue
+    rejected: Dialogue
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRow:
+    """A response with a score given to it (any real number)."""
+
+    text: Dialogue
+    score: float
+
+
+Row = PairRow | ScoredRow
+
+
+def read_rows(source: str | Path, split: str = "train") -> list[Row]:
+    """Reads preference pairs or scored texts.
+
+    Args:
+        source: a local `.json`, `.jsonl` or `.csv` file (also with `.gz`), or the name of a dataset on the hub.
+        split: which split of a hub dataset.
+
+    Returns:
+        One row per record: `PairRow` where it has `chosen` and `rejected` (and perhaps `prompt`), `ScoredRow` where it has
+        `text` and `score`. Texts are dialogues in the HH format ("\\n\\nHuman: ...\\n\\nAssistant: ..."), lists of
+        chat messages, or plain strings.
+
+    Raises:
+        OtterError: the file is missing, empty, not what its name says, or a row lacks a column; the row is named.
+    """
+    path = Path(source)
+    if path.exists() or path.suffix in {".gz", ".json", ".jsonl", ".csv"}:
+        records: Iterator[Mapping[str, Any]] = _read_file(path)
+    else:
+        records = _read_hub(str(source), split)
+    rows = [_parse_row(record, f"{source}, row {number}") for number, record in enumerate(records, start=1)]
+    if not rows:
+        raise OtterError(f"{source} holds no rows; expected columns chosen and rejected, or text and score")
+    return rows
+
+
+def _read_hub(name: str, split: str) -> Iterator[Mapping[str, Any]]:
+    from datasets import load_dataset
+
+    try:
+        yield from load_dataset(name, split=split)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise OtterError(f"{name} is neither a local file nor a dataset that can be loaded: {reason}") from error
+
+
+def _read_file(path: Path) -> Iterator[Mapping[str, Any]]:
+    if not path.is_file():
+        raise OtterError(f"{path}: no such file")
+    kind = (path.with_suffix("") if path.suffix == ".gz" else path).suffix
+    try:
+        opened: IO[str] = (
+            gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+        )
+        with opened as file:
+            if kind == ".csv":
+                yield from csv.DictReader(file)
+            else:
+                yield from _read_json(file.read(), path)
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        raise OtterError(f"{path} cannot be read: {error}") from error
+
+
+def _read_json(text: str, path: Path) -> Iterator[Mapping[str, Any]]:
+    """One JSON array, or one JSON object a line, whatever the file is called."""
+    if text.lstrip().startswith("["):
+        try:
+            yield from json.loads(text)
+        except json.JSONDecodeError as error:
+            raise OtterError(f"{path} is not valid JSON: {error}") from error
+        return
+    # Not splitlines(): JSON strings may hold U+2028 and friends, which are line ends to it and not to JSON.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise OtterError(f"{path}, line {number} is not valid JSON: {error}") from error
+
+
+def _parse_row(record: Any, where: str) -> Row:
+    if not isinstance(record, Mapping):
+        raise OtterError(f"{where}: expected an object with named columns, found {type(record).__name__}")
+    if "chosen" in record or "rejected" in record:
+        chosen, rejected = (_parse_text(record, column, where) for column in ("chosen", "rejected"))
+        return PairRow(chosen, rejected)
+    text = _parse_text(record, "text", where)
+    try:
+        score = float(record["score"])
+    except (KeyError, TypeError, ValueError):
+        raise OtterError(f"{where}: column score is missing or not a number") from None
+    if score != score or score in (float("inf"), float("-inf")):
+        raise OtterError(f"{where}: score is {score}; it must be finite")
+    return ScoredRow(text, score)
+
+
+def _parse_text(record: Mapping[str, Any], column: str, where: str) -> Dialogue:
+    value = record.get(column)
+    if not value:
+        present = ", ".join(sorted(str(name) for name in record)) or "none"
+        raise OtterError(f"{where}: column {column} is missing or empty (columns there: {present})")
+    prompt = record.get("prompt")
+    if isinstance(value, str) and isinstance(prompt, str) and not value.startswith(prompt):
+        return Dialogue((("user", prompt),), value)
+    if isinstance(value, list) and isinstance(prompt, list):
+        value = prompt + value
+    return parse_dialogue(value, where)
+
+
+_TURN = re.compile(r"\n\n(Human|Assistant):")
+
+
+def parse_dialogue(value: str | list[Message], where: str = "text") -> Dialogue:
+    """Splits a dialogue into what came before its last assistant turn and that turn.
+
+    Args:
+        value: the HH format ("\\n\\nHuman: ...\\n\\nAssistant: ..."), a list of chat messages, or a raw text.
+        where: what to name in an error.
+
+    Raises:
+        OtterError: the dialogue does not end with an assistant turn.
+    """
+    if isinstance(value, list):
+        try:
+            turns = [(str(message["role"]), str(message["content"])) for message in value]
+        except (TypeError, KeyError):
+            raise OtterError(f"{where}: a chat message needs role and content") from None
+    else:
+        pieces = _TURN.split(value)
+        if len(pieces) == 1:
+            return Dialogue(None, value)
+        roles = {"Human": "user", "Assistant": "assistant"}
+        turns = [(roles[name], text.strip()) for name, text in zip(pieces[1::2], pieces[2::2], strict=True)]
+    if not turns or turns[-1][0] != "assistant":
+        raise OtterError(f"{where}: the dialogue must end with an assistant turn")
+    return Dialogue(tuple(turns[:-1]), turns[-1][1])
+
+
+def split_rows(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
+    """Holds out a part of the rows. Rows with one prompt stay on one side, so nothing leaks through it.
+
+    Args:
+        rows: what to split.
+        fraction: about how much to hold out, between 0 and 1.
+        seed: which part.
+
+    Returns:
+        The rest and the held-out rows, each in the given order.
+    """
+    groups: dict[object, list[int]] = {}
+    for index, row in enumerate(rows):
+        text = row.chosen if isinstance(row, PairRow) else row.text
+        groups.setdefault(text.prompt if text.prompt else index, []).append(index)
+    order = list(groups.values())
+    random.Random(seed).shuffle(order)
+    held: set[int] = set()
+    for group in order:
+        if len(held) >= round(fraction * len(rows)):
+            break
+        held.update(group)
+    rest = [row for index, row in enumerate(rows) if index not in held]
+    return rest, [rows[index] for index in sorted(held)]
