@@ -1,4 +1,8 @@
-"""Preference accuracy on held-out pairs: Otter, a linear probe, and a separate, fully fine-tuned reward model."""
+"""Preference accuracy on a held-out fifth of the pairs: Otter, a linear probe, and a separate, fully fine-tuned reward model.
+
+Every method sees the same training pairs, tokens and seeds. Otter keeps an eighth of its training pairs aside to stop early; the
+held-out pairs decide nothing. Results are appended to OUT/results.jsonl.
+"""
 
 import argparse
 import json
@@ -7,10 +11,15 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from otterlm.config import OtterConfig, RewardConfig
+from otterlm.model import OtterModel
 from otterlm.peers.reward_model import SeparateRewardModel
-from otterlm.training.packing import Limits, tokenize
-from otterlm.training.rows import read_rows, split_rows
-from otterlm.training.trainer import TrainingConfig, train
+from otterlm.training.packing import Example, Limits, tokenize
+from otterlm.training.probe import fit_probe
+from otterlm.training.reward import RewardObjective, RewardTrainingConfig, last_states, start_from_probe
+from otterlm.training.rows import hold_out, read_rows
+from otterlm.training.sources import RecordedBase
+from otterlm.training.trainer import TrainingConfig, evaluate, train
 
 
 def main() -> None:
@@ -18,20 +27,86 @@ def main() -> None:
     parser.add_argument("--base", required=True)
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", default=["probe", "otter", "finetune"])
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--weight-decay", type=float, default=0.01)
+    parser.add_argument("--label", default="otter")
+    parser.add_argument("--compare", default="prefixes")
+    parser.add_argument("--no-probe-start", action="store_true")
     arguments = parser.parse_args()
+
     tokenizer = AutoTokenizer.from_pretrained(arguments.base)
     base = AutoModelForCausalLM.from_pretrained(arguments.base, dtype=torch.float32)
-    rest, held_out = (
-        tokenize(rows, tokenizer, Limits(prompt=96, response=64))
-        for rows in split_rows(read_rows(arguments.data), 0.2, arguments.seed)
+    rows = read_rows(arguments.data)
+    examples = tokenize(rows, tokenizer, Limits(prompt=96, response=64))
+
+    def model() -> OtterModel:
+        layers = tuple(range(11, 30, 2))
+        return OtterModel(base, OtterConfig(layers=layers, signal=RewardConfig(vocabulary_rank=16))).train()
+
+    source = None
+    if {"probe", "otter"} & set(arguments.methods):
+        source = RecordedBase(model(), examples, arguments.out / "recording")
+
+    for seed in arguments.seeds:
+        held = hold_out(rows, 0.2, seed)
+        rest = [example for example in examples if example.row not in held]
+        test = [example for example in examples if example.row in held]
+        for method in arguments.methods:
+            if method == "finetune":
+                config = TrainingConfig(
+                    epochs=1, batch_size=8, learning_rate=2e-5, evaluations_per_epoch=1, warmup=0.1, seed=seed
+                )
+                result = train(SeparateRewardModel(base), rest, test, config, arguments.out / f"finetune-{seed}")
+                label = method
+            elif method == "probe":
+                objective = RewardObjective(model(), source, RewardTrainingConfig())
+                weight = fit_probe(*last_states(objective, rest))
+                chosen, rejected = last_states(objective, test)
+                result = {"accuracy": ((chosen - rejected) @ weight > 0).float().mean().item()}
+                label = method
+            else:
+                result, label = otter(model(), source, rest, test, seed, arguments), arguments.label
+            line = {"method": label, "seed": seed, "n": len(test), **result}
+            print(json.dumps(line), flush=True)
+            with (arguments.out / "results.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+def otter(
+    model: OtterModel,
+    source: RecordedBase,
+    rest: list[Example],
+    test: list[Example],
+    seed: int,
+    arguments: argparse.Namespace,
+) -> dict[str, float]:
+    from accelerate import Accelerator
+
+    torch.manual_seed(seed)
+    reward = RewardTrainingConfig(compare=arguments.compare, probe_start=not arguments.no_probe_start)
+    objective = RewardObjective(model, source, reward)
+    order = torch.randperm(len(rest), generator=torch.Generator().manual_seed(seed)).tolist()
+    validation, training = (
+        [rest[i] for i in order[: len(rest) // 8]],
+        [rest[i] for i in order[len(rest) // 8 :]],
     )
+    if reward.probe_start:
+        start_from_probe(objective, training)
     config = TrainingConfig(
-        epochs=1, batch_size=8, learning_rate=2e-5, evaluations_per_epoch=1, warmup=0.1, seed=arguments.seed
+        epochs=arguments.epochs,
+        learning_rate=arguments.learning_rate,
+        weight_decay=arguments.weight_decay,
+        batch_size=16,
+        evaluations_per_epoch=4,
+        patience=6,
+        seed=seed,
     )
-    out = arguments.out / f"finetune-{arguments.seed}"
-    metrics = train(SeparateRewardModel(base), rest, held_out, config, out)
-    print(json.dumps(metrics))
+    best = train(objective, training, validation, config, arguments.out / f"{arguments.label}-{seed}")
+    objective.eval()
+    return evaluate(objective, test, 16, Accelerator()) | {"validation": best["accuracy"], "step": best["step"]}
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -22,7 +22,7 @@ from otterlm.fingerprint import fingerprint, same_base
 from otterlm.initialization import initialize
 from otterlm.signals.reward import RewardHead, RewardSignal
 from otterlm.stream import InsertedStream, StreamPass
-from otterlm.taps import LayerTaps, Taps
+from otterlm.taps import LayerTaps, Taps, Visitor
 
 
 class Adapter(nn.Module):
@@ -245,6 +245,10 @@ class OtterModel(nn.Module):
         unembedding = self.base_model.get_output_embeddings().weight
         self._thread.signals = {name: self.adapters[name].head(state, unembedding) for name, state in states.items()}
         return self._thread.signals
+
+    def visit(self, visitor: Visitor) -> AbstractContextManager[None]:
+        """A context in which the base's passes, in this thread, are shown to `visitor` rather than to the adapters."""
+        return self._taps.visit(visitor)
 
     # -- as PEFT and Transformers users expect ---------------------------------------------------------------------
 

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Paths of a decoder's parts. The first three start at the decoder (`get_decoder()`), the others at one block.
+    """Paths of a decoder's parts. The first four start at the decoder (`get_decoder()`), the others at one block.
 
     Attributes:
         model_types: `config.model_type` of the architectures described.
         layers: the list of blocks.
         embedding: token embedding.
         final_norm: the norm before the unembedding.
+        rotary: makes cos and sin, called with a state and position ids.
         attention_norm: the norm before attention. Its weight scales the inserted state too.
         attention: the attention module; called with `attention_mask`, `position_embeddings` and `past_key_values`.
         query, key, value: projections of the normed state.
@@ -26,6 +27,7 @@ class Family:
     layers: str
     embedding: str
     final_norm: str
+    rotary: str
     attention_norm: str
     attention: str
     query: str

@@ -9,6 +9,7 @@ LLAMA = Family(
     layers="layers",
     embedding="embed_tokens",
     final_norm="norm",
+    rotary="rotary_emb",
     attention_norm="input_layernorm",
     attention="self_attn",
     query="self_attn.q_proj",

@@ -27,8 +27,12 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A row as tokens: a shared prefix and one branch (a scored text) or two (chosen, rejected)."""
+    """A row as tokens: a shared prefix and one branch (a scored text) or two (chosen, rejected).
 
+    `row` is its place in the data it came from.
+    """
+
+    row: int
     prefix: tuple[int, ...]
     branches: tuple[tuple[int, ...], ...]
     score: float = 0.0
@@ -39,7 +43,7 @@ class Example:
 
 @dataclass(slots=True)
 class Batch:
-    """Right-padded packed sequences. All tensors are `[B, T]` but `scores`.
+    """Right-padded packed sequences. All tensors are `[B, T]` but the last two.
 
     Attributes:
         input_ids: int64.
@@ -47,6 +51,7 @@ class Batch:
         segments: int64, see `otterlm.masks.branch_mask`.
         parents: int64, the index of the token before each token in its own text (the first token is its own parent).
         scores: `[B]` float32, the given score of a scored text, 0 for pairs.
+        rows: `[B]` int64, the examples' places in the data.
     """
 
     input_ids: Tensor
@@ -54,6 +59,7 @@ class Batch:
     segments: Tensor
     parents: Tensor
     scores: Tensor
+    rows: Tensor
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on `device`."""
@@ -101,16 +107,17 @@ def tokenize(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limits: Li
     Raises:
         OtterError: no row is left.
     """
-    examples = [example for row in rows if (example := _tokenize_row(row, tokenizer, limits)) is not None]
+    tried = (_tokenize_row(index, row, tokenizer, limits) for index, row in enumerate(rows))
+    examples = [example for example in tried if example is not None]
     if not examples:
         raise OtterError("no usable rows: in every pair the two responses are the same within the token limits")
     return examples
 
 
-def _tokenize_row(row: Row, tokenizer: PreTrainedTokenizerBase, limits: Limits) -> Example | None:
+def _tokenize_row(index: int, row: Row, tokenizer: PreTrainedTokenizerBase, limits: Limits) -> Example | None:
     if not isinstance(row, PairRow):
         prompt, response = dialogue_tokens(row.text, tokenizer, limits)
-        return Example(tuple(prompt), (tuple(response),), row.score)
+        return Example(index, tuple(prompt), (tuple(response),), row.score)
     prompt, chosen = dialogue_tokens(row.chosen, tokenizer, limits)
     other_prompt, rejected = dialogue_tokens(row.rejected, tokenizer, limits)
     if chosen == rejected and prompt == other_prompt:
@@ -119,7 +126,7 @@ def _tokenize_row(row: Row, tokenizer: PreTrainedTokenizerBase, limits: Limits) 
     # Both branches keep at least one token, the one whose reward is compared.
     limit = min(len(first), len(second)) - 1
     shared = next((i for i in range(limit) if first[i] != second[i]), limit)
-    return Example(tuple(first[:shared]), (tuple(first[shared:]), tuple(second[shared:])))
+    return Example(index, tuple(first[:shared]), (tuple(first[shared:]), tuple(second[shared:])))
 
 
 def collate(examples: Sequence[Example], pad_token_id: int = 0) -> Batch:
@@ -132,6 +139,7 @@ def collate(examples: Sequence[Example], pad_token_id: int = 0) -> Batch:
         segments=torch.full(shape, -1),
         parents=torch.zeros(shape, dtype=torch.long),
         scores=torch.tensor([example.score for example in examples]),
+        rows=torch.tensor([example.row for example in examples]),
     )
     for row, example in enumerate(examples):
         start, prefix = 0, len(example.prefix)

@@ -174,7 +174,7 @@ def parse_dialogue(value: str | list[Message], where: str = "text") -> Dialogue:
     return Dialogue(tuple(turns[:-1]), turns[-1][1])
 
 
-def split_rows(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
+def hold_out(rows: Sequence[Row], fraction: float, seed: int) -> set[int]:
     """Holds out a part of the rows. Rows with one prompt stay on one side, so nothing leaks through it.
 
     Args:
@@ -183,7 +183,7 @@ def split_rows(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Ro
         seed: which part.
 
     Returns:
-        The rest and the held-out rows, each in the given order.
+        The indices of the held-out rows.
     """
     groups: dict[object, list[int]] = {}
     for index, row in enumerate(rows):
@@ -196,5 +196,4 @@ def split_rows(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Ro
         if len(held) >= round(fraction * len(rows)):
             break
         held.update(group)
-    rest = [row for index, row in enumerate(rows) if index not in held]
-    return rest, [rows[index] for index in sorted(held)]
+    return held

@@ -1,0 +1,143 @@
+"""The reward signal's objective: what a batch of pairs or scored texts teaches an adapter."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+
+from otterlm.model import OtterModel
+from otterlm.training.losses import (
+    CHOSEN,
+    REJECTED,
+    bradley_terry,
+    final_rewards,
+    preference_accuracy,
+    regression,
+)
+from otterlm.training.packing import Batch, Example, collate, length_buckets
+from otterlm.training.probe import fit_probe
+from otterlm.training.sources import Source
+
+
+@dataclass(frozen=True, slots=True)
+class RewardTrainingConfig:
+    """What the reward is trained to do.
+
+    Attributes:
+        compare: `prefixes`: the reward of every prefix of a response is trained (PARGS, arXiv 2406.07780); `last`: only that of the
+            whole response.
+        vocabulary_weight: of the vocabulary head's squared error to the prefix head at the next token.
+        probe_start: whether the head starts from a linear probe on the base's last hidden state.
+    """
+
+    compare: Literal["prefixes", "last"] = "prefixes"
+    vocabulary_weight: float = 0.5
+    probe_start: bool = True
+
+
+class RewardObjective(nn.Module):
+    """Loss and metrics of one adapter on packed batches.
+
+    Args:
+        model: the base with the adapter.
+        source: shows the base's intermediates.
+        config: which losses.
+        adapter_name: may be left out where there is one.
+    """
+
+    def __init__(
+        self, model: OtterModel, source: Source, config: RewardTrainingConfig, adapter_name: str = "reward"
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.source = source
+        self.config = config
+        self.name = adapter_name
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Scalars, means over the batch: `loss`, `preference` or `regression`, `vocabulary`, and `accuracy` for pairs."""
+        stream = self.model.stream_passes([self.name])[self.name]
+        self.source.show(batch, stream)
+        assert stream.state is not None
+        signal = self.model.read_signals({self.name: stream.state})[self.name]
+        rewards = signal.prefix  # [B, T]
+        prefixes = self.config.compare == "prefixes"
+        metrics: dict[str, Tensor] = {}
+        if (batch.segments == REJECTED).any():
+            loss = metrics["preference"] = bradley_terry(rewards, batch, prefixes)
+            metrics["accuracy"] = preference_accuracy(rewards.detach(), batch)
+        else:
+            loss = metrics["regression"] = regression(rewards, batch, prefixes)
+        if self.model.adapter(self.name).config.signal.vocabulary_rank:
+            metrics["vocabulary"] = self._vocabulary_loss(stream.state, rewards.detach(), batch)
+            loss = loss + self.config.vocabulary_weight * metrics["vocabulary"]
+        return {"loss": loss} | {name: value.detach() for name, value in metrics.items()}
+
+    def _vocabulary_loss(self, state: Tensor, rewards: Tensor, batch: Batch) -> Tensor:
+        """Squared error between score(token | its prefix) and the prefix reward after the token, on response tokens."""
+        row, position = (batch.segments >= CHOSEN).nonzero(as_tuple=True)
+        parent = batch.parents[row, position]
+        signal = self.model.signal(self.name)
+        gain = signal.gain(signal.vocabulary_query(state[row, parent]), batch.input_ids[row, position])
+        return (rewards[row, parent] + gain.float() - rewards[row, position]).square().mean()
+
+
+@torch.no_grad()
+def start_from_probe(objective: RewardObjective, examples: Sequence[Example], batch_size: int = 8) -> None:
+    """Sets the part of the head that reads the base's state to a linear probe fitted on pairs; h' starts unread."""
+    chosen, rejected = last_states(objective, examples, batch_size)
+    head = objective.model.adapter(objective.name).head.prefix
+    head.weight.zero_()
+    head.weight[0, : chosen.shape[1]] = fit_probe(chosen, rejected).to(head.weight)
+
+
+@torch.no_grad()
+def last_states(
+    objective: RewardObjective, examples: Sequence[Example], batch_size: int = 8
+) -> tuple[Tensor, Tensor]:
+    """The base's last hidden state (after the final norm) at the end of each response of each pair, `[N, d]` twice.
+
+    The pairs come in the order of `examples`.
+    """
+    place = {example.row: index for index, example in enumerate(examples)}
+    states: list[tuple[Tensor, Tensor] | None] = [None] * len(examples)
+    device = objective.model.device
+    for group in track(list(length_buckets(examples, batch_size)), description="reading hidden states", transient=True):
+        batch = collate(group).to(device)
+        reader = _FinalState()
+        objective.source.show(batch, reader)
+        assert reader.normed is not None
+        ends = [_ends(batch, segment) for segment in (CHOSEN, REJECTED)]
+        rows = torch.arange(len(group))
+        for index, example in enumerate(group):
+            pair = [reader.normed[rows[index], end[index]].float().cpu() for end in ends]
+            states[place[example.row]] = (pair[0], pair[1])
+    found = [pair for pair in states if pair is not None]
+    return torch.stack([pair[0] for pair in found]), torch.stack([pair[1] for pair in found])
+
+
+def _ends(batch: Batch, segment: int) -> Tensor:
+    positions = torch.arange(batch.segments.shape[1], device=batch.segments.device)
+    return final_rewards(positions.expand_as(batch.segments), batch.segments, segment)
+
+
+class _FinalState:
+    """Keeps the state after the final norm (a `taps.Visitor`)."""
+
+    def __init__(self) -> None:
+        self.normed: Tensor | None = None
+
+    def tokens(self, input_ids: Tensor) -> None:
+        pass
+
+    def layer(self, index: int, taps: object) -> None:
+        pass
+
+    def final(self, hidden: Tensor, normed: Tensor) -> None:
+        self.normed = normed
+
+    def output(self, output: object) -> None:
+        pass

@@ -1,0 +1,149 @@
+"""Where a training step's intermediates come from: the base itself, or a recording of it kept on disk.
+
+The base is frozen, so what it computes on an example is the same in every epoch, for every seed and setting. Recorded once,
+it need not run again; what is left of a step is the thin inserted stream.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from otterlm.files import write_text
+from otterlm.fingerprint import fingerprint
+from otterlm.masks import branch_mask
+from otterlm.model import OtterModel
+from otterlm.taps import LayerTaps, Visitor
+from otterlm.training.packing import Batch, Example, collate, length_buckets
+
+
+class Source(Protocol):
+    """Shows the base's pass over a packed batch to a visitor."""
+
+    def show(self, batch: Batch, visitor: Visitor) -> None:
+        """Calls `visitor.tokens`, `visitor.layer` for every widened block, and `visitor.final`."""
+
+
+class LiveBase:
+    """Runs the base (without its unembedding, which training does not need)."""
+
+    def __init__(self, model: OtterModel) -> None:
+        self._model = model
+
+    def show(self, batch: Batch, visitor: Visitor) -> None:
+        """See `Source`."""
+        decoder = self._model.base_model.get_decoder()
+        with self._model.visit(visitor):
+            decoder(
+                input_ids=batch.input_ids,
+                position_ids=batch.position_ids,
+                attention_mask=branch_mask(batch.segments, self._model.base_model.dtype),
+                use_cache=False,
+            )
+
+
+class RecordedBase:
+    """Plays back a recording: one file of bf16 numbers, a row a token.
+
+    A row holds, for every watched block, the state before it, the heads, the state in its middle and the units, and at its
+    end the state before the final norm. Norms and RoPE are cheap and computed anew.
+
+    Args:
+        model: with the adapter that is to be trained; its layers are recorded.
+        examples: all that will be asked for.
+        folder: where the recording is kept, and looked for.
+        batch_size: examples a recording pass.
+    """
+
+    def __init__(self, model: OtterModel, examples: Sequence[Example], folder: Path, batch_size: int = 8) -> None:
+        self._model = model
+        family, decoder = model.family, model.base_model.get_decoder()
+        self._blocks = decoder.get_submodule(family.layers)
+        self._decoder, self._family = decoder, family
+        widths = model.adapter().stream.widths
+        self._layers = widths.layers
+        self._parts = (widths.base, widths.base_heads * widths.base_head_dim, widths.base, widths.base_units)
+        self._offsets, tokens = {}, 0
+        for example in examples:
+            self._offsets[example.row] = tokens
+            tokens += len(example)
+        width = len(self._layers) * sum(self._parts) + widths.base
+        identity = {
+            "base": fingerprint(model.base_model),
+            "layers": self._layers,
+            "examples": hashlib.sha256(repr([(e.row, e.prefix, e.branches) for e in examples]).encode()).hexdigest(),
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        done, data = folder / "recording.json", folder / "recording.bf16"
+        finished = done.exists() and done.read_text() == json.dumps(identity)
+        if not finished:
+            done.unlink(missing_ok=True)
+        self._rows = torch.from_file(str(data), shared=True, size=tokens * width, dtype=torch.bfloat16).view(-1, width)
+        if not finished:
+            self._record(examples, batch_size)
+            write_text(done, json.dumps(identity))
+
+    @torch.no_grad()
+    def _record(self, examples: Sequence[Example], batch_size: int) -> None:
+        live = LiveBase(self._model)
+        batches = list(length_buckets(examples, batch_size))
+        for group in track(batches, description="recording the base", transient=True):
+            recorder = _Recorder()
+            live.show(collate(group), recorder)
+            row = torch.cat(recorder.pieces, dim=-1).to("cpu", torch.bfloat16)  # [B, T, width]
+            for index, example in enumerate(group):
+                self._rows[self._span(example.row, len(example))] = row[index, : len(example)]
+
+    def _span(self, row: int, length: int) -> slice:
+        return slice(self._offsets[row], self._offsets[row] + length)
+
+    def show(self, batch: Batch, visitor: Visitor) -> None:
+        """See `Source`."""
+        base, device = self._model.base_model, batch.input_ids.device
+        lengths = (batch.segments >= 0).sum(dim=1).tolist()
+        spans = [self._rows[self._span(row, n)] for row, n in zip(batch.rows.tolist(), lengths, strict=True)]
+        recorded = torch.nn.utils.rnn.pad_sequence(spans, batch_first=True).to(device, base.dtype)  # [B, T, width]
+        rotary = self._decoder.get_submodule(self._family.rotary)(recorded, batch.position_ids)
+        mask = branch_mask(batch.segments, base.dtype)
+        visitor.tokens(batch.input_ids)
+        *blocks, final = recorded.split([*self._parts * len(self._layers), self._parts[0]], dim=-1)
+        for n, index in enumerate(self._layers):
+            hidden, heads, middle, units = blocks[4 * n : 4 * n + 4]
+            visitor.layer(
+                index,
+                LayerTaps(
+                    hidden=hidden,
+                    attention_input=self._blocks[index].get_submodule(self._family.attention_norm)(hidden),
+                    heads=heads,
+                    middle=middle,
+                    ffn_input=self._blocks[index].get_submodule(self._family.ffn_norm)(middle),
+                    units=units,
+                    rotary=rotary,
+                    mask=mask,
+                ),
+            )
+        visitor.final(final, self._decoder.get_submodule(self._family.final_norm)(final))
+
+
+class _Recorder:
+    """Keeps what a recording holds of one pass (a `taps.Visitor`)."""
+
+    def __init__(self) -> None:
+        self.pieces: list[Tensor] = []
+
+    def tokens(self, input_ids: Tensor) -> None:
+        pass
+
+    def layer(self, index: int, taps: LayerTaps) -> None:
+        self.pieces += [taps.hidden, taps.heads, taps.middle, taps.units]
+
+    def final(self, hidden: Tensor, normed: Tensor) -> None:
+        self.pieces.append(hidden)
+
+    def output(self, output: object) -> None:
+        pass
