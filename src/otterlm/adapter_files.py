@@ -55,7 +55,8 @@ def load_weights(folder: Path, module: nn.Module) -> None:
     Names, shapes and dtypes are checked against the header before any tensor is read.
 
     Raises:
-        OtterError: the file is missing, corrupt, holds other tensors than the configuration asks for, or a value is not finite.
+        OtterError: the file is missing, corrupt, holds other tensors than the configuration asks for, or a value is not
+            finite.
     """
     path = folder / WEIGHTS
     expected = module.state_dict()

@@ -1,7 +1,7 @@
 """The extra heads' keys and values, kept as further layers of the ordinary KV cache.
 
-Layer L + i of the cache, after the base's L layers, belongs to the i-th widened block. So whatever generation does to a cache
-(reorder for beams, repeat, crop, offload) it does to ours with the same call.
+Layer L + i of the cache, after the base's L layers, belongs to the i-th widened block. So whatever generation does to a
+cache (reorder for beams, repeat, crop, offload) it does to ours with the same call.
 """
 
 import torch
@@ -32,8 +32,8 @@ def update_inserted(
     ours, base = cache.get_seq_length(cache_layer), cache.get_seq_length(base_layer)
     if ours != base:
         raise OtterError(
-            f"the KV cache holds {base} tokens of the base but {ours} of the adapter: it was filled while the adapter was "
-            "off or another was on; start from an empty cache"
+            f"the KV cache holds {base} tokens of the base but {ours} of the adapter: "
+            "it was filled while the adapter was off; start from an empty cache"
         )
     return key, value
 
@@ -45,7 +45,8 @@ def _new_layer_like(layer: CacheLayerMixin) -> CacheLayerMixin:
 
 
 def keep_candidate(cache: Cache, chosen: Tensor, candidates: int) -> None:
-    """Of the last `candidates` tokens in the cache, which were rivals for one position, keeps the chosen one of each row.
+    """Of the last `candidates` tokens in the cache, which were rivals for one position, keeps the chosen one of each
+    row.
 
     Args:
         cache: a cache that can be cropped.

@@ -39,8 +39,9 @@ class OtterConfig:
         head_dim: of the extra heads; divides the base's head size. None: the base's.
         intermediate_size: f', extra FFN units a block.
         layers: which blocks are widened, by index, ascending; None: all.
-        embedding: where h' comes from. `table`: E', a column slice of the embedding, trained (the paper's). `projection`: a
-            linear map of the base's state before the first widened block, which costs d x d' parameters rather than
+        embedding: where h' comes from. `table`: E', a column slice of the embedding, trained (the paper's).
+            `projection`: a linear map of the base's state before the first widened block, which costs d x d' parameters
+                rather than
             vocabulary x d'. Copy initialisation makes both the first d' channels of that state.
         initialization: of the inserted parameters: slices of the base's own (`copy`, the paper's best), torch's default
             for linear layers (`random`), or N(0, 0.02) (`normal`).

@@ -15,7 +15,8 @@ from otterlm.errors import OtterError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path` that takes its place when the block ends well, and goes when it does not."""
+    """Yields a temporary path beside `path` that takes its place when the block ends well, and goes when it does
+    not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)

@@ -1,4 +1,5 @@
-"""Recognises the base an adapter was trained on, whatever its dtype or quantisation: a few sampled weights, not a hash."""
+"""Recognises the base an adapter was trained on, whatever its dtype or quantisation: a few sampled weights, not a
+hash."""
 
 import torch
 from torch import Tensor

@@ -1,7 +1,7 @@
 """Values the inserted parameters start from. The paper found slices of the base's own parameters better than noise.
 
-`copy` makes the stream start as an exact slice: A holds the matching rows of W, B is zero, and so h' is h's first d' channels
-at every widened block (where all are widened). The columns that read the extra heads and units are zero too,
+`copy` makes the stream start as an exact slice: A holds the matching rows of W, B is zero, and so h' is h's first d'
+channels at every widened block (where all are widened). The columns that read the extra heads and units are zero too,
 as in LoRA one side of a product must be: the other side then decides what they learn.
 """
 
@@ -30,8 +30,8 @@ def initialize(stream: InsertedStream, config: OtterConfig, base: PreTrainedMode
                     nn.init.zeros_(module.bias)
             else:
                 module.reset_parameters()
-        elif isinstance(getattr(module, "weight", None), nn.Parameter):
-            nn.init.ones_(module.weight)
+        elif isinstance(weight := getattr(module, "weight", None), nn.Parameter):
+            nn.init.ones_(weight)
     if config.initialization == "copy":
         _copy_slices(stream, base)
 
@@ -48,13 +48,15 @@ def _copy_slices(stream: InsertedStream, base: PreTrainedModel) -> None:
     stream.final_norm.weight.copy_(decoder.get_submodule(family.final_norm).weight[:width])
 
 
-def _copy_layer(layer: InsertedLayer, block: nn.Module, family: Family, widths: Widths) -> None:
+def _copy_layer(layer: nn.Module, block: nn.Module, family: Family, widths: Widths) -> None:
+    assert isinstance(layer, InsertedLayer)
+
     def linear(path: str) -> tuple[Tensor, Tensor | None]:
         module = block.get_submodule(path)
         weight = getattr(module, "weight", None)
         if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.dim() != 2:
             raise OtterError(f"the base's {path} cannot be sliced (quantised?): choose initialization random or normal")
-        return weight, module.bias
+        return weight, getattr(module, "bias", None)
 
     queries = _head_rows(widths, widths.heads // widths.kv_heads, widths.base_heads // widths.base_kv_heads)
     keys = _head_rows(widths, 1, 1)
@@ -68,9 +70,9 @@ def _copy_layer(layer: InsertedLayer, block: nn.Module, family: Family, widths: 
     for norm, path in ((layer.attention_norm, family.attention_norm), (layer.ffn_norm, family.ffn_norm)):
         _copy_norm(norm, block.get_submodule(path), inserted)
     channels = _head_channels(widths)
-    for norm, path in ((attention.query_norm, family.query_norm), (attention.key_norm, family.key_norm)):
-        if norm is not None and path is not None:
-            _copy_norm(norm, block.get_submodule(path), channels)
+    for head_norm, where in ((attention.query_norm, family.query_norm), (attention.key_norm, family.key_norm)):
+        if head_norm is not None and where is not None:
+            _copy_norm(head_norm, block.get_submodule(where), channels)
 
 
 def _fill(target: nn.Linear, parts: list[tuple[Tensor, Tensor | None, Tensor]]) -> None:
@@ -83,7 +85,8 @@ def _fill(target: nn.Linear, parts: list[tuple[Tensor, Tensor | None, Tensor]]) 
 
 
 def _copy_norm(norm: nn.Module, base_norm: nn.Module, channels: Tensor) -> None:
-    assert isinstance(norm.weight, Tensor) and isinstance(base_norm.weight, Tensor)
+    assert isinstance(norm.weight, Tensor)
+    assert isinstance(base_norm.weight, Tensor)
     norm.weight.copy_(base_norm.weight[channels])
 
 
@@ -94,6 +97,7 @@ def _head_channels(widths: Widths) -> Tensor:
 
 
 def _head_rows(widths: Widths, copies: int, group: int) -> Tensor:
-    """Rows of a base projection that are copied: of the first key/value groups, `copies` heads out of the `group` in each."""
+    """Rows of a base projection that are copied: of the first key/value groups, `copies` heads out of the `group` in
+    each."""
     heads = [kv * group + copy % group for kv in range(widths.kv_heads) for copy in range(copies)]
     return torch.cat([head * widths.base_head_dim + _head_channels(widths) for head in heads])

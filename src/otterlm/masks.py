@@ -49,6 +49,4 @@ def candidate_mask(seen: Tensor, candidates: int, dtype: torch.dtype) -> Tensor:
 
 def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where `visible`, the lowest finite value of `dtype` elsewhere: what eager and SDPA attention add to scores."""
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(
-        ~visible, torch.finfo(dtype).min
-    )
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)

@@ -34,9 +34,7 @@ class Adapter(nn.Module):
         device = base.get_input_embeddings().weight.device
         self.stream = InsertedStream(config, base, dtype, device)
         widths = self.stream.widths
-        self.head = RewardHead(
-            config.signal, widths.base + widths.inserted, widths.base, dtype=dtype, device=device
-        )
+        self.head = RewardHead(config.signal, widths.base + widths.inserted, widths.base, dtype=dtype, device=device)
 
 
 class OtterModel(nn.Module):
@@ -46,7 +44,8 @@ class OtterModel(nn.Module):
     (`config`, `device`, `prepare_inputs_for_generation`, ...) is the base's.
 
     Args:
-        base_model: a causal language model of Transformers. It is frozen and carries hooks that are inert outside this object.
+        base_model: a causal language model of Transformers. It is frozen and carries hooks that are inert outside this
+            object.
         config: of a first adapter, freshly initialised; None for none.
         adapter_name: its name; the signal's type by default.
         dtype: of the inserted parameters; the base's by default.
@@ -116,12 +115,17 @@ class OtterModel(nn.Module):
         config = adapter_files.read_config(folder)
         if config.base_fingerprint and not same_base(config.base_fingerprint, fingerprint(self.base_model)):
             raise OtterError(
-                f"{adapter} was trained on another base ({config.base_model_name_or_path}); its weights mean nothing here"
+                f"{adapter} was trained on another base ({config.base_model_name_or_path}); "
+                "its weights mean nothing here"
             )
         module = Adapter(config, self.base_model, dtype or self.base_model.dtype)
         adapter_files.load_weights(folder, module)
         self._insert(name, module)
         return name
+
+    @property
+    def _adapters(self) -> dict[str, Adapter]:
+        return {name: module for name, module in self.adapters.items() if isinstance(module, Adapter)}
 
     def _new_name(self, name: str | None) -> str:
         name = name or "reward"
@@ -133,12 +137,16 @@ class OtterModel(nn.Module):
 
     def _insert(self, name: str, adapter: Adapter) -> None:
         self.adapters[name] = adapter.train(self.training)
-        watched = sorted({layer for a in self.adapters.values() for layer in a.stream.widths.layers})
+        watched = sorted({layer for a in self._adapters.values() for layer in a.stream.widths.layers})
         self._taps.remove()
         self._taps = Taps(self.base_model, self.family, tuple(watched))
 
     def save_pretrained(
-        self, folder: str | Path, adapter_name: str | None = None, card: str | None = None, dtype: torch.dtype | None = None
+        self,
+        folder: str | Path,
+        adapter_name: str | None = None,
+        card: str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         """Writes an adapter: `adapter_config.json`, `adapter_model.safetensors` (inserted tensors only), `README.md`.
 
@@ -166,11 +174,11 @@ class OtterModel(nn.Module):
             OtterError: there is none of this name, or no name was given and there are several.
         """
         if name is None and len(self.adapters) == 1:
-            return next(iter(self.adapters.values()))
+            return next(iter(self._adapters.values()))
         if name is None or name not in self.adapters:
             what = "name an adapter" if name is None else f"unknown signal {name!r}"
             raise OtterError(f"{what}; there are: {', '.join(self.adapters) or 'none'}")
-        return self.adapters[name]
+        return self._adapters[name]
 
     # -- running -------------------------------------------------------------------------------------------------
 
@@ -234,7 +242,7 @@ class OtterModel(nn.Module):
     def stream_passes(self, names: Sequence[str]) -> dict[str, StreamPass]:
         """Streams of the named adapters, ready to be shown one forward pass of the base."""
         first, passes = self.base_model.config.num_hidden_layers, {}
-        for name, adapter in self.adapters.items():
+        for name, adapter in self._adapters.items():
             if name in names:
                 passes[name] = StreamPass(adapter.stream, first)
             first += len(adapter.stream.widths.layers)  # an adapter that is off keeps its place in the cache
@@ -243,7 +251,7 @@ class OtterModel(nn.Module):
     def read_signals(self, states: dict[str, Tensor]) -> dict[str, RewardSignal]:
         """Reads the signals of widened states, `[B, T, d + d']` each, and makes them this thread's latest."""
         unembedding = self.base_model.get_output_embeddings().weight
-        self._thread.signals = {name: self.adapters[name].head(state, unembedding) for name, state in states.items()}
+        self._thread.signals = {name: self._adapters[name].head(state, unembedding) for name, state in states.items()}
         return self._thread.signals
 
     def visit(self, visitor: Visitor) -> AbstractContextManager[None]:
@@ -277,8 +285,8 @@ class OtterModel(nn.Module):
         print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f}")
 
 
-class _Passes:
-    """Shows the base's passes to the streams of the adapters that are on (a `taps.Visitor`), and keeps their signals."""
+class _Passes(Visitor):
+    """Shows the base's passes to the streams of the adapters that are on, and keeps their signals."""
 
     def __init__(self, model: OtterModel) -> None:
         self._model = model

@@ -1,7 +1,8 @@
 """The inserted stream: the paper's maths (arXiv 2408.10764, section 3), top to bottom.
 
-Every widened weight of the paper is [[W, 0], [A, B]]. The base computes W x by itself; here are A and B, side by side in
-one weight, and what they act on, [x, x']. The zero block is not stored anywhere: nothing here is ever given to the base.
+Every widened weight of the paper is [[W, 0], [A, B]]. The base computes W x by itself; here are A and B, side by side
+in one weight, and what they act on, [x, x']. The zero block is not stored anywhere: nothing here is ever given to the
+base.
 
 Shapes: B batch, T tokens, d and d' the widths of the base's state h and the inserted one h', H and H' heads,
 f and f' FFN units.
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -20,7 +21,7 @@ from otterlm.cache import update_inserted
 from otterlm.config import OtterConfig
 from otterlm.errors import OtterError
 from otterlm.families import Family, family_of
-from otterlm.taps import LayerTaps
+from otterlm.taps import LayerTaps, Visitor
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,9 @@ class Widths:
             layers=layers,
         )
         if layers[-1] >= base.num_hidden_layers:
-            raise OtterError(f"layer {layers[-1]} does not exist: the base has {base.num_hidden_layers}, counted from 0")
+            raise OtterError(
+                f"layer {layers[-1]} does not exist: the base has {base.num_hidden_layers}, counted from 0"
+            )
         if head_dim % widths.head_dim or widths.head_dim % 2:
             raise OtterError(f"head_dim {widths.head_dim} must be even and divide the base's, {head_dim}")
         for what, ours, theirs in (
@@ -76,7 +79,8 @@ class Widths:
 
 
 class InsertedNorm(nn.Module):
-    """x' = h' / RMS(h) * w': the statistics come from the base's state alone, or the base could not be left as it is."""
+    """x' = h' / RMS(h) * w': the statistics come from the base's state alone, or the base could not be left as it
+    is."""
 
     def __init__(self, inserted: int, eps: float, **factory: Any) -> None:
         super().__init__()
@@ -110,7 +114,7 @@ class InsertedAttention(nn.Module):
     def __init__(self, widths: Widths, attention: nn.Module, family: Family, norm_eps: float, **factory: Any) -> None:
         super().__init__()
         self.widths = widths
-        self.implementation = attention.config  # says which kernel the base uses, also after it is switched
+        self.base_config: Any = attention.config  # says which kernel the base uses, also after it is switched
         self.num_key_value_groups = widths.heads // widths.kv_heads
         self.scaling = widths.head_dim**-0.5
         biased = attention.get_submodule(family.query.rpartition(".")[2]).bias is not None
@@ -136,7 +140,7 @@ class InsertedAttention(nn.Module):
         mask = taps.mask
         if isinstance(mask, Tensor) and mask.is_floating_point():
             mask = mask.to(query.dtype)
-        name = self.implementation._attn_implementation
+        name = self.base_config._attn_implementation
         # "eager" is a function of each base's own file; SDPA computes the same from the same mask.
         attend = ALL_ATTENTION_FUNCTIONS["sdpa" if name == "eager" else name]
         extra, _ = attend(self, query, key, value, mask, dropout=0.0, scaling=self.scaling)  # [B, T, H', head_dim]
@@ -144,7 +148,8 @@ class InsertedAttention(nn.Module):
 
 
 def _frequencies(table: Tensor, widths: Widths) -> Tensor:
-    """RoPE of heads smaller than the base's: every n-th frequency, what RoPE of that size has. `[B, 1, T, head_dim]`."""
+    """RoPE of heads smaller than the base's: every n-th frequency, what RoPE of that size has. `[B, 1, T,
+    head_dim]`."""
     stride = widths.base_head_dim // widths.head_dim
     if stride > 1:
         table = table.unflatten(-1, (2, -1))[..., ::stride].flatten(-2)
@@ -227,8 +232,8 @@ class InsertedStream(nn.Module):
         return self.final_norm.weight.dtype
 
 
-class StreamPass:
-    """One forward pass of an inserted stream, driven by the base's (a `taps.Visitor`).
+class StreamPass(Visitor):
+    """One forward pass of an inserted stream, driven by the base's.
 
     Args:
         stream: the parameters.

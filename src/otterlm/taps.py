@@ -1,7 +1,7 @@
 """Reads a base's intermediates during its own forward pass, by hooks on unmodified modules. Knows no maths of ours.
 
-The hooks are inert until a visitor is set for the running thread, and hold nothing but that slot, so a base that carries
-them is the base, and two threads do not see each other's passes.
+The hooks are inert until a visitor is set for the running thread, and hold nothing but that slot, so a base that
+carries them is the base, and two threads do not see each other's passes.
 """
 
 import threading
@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
@@ -44,8 +44,8 @@ class LayerTaps:
     cache: Cache | None = None
 
 
-class Visitor(Protocol):
-    """Is shown a pass while it runs, in order: the tokens, the blocks, the end."""
+class Visitor:
+    """Is shown a pass while it runs, in order: the tokens, the blocks, the end. Subclasses look at what they need."""
 
     def tokens(self, input_ids: Tensor) -> None:
         """The tokens that are embedded, `[B, T]`; not called where the base is given embeddings."""

@@ -20,6 +20,7 @@ def family_of(config: PretrainedConfig) -> Family:
     family = FAMILIES.get(config.model_type)
     if family is None:
         raise OtterError(
-            f"architecture {config.model_type!r} is not known; known: {', '.join(sorted(FAMILIES))} (add it in otterlm/families)"
+            f"architecture {config.model_type!r} is not known; known: {', '.join(sorted(FAMILIES))} "
+            "(add it in otterlm/families)"
         )
     return family

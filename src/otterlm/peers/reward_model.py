@@ -1,8 +1,8 @@
-"""The separate reward model of ARGS (arXiv 2402.01694): a second copy of the base, fully fine-tuned, with a scalar head."""
+"""The separate reward model of ARGS (arXiv 2402.01694): a second copy of the base, fully fine-tuned, with a scalar
+head."""
 
 import copy
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 

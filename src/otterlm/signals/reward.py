@@ -1,12 +1,12 @@
 """The reward signal: a scalar for every prefix, and a score for every token that could come next, in the same pass.
 
-The vocabulary head predicts what the prefix head will say one token later (FaRMA, arXiv 2502.04517; RAD-Q, arXiv 2407.04615):
-score(v | s) = reward(s) + E[v] . u(s), where E is the base's own unembedding and u a low-rank map of the state.
+The vocabulary head predicts what the prefix head will say one token later (FaRMA, arXiv 2502.04517; RAD-Q, arXiv
+2407.04615): score(v | s) = reward(s) + E[v] . u(s), where E is the base's own unembedding and u a low-rank map of the
+state.
 """
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -98,7 +98,8 @@ class RewardSignal:
         return self._head.down(state)
 
     def gain(self, query: Tensor, tokens: Tensor) -> Tensor:
-        """E[token] . u for a code and tokens of matching leading shape, `[..., k]`: how much a token changes the reward."""
+        """E[token] . u for a code and tokens of matching leading shape, `[..., k]`: how much a token changes the
+        reward."""
         assert self._head.up is not None
         direction = self._head.up(query)  # [..., d]
         return (self._unembedding[tokens].to(direction.dtype) * direction).sum(dim=-1)

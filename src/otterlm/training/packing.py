@@ -102,7 +102,8 @@ def prompt_tokens(prompt: Sequence[tuple[str, str]] | None, tokenizer: PreTraine
 
 
 def tokenize(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limits: Limits) -> list[Example]:
-    """Turns rows into examples. A pair whose two responses are the same within the limits teaches nothing and is left out.
+    """Turns rows into examples. A pair whose two responses are the same within the limits teaches nothing and is left
+    out.
 
     Raises:
         OtterError: no row is left.

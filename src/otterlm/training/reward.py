@@ -9,6 +9,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from otterlm.model import OtterModel
+from otterlm.taps import Visitor
 from otterlm.training.losses import (
     CHOSEN,
     REJECTED,
@@ -27,8 +28,8 @@ class RewardTrainingConfig:
     """What the reward is trained to do.
 
     Attributes:
-        compare: `prefixes`: the reward of every prefix of a response is trained (PARGS, arXiv 2406.07780); `last`: only that of the
-            whole response.
+        compare: `prefixes`: the reward of every prefix of a response is trained (PARGS, arXiv 2406.07780); `last`: only
+            that of the whole response.
         vocabulary_weight: of the vocabulary head's squared error to the prefix head at the next token.
         probe_start: whether the head starts from a linear probe on the base's last hidden state.
     """
@@ -58,7 +59,8 @@ class RewardObjective(nn.Module):
         self.name = adapter_name
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Scalars, means over the batch: `loss`, `preference` or `regression`, `vocabulary`, and `accuracy` for pairs."""
+        """Scalars, means over the batch: `loss`, `preference` or `regression`, `vocabulary`, and `accuracy` for
+        pairs."""
         stream = self.model.stream_passes([self.name])[self.name]
         self.source.show(batch, stream)
         assert stream.state is not None
@@ -95,9 +97,7 @@ def start_from_probe(objective: RewardObjective, examples: Sequence[Example], ba
 
 
 @torch.no_grad()
-def last_states(
-    objective: RewardObjective, examples: Sequence[Example], batch_size: int = 8
-) -> tuple[Tensor, Tensor]:
+def last_states(objective: RewardObjective, examples: Sequence[Example], batch_size: int = 8) -> tuple[Tensor, Tensor]:
     """The base's last hidden state (after the final norm) at the end of each response of each pair, `[N, d]` twice.
 
     The pairs come in the order of `examples`.
@@ -124,20 +124,11 @@ def _ends(batch: Batch, segment: int) -> Tensor:
     return final_rewards(positions.expand_as(batch.segments), batch.segments, segment)
 
 
-class _FinalState:
-    """Keeps the state after the final norm (a `taps.Visitor`)."""
+class _FinalState(Visitor):
+    """Keeps the state after the final norm."""
 
     def __init__(self) -> None:
         self.normed: Tensor | None = None
 
-    def tokens(self, input_ids: Tensor) -> None:
-        pass
-
-    def layer(self, index: int, taps: object) -> None:
-        pass
-
     def final(self, hidden: Tensor, normed: Tensor) -> None:
         self.normed = normed
-
-    def output(self, output: object) -> None:
-        pass

@@ -5,7 +5,7 @@ import gzip
 import json
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -54,7 +54,8 @@ def read_rows(source: str | Path, split: str = "train") -> list[Row]:
         split: which split of a hub dataset.
 
     Returns:
-        One row per record: `PairRow` where it has `chosen` and `rejected` (and perhaps `prompt`), `ScoredRow` where it has
+        One row per record: `PairRow` where it has `chosen` and `rejected` (and perhaps `prompt`), `ScoredRow` where it
+            has
         `text` and `score`. Texts are dialogues in the HH format ("\\n\\nHuman: ...\\n\\nAssistant: ..."), lists of
         chat messages, or plain strings.
 
@@ -87,10 +88,9 @@ def _read_file(path: Path) -> Iterator[Mapping[str, Any]]:
         raise OtterError(f"{path}: no such file")
     kind = (path.with_suffix("") if path.suffix == ".gz" else path).suffix
     try:
-        opened: IO[str] = (
-            gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-        )
-        with opened as file:
+        # gzip.open and open take the same arguments here.
+        opener: Callable[..., IO[str]] = gzip.open if path.suffix == ".gz" else open
+        with opener(path, "rt", encoding="utf-8") as file:
             if kind == ".csv":
                 yield from csv.DictReader(file)
             else:

@@ -1,7 +1,7 @@
 """Where a training step's intermediates come from: the base itself, or a recording of it kept on disk.
 
-The base is frozen, so what it computes on an example is the same in every epoch, for every seed and setting. Recorded once,
-it need not run again; what is left of a step is the thin inserted stream.
+The base is frozen, so what it computes on an example is the same in every epoch, for every seed and setting. Recorded
+once, it need not run again; what is left of a step is the thin inserted stream.
 """
 
 import hashlib
@@ -50,8 +50,8 @@ class LiveBase:
 class RecordedBase:
     """Plays back a recording: one file of bf16 numbers, a row a token.
 
-    A row holds, for every watched block, the state before it, the heads, the state in its middle and the units, and at its
-    end the state before the final norm. Norms and RoPE are cheap and computed anew.
+    A row holds, for every watched block, the state before it, the heads, the state in its middle and the units, and at
+    its end the state before the final norm. Norms and RoPE are cheap and computed anew.
 
     Args:
         model: with the adapter that is to be trained; its layers are recorded.
@@ -130,20 +130,14 @@ class RecordedBase:
         visitor.final(final, self._decoder.get_submodule(self._family.final_norm)(final))
 
 
-class _Recorder:
-    """Keeps what a recording holds of one pass (a `taps.Visitor`)."""
+class _Recorder(Visitor):
+    """Keeps what a recording holds of one pass."""
 
     def __init__(self) -> None:
         self.pieces: list[Tensor] = []
-
-    def tokens(self, input_ids: Tensor) -> None:
-        pass
 
     def layer(self, index: int, taps: LayerTaps) -> None:
         self.pieces += [taps.hidden, taps.heads, taps.middle, taps.units]
 
     def final(self, hidden: Tensor, normed: Tensor) -> None:
         self.pieces.append(hidden)
-
-    def output(self, output: object) -> None:
-        pass

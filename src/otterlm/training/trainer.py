@@ -33,6 +33,7 @@ class TrainingConfig:
         warmup: fraction of the steps.
         max_grad_norm: gradients are clipped to this norm.
         evaluations_per_epoch: how often the held-out examples are scored.
+        checkpoint_every: steps; every evaluation makes one too.
         patience: evaluations without a lower loss before training stops early.
         seed: of the order of the data and of dropout.
     """
@@ -44,11 +45,12 @@ class TrainingConfig:
     warmup: float = 0.06
     max_grad_norm: float = 1.0
     evaluations_per_epoch: int = 2
+    checkpoint_every: int = 50
     patience: int = 4
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "evaluations_per_epoch", "patience"):
+        for name in ("epochs", "batch_size", "evaluations_per_epoch", "checkpoint_every", "patience"):
             if getattr(self, name) < 1:
                 raise OtterError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("learning_rate", "max_grad_norm"):
@@ -83,7 +85,8 @@ def train(
         train_examples: what to learn from.
         eval_examples: what decides when to stop and which weights are best.
         config: how.
-        out: folder for `metrics.jsonl`, `tensorboard/` and `checkpoint.safetensors`. A checkpoint found there is gone on with.
+        out: folder for `metrics.jsonl`, `tensorboard/` and `checkpoint.safetensors`. A checkpoint found there is gone
+            on with.
         pad_token_id: any token id; padding is masked.
 
     Returns:
@@ -145,7 +148,8 @@ def train(
                         log.write("train", step + 1, metrics)
                     bar.update(task, completed=step + 1, description=f"loss {metrics['loss']:.4f}")
                 progress.step = step + 1
-                if progress.step % evaluate_every == 0 or progress.step == total:
+                evaluating = progress.step % evaluate_every == 0 or progress.step == total
+                if evaluating:
                     metrics = measure()
                     if metrics["loss"] < progress.best["loss"]:
                         progress.best, progress.stale = metrics | {"step": progress.step}, 0
@@ -155,13 +159,14 @@ def train(
                     progress.finished = progress.stale >= config.patience or progress.step == total
                     if log:
                         log.write("eval", progress.step, metrics)
-                        save_checkpoint(checkpoint, objective, optimizer, best, {**asdict(progress), "identity": identity})
-                    accelerator.wait_for_everyone()
+                if log and (evaluating or progress.step % config.checkpoint_every == 0):
+                    save_checkpoint(checkpoint, objective, optimizer, best, {**asdict(progress), "identity": identity})
     with torch.no_grad():
         for name, parameter in names.items():
             parameter.copy_(best[name])
     if log:
         log.close()
+    accelerator.wait_for_everyone()
     return progress.best
 
 

@@ -1,0 +1,43 @@
+"""Options that several verbs share, and how they print."""
+
+import json
+import math
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+
+from otterlm.errors import OtterError
+
+Base = Annotated[str, typer.Option(help="Base model: hub id, folder, .gguf file, or smollm2-135m.")]
+AdapterFolder = Annotated[str, typer.Option("--adapter", help="Adapter: folder or hub id.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
+Dtype = Annotated[str, typer.Option(help="Of the parameters: float32, bfloat16 or float16.")]
+
+console = Console()
+
+
+def parse_dtype(name: str) -> torch.dtype:
+    """A floating dtype by name.
+
+    Raises:
+        OtterError: it is none of the three.
+    """
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in dtypes:
+        raise OtterError(f"--dtype must be one of {', '.join(dtypes)}, got {name!r}")
+    return dtypes[name]
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout; NaN, which JSON lacks, becomes null."""
+    print(json.dumps(_finite(value), ensure_ascii=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,61 @@
+"""`otter plan`: what an adapter costs, before anything is loaded."""
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from otterlm import adapter_files
+from otterlm.bases import load_config
+from otterlm.cli.options import AsJson, Base, Dtype, console, parse_dtype, print_json
+from otterlm.cli.shape import Heads, HiddenSize, KvHeads, Layers, Rank, Units, parse_layers
+from otterlm.config import OtterConfig, RewardConfig
+from otterlm.plan import plan
+
+
+def command(
+    base: Base,
+    adapter: Annotated[str | None, typer.Option(help="A saved adapter; else one of the shape given below.")] = None,
+    hidden_size: HiddenSize = 64,
+    heads: Heads = 3,
+    kv_heads: KvHeads = 1,
+    intermediate_size: Units = 128,
+    layers: Layers = None,
+    vocabulary_rank: Rank = 16,
+    context: Annotated[int, typer.Option(help="Tokens attended to, for the FLOPs.", min=1)] = 512,
+    dtype: Dtype = "float32",
+    as_json: AsJson = False,
+) -> None:
+    """Parameters, bytes, KV bytes and FLOPs per token, of the base and inserted, from configurations alone."""
+    if adapter is not None:
+        config = adapter_files.read_config(adapter_files.locate(adapter))
+    else:
+        config = OtterConfig(
+            hidden_size=hidden_size,
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads,
+            intermediate_size=intermediate_size,
+            layers=parse_layers(layers),
+            signal=RewardConfig(vocabulary_rank=vocabulary_rank),
+        )
+    result = plan(load_config(base), config, parse_dtype(dtype), context)
+    if as_json:
+        print_json(result.to_dict())
+        return
+    table = Table(title=f"{base}, {result.dtype}, context {context}")
+    for column in ("", "base", "inserted", "share"):
+        table.add_column(column, justify="left" if not column else "right")
+    derived = result.inserted_parameters + result.derived_parameters
+    for name, whole, extra in (
+        ("parameters", result.base_parameters, derived),
+        ("bytes", result.base_bytes, result.inserted_bytes),
+        ("KV bytes per token", result.base_kv_bytes_per_token, result.inserted_kv_bytes_per_token),
+        ("FLOPs per token", result.base_flops_per_token, result.inserted_flops_per_token),
+    ):
+        table.add_row(name, f"{whole:,}", f"{extra:,}", f"{extra / whole:.1%}")
+    console.print(table)
+    console.print(
+        f"{result.derived_parameters:,} of the inserted numbers are the vocabulary head folded with the unembedding: "
+        "held in memory, not stored.\n"
+        f"Extra space saved against a separate model of the base's size: {result.extra_space_saved:.1%}"
+    )

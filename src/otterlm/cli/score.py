@@ -1,0 +1,68 @@
+"""`otter score`: the reward of texts, and the accuracy on pairs."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from otterlm.bases import load_base, load_tokenizer
+from otterlm.cli.options import AdapterFolder, AsJson, Base, Dtype, console, parse_dtype, print_json
+from otterlm.errors import OtterError
+from otterlm.files import write_text
+from otterlm.model import OtterModel
+from otterlm.training.packing import Limits, tokenize
+from otterlm.training.rows import read_rows
+from otterlm.training.scoring import score_examples, summarize
+
+
+def command(
+    base: Base,
+    adapter: AdapterFolder,
+    data: Annotated[str, typer.Option(help="Pairs or scored texts: .json, .jsonl, .csv, .gz, or a hub dataset.")],
+    out: Annotated[Path | None, typer.Option(help="Write each row's rewards here, as JSON lines.")] = None,
+    tokens: Annotated[bool, typer.Option(help="With --out: also the reward after every token.")] = False,
+    max_prompt_tokens: Annotated[int, typer.Option(help="A longer prompt keeps its end.")] = 256,
+    max_response_tokens: Annotated[int, typer.Option(help="A longer response keeps its start.")] = 256,
+    limit: Annotated[int | None, typer.Option(help="Only the first rows.", min=1)] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    device: Annotated[str, typer.Option(help="Where to run.")] = "cpu",
+    dtype: Dtype = "float32",
+    as_json: AsJson = False,
+) -> None:
+    """Scores texts; for pairs, says how often the chosen one scores higher, with its 95% interval."""
+    if tokens and out is None:
+        raise OtterError("--tokens writes into the rows: give --out FILE too")
+    rows = read_rows(data)[:limit]
+    tokenizer = load_tokenizer(base)
+    examples = tokenize(rows, tokenizer, Limits(max_prompt_tokens, max_response_tokens))
+    model = OtterModel.from_pretrained(load_base(base, parse_dtype(dtype)).to(device), adapter)
+    scored = score_examples(model, examples, batch_size)
+    summary = summarize(scored)
+    if out is not None:
+        lines: list[dict[str, Any]] = []
+        for row in scored:
+            line: dict[str, Any] = {"row": row.example.row, "rewards": [values[-1] for values in row.rewards]}
+            if tokens:
+                line["tokens"] = [
+                    {"text": [tokenizer.decode([token]) for token in branch], "rewards": values}
+                    for branch, values in zip(row.example.branches, row.rewards, strict=True)
+                ]
+            lines.append(line)
+        write_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    if as_json:
+        print_json(summary)
+        return
+    if "accuracy" in summary:
+        low, high = summary["accuracy_ci95"]
+        console.print(
+            f"accuracy {summary['accuracy']:.1%} (95% interval {low:.1%} to {high:.1%}) on {summary['n']} pairs"
+        )
+    else:
+        console.print(
+            f"mean reward {summary['mean_reward']:.3f}, correlation with the scores {summary['correlation']:.3f}, "
+            f"{summary['n']} texts"
+        )
+    if out is None:
+        for row in scored[:10]:
+            console.print(f"row {row.example.row + 1}: " + "  ".join(f"{values[-1]:+.3f}" for values in row.rewards))

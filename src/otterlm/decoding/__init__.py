@@ -1,0 +1,19 @@
+"""Interventions: what a signal does to decoding. One file each; all plug into `generate`."""
+
+from otterlm.decoding.best_of_n import BestOfN
+from otterlm.decoding.guidance import RewardGuidance
+from otterlm.decoding.scoring import score_sequences
+from otterlm.decoding.search import CandidateSearch
+from otterlm.decoding.stop import ReplaceStopped, RewardStop
+from otterlm.decoding.stream import StreamedToken, stream_tokens
+
+__all__ = [
+    "BestOfN",
+    "CandidateSearch",
+    "ReplaceStopped",
+    "RewardGuidance",
+    "RewardStop",
+    "StreamedToken",
+    "score_sequences",
+    "stream_tokens",
+]

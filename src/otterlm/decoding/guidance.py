@@ -1,0 +1,50 @@
+"""Guidance: logits + weight * vocabulary reward, from the pass that is made anyway."""
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+from otterlm.decoding.checks import check_count, check_weight
+from otterlm.errors import OtterError
+from otterlm.model import OtterModel
+
+
+class RewardGuidance(LogitsProcessor):
+    """Adds the expected reward of every next token to its logit. Works with greedy decoding, sampling and beams, in
+    batches.
+
+    Args:
+        model: the model that generates.
+        weight: of the reward; 0 leaves the scores untouched.
+        top_k: score only the base's k likeliest tokens and rule out the others (as ARGS does); None: the whole
+            vocabulary.
+        adapter_name: whose reward; may be left out where there is one.
+
+    Raises:
+        OtterError: a setting is out of range, or (when called) the scores are not of this model's latest pass.
+    """
+
+    def __init__(
+        self, model: OtterModel, weight: float, top_k: int | None = None, adapter_name: str | None = None
+    ) -> None:
+        self.model = model
+        self.weight = check_weight(weight)
+        self.top_k = None if top_k is None else check_count("top_k", top_k)
+        self.adapter_name = adapter_name
+        model.adapter(adapter_name)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """`[B, T]` tokens so far and `[B, V]` scores of the next to `[B, V]`."""
+        if self.weight == 0:
+            return scores
+        signal = self.model.signal(self.adapter_name)
+        if len(signal.state) != len(scores):
+            raise OtterError(
+                f"guidance saw a pass of {len(signal.state)} sequences but scores of {len(scores)}: "
+                "generate with the OtterModel"
+            )
+        if self.top_k is None or self.top_k >= scores.shape[-1]:
+            return scores + self.weight * signal.vocabulary().to(scores)
+        best, tokens = scores.topk(self.top_k, dim=-1)  # [B, k]
+        guided = best + self.weight * signal.vocabulary(tokens).to(scores)
+        return torch.full_like(scores, -torch.inf).scatter(-1, tokens, guided)

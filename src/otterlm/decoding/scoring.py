@@ -1,0 +1,32 @@
+"""The rewards of texts that are already there: one pass over whole sequences."""
+
+import torch
+from torch import Tensor
+
+from otterlm.model import OtterModel
+
+
+@torch.no_grad()
+def score_sequences(
+    model: OtterModel, sequences: Tensor, attention_mask: Tensor, adapter_name: str | None = None
+) -> Tensor:
+    """The reward of every prefix.
+
+    Args:
+        model: with the adapter.
+        sequences: `[B, T]` token ids, padded on either side.
+        attention_mask: `[B, T]`, 1 for tokens and 0 for padding.
+        adapter_name: whose reward; may be left out where there is one.
+
+    Returns:
+        `[B, T]` float32; NaN at padding.
+    """
+    positions = (attention_mask.cumsum(dim=-1) - 1).clamp_min(0)
+    model(
+        input_ids=sequences,
+        attention_mask=attention_mask,
+        position_ids=positions,
+        use_cache=False,
+        logits_to_keep=1,
+    )
+    return model.signal(adapter_name).prefix.masked_fill(attention_mask == 0, torch.nan)

@@ -1,0 +1,65 @@
+"""Rewards of packed examples, and what they say together: accuracy on pairs, correlation with given scores."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.progress import track
+
+from otterlm.model import OtterModel
+from otterlm.training.packing import Example, collate, length_buckets
+from otterlm.training.sources import LiveBase
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """An example and the rewards after every token of each of its branches."""
+
+    example: Example
+    rewards: tuple[list[float], ...]
+
+
+@torch.no_grad()
+def score_examples(
+    model: OtterModel, examples: Sequence[Example], batch_size: int = 8, adapter_name: str | None = None
+) -> list[Scored]:
+    """Scores examples, in their order; a pair's shared prefix is computed once."""
+    name = adapter_name or next(iter(model.adapters), "reward")
+    model.adapter(name)
+    source, scored = LiveBase(model), []
+    for group in track(list(length_buckets(examples, batch_size)), description="scoring", transient=True):
+        batch = collate(group).to(model.device)
+        stream = model.stream_passes([name])[name]
+        source.show(batch, stream)
+        assert stream.state is not None
+        rewards = model.read_signals({name: stream.state})[name].prefix.cpu()
+        for row, example in enumerate(group):
+            branches, start = [], len(example.prefix)
+            for branch in example.branches:
+                branches.append(rewards[row, start : start + len(branch)].tolist())
+                start += len(branch)
+            scored.append(Scored(example, tuple(branches)))
+    return sorted(scored, key=lambda row: row.example.row)
+
+
+def summarize(scored: Sequence[Scored]) -> dict[str, Any]:
+    """For pairs: `accuracy` (a tie counts half), `accuracy_ci95` and `n`; for scored texts: `mean_reward`,
+    `correlation` and `n`."""
+    pairs = [row for row in scored if len(row.rewards) == 2]
+    if pairs:
+        margins = [chosen[-1] - rejected[-1] for chosen, rejected in (row.rewards for row in pairs)]
+        accuracy = sum((margin > 0) + (margin == 0) / 2 for margin in margins) / len(margins)
+        return {"accuracy": accuracy, "accuracy_ci95": list(wilson_interval(accuracy, len(margins))), "n": len(margins)}
+    rewards = torch.tensor([row.rewards[0][-1] for row in scored])
+    scores = torch.tensor([row.example.score for row in scored])
+    correlation = float(torch.corrcoef(torch.stack((rewards, scores)))[0, 1]) if len(scored) > 1 else math.nan
+    return {"mean_reward": float(rewards.mean()), "correlation": correlation, "n": len(scored)}
+
+
+def wilson_interval(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """The Wilson score interval of a proportion (E. B. Wilson, 1927); 95% by default."""
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)

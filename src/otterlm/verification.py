@@ -1,0 +1,112 @@
+"""Proves on a given base and adapter that the logits are the base's, bit for bit, over everything that could change
+them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from otterlm.model import OtterModel
+
+PROMPTS = ("The otter dives", "Once upon a time there was a river, and in the river there lived")
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One comparison of the base alone with the base that carries the adapter."""
+
+    dtype: str
+    attention: str
+    case: str
+    exact: bool
+
+
+def _full_pass(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
+    return model(input_ids=ids[:1], use_cache=False).logits
+
+
+def _padded_batch(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
+    return model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+
+
+def _cached_steps(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
+    """The prompt in two halves, then token by token, over one KV cache."""
+    cut = ids.shape[1] // 2
+    output = model(input_ids=ids[:, :cut], attention_mask=mask[:, :cut], use_cache=True)
+    logits = [output.logits]
+    for start in (cut, *range(cut + 2, ids.shape[1])):
+        stop = cut + 2 if start == cut else start + 1
+        output = model(
+            input_ids=ids[:, start:stop], attention_mask=mask[:, :stop], past_key_values=output.past_key_values
+        )
+        logits.append(output.logits)
+    return torch.cat(logits, dim=1)
+
+
+def _generate(**settings: Any) -> Callable[[Any, Tensor, Tensor], Tensor]:
+    def run(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        settings_here = {"max_new_tokens": 16, "min_new_tokens": 16, **settings}
+        output = model.generate(
+            ids, attention_mask=mask, return_dict_in_generate=True, output_logits=True, **settings_here
+        )
+        logits = torch.stack(output.logits, dim=1).flatten(0, 1).double()
+        return torch.cat((output.sequences.flatten().double(), logits.flatten()))
+
+    return run
+
+
+CASES: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
+    "full pass": _full_pass,
+    "left-padded batch": _padded_batch,
+    "KV cache, step by step": _cached_steps,
+    "greedy generate": _generate(do_sample=False),
+    "sampled generate": _generate(do_sample=True),
+    "beam generate": _generate(do_sample=False, num_beams=3),
+}
+
+
+@torch.no_grad()
+def verify(
+    load: Callable[[torch.dtype], PreTrainedModel],
+    adapter: str,
+    tokenizer: PreTrainedTokenizerBase,
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16),
+    attentions: tuple[str, ...] = ("eager", "sdpa"),
+    on_check: Callable[[Check], None] = lambda check: None,
+) -> list[Check]:
+    """Compares logits (and generated tokens) of the base, before anything is attached to it, with those beside the
+    adapter.
+
+    Args:
+        load: makes the base in a dtype.
+        adapter: a folder.
+        tokenizer: the base's, padding on the left.
+        dtypes, attentions: what to try.
+        on_check: called with every result as it comes.
+
+    Raises:
+        OtterError: the adapter cannot be loaded on this base.
+    """
+    batch = tokenizer(list(PROMPTS), return_tensors="pt", padding=True, padding_side="left")
+    checks = []
+    for dtype in dtypes:
+        base = load(dtype)
+        ids, mask = batch.input_ids.to(base.device), batch.attention_mask.to(base.device)
+        expected = {}
+        for attention in attentions:
+            base.set_attn_implementation(attention)
+            for case, run in CASES.items():
+                expected[attention, case] = run(base, ids, mask)
+        model = OtterModel.from_pretrained(base, adapter)
+        for attention in attentions:
+            base.set_attn_implementation(attention)
+            for case, run in CASES.items():
+                exact = torch.equal(run(model, ids, mask), expected[attention, case])
+                check = Check(str(dtype).removeprefix("torch."), attention, case, exact)
+                checks.append(check)
+                on_check(check)
+    return checks
