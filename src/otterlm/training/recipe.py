@@ -71,7 +71,10 @@ def train_reward(
         raise OtterError(f"{len(rows)} rows are too few to train on and hold out a part of")
     base = base.to(PartialState().device)
     model = OtterModel(base, config).train()
-    source: Source = RecordedBase(model, examples, out / "recording") if record else LiveBase(model)
+    source: Source = LiveBase(model)
+    if record:
+        with PartialState().main_process_first():
+            source = RecordedBase(model, examples, out / "recording")
     objective = RewardObjective(model, source, reward)
     if reward.probe_start and pairs == {True} and not (out / "checkpoint.safetensors").exists():
         start_from_probe(objective, train_examples)

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from rich.progress import track
 from torch import Tensor, nn
 
 from otterlm.model import OtterModel
+from otterlm.progress import track
 from otterlm.taps import Visitor
 from otterlm.training.losses import (
     CHOSEN,
@@ -105,7 +105,7 @@ def last_states(objective: RewardObjective, examples: Sequence[Example], batch_s
     place = {example.row: index for index, example in enumerate(examples)}
     states: list[tuple[Tensor, Tensor] | None] = [None] * len(examples)
     device = objective.model.device
-    for group in track(list(length_buckets(examples, batch_size)), description="reading hidden states", transient=True):
+    for group in track(list(length_buckets(examples, batch_size)), "reading hidden states"):
         batch = collate(group).to(device)
         reader = _FinalState()
         objective.source.show(batch, reader)

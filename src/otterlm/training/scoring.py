@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.progress import track
 
 from otterlm.model import OtterModel
+from otterlm.progress import track
 from otterlm.training.packing import Example, collate, length_buckets
 from otterlm.training.sources import LiveBase
 
@@ -29,7 +29,7 @@ def score_examples(
     name = adapter_name or next(iter(model.adapters), "reward")
     model.adapter(name)
     source, scored = LiveBase(model), []
-    for group in track(list(length_buckets(examples, batch_size)), description="scoring", transient=True):
+    for group in track(list(length_buckets(examples, batch_size)), "scoring"):
         batch = collate(group).to(model.device)
         stream = model.stream_passes([name])[name]
         source.show(batch, stream)

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from otterlm.files import write_text
 from otterlm.fingerprint import fingerprint
 from otterlm.masks import branch_mask
 from otterlm.model import OtterModel
+from otterlm.progress import track
 from otterlm.taps import LayerTaps, Visitor
 from otterlm.training.packing import Batch, Example, collate, length_buckets
 
@@ -92,7 +92,7 @@ class RecordedBase:
     def _record(self, examples: Sequence[Example], batch_size: int) -> None:
         live = LiveBase(self._model)
         batches = list(length_buckets(examples, batch_size))
-        for group in track(batches, description="recording the base", transient=True):
+        for group in track(batches, "recording the base"):
             recorder = _Recorder()
             live.show(collate(group), recorder)
             row = torch.cat(recorder.pieces, dim=-1).to("cpu", torch.bfloat16)  # [B, T, width]

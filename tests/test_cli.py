@@ -1,0 +1,230 @@
+"""The command line: what scripts read from it, and one line with exit code 2 for bad input."""
+
+import gzip
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_base, tiny_otter
+from safetensors.torch import load_file, save_file
+from test_packing import TEMPLATE, WORDS, tokenizer
+
+from otterlm.adapter_files import CONFIG, WEIGHTS
+from otterlm.cli import main
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """A folder with a tiny model and its tokenizer."""
+    folder = tmp_path_factory.mktemp("base")
+    tiny_base(vocab_size=len(WORDS)).save_pretrained(folder)
+    tokenizer(TEMPLATE).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def adapter(base, tmp_path) -> Path:
+    """An adapter for it."""
+    tiny_otter(tiny_base(vocab_size=len(WORDS))).save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+@pytest.fixture
+def pairs(tmp_path) -> Path:
+    """Forty pairs: the better response says a and b, the worse one i and j."""
+    path = tmp_path / "pairs.jsonl.gz"
+    with gzip.open(path, "wt") as file:
+        for i in range(40):
+            turn = f"\n\nHuman: {WORDS[10 + i % 8]} {WORDS[10 + i // 8]}\n\nAssistant: "
+            file.write(json.dumps({"chosen": f"{turn}a b", "rejected": f"{turn}i j"}) + "\n")
+    return path
+
+
+@pytest.fixture
+def otter(monkeypatch, capsys):
+    """Runs the command; returns exit code, stdout and stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["otter", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit:
+            main()
+        captured = capsys.readouterr()
+        return int(exit.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def answer(otter):
+    """Runs the command with --json and returns the object, the only thing on stdout."""
+
+    def run(*arguments: object) -> dict:
+        code, out, err = otter(*arguments, "--json")
+        assert code == 0, err
+        return json.loads(out)
+
+    return run
+
+
+@pytest.fixture
+def refusal(otter):
+    """Asserts that the command fails with exit code 2, one line on stderr and nothing on stdout; returns the line."""
+
+    def run(*arguments: object) -> str:
+        code, out, err = otter(*arguments)
+        assert (code, out) == (2, "")
+        assert err.startswith("otter: ")
+        assert err.count("\n") == 1
+        return err
+
+    return run
+
+
+def test_plan_counts_what_is_there(answer, base, adapter) -> None:
+    result = answer("plan", "--base", base, "--adapter", adapter)
+    model = tiny_base(vocab_size=len(WORDS))
+    assert result["base_parameters"] == sum(p.numel() for p in model.parameters())
+    assert result["inserted_parameters"] == sum(t.numel() for t in load_file(adapter / WEIGHTS).values())
+    extra = result["inserted_parameters"] + result["derived_parameters"]
+    assert result["extra_space_saved"] == pytest.approx(1 - extra / result["base_parameters"])
+
+
+def test_plan_of_a_shape(answer, base) -> None:
+    shape = ("--hidden-size", 8, "--heads", 2, "--kv-heads", 1, "--intermediate-size", 12)
+    result = answer("plan", "--base", base, "--layers", "1-3:2", *shape)
+    assert result["inserted_kv_bytes_per_token"] == 2 * 2 * 8 * 4  # keys and values, two layers, one head of 8, fp32
+
+
+def test_verify_proves_exactness(answer, base, adapter) -> None:
+    result = answer("verify", "--base", base, "--adapter", adapter)
+    assert result["exact"] is True
+    assert len(result["checks"]) == 2 * 2 * 6
+    assert all(check["exact"] for check in result["checks"])
+
+
+def test_verify_fails_if_one_bit_differs(otter, base, adapter, monkeypatch) -> None:
+    from otterlm import verification
+
+    def off_by_one_bit(model, ids, mask):
+        logits = model(input_ids=ids, attention_mask=mask).logits.clone()
+        if hasattr(model, "adapters"):
+            logits[0, 0, 0] = torch.nextafter(logits[0, 0, 0], torch.tensor(torch.inf))
+        return logits
+
+    monkeypatch.setitem(verification.CASES, "full pass", off_by_one_bit)
+    code, out, _ = otter("verify", "--base", base, "--adapter", adapter, "--dtype", "float32", "--json")
+    assert code == 1
+    assert json.loads(out)["exact"] is False
+
+
+def test_train_score_and_generate(answer, base, pairs, tmp_path) -> None:
+    """The whole way: an adapter is trained, scores what it learned, and steers towards it."""
+    out = tmp_path / "trained"
+    shape = ("--hidden-size", 8, "--heads", 2, "--kv-heads", 1, "--intermediate-size", 12, "--vocabulary-rank", 4)
+    settings = ("--epochs", 6, "--batch-size", 8, "--learning-rate", 0.01, "--eval-fraction", 0.25, "--record")
+    command = ("train", "reward", "--base", base, "--data", pairs, "--out", out, *shape, *settings)
+    result = answer(*command)
+    assert result["accuracy"] == 1.0
+    assert {CONFIG, WEIGHTS, "README.md", "metrics.jsonl", "checkpoint.safetensors"} <= {p.name for p in out.iterdir()}
+    assert answer(*command) == result  # there is nothing left to do
+
+    score = answer("score", "--base", base, "--adapter", out, "--data", pairs, "--out", tmp_path / "s", "--tokens")
+    assert (score["accuracy"], score["n"]) == (1.0, 40)
+    assert score["accuracy_ci95"][0] < 1.0
+    rows = [json.loads(line) for line in (tmp_path / "s").read_text().splitlines()]
+    assert len(rows) == 40
+    assert all(row["rewards"][0] > row["rewards"][1] for row in rows)
+    assert rows[0]["tokens"][0]["text"] == ["a", "b", "<eos>"]
+
+    prompt = ("generate", "--base", base, "--prompt", "c d", "--max-new-tokens", 6)
+    plain = answer(*prompt)
+    assert plain["rewards"] == []
+    zero = answer(*prompt, "--adapter", out, "--weight", 0)
+    assert zero["tokens"] == plain["tokens"]
+    assert len(zero["rewards"]) == len(zero["tokens"])
+    for method in ("guidance", "search", "best-of-n"):
+        steered = answer(*prompt, "--adapter", out, "--weight", 50, "--method", method)
+        assert len(steered["rewards"]) == len(steered["tokens"]), method
+    assert {"a", "b"} & set(answer(*prompt, "--adapter", out, "--weight", 50, "--method", "search")["text"].split())
+
+
+def test_scored_texts(answer, base, adapter, tmp_path) -> None:
+    data = tmp_path / "scores.csv"
+    data.write_text("text,score\na b c,1.5\nd e,-0.5\n")
+    result = answer("score", "--base", base, "--adapter", adapter, "--data", data)
+    assert result["n"] == 2
+    assert abs(result["correlation"]) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_people_get_tables(otter, base, adapter, pairs) -> None:
+    assert "Extra space saved" in otter("plan", "--base", base, "--adapter", adapter)[1]
+    assert "accuracy" in otter("score", "--base", base, "--adapter", adapter, "--data", pairs)[1]
+    assert "tokens/s" in otter("generate", "--base", base, "--adapter", adapter, "--prompt", "a")[1]
+    shown = otter("verify", "--base", base, "--adapter", adapter, "--dtype", "float32")[1]
+    assert "Every bit is the base's" in shown
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "named"),
+    [
+        ("--top-k", 0, "--top-k"),
+        ("--max-new-tokens", 0, "--max-new-tokens"),
+        ("--max-new-tokens", 500, "context"),
+        ("--weight", "nan", "weight"),
+        ("--weight", "heavy", "heavy"),
+        ("--method", "magic", "guidance"),
+        ("--temperature", 0, "--temperature"),
+        ("--dtype", "int3", "float32"),
+        ("--adapter", "/nowhere", "/nowhere"),
+        ("--base", "/nowhere", "/nowhere"),
+        ("--base", "no-such-model", "no-such-model"),
+        ("--nonsense", 1, "--nonsense"),
+    ],
+)
+def test_bad_settings(refusal, base, adapter, option, value, named) -> None:
+    command = ["generate", "--base", base, "--adapter", adapter, "--prompt", "a", "--max-new-tokens", 2]
+    assert named in refusal(*command, option, value)
+
+
+def test_bad_adapters(refusal, base, adapter, tmp_path) -> None:
+    command = ("verify", "--base", base, "--adapter", adapter)
+    weights = (adapter / WEIGHTS).read_bytes()
+    (adapter / WEIGHTS).write_bytes(weights[: len(weights) // 2])
+    assert WEIGHTS in refusal(*command)
+    (adapter / WEIGHTS).write_bytes(b"garbage" * 100)
+    assert WEIGHTS in refusal(*command)
+    (adapter / WEIGHTS).write_bytes(weights)
+    tensors = load_file(adapter / WEIGHTS)
+    tensors["head.prefix.weight"][0, 0] = torch.nan
+    save_file(tensors, adapter / WEIGHTS)
+    assert "not finite" in refusal(*command)
+    (adapter / CONFIG).write_text((adapter / CONFIG).read_text().replace('"reward"', '"telepathy"'))
+    assert "telepathy" in refusal(*command)
+    other = tiny_otter(tiny_base(vocab_size=len(WORDS), seed=5))
+    other.save_pretrained(tmp_path / "other")
+    assert "another base" in refusal("verify", "--base", base, "--adapter", tmp_path / "other")
+
+
+def test_bad_data(refusal, base, adapter, tmp_path) -> None:
+    data = tmp_path / "data.jsonl"
+    commands = (
+        ("score", "--base", base, "--adapter", adapter, "--data", data),
+        ("train", "reward", "--base", base, "--data", data, "--out", tmp_path / "out"),
+    )
+    good = '{"chosen": "\\n\\nHuman: a\\n\\nAssistant: b", "rejected": "\\n\\nHuman: a\\n\\nAssistant: c"}\n'
+    for text, named in (
+        ("", "no rows"),
+        (good + '{"chosen": "x"}\n', "row 2"),
+        (good + "{\n", "line 2"),
+        ('{"text": "a", "score": "high"}\n', "score"),
+    ):
+        data.write_text(text)
+        for command in commands:
+            assert named in refusal(*command)
+    assert "--out" in refusal(*commands[0], "--tokens")
+    data.write_text(good)
+    assert "too few" in refusal(*commands[1])
+    assert "compare" in refusal(*commands[1], "--compare", "some")
+    assert "--layers" in refusal(*commands[1], "--layers", "4..8")

@@ -1,0 +1,266 @@
+"""Interventions do what they say, in batches, and leave the base's tokens alone at weight 0."""
+
+import pytest
+import torch
+from conftest import VOCABULARY, close, refused, tiny_base, tiny_otter, tokens
+from torch import Tensor
+from transformers import DynamicCache, LogitsProcessor
+
+from otterlm.decoding import (
+    BestOfN,
+    CandidateSearch,
+    ReplaceStopped,
+    RewardGuidance,
+    RewardStop,
+    score_sequences,
+)
+from otterlm.model import OtterModel
+
+NEW = 6
+
+
+@pytest.fixture
+def otter() -> OtterModel:
+    return tiny_otter(tiny_base())
+
+
+def batch() -> dict[str, Tensor]:
+    """Two prompts, the second left-padded."""
+    ids = tokens(2, 7)
+    mask = torch.ones_like(ids)
+    ids[1, :3], mask[1, :3] = 0, 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def generate(model: OtterModel, **settings: object) -> Tensor:
+    defaults = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    return model.generate(**batch(), **(defaults | settings))
+
+
+def rewards_of(otter: OtterModel, row: Tensor) -> Tensor:
+    """Prefix rewards of one unpadded sequence, by a plain pass."""
+    with torch.no_grad():
+        return otter(input_ids=row[None]).signals["reward"].prefix[0]
+
+
+def unpadded(sequences: Tensor, row: int) -> Tensor:
+    return sequences[row, 3 * row :]
+
+
+@pytest.mark.parametrize("sample", [False, True])
+@pytest.mark.parametrize(
+    "intervention",
+    [
+        lambda otter: {"logits_processor": [RewardGuidance(otter, 0.0)]},
+        lambda otter: {"custom_generate": CandidateSearch(0.0)},
+        lambda otter: {"custom_generate": BestOfN(3, weight=0.0)},
+        lambda otter: {"stopping_criteria": [RewardStop(otter, -torch.inf)]},
+        lambda otter: {"custom_generate": ReplaceStopped(-torch.inf, [5])},
+    ],
+    ids=["guidance", "search", "best-of-n", "stop", "replace"],
+)
+def test_weight_zero_gives_the_tokens_of_the_base(otter, intervention, sample) -> None:
+    settings = {"do_sample": sample, "top_k": 0} if sample else {}
+    torch.manual_seed(3)
+    expected = generate(otter.base_model, **settings)
+    torch.manual_seed(3)
+    assert torch.equal(generate(otter, **settings, **intervention(otter)), expected)
+
+
+def test_search_is_args_with_one_model(otter) -> None:
+    """Each token has the highest logit + weight * reward among the k likeliest, by passes over whole prefixes."""
+    sequences = generate(otter, custom_generate=CandidateSearch(0.7, top_k=4))
+    for row in range(2):
+        ids = unpadded(sequences, row)
+        for end in range(len(ids) - NEW, len(ids)):
+            with torch.no_grad():
+                logits, likely = otter.base_model(input_ids=ids[None, :end]).logits[0, -1].topk(4)
+            scores = [
+                logit + 0.7 * rewards_of(otter, torch.cat((ids[:end], token[None])))[-1]
+                for logit, token in zip(logits, likely, strict=True)
+            ]
+            assert ids[end] == likely[torch.stack(scores).argmax()]
+
+
+def test_search_returns_the_rewards_of_what_it_chose(otter) -> None:
+    output = generate(otter, custom_generate=CandidateSearch(0.7, top_k=4), return_dict_in_generate=True)
+    for row in range(2):
+        close(output.rewards[row], rewards_of(otter, unpadded(output.sequences, row))[-NEW:], 1e-4)
+
+
+def test_search_makes_one_pass_a_token(otter) -> None:
+    passes = []
+    handle = otter.base_model.register_forward_hook(lambda *_: passes.append(1))
+    generate(otter, custom_generate=CandidateSearch(0.7, top_k=4))
+    handle.remove()
+    assert len(passes) == 1 + NEW
+
+
+def test_search_pads_a_sequence_that_has_ended(otter) -> None:
+    first = generate(otter, custom_generate=CandidateSearch(0.7, top_k=4))
+    end = int(first[0, 8])  # the second new token of the first row
+    output = generate(
+        otter, custom_generate=CandidateSearch(0.7, top_k=4), eos_token_id=end, return_dict_in_generate=True
+    )
+    stop = (output.sequences[0, 7:] == end).nonzero()[0, 0] + 1
+    assert (output.sequences[0, 7 + stop :] == 0).all()
+    assert output.rewards[0, stop:].isnan().all()
+    assert not output.rewards[0, :stop].isnan().any()
+
+
+def test_stochastic_search_follows_the_seed_and_the_candidates(otter) -> None:
+    search = CandidateSearch(0.7, top_k=3, mode="stochastic")
+    torch.manual_seed(0)
+    first = generate(otter, custom_generate=search)
+    torch.manual_seed(0)
+    assert torch.equal(first, generate(otter, custom_generate=search))
+    others = [generate(otter, custom_generate=search) for _ in range(5)]
+    assert any(not torch.equal(first, other) for other in others)
+    for row in range(2):
+        ids = unpadded(first, row)
+        with torch.no_grad():
+            logits = otter.base_model(input_ids=ids[None]).logits[0]
+        for end in range(len(ids) - NEW, len(ids)):
+            assert ids[end] in logits[end - 1].topk(3).indices
+
+
+@pytest.mark.parametrize("top_k", [None, 5])
+def test_guidance_adds_the_vocabulary_reward(otter, top_k) -> None:
+    sequences = generate(otter, logits_processor=[RewardGuidance(otter, 0.5, top_k)])
+    for row in range(2):
+        ids = unpadded(sequences, row)
+        for end in range(len(ids) - NEW, len(ids)):
+            with torch.no_grad():
+                output = otter(input_ids=ids[None, :end])
+                scores = output.logits[0, -1] + 0.5 * output.signals["reward"].vocabulary()[0]
+            if top_k is not None:
+                out = torch.ones(VOCABULARY, dtype=torch.bool)
+                out[output.logits[0, -1].topk(top_k).indices] = False
+                scores[out] = -torch.inf
+            assert ids[end] == scores.argmax()
+
+
+def test_guidance_works_with_beams(otter) -> None:
+    plain = generate(otter, num_beams=3)
+    guided = generate(otter, num_beams=3, logits_processor=[RewardGuidance(otter, 3.0)])
+    assert plain.shape == guided.shape
+    assert not torch.equal(plain, guided)
+
+
+def test_the_vocabulary_reward_of_some_tokens_is_that_of_all(otter) -> None:
+    with torch.no_grad():
+        signal = otter(input_ids=tokens(2, 5)).signals["reward"]
+        some = tokens(2, 4, seed=1)
+        close(signal.vocabulary(some), signal.vocabulary().gather(1, some), 1e-4)
+
+
+def test_best_of_n_takes_the_best_of_what_it_sampled(otter) -> None:
+    torch.manual_seed(0)
+    candidates = generate(otter, do_sample=True, num_return_sequences=4)
+    torch.manual_seed(0)
+    output = generate(otter, do_sample=True, custom_generate=BestOfN(4), return_dict_in_generate=True)
+    for row in range(2):
+        finals = [rewards_of(otter, candidates[4 * row + i, 3 * row :])[-1] for i in range(4)]
+        best = int(torch.stack(finals).argmax())
+        assert torch.equal(output.sequences[row], candidates[4 * row + best])
+        close(output.rewards[row, -1], finals[best], 1e-4)
+
+
+def test_best_of_n_judges_a_response_at_its_end(otter) -> None:
+    """What stands behind the end of a sequence is padding and has no say."""
+    torch.manual_seed(0)
+    end = int(generate(otter, do_sample=True)[0, 8])
+    torch.manual_seed(0)
+    output = generate(otter, do_sample=True, eos_token_id=end, custom_generate=BestOfN(6), return_dict_in_generate=True)
+    for row in range(2):
+        new = output.sequences[row, 7:]
+        length = int((new == end).nonzero()[0, 0]) + 1 if (new == end).any() else len(new)
+        expected = rewards_of(otter, output.sequences[row, 3 * row : 7 + length])[-1]
+        close(output.rewards[row, length - 1], expected, 1e-4)
+
+
+def test_stop_ends_a_response_under_the_threshold(otter) -> None:
+    plain = generate(otter)
+    rewards = torch.stack([rewards_of(otter, unpadded(plain, row))[-NEW:] for row in range(2)])
+    threshold = float(rewards[0, :3].min()) + 1e-3
+    stop = RewardStop(otter, threshold)
+    sequences = generate(otter, stopping_criteria=[stop])
+    low = int((rewards[0] < threshold).nonzero()[0, 0])
+    assert stop.stopped is not None
+    assert stop.stopped[0]
+    assert torch.equal(sequences[0, 7 : 7 + low + 2], plain[0, 7 : 7 + low + 2])
+    assert (sequences[0, 7 + low + 2 :] == 0).all()
+
+
+def test_stop_can_put_another_response_in_its_place(otter) -> None:
+    sequences = generate(otter, custom_generate=ReplaceStopped(torch.inf, [50, 51, 52]))
+    assert torch.equal(sequences[:, 7:10], torch.tensor([[50, 51, 52]] * 2))
+    assert (sequences[:, 10:] == 0).all()
+    assert torch.equal(sequences[:, :7], batch()["input_ids"])
+
+
+def test_stop_does_not_judge_padding(otter) -> None:
+    """A response that ended by itself is not ended by the reward of the padding after it."""
+    plain = generate(otter)
+    end = int(plain[0, 7])
+    otter.base_model.generation_config.eos_token_id = end
+    stop = RewardStop(otter, torch.inf, patience=2)
+    generate(otter, stopping_criteria=[stop], eos_token_id=end)
+    assert stop.stopped is not None
+    assert not stop.stopped[0]
+
+
+def test_patience_waits(otter) -> None:
+    stop = RewardStop(otter, torch.inf, patience=3)
+    assert generate(otter, stopping_criteria=[stop]).shape[1] == 7 + 4
+
+
+def test_scoring_a_padded_batch_scores_each_alone(otter) -> None:
+    inputs = batch()
+    rewards = score_sequences(otter, inputs["input_ids"], inputs["attention_mask"])
+    assert rewards[1, :3].isnan().all()
+    for row in range(2):
+        close(rewards[row, 3 * row :], rewards_of(otter, unpadded(inputs["input_ids"], row)), 1e-4)
+
+
+def test_logits_processors_and_criteria_of_the_user_are_obeyed(otter) -> None:
+    class Forbid(LogitsProcessor):
+        def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+            return scores.index_fill(-1, torch.arange(3, 60), -torch.inf)
+
+    sequences = generate(otter, custom_generate=CandidateSearch(0.5, top_k=4), logits_processor=[Forbid()])
+    assert ((sequences[:, 7:] < 3) | (sequences[:, 7:] >= 60)).all()
+
+
+def test_the_cache_of_a_search_holds_only_what_was_chosen(otter) -> None:
+    from otterlm.cache import keep_candidate
+
+    cache = DynamicCache()
+    ids = tokens(2, 8)
+    with torch.no_grad():
+        otter(input_ids=ids, past_key_values=cache)
+        before = [layer.keys.clone() for layer in cache.layers]
+        keep_candidate(cache, torch.tensor([2, 0]), candidates=3)
+    for layer, old in zip(cache.layers, before, strict=True):
+        assert torch.equal(layer.keys[:, :, :5], old[:, :, :5])
+        assert torch.equal(layer.keys[0, :, 5], old[0, :, 7])
+        assert torch.equal(layer.keys[1, :, 5], old[1, :, 5])
+        assert layer.keys.shape[2] == 6
+
+
+def test_bad_settings_are_refused(otter) -> None:
+    refused(lambda: CandidateSearch(1.0, top_k=0), "top_k")
+    refused(lambda: CandidateSearch(float("nan")), "weight")
+    refused(lambda: CandidateSearch(1.0, mode="best"), "mode")
+    refused(lambda: RewardGuidance(otter, float("inf")), "weight")
+    refused(lambda: RewardGuidance(otter, 1.0, adapter_name="toxicity"), "toxicity")
+    refused(lambda: BestOfN(0), "n must be")
+    refused(lambda: RewardStop(otter, float("nan")), "threshold")
+    refused(lambda: ReplaceStopped(0.0, []), "replacement")
+    refused(lambda: generate(otter, custom_generate=BestOfN(3)), "do_sample")
+    refused(lambda: generate(otter, custom_generate=CandidateSearch(1.0, adapter_name="x")), "x")
+
+
+def test_search_refuses_a_window_shorter_than_the_text() -> None:
+    otter = tiny_otter(tiny_base("mistral", sliding_window=8))
+    refused(lambda: generate(otter, custom_generate=CandidateSearch(1.0)), "window")

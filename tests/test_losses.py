@@ -1,0 +1,93 @@
+"""Guards the reward losses against numbers worked out by hand."""
+
+import math
+
+import pytest
+import torch
+from conftest import close
+
+from otterlm.training.losses import (
+    CHOSEN,
+    REJECTED,
+    bradley_terry,
+    branch_rewards,
+    final_rewards,
+    preference_accuracy,
+    regression,
+)
+from otterlm.training.packing import Example, collate
+from otterlm.training.probe import fit_probe
+
+BATCH = collate([Example(0, (4,), ((5, 6), (7, 8, 9))), Example(1, (4, 4), ((5,), (6,)))])
+REWARDS = torch.tensor([[9.0, 1.0, 2.0, 0.5, 3.0, 1.0], [9.0, 9.0, -1.0, 1.0, 7.0, 7.0]])
+
+
+def cost(margin):
+    return math.log1p(math.exp(-margin))
+
+
+def test_branches_are_left_aligned_and_go_on_with_their_last_reward():
+    chosen, lengths = branch_rewards(REWARDS, BATCH.segments, CHOSEN)
+    assert chosen.tolist() == [[1.0, 2.0], [-1.0, -1.0]]
+    assert lengths.tolist() == [2, 1]
+    rejected, lengths = branch_rewards(REWARDS, BATCH.segments, REJECTED)
+    assert rejected.tolist() == [[0.5, 3.0, 1.0], [1.0, 1.0, 1.0]]
+    assert lengths.tolist() == [3, 1]
+
+
+def test_final_rewards():
+    assert final_rewards(REWARDS, BATCH.segments, CHOSEN).tolist() == [2.0, -1.0]
+    assert final_rewards(REWARDS, BATCH.segments, REJECTED).tolist() == [1.0, 1.0]
+
+
+def test_bradley_terry_on_whole_responses():
+    close(bradley_terry(REWARDS, BATCH, prefixes=False), torch.tensor((cost(1) + cost(-2)) / 2))
+
+
+def test_bradley_terry_on_prefixes():
+    first = (cost(0.5) + cost(-1) + cost(1)) / 3
+    expected = ((first + cost(1)) / 2 + (cost(-2) + cost(-2)) / 2) / 2
+    close(bradley_terry(REWARDS, BATCH, prefixes=True), torch.tensor(expected))
+
+
+def test_accuracy_counts_a_tie_half():
+    assert preference_accuracy(REWARDS, BATCH) == 0.5
+    assert preference_accuracy(torch.zeros(2, 6), BATCH) == 0.5
+    assert preference_accuracy(torch.tensor([[0.0, 0, 1, 0, 0, 0], [0, 0, 5, 5, 0, 0]]), BATCH) == 0.75
+
+
+@pytest.mark.parametrize(("prefixes", "expected"), [(False, (4 + 1) / 2), (True, ((1 + 9 + 4) / 3 + 1) / 2)])
+def test_regression(prefixes, expected):
+    batch = collate([Example(0, (4,), ((5, 6, 7),), score=2.0), Example(1, (), ((5,),), score=-1.0)])
+    rewards = torch.tensor([[9.0, 1.0, 5.0, 4.0], [0.0, 8.0, 8.0, 8.0]])
+    close(regression(rewards, batch, prefixes), torch.tensor(expected))
+
+
+@pytest.mark.parametrize("prefixes", [False, True])
+def test_padding_and_prompt_get_no_gradient(prefixes):
+    rewards = REWARDS.clone().requires_grad_()
+    bradley_terry(rewards, BATCH, prefixes).backward()
+    judged = BATCH.segments > 0 if prefixes else torch.tensor([[0, 0, 1, 0, 0, 1], [0, 0, 1, 1, 0, 0]]).bool()
+    assert torch.equal(rewards.grad != 0, judged)
+
+
+def test_extreme_rewards_stay_finite():
+    assert bradley_terry(REWARDS * 1e4, BATCH, prefixes=True).isfinite()
+
+
+def test_probe_finds_a_planted_direction():
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.randn(6, generator=generator)
+    states = torch.randn(2, 400, 6, generator=generator) * torch.tensor([1.0, 5, 1, 0.2, 1, 1])
+    better = (states @ direction).argmax(dim=0)
+    rows = torch.arange(400)
+    weight = fit_probe(states[better, rows], states[1 - better, rows])
+    assert torch.cosine_similarity(weight, direction, dim=0) > 0.97
+    assert torch.equal(weight, fit_probe(states[better, rows], states[1 - better, rows]))
+
+
+@pytest.mark.filterwarnings("ignore:std")
+@pytest.mark.parametrize("pairs", [1, 2, 3])
+def test_probe_on_few_pairs_is_finite(pairs):
+    generator = torch.Generator().manual_seed(0)
+    assert fit_probe(*torch.randn(2, pairs, 6, generator=generator)).isfinite().all()

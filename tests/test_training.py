@@ -1,0 +1,316 @@
+"""Guards the training loop: it learns, a killed run ends like an unbroken one, bad states are refused."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import close, refused, tiny_base, tiny_otter
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from training_runs import HELD_OUT, SHORT, TRAIN, new_objective, run, weights
+
+from otterlm.training.packing import Example, collate
+from otterlm.training.reward import RewardObjective, RewardTrainingConfig, last_states, start_from_probe
+from otterlm.training.sources import LiveBase, RecordedBase
+from otterlm.training.trainer import TrainingConfig, train
+
+
+class Killed(BaseException):
+    """Raised by the tests in the middle of a run."""
+
+
+def die_after(objective, calls):
+    """The objective raises at its next call after `calls` of them."""
+    forward, left = objective.forward, iter(range(calls))
+
+    def counted(batch):
+        if next(left, None) is None:
+            raise Killed
+        return forward(batch)
+
+    objective.forward = counted
+    return objective
+
+
+def logged(out, phase=None):
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if phase in (None, line["phase"])]
+
+
+def same(left, right):
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    out = tmp_path_factory.mktemp("unbroken")
+    return out, run(out)
+
+
+@pytest.mark.parametrize("compare", ["prefixes", "last"])
+def test_learns_an_easy_preference(tmp_path, compare):
+    objective = new_objective(compare)
+    best = train(objective, TRAIN, HELD_OUT, replace(SHORT, epochs=4), tmp_path)
+    losses = [line["loss"] for line in logged(tmp_path, "train")]
+    assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
+    assert best["accuracy"] > 0.9
+    assert best["loss"] == min(line["loss"] for line in logged(tmp_path, "eval"))
+    with torch.no_grad():
+        assert objective.eval()(collate(HELD_OUT))["accuracy"] > 0.9
+
+
+def test_learns_scores(tmp_path):
+    scored = [
+        Example(e.row, e.prefix, e.branches[side : side + 1], score=1.0 - 2 * side) for e in TRAIN for side in (0, 1)
+    ]
+    objective = new_objective("last")
+    best = train(objective, scored, scored[:24], replace(SHORT, epochs=4), tmp_path)
+    assert best["regression"] < 0.5
+
+
+def test_best_weights_are_left_in_the_model(tmp_path):
+    objective = new_objective()
+    best = train(objective, TRAIN, HELD_OUT, replace(SHORT, learning_rate=1e-2, epochs=4), tmp_path)
+    assert best["step"] < logged(tmp_path, "eval")[-1]["step"]
+    sums = 0.0
+    with torch.no_grad():
+        for start in range(0, len(HELD_OUT), 8):
+            group = sorted(HELD_OUT, key=len)[start : start + 8]
+            sums += objective.eval()(collate(group))["loss"].item() * len(group)
+    assert sums / len(HELD_OUT) == pytest.approx(best["loss"], rel=1e-4)
+
+
+def test_two_runs_are_the_same(unbroken, tmp_path):
+    assert same(run(tmp_path), unbroken[1])
+    assert logged(tmp_path) == logged(unbroken[0])
+    assert not same(unbroken[1], weights(new_objective()))
+
+
+@pytest.mark.parametrize("calls", [2, 7, 13, 19])
+def test_a_killed_run_ends_like_an_unbroken_one(unbroken, tmp_path, calls):
+    with pytest.raises(Killed):
+        run(tmp_path, die_after(new_objective(), calls))
+    assert (tmp_path / "checkpoint.safetensors").exists() == (calls > 4)
+    assert same(run(tmp_path), unbroken[1])
+    assert logged(tmp_path) == logged(unbroken[0])
+    steps = [(line["phase"], line["step"]) for line in logged(tmp_path)]
+    assert len(steps) == len(set(steps))
+
+
+def test_a_run_that_is_killed_twice_with_a_torn_log(unbroken, tmp_path):
+    for calls in (8, 6):
+        with pytest.raises(Killed):
+            run(tmp_path, die_after(new_objective(), calls))
+        with (tmp_path / "metrics.jsonl").open("a") as file:
+            file.write('{"phase": "train", "st')
+    assert same(run(tmp_path), unbroken[1])
+    assert logged(tmp_path) == logged(unbroken[0])
+
+
+def test_a_finished_run_is_not_run_again(unbroken, tmp_path):
+    for path in unbroken[0].glob("*.*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    objective = die_after(new_objective(), 0)
+    assert same(run(tmp_path, objective), unbroken[1])
+    assert logged(tmp_path) == logged(unbroken[0])
+
+
+@pytest.fixture
+def broken_off(tmp_path):
+    with pytest.raises(Killed):
+        run(tmp_path, die_after(new_objective(), 7))
+    return tmp_path
+
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+@pytest.mark.parametrize("change", [{"learning_rate": 1e-4}, {"seed": 4}, {"epochs": 3}, {"batch_size": 4}])
+def test_a_checkpoint_of_other_settings_is_refused(broken_off, change):
+    before = (broken_off / CHECKPOINT).read_bytes()
+    refused(lambda: run(broken_off, config=replace(SHORT, **change)), CHECKPOINT, "other settings")
+    assert (broken_off / CHECKPOINT).read_bytes() == before
+
+
+def test_a_checkpoint_of_other_data_is_refused(broken_off):
+    refused(lambda: train(new_objective(), TRAIN[1:], HELD_OUT, SHORT, broken_off), CHECKPOINT)
+    other = [replace(example, prefix=(5, 5, 5)) for example in TRAIN]
+    refused(lambda: train(new_objective(), other, HELD_OUT, SHORT, broken_off), CHECKPOINT)
+
+
+@pytest.mark.parametrize("config", [{"hidden_size": 9}, {"layers": (1,)}, {"layers": (0,)}, {"embedding": "table"}])
+def test_a_checkpoint_of_another_adapter_is_refused(broken_off, config):
+    refused(lambda: run(broken_off, new_objective(**config)), CHECKPOINT)
+
+
+def test_a_checkpoint_of_another_objective_is_refused(broken_off):
+    refused(lambda: run(broken_off, new_objective("last")), CHECKPOINT)
+
+
+def cut(data):
+    return data[: len(data) // 2]
+
+
+def tear_progress(data):
+    return data.replace(b'\\"step\\"', b'\\"step\\x', 1)
+
+
+@pytest.mark.parametrize("damage", [cut, lambda _: b"", lambda _: b"garbage" * 99, tear_progress])
+def test_a_corrupt_checkpoint_is_refused(broken_off, damage):
+    path = broken_off / CHECKPOINT
+    path.write_bytes(damage(path.read_bytes()))
+    refused(lambda: run(broken_off), CHECKPOINT)
+
+
+@pytest.mark.parametrize("progress", ["{", "[]", "{}", '{"identity": {}}'])
+def test_a_checkpoint_with_another_progress_is_refused(broken_off, progress):
+    path = broken_off / CHECKPOINT
+    save_file(load_file(path), path, metadata={"progress": progress})
+    refused(lambda: run(broken_off), CHECKPOINT)
+
+
+@pytest.mark.parametrize("lost", ["model", "best", "optimizer"])
+def test_a_checkpoint_that_lacks_tensors_is_refused(broken_off, lost):
+    path = broken_off / CHECKPOINT
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    del tensors[max(name for name in tensors if name.startswith(lost))]
+    save_file(tensors, path, metadata=metadata)
+    refused(lambda: run(broken_off), CHECKPOINT)
+
+
+def test_nan_keeps_the_last_checkpoint(unbroken, tmp_path):
+    objective = new_objective()
+    forward, calls = objective.forward, []
+
+    def spoiled(batch):
+        calls.append(1)
+        metrics = forward(batch)
+        return metrics | {"loss": metrics["loss"] * float("nan")} if len(calls) == 8 else metrics
+
+    objective.forward = spoiled
+    refused(lambda: run(tmp_path, objective), "nan", "learning rate")
+    assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / CHECKPOINT).values())
+    assert same(run(tmp_path), unbroken[1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"epochs": 0}, {"batch_size": 0}, {"learning_rate": 0.0}, {"learning_rate": float("nan")}, {"warmup": 1.0}],
+)
+def test_settings_out_of_range(change):
+    refused(lambda: TrainingConfig(**change), *change)
+
+
+def test_no_examples(tmp_path):
+    refused(lambda: train(new_objective(), [], HELD_OUT, SHORT, tmp_path / "a"), "no")
+    refused(lambda: train(new_objective(), TRAIN, [], SHORT, tmp_path / "b"), "no")
+
+
+def test_nothing_to_train(tmp_path):
+    refused(lambda: run(tmp_path, new_objective().requires_grad_(False)), "nothing to train")
+
+
+def test_stops_early_when_patience_is_spent(tmp_path):
+    config = replace(SHORT, epochs=9, patience=2, learning_rate=1e-9)
+    objective = new_objective()
+    forward, grown = objective.forward, iter(range(999))
+
+    def worse(batch):
+        metrics = forward(batch)
+        return metrics if objective.training else metrics | {"loss": metrics["loss"] + next(grown)}
+
+    objective.forward = worse
+    best = train(objective, TRAIN, HELD_OUT, config, tmp_path)
+    assert best["step"] == 3
+    assert logged(tmp_path, "eval")[-1]["step"] == 9
+
+
+def random_objective(**config):
+    """An adapter with no zeros and no small numbers in it."""
+    otter = tiny_otter(tiny_base(num_hidden_layers=2), **config)
+    with torch.no_grad():
+        for parameter in otter.adapter().head.parameters():
+            parameter.mul_(0.2)
+    return RewardObjective(otter, LiveBase(otter), RewardTrainingConfig())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("config", [{}, {"layers": (1,)}, {"embedding": "table"}])
+def test_a_recording_gives_the_live_loss(tmp_path, config):
+    objective, batch = random_objective(**config), collate(TRAIN[:6])
+    live = objective(batch)
+    for _ in range(2):
+        objective.source = RecordedBase(objective.model, TRAIN, tmp_path)
+        played = objective(batch)
+        for name in live:
+            close(played[name], live[name], 2e-2)
+        assert not torch.equal(played["loss"], live["loss"])
+
+
+def test_a_recording_gives_the_live_gradients(tmp_path):
+    objective = random_objective()
+    gradients = []
+    for source in (objective.source, RecordedBase(objective.model, TRAIN, tmp_path)):
+        objective.zero_grad()
+        objective.source = source
+        objective(collate(TRAIN[:8]))["loss"].backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in objective.parameters() if p.grad is not None]))
+    assert gradients[1].isfinite().all()
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.99
+    close(gradients[1].norm(), gradients[0].norm(), 0.1)
+
+
+def test_a_recording_trains_like_the_base(tmp_path):
+    objective = new_objective()
+    held_out = [replace(example, row=99 + example.row) for example in HELD_OUT]
+    objective.source = RecordedBase(objective.model, TRAIN + held_out, tmp_path)
+    best = train(objective, TRAIN, held_out, replace(SHORT, epochs=4), tmp_path / "run")
+    assert best["accuracy"] > 0.9
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("examples", [TRAIN[::-1], TRAIN[1:], [replace(e, prefix=(9, 9)) for e in TRAIN]])
+def test_a_recording_of_other_examples_is_not_used(tmp_path, examples):
+    objective = random_objective()
+    RecordedBase(objective.model, TRAIN, tmp_path)
+    live = objective(collate(examples[:6]))["loss"]
+    objective.source = RecordedBase(objective.model, examples, tmp_path)
+    close(objective(collate(examples[:6]))["loss"], live, 2e-2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_a_damaged_recording_is_not_used(tmp_path, damage):
+    objective = random_objective()
+    live = objective(collate(TRAIN[-6:]))["vocabulary"]
+    RecordedBase(objective.model, TRAIN, tmp_path)
+    data = tmp_path / "recording.bf16"
+    if damage == "missing":
+        data.unlink()
+    else:
+        data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
+    objective.source = RecordedBase(objective.model, TRAIN, tmp_path)
+    close(objective(collate(TRAIN[-6:]))["vocabulary"], live, 2e-2)
+
+
+@torch.no_grad()
+def test_last_states_are_the_bases_at_the_end_of_each_text():
+    objective = new_objective()
+    examples = [replace(example, row=90 - example.row) for example in TRAIN[:9]]
+    sides = last_states(objective, examples, batch_size=4)
+    decoder = objective.model.base_model.get_decoder()
+    for side, states in enumerate(sides):
+        for example, state in zip(examples, states, strict=True):
+            text = torch.tensor([[*example.prefix, *example.branches[side]]])
+            close(state, decoder(text).last_hidden_state[0, -1])
+
+
+@torch.no_grad()
+def test_probe_start_ranks_pairs_before_training():
+    objective = new_objective()
+    start_from_probe(objective, TRAIN)
+    assert objective(collate(TRAIN))["accuracy"] > 0.9
+    assert not objective.model.adapter().head.prefix.weight[0, 32:].any()

@@ -1,0 +1,58 @@
+"""A tiny preference task and one run on it; as a script, for several processes: training_runs.py FOLDER."""
+
+import random
+import sys
+from pathlib import Path
+
+import torch
+from conftest import tiny_base, tiny_config
+from safetensors.torch import save_file
+from torch import Tensor
+
+from otterlm.model import OtterModel
+from otterlm.training.checkpoint import trainable
+from otterlm.training.packing import Example
+from otterlm.training.reward import RewardObjective, RewardTrainingConfig
+from otterlm.training.sources import LiveBase
+from otterlm.training.trainer import TrainingConfig, train
+
+
+def preferences(count: int, seed: int = 0) -> list[Example]:
+    """Pairs in which the better response is made of tokens 10 to 12 and the worse one of 20 to 22."""
+    draw = random.Random(seed)
+
+    def text(low: int, high: int) -> tuple[int, ...]:
+        return tuple(draw.randrange(low, high) for _ in range(draw.randint(2, 5)))
+
+    return [Example(row, text(30, 97), (text(10, 13), text(20, 23))) for row in range(count)]
+
+
+TRAIN, HELD_OUT = preferences(48), preferences(16, seed=1)
+SLOW = TrainingConfig(epochs=1, batch_size=8, learning_rate=1e-3)
+SHORT = TrainingConfig(epochs=2, batch_size=8, learning_rate=3e-3, evaluations_per_epoch=2, seed=3)
+
+
+def new_objective(compare: str = "prefixes", **config) -> RewardObjective:
+    """An untrained adapter, always the same."""
+    torch.manual_seed(0)
+    otter = OtterModel(tiny_base(num_hidden_layers=2), tiny_config(**config))
+    return RewardObjective(otter, LiveBase(otter), RewardTrainingConfig(compare=compare))
+
+
+def weights(objective: RewardObjective) -> dict[str, Tensor]:
+    """Copies of what is trained."""
+    return {name: parameter.detach().clone() for name, parameter in trainable(objective).items()}
+
+
+def run(out: Path, objective: RewardObjective | None = None, config: TrainingConfig = SHORT) -> dict[str, Tensor]:
+    """Trains and returns the weights."""
+    objective = objective or new_objective()
+    train(objective, TRAIN, HELD_OUT, config, out)
+    return weights(objective)
+
+
+if __name__ == "__main__":
+    out = Path(sys.argv[1])
+    trained = run(out, config=SLOW)
+    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    save_file(trained, out / f"weights-{rank}.safetensors")
