@@ -107,6 +107,7 @@ def otter(
     )
     best = train(objective, training, validation, config, arguments.out / f"{arguments.label}-{seed}")
     objective.eval()
+    model.save_pretrained(arguments.out / f"{arguments.label}-{seed}" / "adapter", dtype=torch.bfloat16)
     return evaluate(objective, test, 16, Accelerator()) | {"validation": best["accuracy"], "step": best["step"]}
 
 

@@ -1,9 +1,10 @@
-"""Where the time of a training step goes: the base's forward pass, the inserted stream's, the backward pass, the optimizer."""
+"""Where the time of a training step goes: the base, the inserted stream, the backward pass, the optimizer."""
 
 import argparse
 import json
 import statistics
 import time
+from itertools import pairwise
 
 import torch
 
@@ -48,7 +49,7 @@ def main() -> None:
         optimizer.zero_grad()
         marks.append(time.perf_counter())
         if step:  # the first warms up
-            base, forward, backward, update = (end - start for start, end in zip(marks, marks[1:], strict=False))
+            base, forward, backward, update = (end - start for start, end in pairwise(marks))
             values = (base, max(0.0, forward - base), backward, update)
             for name, value in zip(seconds, values, strict=True):
                 seconds[name].append(value)

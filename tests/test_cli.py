@@ -228,3 +228,6 @@ def test_bad_data(refusal, base, adapter, tmp_path) -> None:
     assert "too few" in refusal(*commands[1])
     assert "compare" in refusal(*commands[1], "--compare", "some")
     assert "--layers" in refusal(*commands[1], "--layers", "4..8")
+    data.write_text(good + good.replace("Human: a", "Human:" + " a" * 130))
+    for command in commands:
+        assert "context" in refusal(*command)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import close
+import torch
 from safetensors.torch import load_file
 from training_runs import SLOW, new_objective, run, weights
 
@@ -24,9 +24,11 @@ def test_two_processes_train_like_one(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     one, start = run(tmp_path / "one", config=SLOW), weights(new_objective())
     ranks = [load_file(two / f"weights-{rank}.safetensors") for rank in range(2)]
-    for name, weight in one.items():
-        close(ranks[0][name], ranks[1][name], 0.0)
-        # A preference does not depend on the bias, so what Adam makes of its gradient is rounding noise.
-        if not name.endswith("prefix.bias"):
-            close(ranks[0][name], weight, 1e-4)
-    assert max((weight - start[name]).abs().max() for name, weight in one.items()) > 1e-3
+    assert all(ranks[0][name].equal(ranks[1][name]) for name in one)
+    # As a whole: Adam makes whole steps of the rounding noise in gradients that are almost zero.
+    moved, apart = (
+        torch.cat([(weight - other[name]).flatten() for name, weight in one.items()]).norm()
+        for other in (start, ranks[0])
+    )
+    assert moved > 1e-2
+    assert apart < 0.05 * moved

@@ -52,6 +52,17 @@ def load_config(name: str) -> PretrainedConfig:
     return _load(AutoConfig, name)
 
 
+def check_context(config: PretrainedConfig, tokens: int) -> None:
+    """Checks that a text of so many tokens fits a base's context.
+
+    Raises:
+        OtterError: it does not.
+    """
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is not None and tokens > longest:
+        raise OtterError(f"a text of {tokens} tokens exceeds the base's context of {longest}: shorten or cut it")
+
+
 def _load(auto: Any, name: str, **kwargs: Any) -> Any:
     if name == SMOLLM2:
         name = str(_smollm2())

@@ -40,6 +40,8 @@ def main() -> None:
         code = 130
     except BrokenPipeError:
         code = 0
+    except OSError as error:  # a full disk, a folder that may not be written
+        _fail(str(error))
     sys.exit(code)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from otterlm.bases import load_base, load_tokenizer
+from otterlm.bases import check_context, load_base, load_tokenizer
 from otterlm.cli.colour import coloured
 from otterlm.cli.options import AsJson, Base, Dtype, console, parse_dtype, print_json
 from otterlm.decoding import BestOfN, CandidateSearch, RewardGuidance, score_sequences
@@ -43,12 +43,7 @@ def command(
     tokenizer = load_tokenizer(base)
     model: Any = load_base(base, parse_dtype(dtype)).to(device)
     ids = torch.tensor([prompt_tokens((("user", prompt),), tokenizer)], device=device)
-    longest = getattr(model.config, "max_position_embeddings", None)
-    if longest is not None and ids.shape[1] + max_new_tokens > longest:
-        raise OtterError(
-            f"the prompt ({ids.shape[1]} tokens) and --max-new-tokens {max_new_tokens} exceed "
-            f"the base's context of {longest} tokens"
-        )
+    check_context(model.config, ids.shape[1] + max_new_tokens)
     settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": sample or method == "best-of-n"}
     if settings["do_sample"]:
         settings |= {"temperature": temperature, "top_k": 0}

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from otterlm.bases import load_base, load_tokenizer
+from otterlm.bases import check_context, load_base, load_config, load_tokenizer
 from otterlm.cli.options import AdapterFolder, AsJson, Base, Dtype, console, parse_dtype, print_json
 from otterlm.errors import OtterError
 from otterlm.files import write_text
@@ -36,6 +36,7 @@ def command(
     rows = read_rows(data)[:limit]
     tokenizer = load_tokenizer(base)
     examples = tokenize(rows, tokenizer, Limits(max_prompt_tokens, max_response_tokens))
+    check_context(load_config(base), max(example.longest for example in examples))
     model = OtterModel.from_pretrained(load_base(base, parse_dtype(dtype)).to(device), adapter)
     scored = score_examples(model, examples, batch_size)
     summary = summarize(scored)

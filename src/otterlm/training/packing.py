@@ -40,6 +40,11 @@ class Example:
     def __len__(self) -> int:
         return len(self.prefix) + sum(map(len, self.branches))
 
+    @property
+    def longest(self) -> int:
+        """The tokens of its longest text."""
+        return len(self.prefix) + max(map(len, self.branches))
+
 
 @dataclass(slots=True)
 class Batch:

@@ -7,6 +7,7 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from otterlm.bases import check_context
 from otterlm.config import OtterConfig
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
@@ -65,6 +66,7 @@ def train_reward(
     if len(pairs) != 1:
         raise OtterError("the data mixes pairs with scored texts: train on one kind at a time")
     examples = tokenize(rows, tokenizer, limits)
+    check_context(base.config, max(example.longest for example in examples))
     train_examples = [example for example in examples if example.row not in held]
     eval_examples = [example for example in examples if example.row in held]
     if not train_examples or not eval_examples:

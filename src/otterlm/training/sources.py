@@ -97,17 +97,16 @@ class RecordedBase:
             live.show(collate(group), recorder)
             row = torch.cat(recorder.pieces, dim=-1).to("cpu", torch.bfloat16)  # [B, T, width]
             for index, example in enumerate(group):
-                self._rows[self._span(example.row, len(example))] = row[index, : len(example)]
-
-    def _span(self, row: int, length: int) -> slice:
-        return slice(self._offsets[row], self._offsets[row] + length)
+                start = self._offsets[example.row]
+                self._rows[start : start + len(example)] = row[index, : len(example)]
 
     def show(self, batch: Batch, visitor: Visitor) -> None:
         """See `Source`."""
         base, device = self._model.base_model, batch.input_ids.device
-        lengths = (batch.segments >= 0).sum(dim=1).tolist()
-        spans = [self._rows[self._span(row, n)] for row, n in zip(batch.rows.tolist(), lengths, strict=True)]
-        recorded = torch.nn.utils.rnn.pad_sequence(spans, batch_first=True).to(device, base.dtype)  # [B, T, width]
+        offsets = torch.tensor([self._offsets[row] for row in batch.rows.tolist()])[:, None]  # [B, 1]
+        # Padding repeats an example's first token: a state of zeros has no norm, and would be blown up by 1 / eps.
+        places = torch.arange(batch.segments.shape[1]) * (batch.segments >= 0).cpu()  # [B, T]
+        recorded = self._rows[offsets + places].to(device, base.dtype)  # [B, T, width]
         rotary = self._decoder.get_submodule(self._family.rotary)(recorded, batch.position_ids)
         mask = branch_mask(batch.segments, base.dtype)
         visitor.tokens(batch.input_ids)

@@ -1,0 +1,44 @@
+"""The commands and the Python of the README and the docs run as they stand there."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from otterlm.cli import main
+
+ROOT = Path(__file__).parent.parent
+
+
+def blocks(file: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / file).read_text(), flags=re.DOTALL)
+
+
+def commands() -> list[str]:
+    """`otter` commands of the README that name real files; those with PLACEHOLDERS are explained, not run."""
+    lines = "\n".join(blocks("README.md", "bash")).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.startswith("otter ") and not re.search(r"\s[A-Z]{3,}\b", line)]
+
+
+def test_the_readme_has_commands() -> None:
+    assert len(commands()) >= 4
+
+
+@pytest.mark.parametrize("command", commands())
+def test_command(command, monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", shlex.split(command.replace("/tmp/", f"{tmp_path}/"), comments=True))
+    with pytest.raises(SystemExit) as exit:
+        main()
+    assert not exit.value.code
+
+
+@pytest.mark.parametrize("file", ["README.md", "docs/decoding.md"])
+def test_python(file, monkeypatch) -> None:
+    monkeypatch.chdir(ROOT)
+    found = blocks(file, "python")
+    assert found
+    for block in found:
+        exec(compile(block, file, "exec"), {})
