@@ -10,8 +10,9 @@ import json
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from accelerate import Accelerator
 
+from otterlm.bases import load_base, load_tokenizer
 from otterlm.config import OtterConfig, RewardConfig
 from otterlm.model import OtterModel
 from otterlm.peers.reward_model import SeparateRewardModel
@@ -25,12 +26,12 @@ from otterlm.training.trainer import TrainingConfig, evaluate, train
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--base", required=True)
+    parser.add_argument("--base", default="smollm2-135m")
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", default=["probe", "otter", "finetune"])
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--weight-decay", type=float, default=0.01)
     parser.add_argument("--label", default="otter")
@@ -38,8 +39,7 @@ def main() -> None:
     parser.add_argument("--no-probe-start", action="store_true")
     arguments = parser.parse_args()
 
-    tokenizer = AutoTokenizer.from_pretrained(arguments.base)
-    base = AutoModelForCausalLM.from_pretrained(arguments.base, dtype=torch.float32)
+    tokenizer, base = load_tokenizer(arguments.base), load_base(arguments.base)
     rows = read_rows(arguments.data)
     examples = tokenize(rows, tokenizer, Limits(prompt=96, response=64))
 
@@ -84,8 +84,6 @@ def otter(
     seed: int,
     arguments: argparse.Namespace,
 ) -> dict[str, float]:
-    from accelerate import Accelerator
-
     torch.manual_seed(seed)
     reward = RewardTrainingConfig(compare=arguments.compare, probe_start=not arguments.no_probe_start)
     objective = RewardObjective(model, source, reward)

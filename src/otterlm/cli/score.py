@@ -12,7 +12,7 @@ from otterlm.errors import OtterError
 from otterlm.files import write_text
 from otterlm.model import OtterModel
 from otterlm.training.packing import Limits, tokenize
-from otterlm.training.rows import read_rows
+from otterlm.training.rows import hold_out, read_rows
 from otterlm.training.scoring import score_examples, summarize
 
 
@@ -24,6 +24,10 @@ def command(
     tokens: Annotated[bool, typer.Option(help="With --out: also the reward after every token.")] = False,
     max_prompt_tokens: Annotated[int, typer.Option(help="A longer prompt keeps its end.")] = 256,
     max_response_tokens: Annotated[int, typer.Option(help="A longer response keeps its start.")] = 256,
+    eval_fraction: Annotated[
+        float | None, typer.Option(help="Only the rows that training with this --eval-fraction and --seed held out.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="See --eval-fraction.")] = 0,
     limit: Annotated[int | None, typer.Option(help="Only the first rows.", min=1)] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
     device: Annotated[str, typer.Option(help="Where to run.")] = "cpu",
@@ -34,6 +38,8 @@ def command(
     if tokens and out is None:
         raise OtterError("--tokens writes into the rows: give --out FILE too")
     rows = read_rows(data)[:limit]
+    if eval_fraction is not None:
+        rows = [rows[index] for index in sorted(hold_out(rows, eval_fraction, seed))]
     tokenizer = load_tokenizer(base)
     examples = tokenize(rows, tokenizer, Limits(max_prompt_tokens, max_response_tokens))
     check_context(load_config(base), max(example.longest for example in examples))

@@ -56,8 +56,6 @@ def train_reward(
     """
     rows = read_rows(data)
     if eval_data is None:
-        if not 0 < eval_fraction < 1:
-            raise OtterError(f"the part held out must be between 0 and 1, got {eval_fraction}")
         held = hold_out(rows, eval_fraction, training.seed)
     else:
         held = set(range(len(rows), len(rows) + len(more := read_rows(eval_data))))

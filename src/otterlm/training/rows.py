@@ -184,7 +184,12 @@ def hold_out(rows: Sequence[Row], fraction: float, seed: int) -> set[int]:
 
     Returns:
         The indices of the held-out rows.
+
+    Raises:
+        OtterError: the fraction is not between 0 and 1.
     """
+    if not 0 < fraction < 1:
+        raise OtterError(f"the part held out must be between 0 and 1, got {fraction}")
     groups: dict[object, list[int]] = {}
     for index, row in enumerate(rows):
         text = row.chosen if isinstance(row, PairRow) else row.text
