@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from training_runs import HELD_OUT, SHORT, TRAIN, new_objective, run, weights
 
+from otterlm.taps import LayerTaps, Visitor
 from otterlm.training.packing import Example, collate
 from otterlm.training.reward import RewardObjective, RewardTrainingConfig, last_states, start_from_probe
 from otterlm.training.sources import LiveBase, RecordedBase
@@ -261,6 +262,21 @@ def test_a_recording_gives_the_live_gradients(tmp_path):
     assert gradients[1].isfinite().all()
     assert torch.cosine_similarity(*gradients, dim=0) > 0.99
     close(gradients[1].norm(), gradients[0].norm(), 0.1)
+
+
+def test_a_recording_pads_with_real_tokens(tmp_path):
+    """A state of zeros has no norm: through 1 / eps it would grow into NaN, block by block."""
+
+    class Look(Visitor):
+        def layer(self, index: int, taps: LayerTaps) -> None:
+            padding = batch.segments < 0
+            assert padding.any()
+            first = taps.hidden[:, :1].expand_as(taps.hidden)
+            assert torch.equal(taps.hidden[padding], first[padding])
+
+    otter = new_objective().model
+    batch = collate(TRAIN[:8])
+    RecordedBase(otter, TRAIN, tmp_path).show(batch, Look())
 
 
 def test_a_recording_trains_like_the_base(tmp_path):

