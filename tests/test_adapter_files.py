@@ -68,9 +68,9 @@ def test_saved_in_another_precision(tmp_path):
     assert load(tmp_path).adapter().stream.dtype == torch.float32
 
 
-def test_whatever_is_saved_can_be_loaded(tmp_path):
-    tiny_otter(tiny_base()).save_pretrained(tmp_path, dtype=torch.float64)
-    load(tmp_path)
+def test_a_precision_that_could_not_be_loaded_is_not_saved(tmp_path):
+    refused(lambda: tiny_otter(tiny_base()).save_pretrained(tmp_path, dtype=torch.float64), "float64")
+    assert contents(tmp_path) == {}
 
 
 def test_config_round_trip_is_sorted_json(saved):

@@ -113,9 +113,12 @@ def test_scored_rows_have_one_branch():
 
 
 @pytest.mark.parametrize("row", [ScoredRow(Dialogue(TURNS, ""), 1.0), pair("", "a", prompt=None)])
-def test_an_empty_response_still_has_a_token_to_judge(row):
-    examples = tokenize([row], tokenizer(eos_token=None, bos_token=None), LONG)
-    assert all(branch for branch in examples[0].branches)
+def test_an_empty_response_has_no_token_to_judge(row):
+    """Where no end-of-sequence token is added, there is nothing whose reward could be read: the row is left out."""
+    plain = tokenizer(eos_token=None, bos_token=None)
+    refused(lambda: tokenize([row], plain, LONG), "empty")
+    assert [example.row for example in tokenize([row, pair("a", "b")], plain, LONG)] == [1]
+    assert len(tokenize([row], tokenizer(), LONG)) == 1
 
 
 @torch.no_grad()

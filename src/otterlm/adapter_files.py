@@ -7,9 +7,9 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from otterlm import files
 from otterlm.config import OtterConfig
 from otterlm.errors import OtterError
-from otterlm.files import write_tensors, write_text
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
 MAX_CONFIG_BYTES = 1 << 20
@@ -93,10 +93,21 @@ def _check_header(path: Path, file: object, expected: dict[str, Tensor]) -> None
 def write(
     folder: Path, config: OtterConfig, tensors: dict[str, Tensor], card: str | None, dtype: torch.dtype | None
 ) -> None:
-    """Writes an adapter folder, the weights last, so that a folder with weights is a whole one."""
+    """Writes an adapter folder.
+
+    Raises:
+        OtterError: it cannot be written (what was there before stays), or `dtype` is none that can be read back.
+    """
+    if dtype not in (None, torch.float32, torch.float16, torch.bfloat16):
+        raise OtterError(f"adapters are saved as float32, float16 or bfloat16, not {dtype}")
     base = config.base_model_name_or_path
     front = "---\nlibrary_name: otter-lm\n" + (f"base_model: {base}\n" if base else "") + "---\n\n"
-    write_text(folder / CARD, front + (card or "# An Otter adapter\n\nSee https://pypi.org/project/otter-lm.\n"))
-    write_text(folder / CONFIG, config.to_json())
     converted = {name: tensor.detach().to("cpu", dtype or tensor.dtype) for name, tensor in tensors.items()}
-    write_tensors(folder / WEIGHTS, converted, {"format": "pt"})
+    files.write_files(
+        folder,
+        {
+            WEIGHTS: files.tensors(converted, {"format": "pt"}),
+            CONFIG: files.text(config.to_json()),
+            CARD: files.text(front + (card or "# An Otter adapter\n\nSee https://pypi.org/project/otter-lm.\n")),
+        },
+    )

@@ -13,7 +13,7 @@ from otterlm.errors import OtterError
 
 
 def update_inserted(
-    cache: Cache, key: Tensor, value: Tensor, base_layer: int, cache_layer: int
+    cache: Cache, key: Tensor, value: Tensor, base_layer: int, cache_layer: int, owners: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
     """Appends keys and values of one widened block, `[B, KV', T, head_dim]`, and returns all of them so far.
 
@@ -22,12 +22,15 @@ def update_inserted(
         key, value: of the extra heads.
         base_layer: the widened block.
         cache_layer: the layer of the cache that is ours.
+        owners: the block that each layer of the cache belongs to, the base's own and then all adapters'.
 
     Raises:
         OtterError: the cache was filled while this adapter was off.
     """
     while len(cache.layers) <= cache_layer:
-        cache.layers.append(_new_layer_like(cache.layers[base_layer]))
+        owner = owners[len(cache.layers)]
+        # A cache that grows on demand has no layers of blocks to come; its layers are all of one kind.
+        cache.layers.append(_new_layer_like(cache.layers[owner if owner < len(cache.layers) else base_layer]))
     key, value = cache.update(key, value, cache_layer)
     ours, base = cache.get_seq_length(cache_layer), cache.get_seq_length(base_layer)
     if ours != base:
@@ -39,9 +42,14 @@ def update_inserted(
 
 
 def _new_layer_like(layer: CacheLayerMixin) -> CacheLayerMixin:
-    """An empty cache layer of the same kind, so that a mask made for the base's keys fits ours."""
+    """An empty cache layer of the same kind and size, so that a mask made for the base's keys fits ours."""
     sizes = {name: getattr(layer, name) for name in ("sliding_window", "max_cache_len") if hasattr(layer, name)}
-    return type(layer)(**sizes)
+    if layer.is_sliding and "sliding_window" not in sizes:  # a static one keeps only the smaller of the two
+        sizes["sliding_window"] = sizes["max_cache_len"]
+    new = type(layer)(**sizes)
+    if hasattr(layer, "record_past"):
+        new.record_past = layer.record_past
+    return new
 
 
 def keep_candidate(cache: Cache, chosen: Tensor, candidates: int) -> None:

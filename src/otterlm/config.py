@@ -82,6 +82,8 @@ class OtterConfig:
         for name, allowed in (("embedding", Embedding), ("initialization", Initialization)):
             if getattr(self, name) not in get_args(allowed):
                 raise OtterError(f"{name} must be one of {', '.join(get_args(allowed))}, got {getattr(self, name)!r}")
+        if self.base_fingerprint is not None and not all(isinstance(v, float | int) for v in self.base_fingerprint):
+            raise OtterError("base_fingerprint must be a list of numbers")
         if self.version != FORMAT_VERSION:
             raise OtterError(
                 f"the adapter has format version {self.version!r}, this Otter reads {FORMAT_VERSION}: update otter-lm"

@@ -1,9 +1,8 @@
-"""Files are written whole or not at all: to a temporary file beside the target, which then takes its place."""
+"""Files are written whole or not at all: beside their targets first, and moved over them once all are there."""
 
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -12,36 +11,65 @@ from torch import Tensor
 
 from otterlm.errors import OtterError
 
+Writer = Callable[[Path], None]
+"""Writes a file at the path it is given."""
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path` that takes its place when the block ends well, and goes when it does
-    not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
+
+def write_files(folder: Path, writers: Mapping[str, Writer]) -> None:
+    """Writes files of one folder together: if one cannot be written, all stay as they were.
+
+    Args:
+        folder: created if need be.
+        writers: by file name.
+
+    Raises:
+        OtterError: a file cannot be written.
+    """
+    name, written = "", {}
     try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        raise OtterError(f"{path} could not be written: {error.strerror or error}") from error
-    except SafetensorError as error:
-        raise OtterError(f"{path} could not be written: {error}") from error
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, write in writers.items():
+            handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
+            os.close(handle)
+            written[name] = Path(temporary)
+            write(written[name])
+            with written[name].open("rb") as file:
+                os.fsync(file.fileno())
+            written[name].chmod(0o644)
+        for name, path in written.items():
+            path.replace(folder / name)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OtterError(f"{folder / name} could not be written: {reason}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        for path in written.values():
+            path.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+def text(content: str) -> Writer:
+    """A writer of a text file."""
+
+    def write(path: Path) -> None:
+        path.write_text(content, encoding="utf-8")
+
+    return write
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Writes a safetensors file atomically."""
-    with replacing(path) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=metadata)
+def tensors(content: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Writer:
+    """A writer of a safetensors file."""
+
+    def write(path: Path) -> None:
+        contiguous = {name: tensor.contiguous() for name, tensor in content.items()}
+        save_file(contiguous, path, metadata=dict(metadata))
+
+    return write
+
+
+def write_text(path: Path, content: str) -> None:
+    """Writes one text file. Errors as for `write_files`."""
+    write_files(path.parent, {path.name: text(content)})
+
+
+def write_tensors(path: Path, content: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes one safetensors file. Errors as for `write_files`."""
+    write_files(path.parent, {path.name: tensors(content, metadata)})

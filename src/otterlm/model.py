@@ -62,7 +62,7 @@ class OtterModel(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.base_model = base_model.requires_grad_(False)
+        self.base_model = base_model.requires_grad_(False).eval()
         self.family = family_of(base_model.config)
         self.adapters = nn.ModuleDict()
         self._taps = Taps(base_model, self.family, ())
@@ -131,8 +131,8 @@ class OtterModel(nn.Module):
         name = name or "reward"
         if name in self.adapters:
             raise OtterError(f"there is already an adapter named {name!r}: give adapter_name")
-        if not name.isidentifier():
-            raise OtterError(f"an adapter's name must be an identifier, got {name!r}")
+        if not name.isidentifier() or hasattr(self.adapters, name):
+            raise OtterError(f"an adapter cannot be named {name!r}: choose another identifier")
         return name
 
     def _insert(self, name: str, adapter: Adapter) -> None:
@@ -241,12 +241,17 @@ class OtterModel(nn.Module):
 
     def stream_passes(self, names: Sequence[str]) -> dict[str, StreamPass]:
         """Streams of the named adapters, ready to be shown one forward pass of the base."""
-        first, passes = self.base_model.config.num_hidden_layers, {}
+        # An adapter that is off keeps its place in the cache.
+        owners = [*range(self.base_model.config.num_hidden_layers)]
+        first = {}
         for name, adapter in self._adapters.items():
-            if name in names:
-                passes[name] = StreamPass(adapter.stream, first)
-            first += len(adapter.stream.widths.layers)  # an adapter that is off keeps its place in the cache
-        return passes
+            first[name] = len(owners)
+            owners += adapter.stream.widths.layers
+        return {
+            name: StreamPass(adapter.stream, first[name], tuple(owners))
+            for name, adapter in self._adapters.items()
+            if name in names
+        }
 
     def read_signals(self, states: dict[str, Tensor]) -> dict[str, RewardSignal]:
         """Reads the signals of widened states, `[B, T, d + d']` each, and makes them this thread's latest."""

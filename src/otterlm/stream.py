@@ -70,6 +70,8 @@ class Widths:
             raise OtterError(f"head_dim {widths.head_dim} must be even and divide the base's, {head_dim}")
         for what, ours, theirs in (
             ("hidden_size", widths.inserted, widths.base),
+            ("num_attention_heads", widths.heads, widths.base_heads),
+            ("vocabulary_rank", config.signal.vocabulary_rank, widths.base),
             ("num_key_value_heads", widths.kv_heads, widths.base_kv_heads),
             ("intermediate_size", widths.units, widths.base_units),
         ):
@@ -115,6 +117,7 @@ class InsertedAttention(nn.Module):
         super().__init__()
         self.widths = widths
         self.base_config: Any = attention.config  # says which kernel the base uses, also after it is switched
+        self.sliding_window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
         self.num_key_value_groups = widths.heads // widths.kv_heads
         self.scaling = widths.head_dim**-0.5
         biased = attention.get_submodule(family.query.rpartition(".")[2]).bias is not None
@@ -126,7 +129,7 @@ class InsertedAttention(nn.Module):
         self.query_norm = HeadNorm(widths.head_dim, norm_eps, **factory) if family.query_norm else None
         self.key_norm = HeadNorm(widths.head_dim, norm_eps, **factory) if family.key_norm else None
 
-    def forward(self, inputs: Tensor, taps: LayerTaps, base_layer: int, cache_layer: int) -> Tensor:
+    def forward(self, inputs: Tensor, taps: LayerTaps, place: "CachePlace") -> Tensor:
         """`[B, T, d + d']` to `[B, T, d']`."""
         w = self.widths
         heads = self.qkv(inputs).unflatten(-1, (-1, w.head_dim)).transpose(1, 2)  # [B, H' + 2 KV', T, head_dim]
@@ -136,14 +139,17 @@ class InsertedAttention(nn.Module):
         cos, sin = (_frequencies(table, w).to(query.dtype) for table in taps.rotary)
         query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
         if taps.cache is not None:
-            key, value = update_inserted(taps.cache, key, value, base_layer, cache_layer)
+            key, value = update_inserted(taps.cache, key, value, place.block, place.layer, place.owners)
         mask = taps.mask
         if isinstance(mask, Tensor) and mask.is_floating_point():
             mask = mask.to(query.dtype)
         name = self.base_config._attn_implementation
         # "eager" is a function of each base's own file; SDPA computes the same from the same mask.
         attend = ALL_ATTENTION_FUNCTIONS["sdpa" if name == "eager" else name]
-        extra, _ = attend(self, query, key, value, mask, dropout=0.0, scaling=self.scaling)  # [B, T, H', head_dim]
+        window = {} if self.sliding_window is None else {"sliding_window": self.sliding_window}
+        extra, _ = attend(
+            self, query, key, value, mask, dropout=0.0, scaling=self.scaling, **window
+        )  # [B, T, H', head_dim]
         return self.out(torch.cat((taps.heads, extra.flatten(2)), dim=-1))
 
 
@@ -190,10 +196,10 @@ class InsertedLayer(nn.Module):
         gate_bias, down_bias = (part(path).bias is not None for path in (family.gate, family.down))
         self.ffn = InsertedFFN(widths, activation, gate_bias, down_bias, **factory)
 
-    def forward(self, inserted: Tensor, taps: LayerTaps, base_layer: int, cache_layer: int) -> Tensor:
+    def forward(self, inserted: Tensor, taps: LayerTaps, place: "CachePlace") -> Tensor:
         """h' before the block to h' after it, `[B, T, d']`."""
         x = torch.cat((taps.attention_input, self.attention_norm(inserted, taps.hidden)), dim=-1)
-        inserted = inserted + self.attention(x, taps, base_layer, cache_layer)
+        inserted = inserted + self.attention(x, taps, place)
         x = torch.cat((taps.ffn_input, self.ffn_norm(inserted, taps.middle)), dim=-1)
         return inserted + self.ffn(x, taps.units)
 
@@ -232,21 +238,33 @@ class InsertedStream(nn.Module):
         return self.final_norm.weight.dtype
 
 
+@dataclass(frozen=True, slots=True)
+class CachePlace:
+    """Where a widened block keeps its keys and values, see `otterlm.cache`."""
+
+    block: int
+    layer: int
+    owners: tuple[int, ...]
+
+
 class StreamPass(Visitor):
     """One forward pass of an inserted stream, driven by the base's.
 
     Args:
         stream: the parameters.
-        first_cache_layer: where its keys and values start in the KV cache, after the base's layers.
+        first_cache_layer: where its keys and values start in the KV cache.
+        owners: the block that each layer of the KV cache belongs to.
 
     Attributes:
         state: [h, h'] after the final norm, `[B, T, d + d']`, once the pass is over.
     """
 
-    def __init__(self, stream: InsertedStream, first_cache_layer: int) -> None:
+    def __init__(self, stream: InsertedStream, first_cache_layer: int, owners: tuple[int, ...]) -> None:
         self.stream = stream
         self.state: Tensor | None = None
-        self._cache_layers = {layer: first_cache_layer + n for n, layer in enumerate(stream.widths.layers)}
+        self._places = {
+            block: CachePlace(block, first_cache_layer + n, owners) for n, block in enumerate(stream.widths.layers)
+        }
         self._inserted: Tensor | None = None
 
     def tokens(self, input_ids: Tensor) -> None:
@@ -256,15 +274,15 @@ class StreamPass(Visitor):
 
     def layer(self, index: int, taps: LayerTaps) -> None:
         """Moves h' through one block, if it is widened."""
-        cache_layer = self._cache_layers.get(index)
-        if cache_layer is None:
+        place = self._places.get(index)
+        if place is None:
             return
         taps = _cast(taps, self.stream.dtype)
         if self._inserted is None:
             if self.stream.projection is None:
                 raise OtterError("this adapter embeds tokens (embedding: table): give input_ids, not inputs_embeds")
             self._inserted = self.stream.projection(taps.hidden)
-        self._inserted = self.stream.layers[str(index)](self._inserted, taps, index, cache_layer)
+        self._inserted = self.stream.layers[str(index)](self._inserted, taps, place)
 
     def final(self, hidden: Tensor, normed: Tensor) -> None:
         """Joins the two states for the heads."""

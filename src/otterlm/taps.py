@@ -114,6 +114,10 @@ class _Slot(threading.local):
         self.visitor: Visitor | None = None
         self.seen: dict[str, Any] = {}
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Slot":
+        """A copy of the base carries hooks that nobody listens to."""
+        return _Slot()
+
     def on_tokens(self, _: nn.Module, inputs: tuple[Tensor]) -> None:
         if self.visitor is not None:
             self.visitor.tokens(inputs[0])

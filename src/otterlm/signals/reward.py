@@ -31,7 +31,7 @@ class RewardHead(nn.Module):
         if config.vocabulary_rank:
             self.down = nn.Linear(width, config.vocabulary_rank, bias=False, **factory)
             self.up = nn.Linear(config.vocabulary_rank, base_width, bias=False, **factory)
-        self._folded: tuple[tuple[int, int], Tensor] | None = None
+        self._folded: tuple[tuple[tuple[int, int], ...], Tensor] | None = None
 
     def initialize(self) -> None:
         """Every reward starts at 0."""
@@ -48,7 +48,7 @@ class RewardHead(nn.Module):
     def folded(self, unembedding: Tensor) -> Tensor:
         """E times the up projection, `[V, rank]`, so that scoring the whole vocabulary costs V x rank, not V x d."""
         assert self.up is not None
-        version = (self.up.weight.data_ptr(), self.up.weight._version)
+        version = tuple((weight.data_ptr(), weight._version) for weight in (self.up.weight, unembedding))
         if self._folded is None or self._folded[0] != version:
             self._folded = (version, F.linear(unembedding.to(self.up.weight.dtype), self.up.weight.T).detach())
         return self._folded[1]

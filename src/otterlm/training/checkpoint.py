@@ -43,32 +43,46 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer
+    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Restores what `save_checkpoint` saved.
+    """Restores what `save_checkpoint` saved. Nothing is touched before the whole file has been checked.
+
+    Args:
+        path: the file.
+        module, optimizer: are given the saved state.
+        identity: what the run that is to go on has under `identity` in its progress.
 
     Returns:
-        The best parameters and the progress.
+        The best parameters and the rest of the progress.
 
     Raises:
-        OtterError: the file is not a checkpoint of this module.
+        OtterError: the file is damaged, or of a run with another identity.
     """
     names = trainable(module)
-    best: dict[str, Tensor] = {}
     try:
         with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 - not a dict
-                part, _, rest = key.partition(".")
-                tensor = file.get_tensor(key)
-                if part == "model":
-                    with torch.no_grad():
-                        names[rest].copy_(tensor)
-                elif part == "best":
-                    best[rest] = tensor
-                else:
-                    slot, _, name = rest.partition(".")
-                    optimizer.state[names[name]][slot] = tensor.to(names[name].device) if tensor.dim() else tensor
-            progress = json.loads(file.metadata()["progress"])
-    except (SafetensorError, KeyError, RuntimeError, TypeError, OSError) as error:
-        raise OtterError(f"{path} is not a checkpoint of this run ({error}); delete it to start anew") from error
-    return best, progress
+            progress = json.loads((file.metadata() or {})["progress"])
+            saved_identity = progress.pop("identity")
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, OSError) as error:
+        raise _damaged(path, error) from error
+    if saved_identity != json.loads(json.dumps(identity)):
+        raise OtterError(f"{path} belongs to a run with other settings or data; delete it or choose another --out")
+    slots = ("step", "exp_avg", "exp_avg_sq") if progress.get("step") else ()
+    expected = {f"{part}.{name}" for name in names for part in ("model", "best", *(f"optimizer.{s}" for s in slots))}
+    if expected != set(tensors):
+        raise _damaged(path, f"it lacks or has unknown tensors, such as {min(expected ^ set(tensors))}")
+    for name, parameter in names.items():
+        if {tensors[f"{part}.{name}"].shape for part in ("model", "best")} != {parameter.shape}:
+            raise _damaged(path, f"{name} has another shape")
+    for name, parameter in names.items():
+        with torch.no_grad():
+            parameter.copy_(tensors[f"model.{name}"])
+        for slot in slots:
+            value = tensors[f"optimizer.{slot}.{name}"]
+            optimizer.state[parameter][slot] = value.to(parameter.device) if value.dim() else value
+    return {name: tensors[f"best.{name}"].to(parameter.device) for name, parameter in names.items()}, progress
+
+
+def _damaged(path: Path, reason: object) -> OtterError:
+    return OtterError(f"{path} is not a checkpoint of this run ({reason}); delete it to start anew")

@@ -54,7 +54,8 @@ class Batch:
         input_ids: int64.
         position_ids: int64; every branch continues where the shared prefix ends.
         segments: int64, see `otterlm.masks.branch_mask`.
-        parents: int64, the index of the token before each token in its own text (the first token is its own parent).
+        parents: int64, the index of the token before each token in its own text (a text's first token is its own
+            parent).
         scores: `[B]` float32, the given score of a scored text, 0 for pairs.
         rows: `[B]` int64, the examples' places in the data.
     """
@@ -116,17 +117,19 @@ def tokenize(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limits: Li
     tried = (_tokenize_row(index, row, tokenizer, limits) for index, row in enumerate(rows))
     examples = [example for example in tried if example is not None]
     if not examples:
-        raise OtterError("no usable rows: in every pair the two responses are the same within the token limits")
+        raise OtterError("no usable rows: every response is empty or, within the token limits, the same as its rival")
     return examples
 
 
 def _tokenize_row(index: int, row: Row, tokenizer: PreTrainedTokenizerBase, limits: Limits) -> Example | None:
     if not isinstance(row, PairRow):
         prompt, response = dialogue_tokens(row.text, tokenizer, limits)
+        if not response:
+            return None
         return Example(index, tuple(prompt), (tuple(response),), row.score)
     prompt, chosen = dialogue_tokens(row.chosen, tokenizer, limits)
     other_prompt, rejected = dialogue_tokens(row.rejected, tokenizer, limits)
-    if chosen == rejected and prompt == other_prompt:
+    if (chosen == rejected and prompt == other_prompt) or not chosen or not rejected:
         return None
     first, second = prompt + chosen, other_prompt + rejected
     # Both branches keep at least one token, the one whose reward is compared.
@@ -157,7 +160,7 @@ def collate(examples: Sequence[Example], pad_token_id: int = 0) -> Batch:
             batch.segments[row, part] = segment
             batch.parents[row, part] = torch.arange(start - 1, start + len(tokens) - 1)
             if tokens:
-                batch.parents[row, start] = max(first - 1, 0)
+                batch.parents[row, start] = first - 1 if first else start
             start += len(tokens)
     return batch
 

@@ -19,7 +19,8 @@ def fit_probe(chosen: Tensor, rejected: Tensor, folds: int = 5, seed: int = 0) -
         `[d]`: `weight . state` is a Bradley-Terry reward.
     """
     difference = chosen - rejected
-    scale = difference.std(dim=0).clamp_min(1e-6)
+    spread = difference.std(dim=0, correction=0)
+    scale = torch.where(spread > 1e-6, spread, 1.0)
     scaled = difference / scale
     fold = torch.randperm(len(scaled), generator=torch.Generator().manual_seed(seed)) % folds
 

@@ -1,7 +1,7 @@
 """The reward signal's objective: what a batch of pairs or scored texts teaches an adapter."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import torch
@@ -57,6 +57,8 @@ class RewardObjective(nn.Module):
         self.source = source
         self.config = config
         self.name = adapter_name
+        # What a checkpoint must agree with, beside the trainer's own settings.
+        self.identity = asdict(config) | {"adapter": model.adapter(adapter_name).config.to_json()}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Scalars, means over the batch: `loss`, `preference` or `regression`, `vocabulary`, and `accuracy` for
@@ -82,9 +84,11 @@ class RewardObjective(nn.Module):
         """Squared error between score(token | its prefix) and the prefix reward after the token, on response tokens."""
         row, position = (batch.segments >= CHOSEN).nonzero(as_tuple=True)
         parent = batch.parents[row, position]
+        follows = parent != position  # the first token of a text without a prompt was predicted by nothing
+        row, position, parent = row[follows], position[follows], parent[follows]
         signal = self.model.signal(self.name)
         gain = signal.gain(signal.vocabulary_query(state[row, parent]), batch.input_ids[row, position])
-        return (rewards[row, parent] + gain.float() - rewards[row, position]).square().mean()
+        return (rewards[row, parent] + gain.float() - rewards[row, position]).square().sum() / max(1, len(row))
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ import gzip
 import json
 import random
 import re
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,12 +91,12 @@ def _read_file(path: Path) -> Iterator[Mapping[str, Any]]:
     try:
         # gzip.open and open take the same arguments here.
         opener: Callable[..., IO[str]] = gzip.open if path.suffix == ".gz" else open
-        with opener(path, "rt", encoding="utf-8") as file:
+        with opener(path, "rt", encoding="utf-8-sig") as file:
             if kind == ".csv":
                 yield from csv.DictReader(file)
             else:
                 yield from _read_json(file.read(), path)
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
         raise OtterError(f"{path} cannot be read: {error}") from error
 
 
@@ -104,7 +105,7 @@ def _read_json(text: str, path: Path) -> Iterator[Mapping[str, Any]]:
     if text.lstrip().startswith("["):
         try:
             yield from json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise OtterError(f"{path} is not valid JSON: {error}") from error
         return
     # Not splitlines(): JSON strings may hold U+2028 and friends, which are line ends to it and not to JSON.
@@ -112,7 +113,7 @@ def _read_json(text: str, path: Path) -> Iterator[Mapping[str, Any]]:
         if line.strip():
             try:
                 yield json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise OtterError(f"{path}, line {number} is not valid JSON: {error}") from error
 
 
@@ -125,7 +126,7 @@ def _parse_row(record: Any, where: str) -> Row:
     text = _parse_text(record, "text", where)
     try:
         score = float(record["score"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise OtterError(f"{where}: column score is missing or not a number") from None
     if score != score or score in (float("inf"), float("-inf")):
         raise OtterError(f"{where}: score is {score}; it must be finite")
@@ -137,12 +138,35 @@ def _parse_text(record: Mapping[str, Any], column: str, where: str) -> Dialogue:
     if not value:
         present = ", ".join(sorted(str(name) for name in record)) or "none"
         raise OtterError(f"{where}: column {column} is missing or empty (columns there: {present})")
+    if not isinstance(value, str | list):
+        raise OtterError(f"{where}: column {column} must be a text or a list of messages, not {type(value).__name__}")
     prompt = record.get("prompt")
-    if isinstance(value, str) and isinstance(prompt, str) and not value.startswith(prompt):
-        return Dialogue((("user", prompt),), value)
+    if isinstance(value, str) and prompt and not (isinstance(prompt, str) and value.startswith(prompt)):
+        return Dialogue(tuple(_prompt_turns(prompt, where)), value)
     if isinstance(value, list) and isinstance(prompt, list):
         value = prompt + value
     return parse_dialogue(value, where)
+
+
+def _prompt_turns(prompt: Any, where: str) -> list[tuple[str, str]]:
+    """A prompt given apart from its response: chat messages, the HH format, or what the user says."""
+    turns = _turns(prompt, where)
+    while turns and turns[-1] == ("assistant", ""):  # the HH format's "Assistant:" that the response follows
+        turns.pop()
+    return turns or [("user", str(prompt))]
+
+
+def _turns(value: Any, where: str) -> list[tuple[str, str]]:
+    """Chat messages or the HH format as (role, content); a text without turns gives none."""
+    if isinstance(value, list):
+        try:
+            return [(str(message["role"]), str(message["content"])) for message in value]
+        except (TypeError, KeyError):
+            raise OtterError(f"{where}: a chat message needs role and content") from None
+    before, *pieces = _TURN.split(str(value))
+    roles = {"Human": "user", "Assistant": "assistant"}
+    turns = [(roles[name], text.strip()) for name, text in zip(pieces[::2], pieces[1::2], strict=True)]
+    return [("system", before.strip()), *turns] if turns and before.strip() else turns
 
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -158,17 +182,9 @@ def parse_dialogue(value: str | list[Message], where: str = "text") -> Dialogue:
     Raises:
         OtterError: the dialogue does not end with an assistant turn.
     """
-    if isinstance(value, list):
-        try:
-            turns = [(str(message["role"]), str(message["content"])) for message in value]
-        except (TypeError, KeyError):
-            raise OtterError(f"{where}: a chat message needs role and content") from None
-    else:
-        pieces = _TURN.split(value)
-        if len(pieces) == 1:
-            return Dialogue(None, value)
-        roles = {"Human": "user", "Assistant": "assistant"}
-        turns = [(roles[name], text.strip()) for name, text in zip(pieces[1::2], pieces[2::2], strict=True)]
+    turns = _turns(value, where)
+    if not turns and isinstance(value, str):
+        return Dialogue(None, value)
     if not turns or turns[-1][0] != "assistant":
         raise OtterError(f"{where}: the dialogue must end with an assistant turn")
     return Dialogue(tuple(turns[:-1]), turns[-1][1])
@@ -179,17 +195,17 @@ def hold_out(rows: Sequence[Row], fraction: float, seed: int) -> set[int]:
 
     Args:
         rows: what to split.
-        fraction: about how much to hold out, between 0 and 1.
+        fraction: about how much to hold out, from 0 to below 1.
         seed: which part.
 
     Returns:
         The indices of the held-out rows.
 
     Raises:
-        OtterError: the fraction is not between 0 and 1.
+        OtterError: the fraction is out of range.
     """
-    if not 0 < fraction < 1:
-        raise OtterError(f"the part held out must be between 0 and 1, got {fraction}")
+    if not 0 <= fraction < 1:
+        raise OtterError(f"the part held out must be from 0 to below 1, got {fraction}")
     groups: dict[object, list[int]] = {}
     for index, row in enumerate(rows):
         text = row.chosen if isinstance(row, PairRow) else row.text

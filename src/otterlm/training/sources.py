@@ -81,6 +81,7 @@ class RecordedBase:
         folder.mkdir(parents=True, exist_ok=True)
         done, data = folder / "recording.json", folder / "recording.bf16"
         finished = done.exists() and done.read_text() == json.dumps(identity)
+        finished = finished and data.exists() and data.stat().st_size == tokens * width * torch.bfloat16.itemsize
         if not finished:
             done.unlink(missing_ok=True)
         self._rows = torch.from_file(str(data), shared=True, size=tokens * width, dtype=torch.bfloat16).view(-1, width)
@@ -94,7 +95,7 @@ class RecordedBase:
         batches = list(length_buckets(examples, batch_size))
         for group in track(batches, "recording the base"):
             recorder = _Recorder()
-            live.show(collate(group), recorder)
+            live.show(collate(group).to(self._model.device), recorder)
             row = torch.cat(recorder.pieces, dim=-1).to("cpu", torch.bfloat16)  # [B, T, width]
             for index, example in enumerate(group):
                 start = self._offsets[example.row]

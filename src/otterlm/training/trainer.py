@@ -4,11 +4,13 @@ The order of the data is a function of the seed and the epoch, dropout a functio
 that is killed and started again ends with the weights of one that was not.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -69,6 +71,13 @@ class _Progress:
     stale: int = 0
     finished: bool = False
 
+    @classmethod
+    def restore(cls, saved: dict[str, Any], path: Path) -> "_Progress":
+        try:
+            return cls(**saved)
+        except TypeError as error:
+            raise OtterError(f"{path} is not a checkpoint of this run ({error}); delete it to start anew") from error
+
 
 def train(
     objective: nn.Module,
@@ -100,6 +109,8 @@ def train(
     names = trainable(objective)
     if not names:
         raise OtterError("nothing to train: no parameter requires a gradient")
+    if not train_examples or not eval_examples:
+        raise OtterError("no examples to train on or to evaluate on")
     optimizer = torch.optim.AdamW(names.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
     wrapped = accelerator.prepare(objective)
     batches_per_epoch = math.ceil(len(train_examples) / config.batch_size)
@@ -108,13 +119,15 @@ def train(
 
     progress, best = _Progress(), {name: parameter.detach().clone() for name, parameter in names.items()}
     # Two runs with these equal take the same steps; a checkpoint of any other run is refused.
-    identity = {**asdict(config), "train": len(train_examples), "eval": len(eval_examples)}
+    identity = {
+        **asdict(config),
+        **getattr(objective, "identity", {}),
+        "data": hashlib.sha256(repr((train_examples, eval_examples)).encode()).hexdigest(),
+    }
     checkpoint = out / "checkpoint.safetensors"
     if checkpoint.exists():
-        best, saved = load_checkpoint(checkpoint, objective, optimizer)
-        if saved.pop("identity") != identity:
-            raise OtterError(f"{checkpoint} belongs to a run with other settings; delete it or choose another --out")
-        progress = _Progress(**saved)
+        best, saved = load_checkpoint(checkpoint, objective, optimizer, identity)
+        progress = _Progress.restore(saved, checkpoint)
     log = _Log(out, progress.step) if accelerator.is_main_process else None
 
     def measure() -> dict[str, float]:
