@@ -161,7 +161,9 @@ def test_scored_texts(answer, base, adapter, tmp_path) -> None:
 def test_people_get_tables(otter, base, adapter, pairs) -> None:
     assert "Extra space saved" in otter("plan", "--base", base, "--adapter", adapter)[1]
     assert "accuracy" in otter("score", "--base", base, "--adapter", adapter, "--data", pairs)[1]
-    assert "tokens/s" in otter("generate", "--base", base, "--adapter", adapter, "--prompt", "a")[1]
+    assert (
+        "tokens/s" in otter("generate", "--base", base, "--adapter", adapter, "--prompt", "a", "--max-new-tokens", 4)[1]
+    )
     shown = otter("verify", "--base", base, "--adapter", adapter, "--dtype", "float32")[1]
     assert "Every bit is the base's" in shown
 
@@ -173,7 +175,7 @@ def test_people_get_tables(otter, base, adapter, pairs) -> None:
         ("--max-new-tokens", 0, "--max-new-tokens"),
         ("--max-new-tokens", 500, "context"),
         ("--weight", "nan", "weight"),
-        ("--weight", "heavy", "heavy"),
+        ("--weight", "heavy", "--weight"),
         ("--method", "magic", "guidance"),
         ("--temperature", 0, "--temperature"),
         ("--dtype", "int3", "float32"),

@@ -70,13 +70,13 @@ class Widths:
             raise OtterError(f"head_dim {widths.head_dim} must be even and divide the base's, {head_dim}")
         for what, ours, theirs in (
             ("hidden_size", widths.inserted, widths.base),
-            ("num_attention_heads", widths.heads, widths.base_heads),
+            ("num_attention_heads", widths.heads, 4 * widths.base_heads),
             ("vocabulary_rank", config.signal.vocabulary_rank, widths.base),
             ("num_key_value_heads", widths.kv_heads, widths.base_kv_heads),
             ("intermediate_size", widths.units, widths.base_units),
         ):
             if ours > theirs:
-                raise OtterError(f"{what} {ours} is larger than the base's own, {theirs}")
+                raise OtterError(f"{what} {ours} is too large for this base: at most {theirs}")
         return widths
 
 

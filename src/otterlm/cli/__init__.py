@@ -2,7 +2,6 @@
 
 import sys
 
-import click
 import typer
 
 from otterlm.cli import demo, generate, plan, score, train, verify
@@ -11,7 +10,6 @@ from otterlm.errors import OtterError
 app = typer.Typer(
     name="otter",
     help="Predict rewards alongside tokens, with the base model's logits unchanged to the bit.",
-    no_args_is_help=True,
     add_completion=False,
 )
 app.command("plan")(plan.command)
@@ -23,19 +21,21 @@ app.command("demo")(demo.command)
 
 BAD_INPUT = 2
 
+# Typer gives no public name to the errors of its parser; they are what its BadParameter is one of.
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
 
 def main() -> None:
     """Runs the command. Bad input is one line on stderr and exit code 2."""
+    if len(sys.argv) == 1:
+        sys.argv.append("--help")
     try:
         code = app(standalone_mode=False)
     except OtterError as error:
         _fail(str(error))
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        code = BAD_INPUT
-    except click.ClickException as error:
-        _fail(error.format_message())
-    except (KeyboardInterrupt, click.Abort):
+    except _UsageError as error:
+        _fail(error.format_message())  # type: ignore[attr-defined]
+    except (KeyboardInterrupt, typer.Abort):
         print("otter: interrupted", file=sys.stderr)
         code = 130
     except BrokenPipeError:

@@ -16,7 +16,7 @@ from otterlm.training.recipe import train_reward
 from otterlm.training.reward import RewardTrainingConfig
 from otterlm.training.trainer import TrainingConfig
 
-app = typer.Typer(help="Train an adapter.", no_args_is_help=True)
+app = typer.Typer(help="Train an adapter.")
 
 
 @app.callback()
