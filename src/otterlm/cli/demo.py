@@ -10,7 +10,7 @@ from rich.panel import Panel
 
 from otterlm.bases import SMOLLM2, load_base, load_config, load_tokenizer
 from otterlm.cli.colour import coloured
-from otterlm.cli.generate import intervention
+from otterlm.cli.generate import METHODS, intervention
 from otterlm.cli.options import AsJson, console, print_json
 from otterlm.decoding import score_sequences
 from otterlm.errors import OtterError
@@ -27,11 +27,14 @@ PROMPTS = (
 
 def command(
     adapter: Annotated[str, typer.Option(help="A reward adapter for smollm2-135m.")] = str(SHIPPED),
-    weight: Annotated[float, typer.Option(help="Of the reward.")] = 4.0,
+    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "search",
+    weight: Annotated[float, typer.Option(help="Of the reward.")] = 2.0,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 48,
     as_json: AsJson = False,
 ) -> None:
     """Two prompts to SmolLM2-135M: its own response and the guided one, every token coloured by its reward."""
+    if method not in METHODS:
+        raise OtterError(f"--method must be one of {', '.join(METHODS)}, got {method!r}")
     if not Path(adapter).is_dir():
         raise OtterError(f"{adapter}: no such adapter; run in Otter's checkout, or give --adapter")
     tokenizer, base = load_tokenizer(SMOLLM2), load_base(SMOLLM2)
@@ -45,7 +48,7 @@ def command(
         answers = {}
         for name, settings in (
             ("original", None),
-            ("guided", intervention(model, "guidance", weight, top_k=10)),
+            ("guided", intervention(model, method, weight, top_k=10)),
         ):
             generator: Any = base if settings is None else model
             started = time.perf_counter()
