@@ -47,6 +47,11 @@ def candidate_mask(seen: Tensor, candidates: int, dtype: torch.dtype) -> Tensor:
     return additive(visible[:, None], dtype)
 
 
+def token_positions(attention_mask: Tensor) -> Tensor:
+    """Position ids of padded sequences, `[B, T]`: tokens are counted from 0, padding is not counted."""
+    return (attention_mask.cumsum(dim=-1) - 1).clamp_min(0)
+
+
 def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where `visible`, the lowest finite value of `dtype` elsewhere: what eager and SDPA attention add to scores."""
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)

@@ -168,17 +168,21 @@ class OtterModel(nn.Module):
         adapter_files.write(Path(folder), config, adapter.state_dict(), card, dtype)
 
     def adapter(self, name: str | None = None) -> Adapter:
-        """An adapter by name; without one, the only adapter.
+        """An adapter by name; without one, the only adapter. Errors as for `adapter_name`."""
+        return self._adapters[self.adapter_name(name)]
+
+    def adapter_name(self, name: str | None = None) -> str:
+        """The name of the adapter that is meant; without one, the only adapter's.
 
         Raises:
             OtterError: there is none of this name, or no name was given and there are several.
         """
         if name is None and len(self.adapters) == 1:
-            return next(iter(self._adapters.values()))
+            return next(iter(self._adapters))
         if name is None or name not in self.adapters:
             what = "name an adapter" if name is None else f"unknown signal {name!r}"
             raise OtterError(f"{what}; there are: {', '.join(self.adapters) or 'none'}")
-        return self._adapters[name]
+        return name
 
     # -- running -------------------------------------------------------------------------------------------------
 

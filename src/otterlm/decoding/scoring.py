@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from otterlm.masks import token_positions
 from otterlm.model import OtterModel
 
 
@@ -21,11 +22,10 @@ def score_sequences(
     Returns:
         `[B, T]` float32; NaN at padding.
     """
-    positions = (attention_mask.cumsum(dim=-1) - 1).clamp_min(0)
     model(
         input_ids=sequences,
         attention_mask=attention_mask,
-        position_ids=positions,
+        position_ids=token_positions(attention_mask),
         use_cache=False,
         logits_to_keep=1,
     )

@@ -16,7 +16,7 @@ from otterlm.cache import keep_candidate
 from otterlm.decoding.checks import check_count, check_weight
 from otterlm.decoding.output import RewardedOutput
 from otterlm.errors import OtterError
-from otterlm.masks import candidate_mask
+from otterlm.masks import candidate_mask, token_positions
 from otterlm.model import OtterModel
 
 
@@ -67,8 +67,7 @@ class CandidateSearch:
         **model_kwargs: Any,
     ) -> RewardedOutput | Tensor:
         """Called by `generate`. Returns the sequences, `[B, T]`, or a `RewardedOutput` if asked for a dict."""
-        name = self.adapter_name or next(iter(model.adapters), None)
-        model.adapter(name)
+        name = model.adapter_name(self.adapter_name)
         if self.weight == 0:
             return model._sample(
                 input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer, **model_kwargs
@@ -77,7 +76,7 @@ class CandidateSearch:
         seen = torch.ones_like(input_ids) if seen is None else seen
         _check_window(model, input_ids.shape[1] + (generation_config.max_new_tokens or 0))
         cache = DynamicCache()  # unlike a sliding-window cache it can be cropped
-        positions = (seen.cumsum(dim=-1) - 1).clamp_min(0)
+        positions = token_positions(seen)
         output = model(
             input_ids=input_ids, attention_mask=seen, position_ids=positions, past_key_values=cache, logits_to_keep=1
         )

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from otterlm.model import OtterModel
 from otterlm.progress import track
+from otterlm.signals.reward import RewardSignal
 from otterlm.taps import Visitor
 from otterlm.training.losses import (
     CHOSEN,
@@ -20,7 +21,7 @@ from otterlm.training.losses import (
 )
 from otterlm.training.packing import Batch, Example, collate, length_buckets
 from otterlm.training.probe import fit_probe
-from otterlm.training.sources import Source
+from otterlm.training.sources import Source, read_batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +64,7 @@ class RewardObjective(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Scalars, means over the batch: `loss`, `preference` or `regression`, `vocabulary`, and `accuracy` for
         pairs."""
-        stream = self.model.stream_passes([self.name])[self.name]
-        self.source.show(batch, stream)
-        assert stream.state is not None
-        signal = self.model.read_signals({self.name: stream.state})[self.name]
+        signal = read_batch(self.model, self.source, batch, self.name)
         rewards = signal.prefix  # [B, T]
         prefixes = self.config.compare == "prefixes"
         metrics: dict[str, Tensor] = {}
@@ -76,18 +74,17 @@ class RewardObjective(nn.Module):
         else:
             loss = metrics["regression"] = regression(rewards, batch, prefixes)
         if self.model.adapter(self.name).config.signal.vocabulary_rank:
-            metrics["vocabulary"] = self._vocabulary_loss(stream.state, rewards.detach(), batch)
+            metrics["vocabulary"] = self._vocabulary_loss(signal, rewards.detach(), batch)
             loss = loss + self.config.vocabulary_weight * metrics["vocabulary"]
         return {"loss": loss} | {name: value.detach() for name, value in metrics.items()}
 
-    def _vocabulary_loss(self, state: Tensor, rewards: Tensor, batch: Batch) -> Tensor:
+    def _vocabulary_loss(self, signal: RewardSignal, rewards: Tensor, batch: Batch) -> Tensor:
         """Squared error between score(token | its prefix) and the prefix reward after the token, on response tokens."""
         row, position = (batch.segments >= CHOSEN).nonzero(as_tuple=True)
         parent = batch.parents[row, position]
         follows = parent != position  # the first token of a text without a prompt was predicted by nothing
         row, position, parent = row[follows], position[follows], parent[follows]
-        signal = self.model.signal(self.name)
-        gain = signal.gain(signal.vocabulary_query(state[row, parent]), batch.input_ids[row, position])
+        gain = signal.gain(signal.vocabulary_query(signal.state[row, parent]), batch.input_ids[row, position])
         return (rewards[row, parent] + gain.float() - rewards[row, position]).square().sum() / max(1, len(row))
 
 

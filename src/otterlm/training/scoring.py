@@ -10,7 +10,7 @@ import torch
 from otterlm.model import OtterModel
 from otterlm.progress import track
 from otterlm.training.packing import Example, collate, length_buckets
-from otterlm.training.sources import LiveBase
+from otterlm.training.sources import LiveBase, read_batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +26,11 @@ def score_examples(
     model: OtterModel, examples: Sequence[Example], batch_size: int = 8, adapter_name: str | None = None
 ) -> list[Scored]:
     """Scores examples, in their order; a pair's shared prefix is computed once."""
-    name = adapter_name or next(iter(model.adapters), "reward")
-    model.adapter(name)
+    name = model.adapter_name(adapter_name)
     source, scored = LiveBase(model), []
     for group in track(list(length_buckets(examples, batch_size)), "scoring"):
         batch = collate(group).to(model.device)
-        stream = model.stream_passes([name])[name]
-        source.show(batch, stream)
-        assert stream.state is not None
-        rewards = model.read_signals({name: stream.state})[name].prefix.cpu()
+        rewards = read_batch(model, source, batch, name).prefix.cpu()
         for row, example in enumerate(group):
             branches, start = [], len(example.prefix)
             for branch in example.branches:

@@ -18,6 +18,7 @@ from otterlm.fingerprint import fingerprint
 from otterlm.masks import branch_mask
 from otterlm.model import OtterModel
 from otterlm.progress import track
+from otterlm.signals.reward import RewardSignal
 from otterlm.taps import LayerTaps, Visitor
 from otterlm.training.packing import Batch, Example, collate, length_buckets
 
@@ -27,6 +28,14 @@ class Source(Protocol):
 
     def show(self, batch: Batch, visitor: Visitor) -> None:
         """Calls `visitor.tokens`, `visitor.layer` for every widened block, and `visitor.final`."""
+
+
+def read_batch(model: OtterModel, source: Source, batch: Batch, adapter_name: str) -> RewardSignal:
+    """What an adapter predicts on a packed batch."""
+    stream = model.stream_passes([adapter_name])[adapter_name]
+    source.show(batch, stream)
+    assert stream.state is not None
+    return model.read_signals({adapter_name: stream.state})[adapter_name]
 
 
 class LiveBase:
