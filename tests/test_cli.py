@@ -150,6 +150,74 @@ def test_train_score_and_generate(answer, base, pairs, tmp_path) -> None:
     assert {"a", "b"} & set(answer(*prompt, "--adapter", out, "--weight", 50, "--method", "search")["text"].split())
 
 
+SHAPE = ("--hidden-size", 8, "--heads", 2, "--kv-heads", 1, "--intermediate-size", 12)
+
+
+def test_train_contrast_and_generate(answer, refusal, base, tmp_path) -> None:
+    sides = {"good": "a b a b a", "bad": "i j i j i"}
+    for side, text in sides.items():
+        (tmp_path / f"{side}.txt").write_text(f"{text}\n" * 20)
+    (tmp_path / "both.csv").write_text("kind,words\n" + "".join(f"{s},{t}\n" for s, t in sides.items()) * 20)
+    settings = ("--rank", 4, *SHAPE, "--epochs", 6, "--batch-size", 8, "--learning-rate", 0.01, "--eval-fraction", 0.25)
+    command = ("train", "contrast", "--base", base, *settings)
+    files = ("--positive", tmp_path / "good.txt", "--negative", tmp_path / "bad.txt")
+    result = answer(*command, *files, "--out", tmp_path / "one")
+    assert result["accuracy"] == 1.0
+    assert result["loss"] < result["base"]
+    columns = (
+        "--text-column",
+        "words",
+        "--label-column",
+        "kind",
+        "--positive-labels",
+        "good",
+        "--negative-labels",
+        "bad",
+    )
+    answer(*command, "--data", tmp_path / "both.csv", *columns, "--out", tmp_path / "two")
+    prompt = ("generate", "--base", base, "--raw", "--prompt", "a b", "--max-new-tokens", 6, "--top-p", 1)
+    plain = answer(*prompt)
+    for folder in ("one", "two"):
+        adapter = ("--adapter", tmp_path / folder)
+        assert answer(*prompt, *adapter, "--alpha", 0)["tokens"] == plain["tokens"]
+        said, opposite = (answer(*prompt, *adapter, "--alpha", alpha) for alpha in (20, -20))
+        assert said["tokens"] != plain["tokens"]
+        wanted, unwanted = (len([w for w in a["text"].split() if w in ("a", "b")]) for a in (said, opposite))
+        assert wanted >= 4 > unwanted
+        assert said["rewards"] == []
+    assert "--positive" in refusal(*command, "--out", tmp_path / "x", "--positive", tmp_path / "good.txt")
+    assert "--data" in refusal(*command, "--out", tmp_path / "x", *files, "--data", tmp_path / "both.csv")
+    assert "--max-tokens" in refusal(*command, "--out", tmp_path / "x", *files, "--max-tokens", 1)
+    (tmp_path / "scores.csv").write_text("text,score\na b c,1\n")
+    score = ("score", "--base", base, "--adapter", tmp_path / "one", "--data", tmp_path / "scores.csv")
+    assert "no adapter predicts reward; there are: contrast" in refusal(*score)
+
+
+def test_train_draft_and_generate(answer, refusal, base, adapter, tmp_path) -> None:
+    (tmp_path / "prompts.txt").write_text("".join(f"{a} {b}\n" for a in WORDS[10:18] for b in WORDS[10:13]))
+    settings = ("--draft-heads", 2, "--draft-width", 24, "--draft-rank", 8, "--draft-vocabulary", 20, "--epochs", 12)
+    training = ("--batch-size", 8, "--learning-rate", 0.01, "--eval-fraction", 0.2, "--max-new-tokens", 8)
+    command = ("train", "draft", "--base", base, "--prompts", tmp_path / "prompts.txt", "--out", tmp_path / "draft")
+    result = answer(*command, *settings, *SHAPE, *training)
+    assert result["accuracy_0_0"] > 0
+    config = json.loads((tmp_path / "draft" / CONFIG).read_text())
+    assert len(config["signal"]["accuracy"]) == 2
+    prompt = ("generate", "--base", base, "--prompt", "a b", "--max-new-tokens", 9)
+    drafted = answer(*prompt, "--adapter", tmp_path / "draft")
+    assert drafted["tokens"] == answer(*prompt)["tokens"]
+    assert drafted["acceptance_length"] >= 1
+    both = ("--adapter", adapter, "--adapter", tmp_path / "draft", "--weight", 3)
+    guided = answer(*prompt, *both)
+    assert guided["tokens"] == answer(*prompt, "--adapter", adapter, "--weight", 3)["tokens"]
+    assert len(guided["rewards"]) == len(guided["tokens"])
+    assert "--method guidance" in refusal(*prompt, *both, "--method", "search")
+    assert "--drafts" in refusal(*prompt, *both, "--drafts", 0)
+    assert "--max-new-tokens" in refusal(*command, "--max-new-tokens", 0)
+    assert answer("verify", "--base", base, "--adapter", tmp_path / "draft", "--dtype", "float32")["exact"]
+    plan = answer("plan", "--base", base, "--adapter", tmp_path / "draft")
+    assert plan["derived_parameters"] == 20 * 8
+
+
 def test_scored_texts(answer, base, adapter, tmp_path) -> None:
     data = tmp_path / "scores.csv"
     data.write_text("text,score\na b c,1.5\nd e,-0.5\n")

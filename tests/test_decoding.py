@@ -232,15 +232,30 @@ def test_logits_processors_and_criteria_of_the_user_are_obeyed(otter) -> None:
     assert ((sequences[:, 7:] < 3) | (sequences[:, 7:] >= 60)).all()
 
 
+def test_the_tokens_of_a_search_are_streamed(otter) -> None:
+    class Listener:
+        heard: list[int] = []  # noqa: RUF012
+
+        def put(self, value: Tensor) -> None:
+            self.heard.extend(value.flatten().tolist())
+
+        def end(self) -> None:
+            self.heard.append(-1)
+
+    settings = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None}
+    said = otter.generate(tokens(1, 5), custom_generate=CandidateSearch(1.0), streamer=Listener(), **settings)
+    assert Listener.heard == [*said[0].tolist(), -1]
+
+
 def test_the_cache_of_a_search_holds_only_what_was_chosen(otter) -> None:
-    from otterlm.cache import keep_candidate
+    from otterlm.cache import keep_path
 
     cache = DynamicCache()
     ids = tokens(2, 8)
     with torch.no_grad():
         otter(input_ids=ids, past_key_values=cache)
         before = [layer.keys.clone() for layer in cache.layers]
-        keep_candidate(cache, torch.tensor([2, 0]), candidates=3)
+        keep_path(cache, torch.tensor([[2], [0]]), tree_size=3)
     for layer, old in zip(cache.layers, before, strict=True):
         assert torch.equal(layer.keys[:, :, :5], old[:, :, :5])
         assert torch.equal(layer.keys[0, :, 5], old[0, :, 7])

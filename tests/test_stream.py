@@ -225,8 +225,8 @@ def test_vocabulary_head_scores_tokens():
     for _ in range(2):
         signal = otter(tokens(2, 6)).signals["reward"]
         head, chosen = otter.adapter().head, tokens(2, 5, seed=3)
-        direction = signal.state[:, -1] @ head.down.weight.T @ head.up.weight.T
+        direction = signal.state[:, -1] @ head.vocabulary.down.weight.T @ head.vocabulary.up.weight.T
         expected = signal.prefix[:, -1:] + direction @ otter.base_model.lm_head.weight.T
         close(signal.vocabulary(), expected, 1e-4)
         close(signal.vocabulary(chosen), expected.gather(1, chosen), 1e-4)
-        head.up.weight.add_(0.1)
+        head.vocabulary.up.weight.add_(0.1)

@@ -5,9 +5,9 @@ The method is of "Predicting Rewards Alongside Tokens: Non-disruptive Parameter 
 Intervention in Large Language Models" (EMNLP 2024, arXiv 2408.10764).
 """
 
-from otterlm.config import OtterConfig, RewardConfig
+from otterlm.config import ContrastConfig, DraftConfig, OtterConfig, RewardConfig
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
 
 __version__ = "0.1.0"
-__all__ = ["OtterConfig", "OtterError", "OtterModel", "RewardConfig"]
+__all__ = ["ContrastConfig", "DraftConfig", "OtterConfig", "OtterError", "OtterModel", "RewardConfig"]

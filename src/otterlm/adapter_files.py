@@ -49,14 +49,19 @@ def read_config(folder: Path) -> OtterConfig:
     return OtterConfig.from_json(text, str(path))
 
 
-def load_weights(folder: Path, module: nn.Module) -> None:
+def load_weights(folder: Path, module: nn.Module, vocabulary_size: int) -> None:
     """Fills `module` from `adapter_model.safetensors`, converting to its dtype.
 
     Names, shapes and dtypes are checked against the header before any tensor is read.
 
+    Args:
+        folder: of the adapter.
+        module: its parameters and buffers are filled.
+        vocabulary_size: the base's; whole numbers in an adapter are token ids, and must be below it.
+
     Raises:
         OtterError: the file is missing, corrupt, holds other tensors than the configuration asks for, or a value is not
-            finite.
+            finite or no token.
     """
     path = folder / WEIGHTS
     expected = module.state_dict()
@@ -67,6 +72,8 @@ def load_weights(folder: Path, module: nn.Module) -> None:
                 tensor = file.get_tensor(name)
                 if not torch.isfinite(tensor).all():
                     raise OtterError(f"{path}: {name} holds values that are not finite (NaN or infinity)")
+                if not target.is_floating_point() and not ((tensor >= 0) & (tensor < vocabulary_size)).all():
+                    raise OtterError(f"{path}: {name} holds ids that are no tokens of the base ({vocabulary_size})")
                 with torch.no_grad():
                     target.copy_(tensor)
     except OtterError:
@@ -86,8 +93,9 @@ def _check_header(path: Path, file: object, expected: dict[str, Tensor]) -> None
         piece = file.get_slice(name)  # type: ignore[attr-defined]
         if tuple(piece.get_shape()) != tuple(target.shape):
             raise OtterError(f"{path}: {name} has shape {piece.get_shape()}, {CONFIG} asks for {list(target.shape)}")
-        if piece.get_dtype() not in {"F32", "F16", "BF16"}:
-            raise OtterError(f"{path}: {name} is {piece.get_dtype()}; expected F32, F16 or BF16")
+        allowed = ("F32", "F16", "BF16") if target.is_floating_point() else ("I64",)
+        if piece.get_dtype() not in allowed:
+            raise OtterError(f"{path}: {name} is {piece.get_dtype()}; expected {' or '.join(allowed)}")
 
 
 def write(
@@ -102,7 +110,10 @@ def write(
         raise OtterError(f"adapters are saved as float32, float16 or bfloat16, not {dtype}")
     base = config.base_model_name_or_path
     front = "---\nlibrary_name: otter-lm\n" + (f"base_model: {base}\n" if base else "") + "---\n\n"
-    converted = {name: tensor.detach().to("cpu", dtype or tensor.dtype) for name, tensor in tensors.items()}
+    converted = {
+        name: tensor.detach().to("cpu", dtype if dtype and tensor.is_floating_point() else tensor.dtype)
+        for name, tensor in tensors.items()
+    }
     files.write_files(
         folder,
         {

@@ -52,21 +52,21 @@ def _new_layer_like(layer: CacheLayerMixin) -> CacheLayerMixin:
     return new
 
 
-def keep_candidate(cache: Cache, chosen: Tensor, candidates: int) -> None:
-    """Of the last `candidates` tokens in the cache, which were rivals for one position, keeps the chosen one of each
-    row.
+def keep_path(cache: Cache, path: Tensor, tree_size: int) -> None:
+    """Of a tree of tokens at the end of the cache, keeps one path of each row, in its order.
 
     Args:
         cache: a cache that can be cropped.
-        chosen: `[B]`, which candidate of each row.
-        candidates: how many there were.
+        path: `[B, n]`, which tokens of the tree each row keeps, in ascending order.
+        tree_size: how many tokens the tree has.
     """
-    if candidates == 1:
+    kept = path.shape[1]
+    if kept == tree_size:
         return
-    rows = torch.arange(len(chosen), device=chosen.device)
+    rows, target = torch.arange(len(path), device=path.device)[:, None], torch.arange(kept, device=path.device)
     for layer in cache.layers:
         if layer.is_initialized:
-            for states in (layer.keys, layer.values):  # [B, heads, P + candidates, head_dim]
-                first = states.shape[-2] - candidates
-                states[rows, :, first] = states[rows, :, first + chosen]
-    cache.crop(1 - candidates)
+            for states in (layer.keys, layer.values):  # [B, heads, P + tree_size, head_dim]
+                first = states.shape[-2] - tree_size
+                states[rows, :, first + target] = states[rows, :, first + path]
+    cache.crop(kept - tree_size)

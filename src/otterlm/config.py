@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from otterlm.errors import OtterError
 
@@ -22,10 +22,97 @@ class RewardConfig:
         vocabulary_rank: rank of the vocabulary head; 0 for the prefix head alone.
     """
 
+    type: ClassVar[str] = "reward"
     vocabulary_rank: int = 16
 
     def __post_init__(self) -> None:
         _check_int("vocabulary_rank", self.vocabulary_rank, minimum=0)
+
+    def limits(self, width: int, vocabulary: int) -> dict[str, tuple[int, int]]:
+        """Of each size: what it is, and the most that makes sense on a base of this width and vocabulary."""
+        return {"vocabulary_rank": (self.vocabulary_rank, width)}
+
+    def derived_parameters(self, vocabulary: int) -> int:
+        """Numbers kept in memory that are not stored: an up projection folded with the unembedding."""
+        return vocabulary * self.vocabulary_rank
+
+
+@dataclass(frozen=True, slots=True)
+class ContrastConfig:
+    """The contrast signal: the next-token distributions of an expert and an anti-expert.
+
+    Attributes:
+        rank: of each side's correction of the base's logits.
+    """
+
+    type: ClassVar[str] = "contrast"
+    rank: int = 32
+
+    def __post_init__(self) -> None:
+        _check_int("rank", self.rank, minimum=1)
+
+    def limits(self, width: int, vocabulary: int) -> dict[str, tuple[int, int]]:
+        """As in `RewardConfig`."""
+        return {"rank": (self.rank, width)}
+
+    def derived_parameters(self, vocabulary: int) -> int:
+        """As in `RewardConfig`."""
+        return 2 * vocabulary * self.rank
+
+
+@dataclass(frozen=True, slots=True)
+class DraftConfig:
+    """The draft signal: guesses at the tokens after the next one.
+
+    Attributes:
+        heads: how many tokens are drafted, one after the other.
+        width: hidden units of each head.
+        rank: size of the codes that the vocabulary is scored with.
+        vocabulary_size: how many tokens can be drafted, the ones the base says most often.
+        sequential: whether a head sees the tokens between the state and its guess, and the code of the head before.
+        accuracy: of each head, how often its best, second best, ... guess is right when all before it were, as measured
+            after training; the draft tree is shaped by it. Empty: not measured.
+    """
+
+    type: ClassVar[str] = "draft"
+    heads: int = 4
+    width: int = 512
+    rank: int = 256
+    vocabulary_size: int = 8192
+    sequential: bool = True
+    accuracy: tuple[tuple[float, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("heads", "width", "rank", "vocabulary_size"):
+            _check_int(name, getattr(self, name), minimum=1)
+        if not isinstance(self.sequential, bool):
+            raise OtterError(f"sequential must be true or false, got {self.sequential!r}")
+        object.__setattr__(self, "accuracy", tuple(tuple(row) for row in self.accuracy))
+        for row in self.accuracy:
+            if not row or len(row) > MAX_GUESSES or not all(isinstance(v, int | float) and 0 <= v <= 1 for v in row):
+                raise OtterError(f"accuracy must hold, for each head, 1 to {MAX_GUESSES} shares from 0 to 1")
+        if self.accuracy and len(self.accuracy) != self.heads:
+            raise OtterError(f"accuracy is given for {len(self.accuracy)} heads, but there are {self.heads}")
+
+    def limits(self, width: int, vocabulary: int) -> dict[str, tuple[int, int]]:
+        """As in `RewardConfig`."""
+        return {
+            "heads": (self.heads, 16),
+            "width": (self.width, 8 * width),
+            "rank": (self.rank, width),
+            "vocabulary_size": (self.vocabulary_size, vocabulary),
+        }
+
+    def derived_parameters(self, vocabulary: int) -> int:
+        """As in `RewardConfig`."""
+        return self.vocabulary_size * self.rank
+
+
+SignalConfig = RewardConfig | ContrastConfig | DraftConfig
+SIGNALS: dict[str, type[SignalConfig]] = {signal.type: signal for signal in (RewardConfig, ContrastConfig, DraftConfig)}
+
+MAX_GUESSES = 16
+"""The most guesses of one draft head that are measured or tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +146,7 @@ class OtterConfig:
     layers: tuple[int, ...] | None = None
     embedding: Embedding = "projection"
     initialization: Initialization = "copy"
-    signal: RewardConfig = field(default_factory=RewardConfig)
+    signal: SignalConfig = field(default_factory=RewardConfig)
     base_model_name_or_path: str | None = None
     base_fingerprint: tuple[float, ...] | None = None
     version: int = FORMAT_VERSION
@@ -92,7 +179,7 @@ class OtterConfig:
     def to_json(self) -> str:
         """The text of `adapter_config.json`, keys sorted."""
         values = dataclasses.asdict(self) | {"peft_type": "OTTER"}
-        values["signal"] = {"type": "reward", **values["signal"]}
+        values["signal"] = {"type": self.signal.type, **values["signal"]}
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
     @classmethod
@@ -108,14 +195,14 @@ class OtterConfig:
                 raise OtterError(f"{where} is not an Otter adapter's configuration (peft_type is not OTTER)")
             signal = dict(values.pop("signal"))
             kind = signal.pop("type", None)
-            if kind != "reward":
-                raise OtterError(f"{where}: unknown signal {kind!r}; this Otter knows: reward")
+            if not isinstance(kind, str) or kind not in SIGNALS:
+                raise OtterError(f"{where}: unknown signal {kind!r}; this Otter knows: {', '.join(SIGNALS)}")
             if not isinstance(values.get("version"), int):
                 raise OtterError(f"{where}: version is missing or not a whole number")
             for name in ("layers", "base_fingerprint"):
                 if values.get(name) is not None:
                     values[name] = tuple(values[name])
-            return cls(signal=RewardConfig(**signal), **values)
+            return cls(signal=SIGNALS[kind](**signal), **values)
         except OtterError as error:
             raise OtterError(f"{where}: {error}" if where not in str(error) else str(error)) from None
         except (json.JSONDecodeError, RecursionError) as error:

@@ -1,7 +1,7 @@
 """Attention masks of token trees: several continuations of one prefix, packed into one sequence.
 
-Training packs a pair as [shared prefix | chosen | rejected] and decoding packs the candidates of one step as
-[prefix | c1 | c2 | ... | ck]; either way the shared prefix is computed once and the branches do not see each other.
+Training packs a pair as [shared prefix | chosen | rejected] and decoding packs the candidates of one step, or a tree
+of drafts, behind the cached prefix; either way the prefix is computed once and the branches do not see each other.
 Transformers passes a 4-D mask through to every attention implementation that takes one.
 """
 
@@ -30,20 +30,20 @@ def branch_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
     return additive(visible[:, None], dtype)
 
 
-def candidate_mask(seen: Tensor, candidates: int, dtype: torch.dtype) -> Tensor:
-    """The mask of one step's candidates: each sees the whole prefix and itself, not its rivals.
+def tree_mask(seen: Tensor, ancestors: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mask of a tree of tokens after a cached prefix: each sees the prefix, the tokens it follows, and itself.
 
     Args:
-        seen: `[B, P]` bool, the tokens in the KV cache that may be attended (no left padding, inside the window).
-        candidates: how many tokens `k` are tried at the next position.
+        seen: `[B, P]` bool, the tokens in the KV cache that may be attended (no padding, inside the window).
+        ancestors: `[N, N]` bool, in row i what token i of the tree sees of the tree. Rivals for one position are the
+            identity matrix.
         dtype: as in `branch_mask`.
 
     Returns:
-        `[B, 1, k, P + k]`.
+        `[B, 1, N, P + N]`.
     """
-    own = torch.eye(candidates, dtype=torch.bool, device=seen.device)
-    prefix = seen[:, None, :].expand(-1, candidates, -1)
-    visible = torch.cat((prefix, own.expand(len(seen), -1, -1)), dim=-1)
+    prefix = seen[:, None, :].expand(-1, len(ancestors), -1)
+    visible = torch.cat((prefix, ancestors.to(seen.device).expand(len(seen), -1, -1)), dim=-1)
     return additive(visible[:, None], dtype)
 
 

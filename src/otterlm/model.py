@@ -20,7 +20,7 @@ from otterlm.errors import OtterError
 from otterlm.families import family_of
 from otterlm.fingerprint import fingerprint, same_base
 from otterlm.initialization import initialize
-from otterlm.signals.reward import RewardHead, RewardSignal
+from otterlm.signals import HEADS, Signal
 from otterlm.stream import InsertedStream, StreamPass
 from otterlm.taps import LayerTaps, Taps, Visitor
 
@@ -34,7 +34,8 @@ class Adapter(nn.Module):
         device = base.get_input_embeddings().weight.device
         self.stream = InsertedStream(config, base, dtype, device)
         widths = self.stream.widths
-        self.head = RewardHead(config.signal, widths.base + widths.inserted, widths.base, dtype=dtype, device=device)
+        head: Any = HEADS[type(config.signal)]
+        self.head = head(config.signal, widths.base + widths.inserted, widths.base, dtype=dtype, device=device)
 
 
 class OtterModel(nn.Module):
@@ -99,7 +100,7 @@ class OtterModel(nn.Module):
         self, config: OtterConfig, adapter_name: str | None = None, dtype: torch.dtype | None = None
     ) -> str:
         """Inserts a new, initialised adapter and returns its name."""
-        name = self._new_name(adapter_name)
+        name = self._new_name(adapter_name or config.signal.type)
         adapter = Adapter(config, self.base_model, dtype or self.base_model.dtype)
         initialize(adapter.stream, config, self.base_model)
         adapter.head.initialize()
@@ -110,16 +111,16 @@ class OtterModel(nn.Module):
         self, adapter: str | Path, adapter_name: str | None = None, dtype: torch.dtype | None = None
     ) -> str:
         """Inserts a saved adapter and returns its name. Arguments and errors as in `from_pretrained`."""
-        name = self._new_name(adapter_name)
         folder = adapter_files.locate(adapter)
         config = adapter_files.read_config(folder)
+        name = self._new_name(adapter_name or config.signal.type)
         if config.base_fingerprint and not same_base(config.base_fingerprint, fingerprint(self.base_model)):
             raise OtterError(
                 f"{adapter} was trained on another base ({config.base_model_name_or_path}); "
                 "its weights mean nothing here"
             )
         module = Adapter(config, self.base_model, dtype or self.base_model.dtype)
-        adapter_files.load_weights(folder, module)
+        adapter_files.load_weights(folder, module, self.base_model.config.vocab_size)
         self._insert(name, module)
         return name
 
@@ -127,8 +128,7 @@ class OtterModel(nn.Module):
     def _adapters(self) -> dict[str, Adapter]:
         return {name: module for name, module in self.adapters.items() if isinstance(module, Adapter)}
 
-    def _new_name(self, name: str | None) -> str:
-        name = name or "reward"
+    def _new_name(self, name: str) -> str:
         if name in self.adapters:
             raise OtterError(f"there is already an adapter named {name!r}: give adapter_name")
         if not name.isidentifier() or hasattr(self.adapters, name):
@@ -137,9 +137,13 @@ class OtterModel(nn.Module):
 
     def _insert(self, name: str, adapter: Adapter) -> None:
         self.adapters[name] = adapter.train(self.training)
-        watched = sorted({layer for a in self._adapters.values() for layer in a.stream.widths.layers})
         self._taps.remove()
-        self._taps = Taps(self.base_model, self.family, tuple(watched))
+        self._taps = Taps(self.base_model, self.family, self.watched_layers)
+
+    @property
+    def watched_layers(self) -> tuple[int, ...]:
+        """The blocks that one adapter or another widens."""
+        return tuple(sorted({layer for a in self._adapters.values() for layer in a.stream.widths.layers}))
 
     def save_pretrained(
         self,
@@ -171,17 +175,27 @@ class OtterModel(nn.Module):
         """An adapter by name; without one, the only adapter. Errors as for `adapter_name`."""
         return self._adapters[self.adapter_name(name)]
 
-    def adapter_name(self, name: str | None = None) -> str:
-        """The name of the adapter that is meant; without one, the only adapter's.
+    def adapter_name(self, name: str | None = None, kind: str | None = None) -> str:
+        """The name of the adapter that is meant.
+
+        Args:
+            name: its name; None: the only one (of its kind).
+            kind: what it must predict: `reward`, `contrast` or `draft`; None: anything.
 
         Raises:
-            OtterError: there is none of this name, or no name was given and there are several.
+            OtterError: there is none of this name, it predicts something else, or no name was given and there are
+                several.
         """
-        if name is None and len(self.adapters) == 1:
-            return next(iter(self._adapters))
-        if name is None or name not in self.adapters:
-            what = "name an adapter" if name is None else f"unknown signal {name!r}"
+        kinds = {name: adapter.config.signal.type for name, adapter in self._adapters.items()}
+        fitting = [name for name in kinds if kind in (None, kinds[name])]
+        if name is None and len(fitting) == 1:
+            return fitting[0]
+        if name is None or name not in kinds:
+            what = "name an adapter" if fitting else f"no adapter predicts {kind or 'anything'}"
+            what = what if name is None else f"unknown signal {name!r}"
             raise OtterError(f"{what}; there are: {', '.join(self.adapters) or 'none'}")
+        if name not in fitting:
+            raise OtterError(f"adapter {name!r} predicts {kinds[name]}, not {kind}")
         return name
 
     # -- running -------------------------------------------------------------------------------------------------
@@ -221,26 +235,26 @@ class OtterModel(nn.Module):
         """`base_model.generate`, every pass of it with signals. A callable `custom_generate` is given this model."""
         if callable(custom_generate):
             method = custom_generate
+            # Transformers gives the prompt to a streamer, but keeps the streamer from a callable.
+            own = {"streamer": streamer} if (streamer := kwargs.get("streamer")) is not None else {}
 
             @functools.wraps(method)
             def custom_generate(_: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
-                return method(self, *args, **kwargs)
+                return method(self, *args, **kwargs, **own)
 
         with self._taps.visit(_Passes(self)):
             return self.base_model.generate(*args, custom_generate=custom_generate, **kwargs)
 
     @property
-    def signals(self) -> dict[str, RewardSignal]:
+    def signals(self) -> dict[str, Signal]:
         """The signals of the latest pass in this thread, by adapter; what a `LogitsProcessor` reads."""
         return self._thread.signals
 
-    def signal(self, name: str | None = None) -> RewardSignal:
-        """One of `signals`; without a name, the only one."""
-        if name is None and len(self.signals) == 1:
-            return next(iter(self.signals.values()))
-        if name is None or name not in self.signals:
-            what = "name a signal" if name is None else f"unknown signal {name!r}"
-            raise OtterError(f"{what}; the latest pass gave: {', '.join(self.signals) or 'none'}")
+    def signal(self, name: str | None = None, kind: str | None = None) -> Any:
+        """One of `signals`. Arguments and errors as for `adapter_name`."""
+        name = self.adapter_name(name, kind)
+        if name not in self.signals:
+            raise OtterError(f"the latest pass gave no signal {name!r}: generate with the OtterModel, the adapter on")
         return self.signals[name]
 
     def stream_passes(self, names: Sequence[str]) -> dict[str, StreamPass]:
@@ -257,7 +271,7 @@ class OtterModel(nn.Module):
             if name in names
         }
 
-    def read_signals(self, states: dict[str, Tensor]) -> dict[str, RewardSignal]:
+    def read_signals(self, states: dict[str, Tensor]) -> dict[str, Signal]:
         """Reads the signals of widened states, `[B, T, d + d']` each, and makes them this thread's latest."""
         unembedding = self.base_model.get_output_embeddings().weight
         self._thread.signals = {name: self._adapters[name].head(state, unembedding) for name, state in states.items()}
@@ -330,4 +344,4 @@ class _ThreadState(threading.local):
 
     def __init__(self) -> None:
         self.chosen: tuple[str, ...] | None = None
-        self.signals: dict[str, RewardSignal] = {}
+        self.signals: dict[str, Signal] = {}

@@ -16,8 +16,7 @@ class Plan:
 
     Attributes:
         base_parameters, inserted_parameters: counts.
-        derived_parameters: numbers that are kept in memory but not stored: the vocabulary head folded with the
-            unembedding.
+        derived_parameters: numbers that are kept in memory but not stored: up projections folded with the unembedding.
         extra_space_saved: 1 - (inserted + derived) / base: against a separate model of the base's size.
         base_bytes, inserted_bytes: of the parameters (and derived ones) in `dtype`.
         base_kv_bytes_per_token, inserted_kv_bytes_per_token: of the KV cache in `dtype`.
@@ -58,7 +57,7 @@ def plan(
         adapter = Adapter(config, base, dtype)
     widths, size = adapter.stream.widths, dtype.itemsize
     vocabulary = base.get_output_embeddings().weight.shape[0]
-    derived = vocabulary * config.signal.vocabulary_rank
+    derived = config.signal.derived_parameters(vocabulary)
     base_parameters, inserted = _count(base), _count(adapter)
     layers = base_config.num_hidden_layers
     base_attention = 4 * context * layers * widths.base_heads * widths.base_head_dim

@@ -71,9 +71,9 @@ class Widths:
         for what, ours, theirs in (
             ("hidden_size", widths.inserted, widths.base),
             ("num_attention_heads", widths.heads, 4 * widths.base_heads),
-            ("vocabulary_rank", config.signal.vocabulary_rank, widths.base),
             ("num_key_value_heads", widths.kv_heads, widths.base_kv_heads),
             ("intermediate_size", widths.units, widths.base_units),
+            *((name, *pair) for name, pair in config.signal.limits(widths.base, base.vocab_size).items()),
         ):
             if ours > theirs:
                 raise OtterError(f"{what} {ours} is too large for this base: at most {theirs}")

@@ -10,7 +10,7 @@ from rich.panel import Panel
 
 from otterlm.bases import SMOLLM2, load_base, load_config, load_tokenizer
 from otterlm.cli.colour import coloured
-from otterlm.cli.generate import METHODS, intervention
+from otterlm.cli.interventions import METHODS, Intervention
 from otterlm.cli.options import AsJson, console, print_json
 from otterlm.decoding import score_sequences
 from otterlm.errors import OtterError
@@ -48,7 +48,7 @@ def command(
         answers = {}
         for name, settings in (
             ("original", None),
-            ("guided", intervention(model, method, weight, top_k=10)),
+            ("guided", Intervention(method, weight, top_k=10).settings(model)),
         ):
             generator: Any = base if settings is None else model
             started = time.perf_counter()

@@ -8,22 +8,28 @@ import typer
 
 from otterlm.bases import check_context, load_base, load_tokenizer
 from otterlm.cli.colour import coloured
+from otterlm.cli.interventions import METHODS, Intervention
 from otterlm.cli.options import AsJson, Base, Dtype, console, parse_dtype, print_json
-from otterlm.decoding import BestOfN, CandidateSearch, RewardGuidance, score_sequences
+from otterlm.decoding import score_sequences
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
 from otterlm.training.packing import prompt_tokens
-
-METHODS = ("guidance", "search", "best-of-n")
 
 
 def command(
     base: Base,
     prompt: Annotated[str, typer.Option(help="What the user says.")],
-    adapter: Annotated[str | None, typer.Option(help="Adapter: folder or hub id; none for the base alone.")] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(help="Adapter: folder or hub id; may be repeated, one of a kind; none for the base alone."),
+    ] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as a text rather than answer it.")] = False,
     weight: Annotated[float, typer.Option(help="Of the reward; 0 gives the base's tokens.")] = 1.0,
-    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "guidance",
+    method: Annotated[str, typer.Option(help=f"What a reward does: {', '.join(METHODS)}.")] = "guidance",
     top_k: Annotated[int, typer.Option(help="Candidates a step (guidance, search) or responses (best-of-n).")] = 10,
+    alpha: Annotated[float, typer.Option(help="Of the contrast; 0 gives the base's tokens.")] = 2.0,
+    top_p: Annotated[float, typer.Option(help="The nucleus of the base that a contrast chooses from.")] = 0.9,
+    drafts: Annotated[int, typer.Option(help="Drafts that a pass verifies.")] = 8,
     max_new_tokens: Annotated[int, typer.Option(help="Length of the response.")] = 128,
     sample: Annotated[bool, typer.Option(help="Sample rather than take the best token.")] = False,
     temperature: Annotated[float, typer.Option(help="With --sample.")] = 1.0,
@@ -35,45 +41,52 @@ def command(
     """Generates a response and scores every token of it."""
     if method not in METHODS:
         raise OtterError(f"--method must be one of {', '.join(METHODS)}, got {method!r}")
-    for name, value in (("--top-k", top_k), ("--max-new-tokens", max_new_tokens)):
+    for name, value in (("--top-k", top_k), ("--max-new-tokens", max_new_tokens), ("--drafts", drafts)):
         if value < 1:
             raise OtterError(f"{name} must be at least 1, got {value}")
     if not temperature > 0:
         raise OtterError(f"--temperature must be above 0, got {temperature}")
     tokenizer = load_tokenizer(base)
     model: Any = load_base(base, parse_dtype(dtype)).to(device)
-    ids = torch.tensor([prompt_tokens((("user", prompt),), tokenizer)], device=device)
+    tokens = tokenizer.encode(prompt) if raw else prompt_tokens((("user", prompt),), tokenizer)
+    if not tokens:
+        raise OtterError("the prompt is empty")
+    ids = torch.tensor([tokens], device=device)
     check_context(model.config, ids.shape[1] + max_new_tokens)
     settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": sample or method == "best-of-n"}
     if settings["do_sample"]:
         settings |= {"temperature": temperature, "top_k": 0}
-    if adapter is not None:
-        model = OtterModel.from_pretrained(model, adapter)
-        settings |= intervention(model, method, weight, top_k, sample, temperature)
+    kinds: set[str] = set()
+    if adapter:
+        model = OtterModel(model)
+        for folder in adapter:
+            kinds.add(model.adapter(model.load_adapter(folder)).config.signal.type)
+        model.eval()
+        wanted = Intervention(method, weight, top_k, alpha, top_p, drafts, temperature if sample else None)
+        settings |= wanted.settings(model)
     torch.manual_seed(seed)
     mask = torch.ones_like(ids)
     started = time.perf_counter()
-    sequences = model.generate(ids, attention_mask=mask, pad_token_id=tokenizer.pad_token_id, **settings)
+    output = model.generate(
+        ids,
+        attention_mask=mask,
+        pad_token_id=tokenizer.pad_token_id,
+        return_dict_in_generate=True,
+        **settings,
+    )
     seconds = time.perf_counter() - started
-    tokens = sequences[0, ids.shape[1] :].tolist()
+    sequences = output.sequences
+    new = sequences[0, ids.shape[1] :].tolist()
     rewards: list[float] = []
-    if adapter is not None:
+    if "reward" in kinds:
         rewards = score_sequences(model, sequences, torch.ones_like(sequences))[0, ids.shape[1] :].tolist()
-    text = tokenizer.decode(tokens, skip_special_tokens=True)
+    text = tokenizer.decode(new, skip_special_tokens=True)
+    result: dict[str, Any] = {"text": text, "tokens": new, "rewards": rewards, "seconds": seconds}
+    if "draft" in kinds:
+        result["acceptance_length"] = output.acceptance_length
     if as_json:
-        print_json({"text": text, "tokens": tokens, "rewards": rewards, "seconds": seconds})
-    else:
-        console.print(coloured(tokenizer, tokens, rewards) if rewards else text)
-        console.print(f"[dim]{len(tokens)} tokens, {len(tokens) / seconds:.1f} tokens/s[/]")
-
-
-def intervention(
-    model: OtterModel, method: str, weight: float, top_k: int, sample: bool = False, temperature: float = 1.0
-) -> dict[str, Any]:
-    """The arguments of `generate` that make it use a method."""
-    if method == "search":
-        mode = "stochastic" if sample else "greedy"
-        return {"custom_generate": CandidateSearch(weight, top_k, mode, temperature)}
-    if method == "best-of-n":
-        return {"custom_generate": BestOfN(top_k, weight)}
-    return {"logits_processor": [RewardGuidance(model, weight, top_k)]}
+        print_json(result)
+        return
+    console.print(coloured(tokenizer, new, rewards) if rewards else text)
+    drafted = f", {result['acceptance_length'] or 1:.2f} tokens a pass" if "draft" in kinds else ""
+    console.print(f"[dim]{len(new)} tokens, {len(new) / seconds:.1f} tokens/s{drafted}[/]")

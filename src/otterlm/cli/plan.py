@@ -55,7 +55,7 @@ def command(
         table.add_row(name, f"{whole:,}", f"{extra:,}", f"{extra / whole:.1%}")
     console.print(table)
     console.print(
-        f"{result.derived_parameters:,} of the inserted numbers are the vocabulary head folded with the unembedding: "
+        f"{result.derived_parameters:,} of the inserted numbers are projections folded with the unembedding: "
         "held in memory, not stored.\n"
         f"Extra space saved against a separate model of the base's size: {result.extra_space_saved:.1%}"
     )

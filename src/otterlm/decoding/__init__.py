@@ -1,18 +1,28 @@
 """Interventions: what a signal does to decoding. One file each; all plug into `generate`."""
 
 from otterlm.decoding.best_of_n import BestOfN
+from otterlm.decoding.companion import Companion, CompanionContrast
+from otterlm.decoding.contrast import ContrastGuidance
+from otterlm.decoding.draft_tree import DraftTree
 from otterlm.decoding.guidance import RewardGuidance
 from otterlm.decoding.scoring import score_sequences
 from otterlm.decoding.search import CandidateSearch
+from otterlm.decoding.speculative import SpeculativeDecoding, SpeculativeOutput
 from otterlm.decoding.stop import ReplaceStopped, RewardStop
 from otterlm.decoding.stream import StreamedToken, stream_tokens
 
 __all__ = [
     "BestOfN",
     "CandidateSearch",
+    "Companion",
+    "CompanionContrast",
+    "ContrastGuidance",
+    "DraftTree",
     "ReplaceStopped",
     "RewardGuidance",
     "RewardStop",
+    "SpeculativeDecoding",
+    "SpeculativeOutput",
     "StreamedToken",
     "score_sequences",
     "stream_tokens",

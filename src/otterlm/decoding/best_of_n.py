@@ -44,7 +44,7 @@ class BestOfN:
         **model_kwargs: Any,
     ) -> RewardedOutput | Tensor:
         """Called by `generate`. Returns the sequences, `[B, T]`, or a `RewardedOutput` if asked for a dict."""
-        model.adapter(self.adapter_name)
+        model.adapter_name(self.adapter_name, "reward")
         if self.weight == 0:
             return model._sample(
                 input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer, **model_kwargs

@@ -3,6 +3,7 @@
 import math
 
 from otterlm.errors import OtterError
+from otterlm.model import OtterModel
 
 
 def check_weight(weight: float) -> float:
@@ -25,3 +26,28 @@ def check_count(name: str, value: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise OtterError(f"{name} must be a whole number of at least 1, got {value!r}")
     return value
+
+
+def check_share(name: str, value: float) -> float:
+    """A number above 0 and at most 1.
+
+    Raises:
+        OtterError: it is not.
+    """
+    if not isinstance(value, int | float) or not 0 < value <= 1:
+        raise OtterError(f"{name} must be above 0 and at most 1, got {value!r}")
+    return float(value)
+
+
+def check_window(model: OtterModel, length: int) -> None:
+    """That a text of this length fits the base's sliding window, if it has one: several tokens tried for one place
+    need a cache that keeps the whole prefix.
+
+    Raises:
+        OtterError: it does not.
+    """
+    window = getattr(model.config, "sliding_window", None)
+    if window and length > window and getattr(model.config, "use_sliding_window", True):
+        raise OtterError(
+            f"this decoding needs the whole prefix in the window: {length} tokens, but the base's window is {window}"
+        )

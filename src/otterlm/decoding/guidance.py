@@ -7,6 +7,7 @@ from transformers import LogitsProcessor
 from otterlm.decoding.checks import check_count, check_weight
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
+from otterlm.signals import RewardSignal
 
 
 class RewardGuidance(LogitsProcessor):
@@ -30,14 +31,13 @@ class RewardGuidance(LogitsProcessor):
         self.model = model
         self.weight = check_weight(weight)
         self.top_k = None if top_k is None else check_count("top_k", top_k)
-        self.adapter_name = adapter_name
-        model.adapter(adapter_name)
+        self.adapter_name = model.adapter_name(adapter_name, "reward")
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """`[B, T]` tokens so far and `[B, V]` scores of the next to `[B, V]`."""
         if self.weight == 0:
             return scores
-        signal = self.model.signal(self.adapter_name)
+        signal: RewardSignal = self.model.signal(self.adapter_name)
         if len(signal.state) != len(scores):
             raise OtterError(
                 f"guidance saw a pass of {len(signal.state)} sequences but scores of {len(scores)}: "

@@ -22,6 +22,7 @@ def score_sequences(
     Returns:
         `[B, T]` float32; NaN at padding.
     """
+    name = model.adapter_name(adapter_name, "reward")
     model(
         input_ids=sequences,
         attention_mask=attention_mask,
@@ -29,4 +30,4 @@ def score_sequences(
         use_cache=False,
         logits_to_keep=1,
     )
-    return model.signal(adapter_name).prefix.masked_fill(attention_mask == 0, torch.nan)
+    return model.signal(name).prefix.masked_fill(attention_mask == 0, torch.nan)

@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from otterlm.cache import keep_candidate
-from otterlm.decoding.checks import check_count, check_weight
+from otterlm.cache import keep_path
+from otterlm.decoding.checks import check_count, check_weight, check_window
 from otterlm.decoding.output import RewardedOutput
 from otterlm.errors import OtterError
-from otterlm.masks import candidate_mask, token_positions
+from otterlm.masks import token_positions, tree_mask
 from otterlm.model import OtterModel
 
 
@@ -67,14 +67,14 @@ class CandidateSearch:
         **model_kwargs: Any,
     ) -> RewardedOutput | Tensor:
         """Called by `generate`. Returns the sequences, `[B, T]`, or a `RewardedOutput` if asked for a dict."""
-        name = model.adapter_name(self.adapter_name)
+        name = model.adapter_name(self.adapter_name, "reward")
         if self.weight == 0:
             return model._sample(
                 input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer, **model_kwargs
             )
         seen = model_kwargs.get("attention_mask")
         seen = torch.ones_like(input_ids) if seen is None else seen
-        _check_window(model, input_ids.shape[1] + (generation_config.max_new_tokens or 0))
+        check_window(model, input_ids.shape[1] + (generation_config.max_new_tokens or 0))
         cache = DynamicCache()  # unlike a sliding-window cache it can be cropped
         positions = token_positions(seen)
         output = model(
@@ -84,21 +84,19 @@ class CandidateSearch:
         unfinished = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
         pad = generation_config._pad_token_tensor
         rewards: list[Tensor] = []
-        if streamer is not None:
-            streamer.put(input_ids.cpu())
         while unfinished.any():
             scores = logits_processor(input_ids, logits.float())
             likely, candidates = scores.topk(min(self.top_k, scores.shape[-1]), dim=-1)  # [B, k]
             k = candidates.shape[1]
             output = model(
                 input_ids=candidates,
-                attention_mask=candidate_mask(seen.bool(), k, model.base_model.dtype),
+                attention_mask=tree_mask(seen.bool(), torch.eye(k, dtype=torch.bool), model.base_model.dtype),
                 position_ids=position[:, None].expand(-1, k),
                 past_key_values=cache,
             )
             values = output.signals[name].prefix  # [B, k]
             chosen = self._choose(likely + self.weight * values)  # [B]
-            keep_candidate(cache, chosen, k)
+            keep_path(cache, chosen[:, None], k)
             rows = torch.arange(len(chosen), device=chosen.device)
             logits = output.logits[rows, chosen]
             token = candidates[rows, chosen]
@@ -122,11 +120,3 @@ class CandidateSearch:
         if self.mode == "greedy":
             return scores.argmax(dim=-1)
         return torch.multinomial((scores / self.temperature).softmax(dim=-1), 1).squeeze(-1)
-
-
-def _check_window(model: OtterModel, length: int) -> None:
-    window = getattr(model.config, "sliding_window", None)
-    if window and length > window and getattr(model.config, "use_sliding_window", True):
-        raise OtterError(
-            f"search needs the whole prefix in the window: {length} tokens, but the base's window is {window}"
-        )

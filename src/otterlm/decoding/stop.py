@@ -39,11 +39,10 @@ class RewardStop(StoppingCriteria):
         self.model = model
         self.threshold = threshold
         self.patience = check_count("patience", patience)
-        self.adapter_name = adapter_name
+        self.adapter_name = model.adapter_name(adapter_name, "reward")
         self.stopped: Tensor | None = None
         self._under: Tensor | None = None
         self._ended: Tensor | None = None
-        model.adapter(adapter_name)
 
     def __call__(self, input_ids: Tensor, scores: Tensor | None, **kwargs: Any) -> Tensor:
         """`[B, T]` tokens so far to `[B]` bool, which sequences are to end."""

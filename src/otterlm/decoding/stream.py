@@ -16,6 +16,7 @@ from transformers import (
 
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
+from otterlm.signals import RewardSignal
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ class StreamedToken:
     Attributes:
         token: its id.
         text: what it adds to the text; empty while a character is incomplete.
-        signals: the prefix reward of every adapter that is on, by name.
+        signals: the prefix reward of every reward adapter that is on, by name.
     """
 
     token: int
@@ -85,5 +86,9 @@ def _tokens(
             output = model(input_ids=token, past_key_values=cache)
             logits = output.logits[:, -1]
             unfinished = not bool(stopping_criteria(input_ids, scores).all())
-            rewards = {name: float(signal.prefix[0, -1]) for name, signal in output.signals.items()}
+            rewards = {
+                name: float(signal.prefix[0, -1])
+                for name, signal in output.signals.items()
+                if isinstance(signal, RewardSignal)
+            }
         yield int(token), rewards

@@ -7,11 +7,11 @@ state.
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from otterlm.config import RewardConfig
 from otterlm.errors import OtterError
+from otterlm.signals.low_rank import LowRankHead
 
 
 class RewardHead(nn.Module):
@@ -27,31 +27,19 @@ class RewardHead(nn.Module):
     def __init__(self, config: RewardConfig, width: int, base_width: int, **factory: Any) -> None:
         super().__init__()
         self.prefix = nn.Linear(width, 1, **factory)
-        self.down = self.up = None
-        if config.vocabulary_rank:
-            self.down = nn.Linear(width, config.vocabulary_rank, bias=False, **factory)
-            self.up = nn.Linear(config.vocabulary_rank, base_width, bias=False, **factory)
-        self._folded: tuple[tuple[tuple[int, int], ...], Tensor] | None = None
+        rank = config.vocabulary_rank
+        self.vocabulary = LowRankHead(width, rank, base_width, **factory) if rank else None
 
     def initialize(self) -> None:
         """Every reward starts at 0."""
         nn.init.zeros_(self.prefix.weight)
         nn.init.zeros_(self.prefix.bias)
-        if self.down is not None and self.up is not None:
-            self.down.reset_parameters()
-            nn.init.zeros_(self.up.weight)
+        if self.vocabulary is not None:
+            self.vocabulary.initialize()
 
     def forward(self, state: Tensor, unembedding: Tensor) -> "RewardSignal":
         """`[B, T, d + d']` and the base's unembedding, `[V, d]`, to the rewards."""
         return RewardSignal(self, state, unembedding)
-
-    def folded(self, unembedding: Tensor) -> Tensor:
-        """E times the up projection, `[V, rank]`, so that scoring the whole vocabulary costs V x rank, not V x d."""
-        assert self.up is not None
-        version = tuple((weight.data_ptr(), weight._version) for weight in (self.up.weight, unembedding))
-        if self._folded is None or self._folded[0] != version:
-            self._folded = (version, F.linear(unembedding.to(self.up.weight.dtype), self.up.weight.T).detach())
-        return self._folded[1]
 
 
 class RewardSignal:
@@ -84,22 +72,27 @@ class RewardSignal:
         Raises:
             OtterError: the adapter was trained without a vocabulary head.
         """
-        query = self.vocabulary_query(self.state[:, position])
+        state = self.state[:, position]
         if tokens is None:
-            gain = F.linear(query, self._head.folded(self._unembedding))
+            gain = self._vocabulary_head(state, self._unembedding)
         else:
-            gain = self.gain(query.unsqueeze(1), tokens)
-        return self.prefix[:, position, None] + gain.float()
+            gain = self.gain(state.unsqueeze(1), tokens)
+        return self.prefix[:, position, None] + gain
 
-    def vocabulary_query(self, state: Tensor) -> Tensor:
-        """The low-rank code a state asks the vocabulary with, `[..., rank]`."""
-        if self._head.down is None:
+    def gain(self, state: Tensor, tokens: Tensor) -> Tensor:
+        """How much each token is expected to change the reward of the prefix that ends in a state.
+
+        Args:
+            state: `[..., 1, d + d']`, or `[n, d + d']` with one token each.
+            tokens: `[..., k]`, or `[n]`.
+
+        Returns:
+            As `tokens`, float32.
+        """
+        return self._vocabulary_head.of_tokens(state, tokens, self._unembedding)
+
+    @property
+    def _vocabulary_head(self) -> LowRankHead:
+        if self._head.vocabulary is None:
             raise OtterError("this adapter has no vocabulary head (vocabulary_rank is 0): use search, or train one")
-        return self._head.down(state)
-
-    def gain(self, query: Tensor, tokens: Tensor) -> Tensor:
-        """E[token] . u for a code and tokens of matching leading shape, `[..., k]`: how much a token changes the
-        reward."""
-        assert self._head.up is not None
-        direction = self._head.up(query)  # [..., d]
-        return (self._unembedding[tokens].to(direction.dtype) * direction).sum(dim=-1)
+        return self._head.vocabulary

@@ -1,4 +1,4 @@
-"""Reward losses over packed pairs. `rewards` is always `[B, T]`, one prefix reward per token of the packed sequence."""
+"""Losses over packed batches. `rewards` is always `[B, T]`, one prefix reward per token of the packed sequence."""
 
 import torch
 import torch.nn.functional as F
@@ -77,3 +77,18 @@ def regression(rewards: Tensor, batch: Batch, prefixes: bool) -> Tensor:
         return F.mse_loss(values[:, -1], batch.scores)
     inside = torch.arange(values.shape[1], device=values.device)[None] < lengths[:, None]
     return (((values - batch.scores[:, None]) ** 2 * inside).sum(dim=1) / lengths).mean()
+
+
+def followed_tokens(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """The response tokens that follow another token: their rows, their positions and their parents' positions, `[n]`
+    each. (The first token of a text without a prompt is predicted by nothing.)"""
+    row, position = (batch.segments >= CHOSEN).nonzero(as_tuple=True)
+    parent = batch.parents[row, position]
+    follows = parent != position
+    return row[follows], position[follows], parent[follows]
+
+
+def next_token_loss(logits: Tensor, batch: Batch) -> Tensor:
+    """Cross-entropy of the response tokens under `[B, T, V]` logits, the mean over tokens."""
+    row, position, parent = followed_tokens(batch)
+    return F.cross_entropy(logits[row, parent].float(), batch.input_ids[row, position])

@@ -10,18 +10,18 @@ from torch import Tensor, nn
 from otterlm.model import OtterModel
 from otterlm.progress import track
 from otterlm.signals.reward import RewardSignal
-from otterlm.taps import Visitor
 from otterlm.training.losses import (
     CHOSEN,
     REJECTED,
     bradley_terry,
     final_rewards,
+    followed_tokens,
     preference_accuracy,
     regression,
 )
 from otterlm.training.packing import Batch, Example, collate, length_buckets
 from otterlm.training.probe import fit_probe
-from otterlm.training.sources import Source, read_batch
+from otterlm.training.sources import FinalState, Source, read_batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +73,16 @@ class RewardObjective(nn.Module):
             metrics["accuracy"] = preference_accuracy(rewards.detach(), batch)
         else:
             loss = metrics["regression"] = regression(rewards, batch, prefixes)
-        if self.model.adapter(self.name).config.signal.vocabulary_rank:
+        if self.model.adapter(self.name).head.vocabulary is not None:
             metrics["vocabulary"] = self._vocabulary_loss(signal, rewards.detach(), batch)
             loss = loss + self.config.vocabulary_weight * metrics["vocabulary"]
         return {"loss": loss} | {name: value.detach() for name, value in metrics.items()}
 
     def _vocabulary_loss(self, signal: RewardSignal, rewards: Tensor, batch: Batch) -> Tensor:
         """Squared error between score(token | its prefix) and the prefix reward after the token, on response tokens."""
-        row, position = (batch.segments >= CHOSEN).nonzero(as_tuple=True)
-        parent = batch.parents[row, position]
-        follows = parent != position  # the first token of a text without a prompt was predicted by nothing
-        row, position, parent = row[follows], position[follows], parent[follows]
-        gain = signal.gain(signal.vocabulary_query(signal.state[row, parent]), batch.input_ids[row, position])
-        return (rewards[row, parent] + gain.float() - rewards[row, position]).square().sum() / max(1, len(row))
+        row, position, parent = followed_tokens(batch)
+        gain = signal.gain(signal.state[row, parent], batch.input_ids[row, position])
+        return (rewards[row, parent] + gain - rewards[row, position]).square().sum() / max(1, len(row))
 
 
 @torch.no_grad()
@@ -108,7 +105,7 @@ def last_states(objective: RewardObjective, examples: Sequence[Example], batch_s
     device = objective.model.device
     for group in track(list(length_buckets(examples, batch_size)), "reading hidden states"):
         batch = collate(group).to(device)
-        reader = _FinalState()
+        reader = FinalState()
         objective.source.show(batch, reader)
         assert reader.normed is not None
         ends = [_ends(batch, segment) for segment in (CHOSEN, REJECTED)]
@@ -123,13 +120,3 @@ def last_states(objective: RewardObjective, examples: Sequence[Example], batch_s
 def _ends(batch: Batch, segment: int) -> Tensor:
     positions = torch.arange(batch.segments.shape[1], device=batch.segments.device)
     return final_rewards(positions.expand_as(batch.segments), batch.segments, segment)
-
-
-class _FinalState(Visitor):
-    """Keeps the state after the final norm."""
-
-    def __init__(self) -> None:
-        self.normed: Tensor | None = None
-
-    def final(self, hidden: Tensor, normed: Tensor) -> None:
-        self.normed = normed

@@ -1,17 +1,14 @@
-"""Reads training data: preference pairs and scored texts, from local files or the hub, checked row by row."""
+"""Preference pairs and scored texts out of records, checked row by row."""
 
-import csv
-import gzip
-import json
 import random
 import re
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from otterlm.errors import OtterError
+from otterlm.training.records import read_records
 
 Message = dict[str, str]
 """A chat message, `{"role": "user" | "assistant" | "system", "content": ...}`."""
@@ -63,58 +60,11 @@ def read_rows(source: str | Path, split: str = "train") -> list[Row]:
     Raises:
         OtterError: the file is missing, empty, not what its name says, or a row lacks a column; the row is named.
     """
-    path = Path(source)
-    if path.exists() or path.suffix in {".gz", ".json", ".jsonl", ".csv"}:
-        records: Iterator[Mapping[str, Any]] = _read_file(path)
-    else:
-        records = _read_hub(str(source), split)
-    rows = [_parse_row(record, f"{source}, row {number}") for number, record in enumerate(records, start=1)]
+    records = enumerate(read_records(source, split), start=1)
+    rows = [_parse_row(record, f"{source}, row {number}") for number, record in records]
     if not rows:
         raise OtterError(f"{source} holds no rows; expected columns chosen and rejected, or text and score")
     return rows
-
-
-def _read_hub(name: str, split: str) -> Iterator[Mapping[str, Any]]:
-    from datasets import load_dataset
-
-    try:
-        yield from load_dataset(name, split=split)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise OtterError(f"{name} is neither a local file nor a dataset that can be loaded: {reason}") from error
-
-
-def _read_file(path: Path) -> Iterator[Mapping[str, Any]]:
-    if not path.is_file():
-        raise OtterError(f"{path}: no such file")
-    kind = (path.with_suffix("") if path.suffix == ".gz" else path).suffix
-    try:
-        # gzip.open and open take the same arguments here.
-        opener: Callable[..., IO[str]] = gzip.open if path.suffix == ".gz" else open
-        with opener(path, "rt", encoding="utf-8-sig") as file:
-            if kind == ".csv":
-                yield from csv.DictReader(file)
-            else:
-                yield from _read_json(file.read(), path)
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
-        raise OtterError(f"{path} cannot be read: {error}") from error
-
-
-def _read_json(text: str, path: Path) -> Iterator[Mapping[str, Any]]:
-    """One JSON array, or one JSON object a line, whatever the file is called."""
-    if text.lstrip().startswith("["):
-        try:
-            yield from json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise OtterError(f"{path} is not valid JSON: {error}") from error
-        return
-    # Not splitlines(): JSON strings may hold U+2028 and friends, which are line ends to it and not to JSON.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise OtterError(f"{path}, line {number} is not valid JSON: {error}") from error
 
 
 def _parse_row(record: Any, where: str) -> Row:

@@ -26,7 +26,7 @@ def score_examples(
     model: OtterModel, examples: Sequence[Example], batch_size: int = 8, adapter_name: str | None = None
 ) -> list[Scored]:
     """Scores examples, in their order; a pair's shared prefix is computed once."""
-    name = model.adapter_name(adapter_name)
+    name = model.adapter_name(adapter_name, "reward")
     source, scored = LiveBase(model), []
     for group in track(list(length_buckets(examples, batch_size)), "scoring"):
         batch = collate(group).to(model.device)

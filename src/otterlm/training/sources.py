@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,7 +18,6 @@ from otterlm.fingerprint import fingerprint
 from otterlm.masks import branch_mask
 from otterlm.model import OtterModel
 from otterlm.progress import track
-from otterlm.signals.reward import RewardSignal
 from otterlm.taps import LayerTaps, Visitor
 from otterlm.training.packing import Batch, Example, collate, length_buckets
 
@@ -30,7 +29,7 @@ class Source(Protocol):
         """Calls `visitor.tokens`, `visitor.layer` for every widened block, and `visitor.final`."""
 
 
-def read_batch(model: OtterModel, source: Source, batch: Batch, adapter_name: str) -> RewardSignal:
+def read_batch(model: OtterModel, source: Source, batch: Batch, adapter_name: str) -> Any:
     """What an adapter predicts on a packed batch."""
     stream = model.stream_passes([adapter_name])[adapter_name]
     source.show(batch, stream)
@@ -63,7 +62,7 @@ class RecordedBase:
     its end the state before the final norm. Norms and RoPE are cheap and computed anew.
 
     Args:
-        model: with the adapter that is to be trained; its layers are recorded.
+        model: with the adapter that is to be trained; the blocks that its adapters widen are recorded.
         examples: all that will be asked for.
         folder: where the recording is kept, and looked for.
         batch_size: examples a recording pass.
@@ -74,14 +73,15 @@ class RecordedBase:
         family, decoder = model.family, model.base_model.get_decoder()
         self._blocks = decoder.get_submodule(family.layers)
         self._decoder, self._family = decoder, family
-        widths = model.adapter().stream.widths
-        self._layers = widths.layers
-        self._parts = (widths.base, widths.base_heads * widths.base_head_dim, widths.base, widths.base_units)
+        self._layers = model.watched_layers
+        block = self._blocks[0].get_submodule
+        base = model.base_model.config.hidden_size
+        self._parts = (base, block(family.attention_output).in_features, base, block(family.down).in_features)
         self._offsets, tokens = {}, 0
         for example in examples:
             self._offsets[example.row] = tokens
             tokens += len(example)
-        width = len(self._layers) * sum(self._parts) + widths.base
+        width = len(self._layers) * sum(self._parts) + base
         identity = {
             "base": fingerprint(model.base_model),
             "layers": self._layers,
@@ -150,3 +150,18 @@ class _Recorder(Visitor):
 
     def final(self, hidden: Tensor, normed: Tensor) -> None:
         self.pieces.append(hidden)
+
+
+class FinalState(Visitor):
+    """Keeps the base's last state.
+
+    Attributes:
+        normed: after the final norm, `[B, T, d]`, once a pass was shown.
+    """
+
+    def __init__(self) -> None:
+        self.normed: Tensor | None = None
+
+    def final(self, hidden: Tensor, normed: Tensor) -> None:
+        """See `Visitor`."""
+        self.normed = normed

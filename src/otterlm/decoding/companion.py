@@ -1,0 +1,86 @@
+"""Models that read along with a generation and say what they would say next: what DExperts runs beside the base, and
+what Otter does without. The base itself, under other prompts, is the contrast that needs no training."""
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, LogitsProcessor, PreTrainedModel
+
+from otterlm.decoding.checks import check_share, check_weight
+from otterlm.decoding.contrast import contrast
+from otterlm.errors import OtterError
+from otterlm.masks import token_positions
+
+
+class Companion:
+    """Next-token logits of a model after its own prompt and the tokens generated so far, with its own KV cache.
+
+    Args:
+        model: reads along.
+        prompt: `[B, P]` token ids that stand for the generation's prompt, padded on the left.
+        attention_mask: `[B, P]`, 0 at padding; all ones by default.
+    """
+
+    def __init__(self, model: PreTrainedModel, prompt: Tensor, attention_mask: Tensor | None = None) -> None:
+        self._model = model
+        self._prompt = prompt
+        self._mask = torch.ones_like(prompt) if attention_mask is None else attention_mask
+        self._read = prompt[:, :0]  # the generated tokens that are in the cache
+        self._cache: DynamicCache | None = None
+
+    @torch.no_grad()
+    def logits(self, generated: Tensor) -> Tensor:
+        """`[B, N]` tokens generated so far to `[B, V]`. Only tokens that were not read before are passed through the
+        model."""
+        known = self._read.shape[1]
+        if self._cache is None or not torch.equal(generated[:, :known], self._read) or generated.shape[1] == known:
+            self._cache, known = DynamicCache(config=self._model.config), 0
+            new, whole = torch.cat((self._prompt, generated), dim=-1), True
+        else:
+            new, whole = generated[:, known:], False
+        mask = torch.cat((self._mask, self._mask.new_ones(generated.shape)), dim=-1)
+        positions = token_positions(mask)
+        output = self._model(
+            input_ids=new,
+            attention_mask=mask,
+            position_ids=positions if whole else positions[:, -new.shape[1] :],
+            past_key_values=self._cache,
+            logits_to_keep=1,
+        )
+        self._read = generated
+        return output.logits[:, -1]
+
+
+class CompanionContrast(LogitsProcessor):
+    """logits + alpha * (expert - anti-expert), where both are companions. For one call of a base's `generate`.
+
+    With two fine-tuned models this is DExperts (arXiv 2105.03023); with the base twice, after a good and a bad system
+    prompt, adversarial contrastive decoding (arXiv 2406.16743).
+
+    Args:
+        expert, anti_expert: read along.
+        prompt_length: tokens of the generation's own prompt, padding included.
+        alpha: how far; 0 leaves the scores untouched.
+        top_p: see `ContrastGuidance`.
+
+    Raises:
+        OtterError: a setting is out of range.
+    """
+
+    def __init__(
+        self, expert: Companion, anti_expert: Companion, prompt_length: int, alpha: float, top_p: float = 0.9
+    ) -> None:
+        self.expert = expert
+        self.anti_expert = anti_expert
+        self.prompt_length = prompt_length
+        self.alpha = check_weight(alpha)
+        self.top_p = check_share("top_p", top_p)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """`[B, T]` tokens so far and `[B, V]` scores of the next to `[B, V]`."""
+        if self.alpha == 0:
+            return scores
+        if input_ids.shape[1] < self.prompt_length:
+            raise OtterError(f"the prompt has {input_ids.shape[1]} tokens, not {self.prompt_length} as was said")
+        generated = input_ids[:, self.prompt_length :]
+        difference = self.expert.logits(generated) - self.anti_expert.logits(generated)
+        return contrast(scores, difference.to(scores), self.alpha, self.top_p)

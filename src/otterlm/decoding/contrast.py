@@ -1,0 +1,57 @@
+"""Contrast (DExperts, arXiv 2105.03023): logits + alpha * (expert - anti-expert), from the pass that is made anyway."""
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+from otterlm.decoding.checks import check_share, check_weight
+from otterlm.errors import OtterError
+from otterlm.model import OtterModel
+
+
+class ContrastGuidance(LogitsProcessor):
+    """Moves the logits towards the expert and away from the anti-expert. Works with greedy decoding, sampling and
+    beams, in batches.
+
+    Args:
+        model: the model that generates.
+        alpha: how far; 0 leaves the scores untouched.
+        top_p: only the base's likeliest tokens that together have this probability stay possible, as in DExperts: it
+            keeps the text the base's own.
+        adapter_name: whose contrast; may be left out where there is one.
+
+    Raises:
+        OtterError: a setting is out of range, or (when called) the scores are not of this model's latest pass.
+    """
+
+    def __init__(self, model: OtterModel, alpha: float, top_p: float = 0.9, adapter_name: str | None = None) -> None:
+        self.model = model
+        self.alpha = check_weight(alpha)
+        self.top_p = check_share("top_p", top_p)
+        self.adapter_name = model.adapter_name(adapter_name, "contrast")
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """`[B, T]` tokens so far and `[B, V]` scores of the next to `[B, V]`."""
+        if self.alpha == 0:
+            return scores
+        signal = self.model.signal(self.adapter_name)
+        if len(signal.state) != len(scores):
+            raise OtterError(
+                f"contrast saw a pass of {len(signal.state)} sequences but scores of {len(scores)}: "
+                "generate with the OtterModel"
+            )
+        return contrast(scores, signal.difference().to(scores), self.alpha, self.top_p)
+
+
+def contrast(scores: Tensor, difference: Tensor, alpha: float, top_p: float) -> Tensor:
+    """Scores + alpha * difference inside the nucleus of the scores, minus infinity outside; all `[B, V]`."""
+    return (scores + alpha * difference).masked_fill(~nucleus(scores, top_p), -torch.inf)
+
+
+def nucleus(scores: Tensor, top_p: float) -> Tensor:
+    """The smallest set of likeliest tokens with at least this probability (arXiv 1904.09751), `[B, V]` bool."""
+    if top_p == 1:
+        return torch.ones_like(scores, dtype=torch.bool)
+    probability, tokens = scores.softmax(dim=-1).sort(dim=-1, descending=True)
+    inside = probability.cumsum(dim=-1) - probability < top_p  # the mass of the likelier ones
+    return torch.zeros_like(inside).scatter(-1, tokens, inside)

@@ -1,0 +1,258 @@
+"""Speculative decoding: several coming tokens are drafted, one pass verifies them, the longest right path is kept.
+
+The tokens are chosen by the base alone (after the logits processors), one after the other along the tree: greedily, or
+by sampling. A draft only decides whether the pass that gives the next choice has been made already. So greedy output
+is the base's, and samples have the base's distribution: taking a token from p and asking whether it is among the drafts
+is rejection sampling (arXiv 2211.17192) with a proposal that is certain of its drafts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+from transformers.utils import ModelOutput
+
+from otterlm.cache import keep_path
+from otterlm.decoding.checks import check_count, check_window
+from otterlm.decoding.draft_tree import DraftTree
+from otterlm.decoding.stop import RewardStop
+from otterlm.errors import OtterError
+from otterlm.masks import token_positions, tree_mask
+from otterlm.model import OtterModel
+from otterlm.signals.draft import Drafter
+
+
+@dataclass
+class SpeculativeOutput(ModelOutput):
+    """Sequences, and how well the drafts did.
+
+    Attributes:
+        sequences: `[B, T]` tokens, the prompt included.
+        accepted: for each verified tree of each row, how many drafts were kept.
+        acceptance_length: mean tokens a pass, the one that the base adds itself included; the pass over the prompt is
+            not counted.
+    """
+
+    sequences: Tensor | None = None
+    accepted: list[list[int]] | None = None
+    acceptance_length: float | None = None
+
+
+class SpeculativeDecoding:
+    """A decoding loop for `model.generate(..., custom_generate=SpeculativeDecoding())`, greedy or sampling, in batches.
+
+    Logits processors see each row by itself, and steer what is verified: drafts follow a guided distribution, too.
+    Stopping criteria are asked after every token of a row.
+
+    Args:
+        drafts: how many drafts a pass verifies.
+        tree: their shape; by default the best for the accuracy that the adapter's configuration records, or a chain.
+        adapter_name: whose drafts; may be left out where there is one.
+
+    Raises:
+        OtterError: a setting is out of range.
+    """
+
+    pass_settings: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, drafts: int = 8, tree: DraftTree | None = None, adapter_name: str | None = None) -> None:
+        self.drafts = check_count("drafts", drafts)
+        self.tree = tree
+        self.adapter_name = adapter_name
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        model: OtterModel,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        synced_gpus: bool = False,
+        streamer: BaseStreamer | None = None,
+        **model_kwargs: Any,
+    ) -> SpeculativeOutput | Tensor:
+        """Called by `generate`. Returns the sequences, `[B, T]`, or a `SpeculativeOutput` if asked for a dict."""
+        if generation_config.num_beams != 1:
+            raise OtterError("speculative decoding follows one path a row: num_beams must be 1")
+        if len(input_ids) > 1 and any(isinstance(criterion, RewardStop) for criterion in stopping_criteria):
+            raise OtterError(
+                "rows of a batch grow at their own pace here, and RewardStop counts them together: one row"
+            )
+        tree = self.tree or self._tree(model)
+        seen = model_kwargs.get("attention_mask")
+        seen = torch.ones_like(input_ids) if seen is None else seen
+        check_window(model, input_ids.shape[1] + (generation_config.max_new_tokens or 0) + len(tree))
+        sample = generation_config.do_sample
+        rows = [
+            _Row(index, ids, len(input_ids), logits_processor, stopping_criteria, sample)
+            for index, ids in enumerate(input_ids)
+        ]
+        cache = DynamicCache()  # unlike a sliding-window cache it can be cropped
+        positions = token_positions(seen)
+        output = model(
+            input_ids=input_ids,
+            attention_mask=seen,
+            position_ids=positions,
+            past_key_values=cache,
+            logits_to_keep=1,
+            **self.pass_settings,
+        )
+        drafter = self._drafter(model, output)
+        if max(tree.depths) > drafter.heads or max(tree.ranks) >= len(drafter.vocabulary):
+            raise OtterError(f"the draft tree asks for more than {drafter.heads} heads or than the draft vocabulary")
+        for row in rows:
+            row.choose(model, output, -1)
+        state, position = drafter.state[:, -1], positions[:, -1] + 1  # [B, d + d'], [B]
+        depths = torch.tensor(tree.depths, device=input_ids.device)
+        accepted: list[list[int]] = [[] for _ in rows]
+        while not all(row.ended for row in rows):
+            root = torch.stack([row.tokens[-1] for row in rows])
+            drafts = propose(drafter, state, root, tree)  # [B, N]
+            output = model(
+                input_ids=drafts,
+                attention_mask=tree_mask(seen.bool(), tree.ancestors, model.base_model.dtype),
+                position_ids=position[:, None] + depths,
+                past_key_values=cache,
+                **self.pass_settings,
+            )
+            drafter = self._drafter(model, output)
+            paths = []
+            for index, row in enumerate(rows):
+                if row.ended:
+                    paths.append([0])
+                    continue
+                paths.append(_follow(model, output, row, drafts[index].tolist(), tree))
+                accepted[index].append(len(paths[-1]) - 1)
+            path, kept = _pad(paths, drafts.device)  # [B, n] each
+            keep_path(cache, path, len(tree))
+            seen = torch.cat((seen, kept.to(seen)), dim=-1)
+            state = drafter.state[torch.arange(len(rows)), [path[-1] for path in paths]]
+            position = position + kept.sum(dim=-1)
+            if streamer is not None:
+                rows[0].show(streamer)
+        if streamer is not None:
+            rows[0].show(streamer)
+            streamer.end()
+        sequences = _sequences([row.tokens for row in rows], generation_config)
+        if not generation_config.return_dict_in_generate:
+            return sequences
+        passes = sum(map(len, accepted))
+        return SpeculativeOutput(
+            sequences=sequences,
+            accepted=accepted,
+            acceptance_length=1 + sum(map(sum, accepted)) / passes if passes else None,
+        )
+
+    def _tree(self, model: OtterModel) -> DraftTree:
+        signal: Any = model.adapter(model.adapter_name(self.adapter_name, "draft")).config.signal
+        if signal.accuracy:
+            return DraftTree.best(signal.accuracy, self.drafts)
+        return DraftTree.chain(min(self.drafts, signal.heads))
+
+    def _drafter(self, model: OtterModel, output: Any) -> Drafter:
+        return output.signals[model.adapter_name(self.adapter_name, "draft")]
+
+
+def propose(drafter: Drafter, state: Tensor, root: Tensor, tree: DraftTree) -> Tensor:
+    """Fills a tree with guesses, level by level.
+
+    Args:
+        drafter: makes them.
+        state: `[B, d + d']`, of the token before the root.
+        root: `[B]`, the token that is decided.
+        tree: what to fill.
+
+    Returns:
+        `[B, N]` token ids.
+    """
+    tokens = root[:, None].repeat(1, len(tree))
+    codes: list[Tensor | None] = [None] * len(tree)
+    for depth in range(max(tree.depths)):
+        parents = [node for node, at in enumerate(tree.depths) if at == depth and tree.children[node]]
+        previous = None if depth == 0 else torch.stack([_known(codes[node]) for node in parents], dim=1)
+        code = drafter.code(depth, state[:, None].expand(-1, len(parents), -1), tokens[:, parents], previous)
+        most = 1 + max(tree.ranks[child] for node in parents for child in tree.children[node])
+        guesses = drafter.vocabulary[drafter.scores(depth, code).topk(most, dim=-1).indices]  # [B, parents, most]
+        for place, node in enumerate(parents):
+            for child in tree.children[node]:
+                tokens[:, child] = guesses[:, place, tree.ranks[child]]
+                codes[child] = code[:, place]
+    return tokens
+
+
+def _known(code: Tensor | None) -> Tensor:
+    assert code is not None
+    return code
+
+
+def _follow(model: OtterModel, output: Any, row: "_Row", drafts: Sequence[int], tree: DraftTree) -> list[int]:
+    """Chooses tokens from the root on, as long as each choice was drafted. Returns the nodes that are kept."""
+    path = [0]
+    while True:
+        token = row.choose(model, output, path[-1])
+        following = [child for child in tree.children[path[-1]] if drafts[child] == token]
+        if not following or row.ended:
+            return path
+        path.append(following[0])
+
+
+class _Row:
+    """One sequence of the batch, which grows at its own pace."""
+
+    def __init__(
+        self,
+        index: int,
+        tokens: Tensor,
+        batch: int,
+        processor: LogitsProcessorList,
+        criteria: StoppingCriteriaList,
+        sample: bool,
+    ) -> None:
+        self.tokens = tokens
+        self.ended = False
+        self._index = index
+        self._batch = batch
+        self._processor = processor
+        self._criteria = criteria
+        self._sample = sample
+        self._shown = len(tokens)
+
+    def choose(self, model: OtterModel, output: Any, position: int) -> int:
+        """Appends the next token, chosen from what a pass says at a position of this row."""
+        scores = output.logits[self._index, position][None].float()  # [1, V]
+        # Processors read the latest signals: they become those of this token, as if the pass had been of it alone.
+        states = {name: signal.state[self._index, position] for name, signal in output.signals.items()}
+        model.read_signals({name: state.expand(self._batch, 1, -1) for name, state in states.items()})
+        if self._processor:
+            # A processor may hold a number for every row: it sees this row in all places and is heard in this row's.
+            everywhere = (part.expand(self._batch, -1) for part in (self.tokens[None], scores))
+            scores = self._processor(*everywhere)[self._index][None]
+        chances = scores.softmax(dim=-1)
+        token = torch.multinomial(chances, 1)[0] if self._sample else scores.argmax(dim=-1)  # [1]
+        self.tokens = torch.cat((self.tokens, token))
+        self.ended = bool(self._criteria(self.tokens[None], scores).all())
+        return int(token)
+
+    def show(self, streamer: BaseStreamer) -> None:
+        """Gives the streamer what is new."""
+        for token in self.tokens[self._shown :]:
+            streamer.put(token[None].cpu())
+        self._shown = len(self.tokens)
+
+
+def _pad(paths: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Paths of several lengths as one tensor, filled up with node 0, and where they are no filling."""
+    longest = max(map(len, paths))
+    path = torch.tensor([path + [0] * (longest - len(path)) for path in paths], device=device)
+    kept = torch.tensor([[1] * len(path) + [0] * (longest - len(path)) for path in paths], device=device)
+    return path, kept
+
+
+def _sequences(rows: list[Tensor], generation_config: GenerationConfig) -> Tensor:
+    pad = generation_config._pad_token_tensor
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=0 if pad is None else int(pad))

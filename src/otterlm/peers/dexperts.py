@@ -1,0 +1,56 @@
+"""DExperts (arXiv 2105.03023): two further language models, an expert and an anti-expert, steer the base."""
+
+import copy
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from otterlm.decoding.companion import Companion, CompanionContrast
+from otterlm.masks import branch_mask
+from otterlm.training.losses import next_token_loss
+from otterlm.training.packing import Batch
+
+
+class DExperts(CompanionContrast):
+    """The logits processor for one call of a base's `generate`.
+
+    Args:
+        expert, anti_expert: language models with the base's vocabulary, each with a KV cache of its own.
+        prompt: `[B, P]`, what `generate` is given.
+        attention_mask: `[B, P]`, 0 at padding.
+        alpha, top_p: as for `ContrastGuidance`.
+    """
+
+    def __init__(
+        self,
+        expert: PreTrainedModel,
+        anti_expert: PreTrainedModel,
+        prompt: Tensor,
+        attention_mask: Tensor | None = None,
+        alpha: float = 2.0,
+        top_p: float = 0.9,
+    ) -> None:
+        expert_reads, anti_expert_reads = (Companion(model, prompt, attention_mask) for model in (expert, anti_expert))
+        super().__init__(expert_reads, anti_expert_reads, prompt.shape[1], alpha, top_p)
+
+
+class FineTunedExpert(nn.Module):
+    """One side of DExperts as an objective: a copy of the base, all of it trained as a language model.
+
+    Args:
+        base: what it starts from; it is copied, not changed.
+    """
+
+    def __init__(self, base: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(base).requires_grad_(True)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The language-model loss on packed texts."""
+        logits = self.model(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            attention_mask=branch_mask(batch.segments, self.model.dtype),
+            use_cache=False,
+        ).logits
+        return {"loss": next_token_loss(logits, batch)}

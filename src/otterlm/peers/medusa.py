@@ -1,0 +1,104 @@
+"""Medusa (arXiv 2401.10774): draft heads on the base's last hidden state, each with an unembedding of its own."""
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from otterlm.decoding.draft_tree import DraftTree
+from otterlm.decoding.speculative import SpeculativeDecoding
+from otterlm.model import OtterModel
+from otterlm.training.draft import draft_metrics
+from otterlm.training.packing import Batch
+from otterlm.training.sources import FinalState, Source
+
+
+class MedusaHeads(nn.Module):
+    """The heads of the original form: head i is unembedding_i(h + SiLU(W_i h)), starting as the base's unembedding.
+
+    Args:
+        base: the frozen model.
+        heads: how many tokens are drafted.
+    """
+
+    def __init__(self, base: PreTrainedModel, heads: int = 4) -> None:
+        super().__init__()
+        unembedding: Tensor = base.get_output_embeddings().weight
+        self.vocabulary_size, width = unembedding.shape
+        factory: dict[str, Any] = {"dtype": unembedding.dtype, "device": unembedding.device}
+        self.blocks = nn.ModuleList([nn.Linear(width, width, **factory) for _ in range(heads)])
+        self.unembeddings = nn.ModuleList(
+            [nn.Linear(width, self.vocabulary_size, bias=False, **factory) for _ in range(heads)]
+        )
+        with torch.no_grad():
+            for block in self.blocks.parameters():
+                block.zero_()
+            for own in self.unembeddings.parameters():
+                own.copy_(unembedding)
+
+    def forward(self, state: Tensor) -> "MedusaDrafter":
+        """Drafts from the base's state after its final norm, `[B, T, d]`."""
+        return MedusaDrafter(self, state)
+
+
+class MedusaDrafter:
+    """A `Drafter`: heads that know nothing of each other, over the whole vocabulary."""
+
+    def __init__(self, medusa: MedusaHeads, state: Tensor) -> None:
+        self.state = state
+        self.heads = len(medusa.blocks)
+        self.vocabulary = torch.arange(medusa.vocabulary_size, device=state.device)
+        self._medusa = medusa
+
+    def code(self, head: int, state: Tensor, token: Tensor, previous: Tensor | None) -> Tensor:
+        """See `Drafter`."""
+        return state + F.silu(self._medusa.blocks[head](state))
+
+    def scores(self, head: int, code: Tensor) -> Tensor:
+        """See `Drafter`."""
+        return self._medusa.unembeddings[head](code)
+
+
+class MedusaObjective(nn.Module):
+    """Trains the heads as `DraftObjective` does Otter's.
+
+    Args:
+        model: the base, without adapters.
+        source: shows the base's intermediates.
+        medusa: what is trained.
+    """
+
+    def __init__(self, model: OtterModel, source: Source, medusa: MedusaHeads) -> None:
+        super().__init__()
+        self.medusa = medusa
+        self._model = (model,)  # not a submodule: its parameters are not trained here
+        self._source = source
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Scalars, see `DraftObjective`."""
+        reader = FinalState()
+        with torch.no_grad():
+            self._source.show(batch, reader)
+        assert reader.normed is not None
+        size = self._model[0].base_model.config.vocab_size
+        return draft_metrics(self.medusa(reader.normed), batch, size, measure=not self.training)
+
+
+class MedusaDecoding(SpeculativeDecoding):
+    """The decoding loop, for `OtterModel(base).generate(..., custom_generate=MedusaDecoding(medusa, tree))`.
+
+    Args:
+        medusa: the trained heads.
+        tree: the shape of the drafts.
+    """
+
+    pass_settings: ClassVar[dict[str, Any]] = {"output_hidden_states": True}
+
+    def __init__(self, medusa: MedusaHeads, tree: DraftTree) -> None:
+        super().__init__(tree=tree)
+        self.medusa = medusa
+
+    def _drafter(self, model: OtterModel, output: Any) -> MedusaDrafter:
+        return self.medusa(output.hidden_states[-1])

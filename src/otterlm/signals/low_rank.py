@@ -1,0 +1,64 @@
+"""A number for every token of the vocabulary from a low-rank map of the state: E[v] . up(down(s)), E the base's own
+unembedding, so that a head over 49,152 tokens takes a few ten thousand parameters."""
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LowRankHead(nn.Module):
+    """Scores the vocabulary.
+
+    Args:
+        width: of the state, d + d'.
+        rank: of the map.
+        base_width: d, the width of the unembedding's rows.
+        dtype, device: of the parameters.
+    """
+
+    def __init__(self, width: int, rank: int, base_width: int, **factory: Any) -> None:
+        super().__init__()
+        self.down = nn.Linear(width, rank, bias=False, **factory)
+        self.up = nn.Linear(rank, base_width, bias=False, **factory)
+        self._fold = Fold()
+
+    def initialize(self) -> None:
+        """Every score starts at 0."""
+        self.down.reset_parameters()
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, state: Tensor, unembedding: Tensor) -> Tensor:
+        """The scores of all tokens, `[..., d + d']` to `[..., V]` float32. Without a gradient to `up`."""
+        return F.linear(self.down(state), self._fold(self.up.weight, unembedding)).float()
+
+    def direction(self, state: Tensor) -> Tensor:
+        """u(s), `[..., d]`: what is added to the base's state before its unembedding."""
+        return self.up(self.down(state))
+
+    def of_tokens(self, state: Tensor, tokens: Tensor, unembedding: Tensor) -> Tensor:
+        """The scores of some tokens: `[..., 1, d + d']` with `[..., k]` ids, or `[n, d + d']` with `[n]`."""
+        direction = self.direction(state)
+        return (unembedding[tokens].to(direction.dtype) * direction).sum(dim=-1).float()
+
+
+class Fold:
+    """Remembers E times an up projection, `[V, rank]`, so that scoring a vocabulary costs V x rank, not V x d."""
+
+    def __init__(self) -> None:
+        self._made: tuple[tuple[tuple[int, int], ...], Tensor] | None = None
+
+    def __call__(self, up: Tensor, unembedding: Tensor, rows: Tensor | None = None) -> Tensor:
+        """The product, made anew when a weight has changed.
+
+        Args:
+            up: `[d, rank]`.
+            unembedding: `[V, d]`.
+            rows: `[N]`, the tokens to score; None: all.
+        """
+        parts = (up, unembedding) if rows is None else (up, unembedding, rows)
+        version = tuple((part.data_ptr(), part._version) for part in parts)
+        if self._made is None or self._made[0] != version:
+            table = unembedding if rows is None else unembedding[rows]
+            self._made = (version, F.linear(table.to(up.dtype), up.T).detach())
+        return self._made[1]

@@ -1,0 +1,139 @@
+"""The base's own greedy continuations of prompts: what a draft learns from, made once and kept (self-distillation)."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from otterlm.errors import OtterError
+from otterlm.fingerprint import fingerprint
+from otterlm.progress import track
+from otterlm.training.packing import Example, prompt_tokens
+from otterlm.training.records import read_records
+from otterlm.training.rows import Dialogue, parse_dialogue
+
+
+def read_prompts(source: str | Path) -> list[tuple[tuple[str, str], ...]]:
+    """Prompts as chat turns, each once.
+
+    Args:
+        source: see `otterlm.training.records.read_records`. Of each record `prompt` (a text or chat messages), else
+            `question`, else `text`, else what precedes the response in `chosen` (of preference pairs).
+
+    Raises:
+        OtterError: it cannot be read, a row has none of the columns, or there are no rows.
+    """
+    prompts: dict[tuple[tuple[str, str], ...], None] = {}
+    for number, record in enumerate(read_records(source), start=1):
+        where = f"{source}, row {number}"
+        if not isinstance(record, dict):
+            raise OtterError(f"{where}: expected an object with named columns, found {type(record).__name__}")
+        column = next((name for name in ("prompt", "question", "text", "chosen") if record.get(name)), None)
+        if column is None:
+            raise OtterError(f"{where}: no column prompt, question, text or chosen")
+        prompts[_turns(record[column], column, where)] = None
+    if not prompts:
+        raise OtterError(f"{source} holds no prompts")
+    return list(prompts)
+
+
+def _turns(value: Any, column: str, where: str) -> tuple[tuple[str, str], ...]:
+    if column == "chosen":
+        dialogue: Dialogue = parse_dialogue(value, where)
+        return dialogue.prompt or (("user", dialogue.response),)
+    if isinstance(value, str):
+        return (("user", value),)
+    try:
+        return tuple((str(turn["role"]), str(turn["content"])) for turn in value)
+    except (TypeError, KeyError):
+        raise OtterError(f"{where}: {column} must be a text or chat messages with role and content") from None
+
+
+@torch.no_grad()
+def continue_prompts(
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[tuple[tuple[str, str], ...]],
+    path: Path,
+    max_prompt_tokens: int = 256,
+    max_new_tokens: int = 96,
+    batch_size: int = 16,
+) -> list[Example]:
+    """Continues prompts greedily, in batches, and keeps what is done in a file, from which a later call goes on.
+
+    Args:
+        base: the model.
+        tokenizer: its tokenizer, padding on the left.
+        prompts: as chat turns.
+        path: a JSON lines file.
+        max_prompt_tokens: a longer prompt keeps its end.
+        max_new_tokens: length of a continuation; it ends with its end-of-sequence token, if there is one.
+        batch_size: prompts a batch.
+
+    Returns:
+        Examples: the prompt, and the continuation as its branch.
+
+    Raises:
+        OtterError: the file is of other prompts, another base or other lengths.
+    """
+    encoded = [prompt_tokens(prompt, tokenizer)[-max_prompt_tokens:] for prompt in prompts]
+    settings = repr((encoded, max_new_tokens, batch_size, fingerprint(base)))
+    identity = hashlib.sha256(settings.encode()).hexdigest()
+    done = _read_done(path, identity)
+    order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        if not done and path.stat().st_size == 0:
+            file.write(json.dumps({"identity": identity}) + "\n")
+        # A batch is made whole or not at all: the padding of its prompts is part of what a row's numbers round to.
+        left = [batch for batch in batches if not all(index in done for index in batch)]
+        for batch in track(left, "continuing prompts"):
+            for index, tokens in zip(
+                batch, _continue(base, tokenizer, [encoded[i] for i in batch], max_new_tokens), strict=True
+            ):
+                file.write(json.dumps({"row": index, "tokens": tokens}) + "\n")
+                done[index] = tokens
+            file.flush()
+    return [Example(index, tuple(encoded[index]), (tuple(done[index]),)) for index in range(len(encoded))]
+
+
+def _read_done(path: Path, identity: str) -> dict[int, list[int]]:
+    """The rows that a file holds. A last line that was torn by a kill is cut off."""
+    if not path.exists():
+        return {}
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    try:
+        lines = [json.loads(line) for line in whole.splitlines()]
+        if lines and lines[0]["identity"] != identity:
+            raise OtterError(f"{path} holds continuations of other prompts, lengths or another base; delete or move it")
+        rows = {int(line["row"]): [int(token) for token in line["tokens"]] for line in lines[1:]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise OtterError(f"{path} is not a file of continuations ({error}); delete or move it") from error
+    if whole != text:
+        path.write_text(whole, encoding="utf-8")
+    return rows
+
+
+def _continue(
+    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], max_new_tokens: int
+) -> list[list[int]]:
+    longest = max(map(len, prompts))
+    pad = tokenizer.pad_token_id or 0
+    ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=base.device)
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=base.device)
+    output = base.generate(ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad)
+    ends = base.generation_config.eos_token_id
+    ends = set(ends if isinstance(ends, list) else [ends])
+    return [_until(row, ends) for row in output[:, longest:].tolist()]
+
+
+def _until(tokens: list[int], ends: set[int | None]) -> list[int]:
+    """Up to and with the first of the ends."""
+    length = next((place for place, token in enumerate(tokens, start=1) if token in ends), len(tokens))
+    return tokens[:length]

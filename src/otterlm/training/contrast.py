@@ -1,0 +1,58 @@
+"""The contrast signal's objective: each side learns to write its own corpus."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from otterlm.model import OtterModel
+from otterlm.training.losses import followed_tokens
+from otterlm.training.packing import Batch
+from otterlm.training.sources import Source, read_batch
+
+EXPERT, ANTI_EXPERT = 1.0, 0.0
+"""The scores that mark which corpus a text is of."""
+
+
+class ContrastObjective(nn.Module):
+    """Language-model loss of each side on its own texts: cross-entropy of base logits + E . u(s).
+
+    Args:
+        model: the base with the adapter.
+        source: shows the base's intermediates.
+        adapter_name: may be left out where there is one.
+    """
+
+    def __init__(self, model: OtterModel, source: Source, adapter_name: str | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.source = source
+        self.name = model.adapter_name(adapter_name, "contrast")
+        # What a checkpoint must agree with, beside the trainer's own settings.
+        self.identity = {"adapter": model.adapter(self.name).config.to_json()}
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Scalars: `loss`, a mean over tokens. In evaluation also `base`, that of the base, and `accuracy`: how often
+        a text is likelier to its own side."""
+        state = read_batch(self.model, self.source, batch, self.name).state
+        row, position, parent = followed_tokens(batch)
+        seen, target = state[row, parent], batch.input_ids[row, position]  # [n, d + d'], [n]
+        head = self.model.adapter(self.name).head
+        of_expert = (batch.scores == EXPERT)[row]
+        if self.training:
+            direction = torch.where(of_expert[:, None], head.expert.direction(seen), head.anti_expert.direction(seen))
+            return {"loss": self._loss(seen, direction, target).mean()}
+        expert, anti = (self._loss(seen, side.direction(seen), target) for side in (head.expert, head.anti_expert))
+        own = torch.where(of_expert, expert, anti)
+        # Of each text, by how much its own side finds it likelier than the other does.
+        margin = own.new_zeros(len(batch.rows)).index_add(0, row, torch.where(of_expert, anti - expert, expert - anti))
+        return {
+            "loss": own.mean(),
+            "base": self._loss(seen, torch.zeros_like(seen[:, :1]), target).mean(),
+            "accuracy": ((margin > 0).float() + (margin == 0).float() / 2).mean(),
+        }
+
+    def _loss(self, seen: Tensor, direction: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy of the base's logits with a direction added to its state, `[n]`: E h + E u = E (h + u)."""
+        unembedding = self.model.base_model.get_output_embeddings()
+        hidden = seen[:, : unembedding.weight.shape[1]].to(unembedding.weight.dtype)
+        return F.cross_entropy(unembedding(hidden + direction.to(hidden.dtype)).float(), target, reduction="none")

@@ -1,0 +1,97 @@
+"""Texts of two corpora, one a language model should write like and one it should not, out of records."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from otterlm.errors import OtterError
+from otterlm.training.contrast import ANTI_EXPERT, EXPERT
+from otterlm.training.packing import Example
+from otterlm.training.records import read_records
+
+
+def read_texts(source: str | Path, column: str = "text") -> list[str]:
+    """The texts of a file or dataset.
+
+    Args:
+        source: see `otterlm.training.records.read_records`.
+        column: which holds the text; `a.b` is field b of column a.
+
+    Raises:
+        OtterError: it cannot be read, a row lacks the column, or there are no rows; the row is named.
+    """
+    texts = [text for text, _ in _read(source, column, None)]
+    if not texts:
+        raise OtterError(f"{source} holds no rows; expected a column {column}")
+    return texts
+
+
+def read_labelled(
+    source: str | Path, positive: Sequence[str], negative: Sequence[str], column: str = "text", label: str = "label"
+) -> tuple[list[str], list[str]]:
+    """The wanted and the unwanted texts of one file or dataset. Rows with other labels are left out.
+
+    Args:
+        source: see `otterlm.training.records.read_records`.
+        positive, negative: the labels of wanted and unwanted texts, as they are printed.
+        column, label: which columns hold text and label.
+
+    Raises:
+        OtterError: as in `read_texts`, or one side has no text.
+    """
+    sides: dict[str, list[str]] = {"positive": [], "negative": []}
+    for text, found in _read(source, column, label):
+        for side, labels in (("positive", positive), ("negative", negative)):
+            if found in labels:
+                sides[side].append(text)
+    for side, labels in (("positive", positive), ("negative", negative)):
+        if not sides[side]:
+            raise OtterError(
+                f"{source} has no row with a {side} label ({', '.join(labels) or 'none given'}) in {label}"
+            )
+    return sides["positive"], sides["negative"]
+
+
+def _read(source: str | Path, column: str, label: str | None) -> Iterator[tuple[str, str]]:
+    for number, record in enumerate(read_records(source), start=1):
+        where = f"{source}, row {number}"
+        text = _field(record, column, where)
+        if not isinstance(text, str) or not text.strip():
+            raise OtterError(f"{where}: {column} is empty or not a text")
+        yield text, "" if label is None else str(_field(record, label, where))
+
+
+def _field(record: Any, column: str, where: str) -> Any:
+    value = record
+    for name in column.split("."):
+        if not isinstance(value, Mapping) or value.get(name) is None:
+            present = ", ".join(sorted(map(str, record))) if isinstance(record, Mapping) else "none"
+            raise OtterError(f"{where}: {column} is missing (columns there: {present})")
+        value = value[name]
+    return value
+
+
+def tokenize_corpora(
+    positive: Sequence[str], negative: Sequence[str], tokenizer: PreTrainedTokenizerBase, longest: int
+) -> list[Example]:
+    """Texts as examples, the score saying whose they are; a longer one keeps its start.
+
+    Tokens are what the tokenizer makes of a plain text. No end of sequence is added: a corpus may hold fragments.
+
+    Raises:
+        OtterError: one side has no text of at least two tokens.
+    """
+    examples: list[Example] = []
+    row = 0
+    for side, texts in ((EXPERT, positive), (ANTI_EXPERT, negative)):
+        before = len(examples)
+        for text in texts:
+            tokens = tuple(tokenizer.encode(text)[:longest])
+            if len(tokens) > 1:
+                examples.append(Example(row, (), (tokens,), side))
+            row += 1
+        if len(examples) == before:
+            raise OtterError("one of the two corpora has no text of at least two tokens")
+    return examples

@@ -1,0 +1,64 @@
+"""`otter train reward`: preference pairs or scored texts to a reward adapter."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from otterlm.config import OtterConfig
+from otterlm.errors import OtterError
+from otterlm.model import OtterModel
+from otterlm.training.packing import Limits, tokenize
+from otterlm.training.recipes.common import Run, on_device
+from otterlm.training.reward import RewardObjective, RewardTrainingConfig, start_from_probe
+from otterlm.training.rows import PairRow, hold_out, read_rows
+
+
+def train_reward(
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: str,
+    config: OtterConfig,
+    reward: RewardTrainingConfig,
+    limits: Limits,
+    run: Run,
+    eval_data: str | None = None,
+) -> dict[str, float]:
+    """Trains a reward adapter and saves it into `run.out`.
+
+    Args:
+        base: the frozen model.
+        tokenizer: its tokenizer.
+        data: pairs or scored texts, see `otterlm.training.rows.read_rows`.
+        config: shape of the adapter.
+        reward: what is learned.
+        limits: tokens of a prompt and of a response.
+        run: how and where.
+        eval_data: rows to evaluate on; without it, a part of `data` is held out.
+
+    Returns:
+        The metrics of the saved weights on the rows to evaluate on.
+
+    Raises:
+        OtterError: see `read_rows`, `train` and `OtterModel.save_pretrained`.
+    """
+    rows = read_rows(data)
+    if eval_data is None:
+        held = hold_out(rows, run.eval_fraction, run.training.seed)
+    else:
+        held = set(range(len(rows), len(rows) + len(more := read_rows(eval_data))))
+        rows = [*rows, *more]
+    pairs = {isinstance(row, PairRow) for row in rows}
+    if len(pairs) != 1:
+        raise OtterError("the data mixes pairs with scored texts: train on one kind at a time")
+    examples = tokenize(rows, tokenizer, limits)
+    train_examples, eval_examples = run.split(examples, base, held)
+    model = OtterModel(on_device(base), config).train()
+    objective = RewardObjective(model, run.source(model, examples), reward)
+    if reward.probe_start and pairs == {True} and not run.resumes:
+        start_from_probe(objective, train_examples)
+    metrics = run.train(objective, train_examples, eval_examples, tokenizer)
+    data_used = f"Trained on {len(train_examples)} rows of `{Path(data).name}`, {len(eval_examples)} held out."
+    settings = asdict(reward) | {f"max_{name}_tokens": value for name, value in asdict(limits).items()}
+    run.save(model, "A reward", data_used, metrics, settings)
+    return metrics

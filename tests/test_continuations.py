@@ -1,0 +1,76 @@
+"""The base's continuations: greedy, ended where it ends, made once, gone on with after a kill."""
+
+import json
+
+import pytest
+import torch
+from conftest import refused, tiny_base
+from test_packing import TEMPLATE, WORDS, tokenizer
+
+from otterlm.training import continuations
+from otterlm.training.continuations import continue_prompts, read_prompts
+from otterlm.training.packing import prompt_tokens
+
+PROMPTS = [(("user", " ".join(WORDS[10 : 11 + n])),) for n in range(7)]
+
+
+@pytest.fixture(scope="module")
+def base():
+    return tiny_base(vocab_size=len(WORDS))
+
+
+def run(base, path, prompts=PROMPTS, **settings):
+    settings = {"max_new_tokens": 6, "batch_size": 3} | settings
+    return continue_prompts(base, tokenizer(TEMPLATE), prompts, path, **settings)
+
+
+def test_they_are_the_bases_greedy_choice(base, tmp_path) -> None:
+    examples = run(base, tmp_path / "c.jsonl")
+    for prompt, example in zip(PROMPTS, examples, strict=True):
+        ids = torch.tensor([prompt_tokens(prompt, tokenizer(TEMPLATE))])
+        said = base.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
+        assert example.prefix == tuple(ids[0].tolist())
+        assert example.branches == (tuple(said[0, ids.shape[1] :].tolist()),)
+        assert 2 not in example.branches[0][:-1]  # nothing after its end
+
+
+def test_a_killed_run_goes_on(base, tmp_path, monkeypatch) -> None:
+    whole, path = run(base, tmp_path / "whole.jsonl"), tmp_path / "c.jsonl"
+    run(base, path)
+    text = path.read_text()
+    path.write_text(text[: len(text) * 2 // 3])  # in the middle of a line
+    assert run(base, path) == whole
+    monkeypatch.setattr(continuations, "_continue", None)
+    assert run(base, path) == whole  # nothing is left to do
+
+
+def test_another_runs_file_is_refused(base, tmp_path) -> None:
+    path = tmp_path / "c.jsonl"
+    run(base, path)
+    before = path.read_text()
+    refused(lambda: run(base, path, PROMPTS[1:]), "c.jsonl", "other prompts")
+    refused(lambda: run(base, path, max_new_tokens=5), "c.jsonl")
+    refused(lambda: run(tiny_base(vocab_size=len(WORDS), seed=4), path), "c.jsonl")
+    assert path.read_text() == before
+    path.write_text("garbage\n")
+    refused(lambda: run(base, path), "c.jsonl", "delete")
+
+
+def test_prompts_are_read_once_each(tmp_path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    dialogue = "\n\nHuman: c\n\nAssistant: d\n\nHuman: e\n\nAssistant: f"
+    rows = [
+        {"prompt": "a"},
+        {"question": "b"},
+        {"prompt": [{"role": "user", "content": "a"}]},
+        {"chosen": dialogue, "rejected": dialogue},
+        {"text": "g"},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    turns = (("user", "c"), ("assistant", "d"), ("user", "e"))
+    assert read_prompts(path) == [(("user", "a"),), (("user", "b"),), turns, (("user", "g"),)]
+    for row, named in (({"text": ""}, "no column"), ([1], "columns"), ({"prompt": [{"role": "user"}]}, "prompt")):
+        path.write_text(json.dumps({"prompt": "a"}) + "\n" + json.dumps(row) + "\n")
+        refused(lambda: read_prompts(path), "row 2" if row != [1] else "row", named)
+    path.write_text("")
+    refused(lambda: read_prompts(path), "no prompts")

@@ -1,0 +1,301 @@
+"""Drafting never changes what is said: greedy output is the base's, samples have its distribution, ends are kept."""
+
+import math
+from itertools import product
+
+import pytest
+import torch
+from conftest import add_tiny_adapter, close, randomize, refused, tiny_base, tiny_config, tokens
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import StoppingCriteria
+
+from otterlm.config import DraftConfig
+from otterlm.decoding import DraftTree, RewardGuidance, RewardStop, SpeculativeDecoding
+from otterlm.model import OtterModel
+from otterlm.training.draft import DraftObjective, frequent_tokens, measured_accuracy
+from otterlm.training.packing import Example, collate
+from otterlm.training.sources import LiveBase
+from otterlm.training.trainer import TrainingConfig, train
+
+NEW = 12
+
+
+def drafting(sequential: bool = True, **signal: object) -> OtterModel:
+    """A base with an untrained draft adapter."""
+    torch.manual_seed(0)
+    draft = DraftConfig(heads=3, width=24, rank=8, vocabulary_size=60, sequential=sequential, **signal)
+    otter = OtterModel(tiny_base(), tiny_config(signal=draft))
+    randomize(otter.adapter().head, 3)
+    return otter.eval()
+
+
+def continued(base, count: int = 24, length: int = 16) -> list[Example]:
+    """Random prompts and the base's greedy continuations of them."""
+    prompts = tokens(count, 5, seed=9)
+    said = base.generate(prompts, max_new_tokens=length, do_sample=False, eos_token_id=None)[:, 5:]
+    pairs = zip(prompts.tolist(), said.tolist(), strict=True)
+    return [Example(row, tuple(prompt), (tuple(new),)) for row, (prompt, new) in enumerate(pairs)]
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["sequential", "independent"])
+def trained(request, tmp_path_factory) -> OtterModel:
+    """A draft adapter that has learned a few continuations by heart."""
+    otter = drafting(request.param).train()
+    examples = continued(otter.base_model)
+    with torch.no_grad():
+        otter.adapter().head.vocabulary.copy_(frequent_tokens(examples, 60, 97))
+    objective = DraftObjective(otter, LiveBase(otter))
+    how = TrainingConfig(epochs=40, batch_size=8, learning_rate=1e-2, evaluations_per_epoch=1, patience=40)
+    metrics = train(objective, examples, examples, how, tmp_path_factory.mktemp("draft"))
+    assert metrics["accuracy_0_0"] > 0.6
+    otter.accuracy = measured_accuracy(metrics, 3)
+    return otter.eval()
+
+
+def batch() -> dict[str, Tensor]:
+    """Three prompts; the second is left-padded, the third was trained on."""
+    ids = torch.cat((tokens(2, 5), tokens(1, 5, seed=9)))
+    mask = torch.ones_like(ids)
+    ids[1, :2], mask[1, :2] = 0, 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def generate(model, **settings):
+    defaults = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    return model.generate(**batch(), **(defaults | settings))
+
+
+TREES = {
+    "chain": DraftTree.chain(3),
+    "one": DraftTree.chain(1),
+    "bush": DraftTree((-1, 0, 0, 0, 1, 1, 2, 4), (0, 0, 1, 2, 0, 1, 0, 0)),
+}
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_greedy_output_is_the_bases(trained, tree) -> None:
+    loop = SpeculativeDecoding(tree=TREES[tree])
+    output = generate(trained, custom_generate=loop, return_dict_in_generate=True)
+    assert torch.equal(output.sequences, generate(trained.base_model))
+    assert output.acceptance_length > 1.1
+    depth = max(TREES[tree].depths)
+    for row in output.accepted:
+        assert max(row) <= depth
+        # Each pass gives the drafts that were kept and one more; the last may have more than was wanted.
+        assert NEW <= 1 + sum(kept + 1 for kept in row) <= NEW + depth
+
+
+def test_untrained_drafts_change_nothing() -> None:
+    otter = drafting()
+    assert torch.equal(generate(otter, custom_generate=SpeculativeDecoding()), generate(otter.base_model))
+
+
+@pytest.mark.parametrize("length", range(1, 8))
+def test_the_length_is_kept_inside_an_accepted_run(trained, length) -> None:
+    loop = SpeculativeDecoding(tree=TREES["chain"])
+    found = generate(trained, custom_generate=loop, max_new_tokens=length)
+    assert torch.equal(found, generate(trained.base_model, max_new_tokens=length))
+
+
+@pytest.mark.parametrize("place", range(NEW))
+def test_ends_are_kept_inside_an_accepted_run(trained, place) -> None:
+    end = int(generate(trained.base_model)[2, 5 + place])
+    for stop in (end, [end, 96]):
+        expected = generate(trained.base_model, eos_token_id=stop)
+        assert torch.equal(generate(trained, custom_generate=SpeculativeDecoding(), eos_token_id=stop), expected)
+
+
+def test_criteria_of_the_user_are_asked_after_every_token(trained) -> None:
+    class Count(StoppingCriteria):
+        def __call__(self, input_ids: Tensor, scores: Tensor, **_: object) -> Tensor:
+            return (input_ids[:, 5:] % 2).sum(dim=-1) >= 3
+
+    # With an end of sequence, however rare, the base pads a row that a criterion has ended.
+    settings = {"stopping_criteria": [Count()], "eos_token_id": 96}
+    found = generate(trained, custom_generate=SpeculativeDecoding(), **settings)
+    assert torch.equal(found, generate(trained.base_model, **settings))
+
+
+def test_processors_of_the_user_are_obeyed(trained) -> None:
+    settings = {"repetition_penalty": 1.7, "no_repeat_ngram_size": 2, "min_new_tokens": 5, "eos_token_id": 40}
+    found = generate(trained, custom_generate=SpeculativeDecoding(), **settings)
+    assert torch.equal(found, generate(trained.base_model, **settings))
+
+
+def test_reward_guidance_and_drafts_in_one_pass(trained) -> None:
+    if "reward" not in trained.adapters:
+        add_tiny_adapter(trained, "reward", seed=4, layers=(1, 3))
+        trained.eval()
+    guidance = {"logits_processor": [RewardGuidance(trained, 3.0, top_k=6)]}
+    expected = generate(trained, **guidance)
+    assert not torch.equal(expected, generate(trained.base_model))
+    loop = SpeculativeDecoding(tree=TREES["bush"])
+    assert torch.equal(generate(trained, custom_generate=loop, **guidance), expected)
+    stop = [RewardStop(trained, 0.0)]
+    refused(lambda: generate(trained, custom_generate=loop, stopping_criteria=stop), "one row")
+    for row in range(3):
+        one = {name: value[row : row + 1] for name, value in batch().items()}
+        settings = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+        with trained.use_adapters(["reward"]):
+            ended = trained.generate(**one, **settings, stopping_criteria=[RewardStop(trained, 0.0, 2)])
+        drafted = trained.generate(
+            **one, **settings, custom_generate=loop, stopping_criteria=[RewardStop(trained, 0.0, 2)]
+        )
+        assert torch.equal(drafted, ended)
+
+
+def outcomes(base, prompt: Tensor, kept: int, length: int, temperature: float = 1.0) -> dict[tuple[int, ...], float]:
+    """The exact probability of every continuation under top-k sampling."""
+    found: dict[tuple[int, ...], float] = {(): 1.0}
+    for _ in range(length):
+        longer = {}
+        for said, chance in found.items():
+            ids = torch.cat((prompt, prompt.new_tensor([said]).long().view(1, -1)), dim=-1)
+            with torch.no_grad():
+                best, likely = (base(ids).logits[0, -1] / temperature).topk(kept)
+            for token, share in zip(likely.tolist(), best.softmax(dim=-1).tolist(), strict=True):
+                longer[(*said, token)] = chance * share
+        found = longer
+    return found
+
+
+def chi_square(counts: dict[tuple[int, ...], int], expected: dict[tuple[int, ...], float]) -> float:
+    """Pearson's statistic per degree of freedom in standard deviations from its mean: about N(0, 1) if they agree."""
+    total, degrees = sum(counts.values()), len(expected) - 1
+    assert set(counts) <= set(expected)
+    statistic = sum((counts.get(key, 0) - total * p) ** 2 / (total * p) for key, p in expected.items())
+    return (statistic - degrees) / math.sqrt(2 * degrees)
+
+
+def test_samples_have_the_distribution_of_the_base(trained) -> None:
+    prompt, rows = tokens(1, 5, seed=9), 4000
+    expected = outcomes(trained.base_model, prompt, kept=3, length=3)
+    torch.manual_seed(0)
+    output = trained.generate(
+        prompt.expand(rows, -1),
+        max_new_tokens=3,
+        do_sample=True,
+        top_k=3,
+        eos_token_id=None,
+        pad_token_id=0,
+        custom_generate=SpeculativeDecoding(tree=TREES["bush"]),
+        return_dict_in_generate=True,
+    )
+    assert output.acceptance_length > 1.1
+    counts: dict[tuple[int, ...], int] = {}
+    for said in map(tuple, output.sequences[:, 5:].tolist()):
+        counts[said] = counts.get(said, 0) + 1
+    assert chi_square(counts, expected) < 4
+    # The test would see a distribution that is a little too sharp.
+    sharper = outcomes(trained.base_model, prompt, kept=3, length=3, temperature=0.85)
+    assert chi_square(counts, sharper) > 4
+
+
+class Listener:
+    """A streamer that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+
+    def put(self, value: Tensor) -> None:
+        self.tokens += value.flatten().tolist()
+
+    def end(self) -> None:
+        self.tokens.append(-1)
+
+
+def test_tokens_are_streamed(trained) -> None:
+    heard, ids = Listener(), tokens(1, 5, seed=9)
+    said = trained.generate(
+        ids,
+        max_new_tokens=NEW,
+        do_sample=False,
+        eos_token_id=None,
+        custom_generate=SpeculativeDecoding(),
+        streamer=heard,
+    )
+    assert heard.tokens == [*said[0].tolist(), -1]
+
+
+def test_what_cannot_be_drafted_is_refused(trained) -> None:
+    refused(lambda: SpeculativeDecoding(drafts=0), "drafts")
+    refused(lambda: generate(trained, custom_generate=SpeculativeDecoding(tree=DraftTree.chain(4))), "3 heads")
+    wide = DraftTree((-1, 0), (0, 60))
+    refused(lambda: generate(trained, custom_generate=SpeculativeDecoding(tree=wide)), "vocabulary")
+    refused(lambda: generate(trained, custom_generate=SpeculativeDecoding(), num_beams=2), "num_beams")
+    refused(lambda: generate(trained, custom_generate=SpeculativeDecoding(adapter_name="x")), "x")
+    refused(lambda: RewardGuidance(trained, 1.0, adapter_name="draft"), "predicts draft, not reward")
+    refused(lambda: DraftTree((-1, 2, 1), (0, 0, 0)), "before its children")
+    refused(lambda: DraftTree((0,), (0,)), "root")
+
+
+def test_the_tree_is_shaped_by_what_was_measured(trained) -> None:
+    otter = drafting(accuracy=((0.5, 0.3), (0.4,), (0.1,)))
+    tree = SpeculativeDecoding(drafts=3)._tree(otter)
+    assert tree == DraftTree((-1, 0, 0, 1), (0, 0, 1, 0))  # 0.5, 0.3, then 0.5 * 0.4
+    assert all(len(row) == 16 and sum(row) <= 1.001 for row in trained.accuracy)
+    assert SpeculativeDecoding(drafts=9)._tree(drafting()) == DraftTree.chain(3)
+
+
+def expected_length(tree: DraftTree, accuracy) -> float:
+    chances = [1.0]
+    for node in range(1, len(tree)):
+        chances.append(chances[tree.parents[node]] * accuracy[tree.depths[node] - 1][tree.ranks[node]])
+    return sum(chances)
+
+
+@given(st.lists(st.lists(st.floats(0, 0.5), min_size=1, max_size=3), min_size=1, max_size=3), st.integers(1, 6))
+def test_no_tree_of_its_size_is_better(accuracy, drafts) -> None:
+    accuracy = [sorted(row, reverse=True) for row in accuracy]
+    tree = DraftTree.best(accuracy, drafts)
+    nodes = [path for n in range(1, len(accuracy) + 1) for path in product(*(range(len(row)) for row in accuracy[:n]))]
+    assert len(tree) == 1 + min(drafts, len(nodes))
+    chances = sorted((math.prod(accuracy[i][r] for i, r in enumerate(path)) for path in nodes), reverse=True)
+    assert expected_length(tree, accuracy) == pytest.approx(1 + sum(chances[:drafts]))
+
+
+def test_the_loss_is_the_heads_cross_entropy_on_later_tokens() -> None:
+    otter = drafting().train()
+    examples = [Example(0, (5, 6, 7), ((8, 9, 10, 11, 59, 95),)), Example(1, (4,), ((3, 12),))]
+    objective = DraftObjective(otter, LiveBase(otter))
+    with torch.no_grad():
+        found = objective(collate(examples))["loss"]
+        totals = [[], [], []]
+        for example in examples:
+            text = [*example.prefix, *example.branches[0]]
+            signal = otter(torch.tensor([text])).signals["draft"]
+            for start in range(len(example.prefix) - 1, len(text)):
+                code = None
+                for head in range(3):
+                    if start + 2 + head < len(text):
+                        code = signal.code(head, signal.state[0, start], torch.tensor(text[start + 1 + head]), code)
+                        target = text[start + 2 + head]
+                        if target < 60:  # the draft vocabulary
+                            totals[head].append(-signal.scores(head, code).log_softmax(dim=-1)[target])
+    weights = [1.0, 0.8, 0.64]
+    expected = sum(w * torch.stack(t).mean() for w, t in zip(weights, totals, strict=True)) / sum(weights)
+    close(found, expected, 1e-4)
+
+
+def test_frequent_tokens_come_first() -> None:
+    examples = [Example(0, (1,), ((7, 7, 9, 9, 9, 50),)), Example(1, (1,), ((7, 9),))]
+    assert frequent_tokens(examples, 2, 97).tolist() == [7, 9]
+    assert frequent_tokens(examples, 5, 97).tolist() == [0, 1, 7, 9, 50]
+
+
+@torch.no_grad()
+def test_a_draft_adapter_is_saved_whole(tmp_path, trained) -> None:
+    trained.save_pretrained(tmp_path, "draft", dtype=torch.bfloat16)
+    again = OtterModel.from_pretrained(tiny_base(), tmp_path)
+    assert torch.equal(again.adapter().head.vocabulary, trained.adapter("draft").head.vocabulary)
+    assert torch.equal(generate(again, custom_generate=SpeculativeDecoding()), generate(again.base_model))
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    for ids in (weights["head.vocabulary"] + 90, weights["head.vocabulary"] - 90):
+        save_file(weights | {"head.vocabulary": ids}, tmp_path / "adapter_model.safetensors")
+        refused(lambda: OtterModel.from_pretrained(tiny_base(), tmp_path), "no tokens of the base")
+    save_file(weights | {"head.vocabulary": weights["head.vocabulary"].float()}, tmp_path / "adapter_model.safetensors")
+    refused(lambda: OtterModel.from_pretrained(tiny_base(), tmp_path), "I64")
