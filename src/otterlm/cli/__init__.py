@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from otterlm.cli import demo, generate, plan, score, train, verify
+from otterlm.cli import bench, demo, generate, plan, score, train, verify
 from otterlm.errors import OtterError
 
 app = typer.Typer(
@@ -17,6 +17,7 @@ app.add_typer(train.app, name="train")
 app.command("score")(score.command)
 app.command("generate")(generate.command)
 app.command("verify")(verify.command)
+app.add_typer(bench.app, name="bench")
 app.command("demo")(demo.command)
 
 BAD_INPUT = 2

@@ -5,6 +5,7 @@ from otterlm.decoding.companion import Companion, CompanionContrast
 from otterlm.decoding.contrast import ContrastGuidance
 from otterlm.decoding.draft_tree import DraftTree
 from otterlm.decoding.guidance import RewardGuidance
+from otterlm.decoding.rejection import RejectionOutput, RejectionSampling
 from otterlm.decoding.scoring import score_sequences
 from otterlm.decoding.search import CandidateSearch
 from otterlm.decoding.speculative import SpeculativeDecoding, SpeculativeOutput
@@ -18,6 +19,8 @@ __all__ = [
     "CompanionContrast",
     "ContrastGuidance",
     "DraftTree",
+    "RejectionOutput",
+    "RejectionSampling",
     "ReplaceStopped",
     "RewardGuidance",
     "RewardStop",

@@ -1,0 +1,46 @@
+"""Wall-clock in turn: A B C, A B C, ... so that what the machine does meanwhile falls on all alike."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from otterlm.progress import track
+
+
+@dataclass(frozen=True, slots=True)
+class Seconds:
+    """What the rounds of one method took."""
+
+    rounds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Of the rounds."""
+        return statistics.median(self.rounds)
+
+    @property
+    def spread(self) -> float:
+        """(longest - shortest) / median."""
+        return (max(self.rounds) - min(self.rounds)) / self.median
+
+
+def take_turns(methods: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Seconds]:
+    """Times every method `rounds` times, in turn.
+
+    Args:
+        methods: what to call; each is called once before, untimed, to warm up.
+        rounds: how often.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in methods}
+    for number in track(range(rounds + 1), "timing"):
+        for name, call in methods.items():
+            started = time.perf_counter()
+            call()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if number:
+                taken[name].append(time.perf_counter() - started)
+    return {name: Seconds(tuple(seconds)) for name, seconds in taken.items()}

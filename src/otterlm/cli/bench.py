@@ -1,0 +1,72 @@
+"""`otter bench`: Otter and its rivals side by side."""
+
+from itertools import product
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from otterlm.bench import report
+from otterlm.bench.overhead import Setting, measure
+from otterlm.bench.shapes import SHAPES
+from otterlm.cli.options import AsJson, Dtype, console, parse_dtype, print_json
+from otterlm.errors import OtterError
+
+app = typer.Typer(help="Measure Otter and its rivals side by side.")
+
+
+@app.callback()
+def _group() -> None:
+    """Measure Otter and its rivals side by side."""
+
+
+@app.command("overhead")
+def overhead(
+    base: Annotated[list[str] | None, typer.Option(help=f"Whose shape: {', '.join(SHAPES)}; may be repeated.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Sequences; may be repeated.", min=1)] = None,
+    prompt: Annotated[list[int] | None, typer.Option(help="Tokens of a prompt; may be repeated.", min=1)] = None,
+    top_k: Annotated[list[int] | None, typer.Option(help="Candidates a step; may be repeated.", min=1)] = None,
+    new_tokens: Annotated[int, typer.Option(help="Tokens generated.", min=1)] = 128,
+    rounds: Annotated[int, typer.Option(help="How often each method is timed.", min=1)] = 3,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One small setting, within three minutes on two cores.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results as JSON and as a plot.")] = None,
+    device: Annotated[str, typer.Option(help="Where to run.")] = "cpu",
+    dtype: Dtype = "float32",
+    as_json: AsJson = False,
+) -> None:
+    """Time and space of steering beside plain decoding, with random weights."""
+    if quick:
+        settings, rounds = [Setting(prompt=16, new=12)], 2
+    else:
+        cells = product(base or ["smollm2-135m"], batch or [1], prompt or [64], [new_tokens], top_k or [10])
+        settings = [Setting(*cell) for cell in cells]
+    unknown = [setting.shape for setting in settings if setting.shape not in SHAPES]
+    if unknown:
+        raise OtterError(f"unknown shape {unknown[0]!r}; known: {', '.join(SHAPES)}")
+    rows = [row for setting in settings for row in measure(setting, rounds, dtype=parse_dtype(dtype), device=device)]
+    found = [row.to_dict() for row in rows]
+    if out is not None:
+        report.write(out, "overhead", found, {"rounds": rounds, "dtype": dtype, "device": device})
+    if as_json:
+        print_json({"rows": found, "machine": report.machine()})
+        return
+    table = Table(title=f"{dtype} on {device}; medians of {rounds}")
+    for column in ("", "batch", "prompt", "k", "tokens/s", "time", "floor", "space saved", "time saved", "over cache"):
+        table.add_column(column, justify="left" if not column else "right")
+    for row in rows:
+        table.add_row(
+            f"{row.shape}: {row.method}",
+            str(row.batch),
+            str(row.prompt),
+            str(row.top_k),
+            f"{row.tokens_per_second:.1f}",
+            f"{row.measured_slowdown:.2f}x",
+            "" if row.predicted_slowdown is None else f"{row.predicted_slowdown:.2f}x",
+            f"{row.extra_space_saved:.1%}",
+            "" if row.extra_time_saved is None else f"{row.extra_time_saved:.1%}",
+            "" if row.extra_time_saved_over_cache is None else f"{row.extra_time_saved_over_cache:.1%}",
+        )
+    console.print(table)

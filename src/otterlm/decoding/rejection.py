@@ -1,0 +1,247 @@
+"""Rejection (CARDS, arXiv 2406.16306): segments are sampled, judged by their reward, sampled again if it is too low.
+
+A segment ends where the base is unsure how to go on. CARDS asks a second model for its reward; here the pass that read
+the segment's last token has given it already.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+from transformers.utils import ModelOutput
+
+from otterlm.decoding.checks import check_count, check_weight, check_window
+from otterlm.errors import OtterError
+from otterlm.masks import additive, token_positions
+from otterlm.model import OtterModel
+
+
+@dataclass
+class RejectionOutput(ModelOutput):
+    """Sequences, and what they took.
+
+    Attributes:
+        sequences: `[B, T]` tokens, the prompt included.
+        segments: of each row, how many segments it has.
+        attempts: of each row, how many segments were sampled for it.
+    """
+
+    sequences: Tensor | None = None
+    segments: list[int] | None = None
+    attempts: list[int] | None = None
+
+
+class RejectionSampling:
+    """A decoding loop for `model.generate(..., do_sample=True, custom_generate=RejectionSampling(threshold))`.
+
+    A segment with reward r that would end at token t of at most n is taken with probability min(1, exp((r - r(t)) /
+    beta)), where r(t) rises linearly to the threshold from (1 - alpha) * reward of the prompt + alpha * threshold.
+
+    Args:
+        threshold: the reward that a whole response should have; minus infinity is the base's own sampling.
+        alpha, beta: see above.
+        entropy: a segment ends where the next token's distribution has at least this entropy, in nats.
+        shortest, longest: tokens of a segment (a response may end earlier).
+        attempts: after so many rejections the best segment so far is taken.
+        adapter_name: whose reward; may be left out where there is one.
+
+    Raises:
+        OtterError: a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        threshold: float,
+        alpha: float = 0.5,
+        beta: float = 0.7,
+        entropy: float = 3.0,
+        shortest: int = 4,
+        longest: int = 64,
+        attempts: int = 20,
+        adapter_name: str | None = None,
+    ) -> None:
+        self.threshold = threshold if threshold == -math.inf else check_weight(threshold)
+        if not beta > 0:
+            raise OtterError(f"beta must be above 0, got {beta!r}")
+        if not 0 <= alpha <= 1:
+            raise OtterError(f"alpha must be from 0 to 1, got {alpha!r}")
+        self.alpha = alpha
+        self.beta = beta
+        self.entropy = entropy
+        self.shortest = check_count("shortest", shortest)
+        self.longest = check_count("longest", longest)
+        self.attempts = check_count("attempts", attempts)
+        self.adapter_name = adapter_name
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        model: OtterModel,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        synced_gpus: bool = False,
+        streamer: BaseStreamer | None = None,
+        **model_kwargs: Any,
+    ) -> RejectionOutput | Tensor:
+        """Called by `generate`. Returns the sequences, `[B, T]`, or a `RejectionOutput` if asked for a dict."""
+        if self.threshold == -math.inf:
+            return model._sample(
+                input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer, **model_kwargs
+            )
+        if not generation_config.do_sample:
+            raise OtterError("rejection sampling needs do_sample=True, or a rejected segment would come again")
+        seen = model_kwargs.get("attention_mask")
+        seen = torch.ones_like(input_ids) if seen is None else seen
+        most = generation_config.max_new_tokens or 0
+        check_window(model, input_ids.shape[1] + most)
+        cache = DynamicCache()  # a rejected segment stays in the cache, unseen
+        positions = token_positions(seen)
+        output = model(
+            input_ids=input_ids, attention_mask=seen, position_ids=positions, past_key_values=cache, logits_to_keep=1
+        )
+        rows = [Segments(ids[seen[index].bool()], output.logits[index, -1]) for index, ids in enumerate(input_ids)]
+        everyone = list(range(len(rows)))
+        first = [
+            (1 - self.alpha) * reward + self.alpha * self.threshold
+            for reward in self._rewards(model, output, rows, everyone)
+        ]
+        seen = seen.bool()
+        while not all(row.ended for row in rows):
+            token = torch.stack(
+                [self._sample(rows, index, input_ids, logits_processor) for index in everyone]
+            )  # [B, 1]
+            slot = seen.shape[1]
+            seen = torch.cat((seen, seen.new_ones(len(rows), 1)), dim=-1)
+            output = model(
+                input_ids=token,
+                attention_mask=additive(seen[:, None, None, :], model.base_model.dtype),
+                position_ids=torch.tensor([[len(row.tokens)] for row in rows], device=token.device),
+                past_key_values=cache,
+            )
+            judged = []
+            for index, row in enumerate(rows):
+                if row.ended:
+                    continue
+                row.read(token[index], output.logits[index, -1], slot)
+                whole = torch.cat((input_ids[index], row.response))
+                row.ends = bool(stopping_criteria(whole[None], None).all())
+                if row.ends or self._segment_ends(row):
+                    judged.append(index)
+            for index, reward in zip(judged, self._rewards(model, output, rows, judged) if judged else [], strict=True):
+                row = rows[index]
+                share = len(row.response) / max(1, most)
+                wanted = min(self.threshold, first[index] + share * (self.threshold - first[index]))
+                accepted = float(torch.rand(())) < math.exp(min(0.0, (reward - wanted) / self.beta))
+                hidden, shown = row.judge(reward, accepted, self.attempts)
+                seen[index, hidden] = False
+                seen[index, shown] = True
+        if streamer is not None:
+            for new in rows[0].response:
+                streamer.put(new[None].cpu())
+            streamer.end()
+        pad = generation_config._pad_token_tensor
+        sequences = torch.nn.utils.rnn.pad_sequence(
+            [torch.cat((ids, row.response)) for ids, row in zip(input_ids, rows, strict=True)],
+            batch_first=True,
+            padding_value=0 if pad is None else int(pad),
+        )
+        if not generation_config.return_dict_in_generate:
+            return sequences
+        return RejectionOutput(
+            sequences=sequences, segments=[row.taken for row in rows], attempts=[row.sampled for row in rows]
+        )
+
+    def _segment_ends(self, row: "Segments") -> bool:
+        if len(row.slots) >= self.longest:
+            return True
+        chances = row.logits.float().log_softmax(dim=-1)
+        return len(row.slots) >= self.shortest and float(-(chances.exp() * chances).sum()) >= self.entropy
+
+    def _sample(
+        self, rows: list["Segments"], index: int, input_ids: Tensor, logits_processor: LogitsProcessorList
+    ) -> Tensor:
+        """The next token of a row, `[1]`; anything for a row that has ended."""
+        row = rows[index]
+        if row.ended:
+            return row.tokens[-1:]
+        # A processor may hold a number for every row: it sees this row in all places and is heard in this row's.
+        whole = torch.cat((input_ids[index], row.response)).expand(len(rows), -1)
+        scores = logits_processor(whole, row.logits.float().expand(len(rows), -1))[index]
+        return torch.multinomial(scores.softmax(dim=-1), 1)
+
+    def _rewards(self, model: OtterModel, output: Any, rows: list["Segments"], judged: list[int]) -> list[float]:
+        """The rewards of some rows as they stand, from the pass that has just been made."""
+        signal = output.signals[model.adapter_name(self.adapter_name, "reward")]
+        return signal.prefix[judged, -1].tolist()
+
+
+@dataclass
+class _Candidate:
+    """A segment that was sampled, and where it leads."""
+
+    reward: float
+    tokens: Tensor
+    logits: Tensor
+    slots: list[int]
+    ends: bool
+
+
+class Segments:
+    """One row: the tokens so far, and the segment that is being sampled.
+
+    Attributes:
+        tokens: prompt (without padding), segments taken and the one being sampled.
+        logits: `[V]`, of the token after them.
+        slots: where the segment being sampled is in the KV cache.
+        ends: whether the response would end with it.
+        ended: whether the response has ended.
+        taken, sampled: how many segments.
+    """
+
+    def __init__(self, prompt: Tensor, logits: Tensor) -> None:
+        self.tokens = prompt
+        self.logits = logits
+        self.slots: list[int] = []
+        self.ends = self.ended = False
+        self.taken = self.sampled = 0
+        self._prompt = len(prompt)
+        self._start = (prompt, logits)
+        self._rejected: list[_Candidate] = []
+
+    @property
+    def response(self) -> Tensor:
+        """The tokens after the prompt."""
+        return self.tokens[self._prompt :]
+
+    def read(self, token: Tensor, logits: Tensor, slot: int) -> None:
+        """Adds a token that a pass has read into a slot of the cache."""
+        self.tokens = torch.cat((self.tokens, token))
+        self.logits = logits
+        self.slots.append(slot)
+
+    def judge(self, reward: float, accepted: bool, attempts: int) -> tuple[list[int], list[int]]:
+        """Takes the segment, or goes back to its start; after so many attempts the best one is taken.
+
+        Returns:
+            The slots of the cache to hide and the ones to show again.
+        """
+        here = _Candidate(reward, self.tokens, self.logits, self.slots, self.ends)
+        self.sampled += 1
+        taken = here
+        if not accepted:
+            self._rejected.append(here)
+            if len(self._rejected) < attempts:
+                self.tokens, self.logits = self._start
+                self.slots = []
+                return here.slots, []
+            taken = max(self._rejected, key=lambda candidate: candidate.reward)
+        self.tokens, self.logits, self.ended = taken.tokens, taken.logits, taken.ends
+        self._start, self._rejected, self.slots = (taken.tokens, taken.logits), [], []
+        self.taken += 1
+        return (here.slots, taken.slots) if taken is not here else ([], [])

@@ -1,0 +1,98 @@
+"""ARGS (arXiv 2402.01694): a separate reward model scores the base's top-k candidates at every step.
+
+As published it reads every candidate's whole text anew. With a KV cache of its own it reads k tokens a step: that is
+RAD (arXiv 2310.09520), and the stronger rival.
+"""
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, LogitsProcessor
+
+from otterlm.cache import keep_path
+from otterlm.decoding.checks import check_count, check_weight
+from otterlm.masks import token_positions, tree_mask
+from otterlm.peers.reward_model import SeparateRewardModel
+
+
+class ARGS(LogitsProcessor):
+    """logits + weight * reward of the prefix with each candidate. For one call of a base's `generate`; greedy decoding
+    is ARGS-greedy, sampling is ARGS-stochastic.
+
+    Args:
+        reward_model: scores.
+        weight: of the reward; 0 leaves the scores untouched.
+        top_k: candidates a step; other tokens are ruled out.
+        cached: whether the reward model has a KV cache (RAD) or reads every text anew (ARGS as published).
+        attention_mask: `[B, P]` of the prompts, 0 at padding; all ones by default.
+
+    Raises:
+        OtterError: a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        reward_model: SeparateRewardModel,
+        weight: float,
+        top_k: int = 10,
+        cached: bool = True,
+        attention_mask: Tensor | None = None,
+    ) -> None:
+        self.reward_model = reward_model
+        self.weight = check_weight(weight)
+        self.top_k = check_count("top_k", top_k)
+        self.cached = cached
+        self._prompt_mask = attention_mask
+        self._cache: DynamicCache | None = None
+        self._tried: Tensor | None = None  # [B, T + k], what is in the cache: the text and its rival next tokens
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """`[B, T]` tokens so far and `[B, V]` scores of the next to `[B, V]`."""
+        if self.weight == 0:
+            return scores
+        likely, candidates = scores.topk(min(self.top_k, scores.shape[-1]), dim=-1)  # [B, k]
+        mask = torch.ones_like(input_ids)
+        if self._prompt_mask is not None:
+            mask[:, : self._prompt_mask.shape[1]] = self._prompt_mask
+        rewards = (self._over_cache if self.cached else self._anew)(input_ids, candidates, mask)
+        guided = likely + self.weight * rewards.to(likely)
+        return torch.full_like(scores, -torch.inf).scatter(-1, candidates, guided)
+
+    def _anew(self, input_ids: Tensor, candidates: Tensor, mask: Tensor) -> Tensor:
+        k = candidates.shape[1]
+        texts = torch.cat((input_ids.repeat_interleave(k, dim=0), candidates.reshape(-1, 1)), dim=-1)  # [B k, T + 1]
+        masks = torch.cat((mask, mask.new_ones(len(mask), 1)), dim=-1).repeat_interleave(k, dim=0)
+        read = self.reward_model.read(input_ids=texts, attention_mask=masks, position_ids=token_positions(masks))
+        return read[:, -1].view(-1, k)
+
+    def _over_cache(self, input_ids: Tensor, candidates: Tensor, mask: Tensor) -> Tensor:
+        positions = token_positions(mask)
+        if not self._keep_chosen(input_ids):
+            self._cache = DynamicCache()
+            self.reward_model.read(
+                input_ids=input_ids, attention_mask=mask, position_ids=positions, past_key_values=self._cache
+            )
+        k = candidates.shape[1]
+        rivals = torch.eye(k, dtype=torch.bool)
+        read = self.reward_model.read(
+            input_ids=candidates,
+            attention_mask=tree_mask(mask.bool(), rivals, self.reward_model.backbone.dtype),
+            position_ids=(positions[:, -1:] + 1).expand(-1, k),
+            past_key_values=self._cache,
+        )
+        self._tried = torch.cat((input_ids, candidates), dim=-1)
+        return read
+
+    def _keep_chosen(self, input_ids: Tensor) -> bool:
+        """Of the last step's candidates keeps the chosen ones in the cache. False if the text is not their
+        continuation."""
+        if self._tried is None or self._cache is None:
+            return False
+        before = input_ids.shape[1] - 1
+        known, candidates = self._tried[:, :before], self._tried[:, before:]
+        if known.shape != input_ids[:, :-1].shape or not torch.equal(known, input_ids[:, :-1]):
+            return False
+        right = candidates == input_ids[:, -1:]  # [B, k]
+        if candidates.shape[1] == 0 or not right.any(dim=1).all():
+            return False
+        keep_path(self._cache, right.int().argmax(dim=1, keepdim=True), candidates.shape[1])
+        return True

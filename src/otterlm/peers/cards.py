@@ -1,0 +1,44 @@
+"""CARDS (arXiv 2406.16306) as its authors built it: every segment is judged by a separate reward model."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from otterlm.decoding.rejection import RejectionSampling, Segments
+from otterlm.model import OtterModel
+from otterlm.peers.reward_model import SeparateRewardModel
+
+
+class CARDS(RejectionSampling):
+    """`RejectionSampling` with a separate reward model, which reads each segment once, over a KV cache of its own.
+
+    Args:
+        reward_model: judges.
+        threshold: the reward that a whole response should have.
+        settings: as for `RejectionSampling`.
+    """
+
+    def __init__(self, reward_model: SeparateRewardModel, threshold: float, **settings: Any) -> None:
+        super().__init__(threshold, **settings)
+        self.reward_model = reward_model
+        self._read: dict[int, tuple[Tensor, DynamicCache]] = {}  # of each row, what is in its cache
+
+    def _rewards(self, model: OtterModel, output: Any, rows: list[Segments], judged: list[int]) -> list[float]:
+        return [self._reward(index, rows[index].tokens) for index in judged]
+
+    def _reward(self, index: int, tokens: Tensor) -> float:
+        known, cache = self._read.get(index, (tokens[:0], DynamicCache()))
+        same = min(len(known), len(tokens) - 1)
+        different = (known[:same] != tokens[:same]).nonzero()
+        if len(different):
+            same = int(different[0])
+        if same < len(known):
+            cache.crop(same - len(known))
+        positions = torch.arange(same, len(tokens), device=tokens.device)
+        rewards = self.reward_model.read(
+            input_ids=tokens[None, same:], position_ids=positions[None], past_key_values=cache
+        )
+        self._read[index] = (tokens, cache)
+        return float(rewards[0, -1])

@@ -1,0 +1,201 @@
+"""The rivals do what their papers say: ARGS by whole passes, its cache changes nothing, CARDS judges what it reads."""
+
+import math
+
+import pytest
+import torch
+from conftest import close, randomize, refused, tiny_base, tiny_otter, tokens
+from torch import Tensor
+
+from otterlm.decoding import RejectionSampling
+from otterlm.model import OtterModel
+from otterlm.peers.args import ARGS
+from otterlm.peers.cards import CARDS
+from otterlm.peers.reward_model import SeparateRewardModel
+
+NEW = 8
+
+
+def batch() -> dict[str, Tensor]:
+    """Two prompts, the second left-padded."""
+    ids = tokens(2, 7)
+    mask = torch.ones_like(ids)
+    ids[1, :3], mask[1, :3] = 0, 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def generate(model, **settings):
+    defaults = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    return model.generate(**(batch() | defaults | settings))
+
+
+@pytest.fixture(scope="module")
+def rewarding() -> SeparateRewardModel:
+    """A random reward model."""
+    model = SeparateRewardModel(tiny_base(seed=3)).requires_grad_(False).eval()
+    randomize(model.head, 7)
+    return model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("cached", [True, False])
+def test_args_is_the_formula(rewarding, cached) -> None:
+    base = tiny_base()
+    processor = ARGS(rewarding, 0.8, top_k=4, cached=cached, attention_mask=batch()["attention_mask"])
+    found = generate(base, logits_processor=[processor])
+    assert not torch.equal(found, generate(base))
+    for row in range(2):
+        ids = found[row, 3 * row :]
+        for end in range(len(ids) - NEW, len(ids)):
+            logits, likely = base(ids[None, :end]).logits[0, -1].topk(4)
+            texts = torch.stack([torch.cat((ids[:end], token[None])) for token in likely])
+            scores = logits + 0.8 * rewarding.read(input_ids=texts)[:, -1]
+            assert int(likely[scores.argmax()]) == int(ids[end])
+
+
+def test_the_cache_reads_k_tokens_a_step(rewarding, monkeypatch) -> None:
+    sizes, read = [], rewarding.read
+    monkeypatch.setattr(rewarding, "read", lambda **given: sizes.append(given["input_ids"].shape[1]) or read(**given))
+    settings = {"attention_mask": batch()["attention_mask"]}
+    generate(tiny_base(), logits_processor=[ARGS(rewarding, 0.8, top_k=4, **settings)])
+    assert sizes == [7] + [4] * NEW
+
+
+@torch.no_grad()
+def test_args_reads_again_what_it_did_not_choose(rewarding) -> None:
+    """Beams reorder the text, and another processor may choose a token that was no candidate."""
+    processor = ARGS(rewarding, 0.8, top_k=3)
+    ids = tokens(2, 5)
+    for step in range(4):
+        scores = torch.randn(2, 97, generator=torch.Generator().manual_seed(step))
+        expected = ARGS(rewarding, 0.8, top_k=3, cached=False)(ids, scores)
+        close(processor(ids, scores), expected, 1e-4)
+        ids = torch.cat((ids.flip(0) if step == 1 else ids, tokens(2, 1, seed=step)), dim=-1)
+
+
+def test_weight_zero_is_the_base(rewarding) -> None:
+    assert torch.equal(generate(tiny_base(), logits_processor=[ARGS(rewarding, 0.0)]), generate(tiny_base()))
+    refused(lambda: ARGS(rewarding, math.nan), "weight")
+    refused(lambda: ARGS(rewarding, 1.0, top_k=0), "top_k")
+
+
+def test_lora_is_merged_without_a_trace() -> None:
+    pytest.importorskip("peft")
+    base = tiny_base()
+    model = SeparateRewardModel.lora(base, rank=2).eval()
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert all("lora_" in name or name.startswith("head") for name in trained)
+    randomize(model.head, 7)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(generator=torch.Generator().manual_seed(1))
+        expected = model.read(input_ids=tokens(2, 6))
+        plain = SeparateRewardModel(base)
+        plain.head = model.head
+        assert not torch.allclose(expected, plain.read(input_ids=tokens(2, 6)), atol=1e-2)
+        merged = model.merge()
+        close(merged.read(input_ids=tokens(2, 6)), expected, 1e-3)
+    assert {name for name, _ in merged.named_parameters()} == {name for name, _ in plain.named_parameters()}
+
+
+@pytest.fixture
+def otter() -> OtterModel:
+    return tiny_otter(tiny_base())
+
+
+def rewards(otter: OtterModel, sequences: Tensor) -> list[float]:
+    with torch.no_grad():
+        ends = [otter(input_ids=sequences[row, 3 * row :][None]).signals["reward"].prefix[0, -1] for row in range(2)]
+    return [float(end) for end in ends]
+
+
+SAMPLE = {"do_sample": True, "top_k": 0, "return_dict_in_generate": True}
+
+
+def test_rejection_raises_the_reward(otter) -> None:
+    def mean(threshold: float) -> float:
+        torch.manual_seed(0)
+        total = 0.0
+        for _ in range(12):
+            loop = RejectionSampling(threshold, alpha=1.0, beta=0.05, shortest=2, longest=3, attempts=12)
+            total += sum(rewards(otter, generate(otter, custom_generate=loop, **SAMPLE).sequences))
+        return total / 24
+
+    low, high = mean(-50.0), mean(50.0)
+    assert high > low + 0.5
+
+
+def test_what_was_rejected_leaves_no_trace_in_the_cache(otter) -> None:
+    """Every reward that is judged is that of the text so far, by a plain pass."""
+    seen = []
+
+    class Watched(RejectionSampling):
+        def _rewards(self, model, output, rows, judged):
+            found = super()._rewards(model, output, rows, judged)
+            seen.extend((rows[index].tokens.clone(), value) for index, value in zip(judged, found, strict=True))
+            return found
+
+    torch.manual_seed(1)
+    loop = Watched(50.0, alpha=0.9, beta=0.3, shortest=1, longest=3, entropy=1.0, attempts=4)
+    output = generate(otter, custom_generate=loop, **SAMPLE)
+    assert sum(output.attempts) > sum(output.segments) >= 4
+    with torch.no_grad():
+        for text, value in seen:
+            close(otter(input_ids=text[None]).signals["reward"].prefix[0, -1], torch.tensor(value), 1e-3)
+    assert output.sequences.shape == (2, 7 + NEW)
+
+
+def test_accepting_all_samples_from_the_base(otter) -> None:
+    """With a threshold below every reward it is sampling: the first token has the base's distribution."""
+    torch.manual_seed(0)
+    ids = tokens(1, 5).expand(1500, -1)
+    loop = RejectionSampling(-1e6, entropy=0.0, shortest=1)
+    said = otter.generate(ids, max_new_tokens=1, do_sample=True, top_k=4, eos_token_id=None, custom_generate=loop)
+    with torch.no_grad():
+        best, likely = otter.base_model(ids[:1]).logits[0, -1].topk(4)
+    shares = [(said[:, -1] == token).float().mean() for token in likely]
+    close(torch.stack(shares), best.softmax(dim=-1), 0.05)
+
+
+def test_ends_and_lengths_are_kept(otter) -> None:
+    torch.manual_seed(0)
+    loop = RejectionSampling(0.0, shortest=2, longest=4, attempts=3)
+    ends = list(range(3, 40))
+    output = generate(otter, custom_generate=loop, **SAMPLE, eos_token_id=ends)
+    for row in output.sequences[:, 7:].tolist():
+        ended = [place for place, token in enumerate(row) if token in ends]
+        assert not ended or set(row[ended[0] + 1 :]) <= {0}
+        assert len(row) <= NEW
+    torch.manual_seed(0)
+    expected = generate(otter.base_model, do_sample=True, top_k=0)
+    torch.manual_seed(0)
+    free = RejectionSampling(-math.inf)
+    assert torch.equal(generate(otter, custom_generate=free, do_sample=True, top_k=0), expected)
+
+
+def test_cards_with_a_separate_model_judges_the_same_texts(rewarding) -> None:
+    judged = []
+
+    class Watched(CARDS):
+        def _reward(self, index, text):
+            value = super()._reward(index, text)
+            judged.append((text.clone(), value))
+            return value
+
+    torch.manual_seed(0)
+    loop = Watched(rewarding, 20.0, alpha=0.9, beta=0.3, shortest=1, longest=3, entropy=1.0, attempts=3)
+    for _ in range(2):  # the second generation must not be confused by the first
+        output = generate(OtterModel(tiny_base()), custom_generate=loop, **SAMPLE)
+    assert sum(output.attempts) > sum(output.segments)
+    with torch.no_grad():
+        for text, value in judged:
+            close(rewarding.read(input_ids=text[None])[0, -1], torch.tensor(value), 1e-3)
+
+
+def test_bad_settings_are_refused(otter) -> None:
+    refused(lambda: RejectionSampling(math.nan), "weight")
+    refused(lambda: RejectionSampling(0.0, beta=0.0), "beta")
+    refused(lambda: RejectionSampling(0.0, alpha=2.0), "alpha")
+    refused(lambda: RejectionSampling(0.0, attempts=0), "attempts")
+    refused(lambda: generate(otter, custom_generate=RejectionSampling(0.0)), "do_sample")
