@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 BASE := smollm2-135m
 PAIRS ?= ../shared/data/hh_harmless/pairs.jsonl.gz
 
-.PHONY: setup demo test test-slow lint adapter clean
+.PHONY: setup demo test test-slow lint exactness adapter clean
 
 setup: $(VENV)/.ready
 
@@ -30,6 +30,9 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+exactness: setup
+	$(BIN)/python tests/exactness_matrix.py > docs/exactness.md
 
 # The recipe of the shipped adapter; about an hour on two cores.
 adapter: setup

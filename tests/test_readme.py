@@ -35,7 +35,7 @@ def test_command(command, monkeypatch, tmp_path) -> None:
     assert not exit.value.code
 
 
-@pytest.mark.parametrize("file", ["README.md", "docs/decoding.md", "docs/detoxification.md", "docs/acceleration.md"])
+@pytest.mark.parametrize("file", ["README.md", "docs/decoding.md", "docs/detoxification.md", "docs/acceleration.md", "docs/families.md"])
 def test_python(file, monkeypatch) -> None:
     monkeypatch.chdir(ROOT)
     found = blocks(file, "python")

@@ -5,18 +5,20 @@ channels at every widened block (where all are widened). The columns that read t
 as in LoRA one side of a product must be: the other side then decides what they learn.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from otterlm.config import OtterConfig
-from otterlm.errors import OtterError
-from otterlm.families import Family, family_of
-from otterlm.stream import InsertedLayer, InsertedStream, Widths
+from otterlm.families import Family
+from otterlm.families.parts import gate_up, matrix, query_key_value
+from otterlm.stream import HeadNorm, InsertedLayer, InsertedNorm, InsertedStream, Widths
 
 
 @torch.no_grad()
-def initialize(stream: InsertedStream, config: OtterConfig, base: PreTrainedModel) -> None:
+def initialize(stream: InsertedStream, config: OtterConfig, base: PreTrainedModel, family: Family) -> None:
     """Fills the parameters of a new stream, as `config.initialization` says.
 
     Raises:
@@ -30,49 +32,56 @@ def initialize(stream: InsertedStream, config: OtterConfig, base: PreTrainedMode
                     nn.init.zeros_(module.bias)
             else:
                 module.reset_parameters()
-        elif isinstance(weight := getattr(module, "weight", None), nn.Parameter):
-            nn.init.ones_(weight)
+        elif isinstance(module, InsertedNorm | HeadNorm):
+            nn.init.ones_(module.weight)
+            if isinstance(module, InsertedNorm) and module.bias is not None:
+                nn.init.zeros_(module.bias)
     if config.initialization == "copy":
-        _copy_slices(stream, base)
+        _copy_slices(stream, base, family)
 
 
-def _copy_slices(stream: InsertedStream, base: PreTrainedModel) -> None:
-    family, decoder, width = family_of(base.config), base.get_decoder(), stream.widths.inserted
+def _copy_slices(stream: InsertedStream, base: PreTrainedModel, family: Family) -> None:
+    decoder, width = base.get_decoder(), stream.widths.inserted
     if stream.table is not None:
-        stream.table.weight.copy_(decoder.get_submodule(family.embedding).weight[:, :width])
+        embedding: Any = decoder.get_submodule(family.embedding)
+        stream.table.weight.copy_(embedding.weight[:, :width] * getattr(embedding, "embed_scale", 1))
     if stream.projection is not None:
         stream.projection.weight.copy_(torch.eye(width, stream.widths.base))
     for index, layer in stream.layers.items():
         block = decoder.get_submodule(family.layers)[int(index)]
         _copy_layer(layer, block, family, stream.widths)
-    stream.final_norm.weight.copy_(decoder.get_submodule(family.final_norm).weight[:width])
+    _copy_norm(stream.final_norm, decoder.get_submodule(family.final_norm), torch.arange(width), family)
 
 
 def _copy_layer(layer: nn.Module, block: nn.Module, family: Family, widths: Widths) -> None:
     assert isinstance(layer, InsertedLayer)
-
-    def linear(path: str) -> tuple[Tensor, Tensor | None]:
-        module = block.get_submodule(path)
-        weight = getattr(module, "weight", None)
-        if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.dim() != 2:
-            raise OtterError(f"the base's {path} cannot be sliced (quantised?): choose initialization random or normal")
-        return weight, getattr(module, "bias", None)
-
-    queries = _head_rows(widths, widths.heads // widths.kv_heads, widths.base_heads // widths.base_kv_heads)
-    keys = _head_rows(widths, 1, 1)
+    queries = _head_rows(widths, family, widths.heads // widths.kv_heads, widths.base_heads // widths.base_kv_heads)
+    keys = _head_rows(widths, family, 1, 1)
     attention, ffn = layer.attention, layer.ffn
-    rows = ((family.query, queries), (family.key, keys), (family.value, keys))
-    _fill(attention.qkv, [(*linear(path), index) for path, index in rows])
+    projections = query_key_value(block, family, widths.base_heads, widths.base_kv_heads, widths.base_head_dim)
+    _fill(attention.qkv, [(*rows, index) for rows, index in zip(projections, (queries, keys, keys), strict=True)])
     inserted, units = torch.arange(widths.inserted), torch.arange(widths.units)
-    _fill(attention.out, [(*linear(family.attention_output), inserted)])
-    _fill(ffn.gate_up, [(*linear(path), units) for path in (family.gate, family.up)])
-    _fill(ffn.down, [(*linear(family.down), inserted)])
-    for norm, path in ((layer.attention_norm, family.attention_norm), (layer.ffn_norm, family.ffn_norm)):
-        _copy_norm(norm, block.get_submodule(path), inserted)
-    channels = _head_channels(widths)
-    for head_norm, where in ((attention.query_norm, family.query_norm), (attention.key_norm, family.key_norm)):
-        if head_norm is not None and where is not None:
-            _copy_norm(head_norm, block.get_submodule(where), channels)
+    _fill(attention.out, [(*matrix(block, family.attention_output), inserted)])
+    if family.down is None:
+        # Experts: h' takes its slice of what they put out; units of its own have no model to copy.
+        _fill(ffn.down, [(torch.eye(widths.base, device=ffn.down.weight.device), None, inserted)])
+    else:
+        _fill(ffn.gate_up, [(*rows, units) for rows in gate_up(block, family)])
+        _fill(ffn.down, [(*matrix(block, family.down), inserted)])
+    for norm, path in (
+        (layer.attention_norm, family.attention_norm),
+        (layer.attention_post_norm, family.attention_post_norm),
+        (layer.ffn_norm, family.ffn_norm),
+        (layer.ffn_post_norm, family.ffn_post_norm),
+    ):
+        if norm is not None and path is not None:
+            _copy_norm(norm, block.get_submodule(path), inserted, family)
+    channels = _head_channels(widths, family)
+    for head_norm, path in ((attention.query_norm, family.query_norm), (attention.key_norm, family.key_norm)):
+        if head_norm is not None and path is not None:
+            # Where the base's heads have a norm each, or one over all of them, the first head's.
+            weight = next(block.get_submodule(path).parameters()).reshape(-1, widths.base_head_dim)[0]
+            head_norm.weight.copy_(weight[channels] + family.norm_offset)
 
 
 def _fill(target: nn.Linear, parts: list[tuple[Tensor, Tensor | None, Tensor]]) -> None:
@@ -84,20 +93,26 @@ def _fill(target: nn.Linear, parts: list[tuple[Tensor, Tensor | None, Tensor]]) 
         target.bias.copy_(torch.cat([bias[rows] for _, bias, rows in parts if bias is not None]))
 
 
-def _copy_norm(norm: nn.Module, base_norm: nn.Module, channels: Tensor) -> None:
-    assert isinstance(norm.weight, Tensor)
-    assert isinstance(base_norm.weight, Tensor)
-    norm.weight.copy_(base_norm.weight[channels])
+def _copy_norm(norm: InsertedNorm, base_norm: nn.Module, channels: Tensor, family: Family) -> None:
+    weight, bias = getattr(base_norm, "weight", None), getattr(base_norm, "bias", None)
+    if isinstance(weight, Tensor):
+        norm.weight.copy_(weight[channels] + family.norm_offset)
+    if norm.bias is not None and isinstance(bias, Tensor):
+        norm.bias.copy_(bias[channels])
 
 
-def _head_channels(widths: Widths) -> Tensor:
-    """The channels of a base head that a smaller head keeps: RoPE's pairs (i, i + head_dim / 2) stay pairs."""
-    half = torch.arange(widths.base_head_dim // 2)[:: widths.base_head_dim // widths.head_dim]
+def _head_channels(widths: Widths, family: Family) -> Tensor:
+    """The channels of a base head that a smaller head keeps: what RoPE pairs stays a pair."""
+    stride = widths.base_head_dim // widths.head_dim
+    if family.rotation == "pairs":
+        first = torch.arange(0, widths.base_head_dim, 2)[::stride]
+        return torch.stack((first, first + 1), dim=1).flatten()
+    half = torch.arange(widths.base_head_dim // 2)[::stride]
     return torch.cat((half, half + widths.base_head_dim // 2))
 
 
-def _head_rows(widths: Widths, copies: int, group: int) -> Tensor:
+def _head_rows(widths: Widths, family: Family, copies: int, group: int) -> Tensor:
     """Rows of a base projection that are copied: of the first key/value groups, `copies` heads out of the `group` in
     each."""
     heads = [kv * group + copy % group for kv in range(widths.kv_heads) for copy in range(copies)]
-    return torch.cat([head * widths.base_head_dim + _head_channels(widths) for head in heads])
+    return torch.cat([head * widths.base_head_dim + _head_channels(widths, family) for head in heads])

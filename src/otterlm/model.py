@@ -16,8 +16,9 @@ from transformers.utils import ModelOutput
 
 from otterlm import adapter_files
 from otterlm.config import OtterConfig
+from otterlm.detection import recognize
 from otterlm.errors import OtterError
-from otterlm.families import family_of
+from otterlm.families import Family
 from otterlm.fingerprint import fingerprint, same_base
 from otterlm.initialization import initialize
 from otterlm.signals import HEADS, Signal
@@ -28,11 +29,11 @@ from otterlm.taps import LayerTaps, Taps, Visitor
 class Adapter(nn.Module):
     """An inserted stream and its head."""
 
-    def __init__(self, config: OtterConfig, base: PreTrainedModel, dtype: torch.dtype) -> None:
+    def __init__(self, config: OtterConfig, base: PreTrainedModel, family: Family, dtype: torch.dtype) -> None:
         super().__init__()
         self.config = config
         device = base.get_input_embeddings().weight.device
-        self.stream = InsertedStream(config, base, dtype, device)
+        self.stream = InsertedStream(config, base, family, dtype, device)
         widths = self.stream.widths
         head: Any = HEADS[type(config.signal)]
         self.head = head(config.signal, widths.base + widths.inserted, widths.base, dtype=dtype, device=device)
@@ -52,7 +53,7 @@ class OtterModel(nn.Module):
         dtype: of the inserted parameters; the base's by default.
 
     Raises:
-        OtterError: the architecture is not known, or the adapter does not fit it.
+        OtterError: the architecture is neither known nor recognised, or the adapter does not fit it.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class OtterModel(nn.Module):
     ) -> None:
         super().__init__()
         self.base_model = base_model.requires_grad_(False).eval()
-        self.family = family_of(base_model.config)
+        self.family = recognize(base_model)
         self.adapters = nn.ModuleDict()
         self._taps = Taps(base_model, self.family, ())
         self._thread = _ThreadState()
@@ -101,8 +102,8 @@ class OtterModel(nn.Module):
     ) -> str:
         """Inserts a new, initialised adapter and returns its name."""
         name = self._new_name(adapter_name or config.signal.type)
-        adapter = Adapter(config, self.base_model, dtype or self.base_model.dtype)
-        initialize(adapter.stream, config, self.base_model)
+        adapter = Adapter(config, self.base_model, self.family, dtype or self.base_model.dtype)
+        initialize(adapter.stream, config, self.base_model, self.family)
         adapter.head.initialize()
         self._insert(name, adapter)
         return name
@@ -119,7 +120,7 @@ class OtterModel(nn.Module):
                 f"{adapter} was trained on another base ({config.base_model_name_or_path}); "
                 "its weights mean nothing here"
             )
-        module = Adapter(config, self.base_model, dtype or self.base_model.dtype)
+        module = Adapter(config, self.base_model, self.family, dtype or self.base_model.dtype)
         adapter_files.load_weights(folder, module, self.base_model.config.vocab_size)
         self._insert(name, module)
         return name

@@ -5,8 +5,10 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers.pytorch_utils import Conv1D
 
 from otterlm.config import OtterConfig
+from otterlm.families import family_of
 from otterlm.model import Adapter
 
 
@@ -54,7 +56,7 @@ def plan(
     """
     with torch.device("meta"):
         base = AutoModelForCausalLM.from_config(base_config, dtype=dtype)
-        adapter = Adapter(config, base, dtype)
+        adapter = Adapter(config, base, family_of(base_config), dtype)
     widths, size = adapter.stream.widths, dtype.itemsize
     vocabulary = base.get_output_embeddings().weight.shape[0]
     derived = config.signal.derived_parameters(vocabulary)
@@ -85,4 +87,4 @@ def _count(module: nn.Module) -> int:
 
 
 def _linear(module: nn.Module) -> int:
-    return sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
+    return sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear | Conv1D))

@@ -20,7 +20,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from otterlm.cache import update_inserted
 from otterlm.config import OtterConfig
 from otterlm.errors import OtterError
-from otterlm.families import Family, family_of
+from otterlm.families import Family
+from otterlm.families.parts import activation_of, inputs_of, is_biased, norm_eps, part_of
 from otterlm.taps import LayerTaps, Visitor
 
 
@@ -32,7 +33,7 @@ class Widths:
     base_heads: int  # H
     base_kv_heads: int
     base_head_dim: int
-    base_units: int  # f
+    base_units: int  # f; 0 for experts
     inserted: int  # d'
     heads: int  # H'
     kv_heads: int
@@ -41,20 +42,23 @@ class Widths:
     layers: tuple[int, ...]
 
     @classmethod
-    def of(cls, config: OtterConfig, base: Any) -> "Widths":
-        """Sizes for a base's configuration (a `PretrainedConfig`).
+    def of(cls, config: OtterConfig, base_model: PreTrainedModel, family: Family) -> "Widths":
+        """Sizes for a base; only its configuration and the shapes of its parts are read.
 
         Raises:
             OtterError: what is to be inserted does not fit the base.
         """
+        base = base_model.config
+        block = base_model.get_decoder().get_submodule(family.layers)[0]
         head_dim = getattr(base, "head_dim", None) or base.hidden_size // base.num_attention_heads
         layers = config.layers or tuple(range(base.num_hidden_layers))
+        kv_heads = base.num_attention_heads if family.kv_heads is None else getattr(base, family.kv_heads)
         widths = cls(
             base=base.hidden_size,
             base_heads=base.num_attention_heads,
-            base_kv_heads=base.num_key_value_heads or base.num_attention_heads,
+            base_kv_heads=int(kv_heads or base.num_attention_heads),
             base_head_dim=head_dim,
-            base_units=base.intermediate_size,
+            base_units=inputs_of(block.get_submodule(family.down)) if family.down else 0,
             inserted=config.hidden_size,
             heads=config.num_attention_heads,
             kv_heads=config.num_key_value_heads,
@@ -72,7 +76,7 @@ class Widths:
             ("hidden_size", widths.inserted, widths.base),
             ("num_attention_heads", widths.heads, 4 * widths.base_heads),
             ("num_key_value_heads", widths.kv_heads, widths.base_kv_heads),
-            ("intermediate_size", widths.units, widths.base_units),
+            ("intermediate_size", widths.units, widths.base_units or 4 * widths.base),
             *((name, *pair) for name, pair in config.signal.limits(widths.base, base.vocab_size).items()),
         ):
             if ours > theirs:
@@ -81,30 +85,42 @@ class Widths:
 
 
 class InsertedNorm(nn.Module):
-    """x' = h' / RMS(h) * w': the statistics come from the base's state alone, or the base could not be left as it
-    is."""
+    """x' = h' / RMS(h) * w', or (h' - mean(h)) / std(h) * w' + b': the statistics come from the base's state alone, or
+    the base could not be left as it is."""
 
-    def __init__(self, inserted: int, eps: float, **factory: Any) -> None:
+    def __init__(self, inserted: int, norm: nn.Module, centred: bool, **factory: Any) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(inserted, **factory))
-        self.eps = eps
+        biased = getattr(norm, "bias", None) is not None
+        self.bias = nn.Parameter(torch.empty(inserted, **factory)) if biased else None
+        self.eps = norm_eps(norm)
+        self.centred = centred
 
     def forward(self, inserted: Tensor, hidden: Tensor) -> Tensor:
         """`[B, T, d']`, `[B, T, d]` to `[B, T, d']`."""
-        mean_square = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=torch.float32).square()
-        scale = torch.rsqrt(mean_square / hidden.shape[-1] + self.eps)  # [B, T, 1]
-        return inserted * scale.to(inserted.dtype) * self.weight
+        if self.centred:
+            variance, mean = torch.var_mean(hidden.float(), dim=-1, correction=0, keepdim=True)  # [B, T, 1]
+            inserted = inserted - mean.to(inserted.dtype)
+        else:
+            norm = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=torch.float32)
+            variance = norm.square() / hidden.shape[-1]
+        scale = torch.rsqrt(variance + self.eps)
+        scaled = inserted * scale.to(inserted.dtype) * self.weight
+        return scaled if self.bias is None else scaled + self.bias
 
 
 class HeadNorm(nn.Module):
-    """RMSNorm over each extra head's channels, for families that norm queries and keys."""
+    """A norm over each extra head's channels, for families that norm queries and keys."""
 
-    def __init__(self, head_dim: int, eps: float, **factory: Any) -> None:
+    def __init__(self, head_dim: int, eps: float, centred: bool, **factory: Any) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(head_dim, **factory))
         self.eps = eps
+        self.centred = centred
 
     def forward(self, heads: Tensor) -> Tensor:
+        if self.centred:
+            return nn.functional.layer_norm(heads, self.weight.shape, self.weight, None, self.eps)
         return nn.functional.rms_norm(heads, self.weight.shape, self.weight, self.eps)
 
 
@@ -113,21 +129,25 @@ class InsertedAttention(nn.Module):
 
     is_causal = True
 
-    def __init__(self, widths: Widths, attention: nn.Module, family: Family, norm_eps: float, **factory: Any) -> None:
+    def __init__(self, widths: Widths, block: nn.Module, family: Family, **factory: Any) -> None:
         super().__init__()
+        attention = block.get_submodule(family.attention)
         self.widths = widths
         self.base_config: Any = attention.config  # says which kernel the base uses, also after it is switched
         self.sliding_window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
         self.num_key_value_groups = widths.heads // widths.kv_heads
-        self.scaling = widths.head_dim**-0.5
-        biased = attention.get_submodule(family.query.rpartition(".")[2]).bias is not None
-        out_biased = attention.get_submodule(family.attention_output.rpartition(".")[2]).bias is not None
+        scaling = getattr(attention, "scaling", widths.base_head_dim**-0.5)
+        self.scaling = scaling * (widths.base_head_dim / widths.head_dim) ** 0.5
+        self.rotation = family.rotation
+        biased = is_biased(block, family.query_key_value[0])
         channels = (widths.heads + 2 * widths.kv_heads) * widths.head_dim
         self.qkv = nn.Linear(widths.base + widths.inserted, channels, bias=biased, **factory)
         reads = widths.base_heads * widths.base_head_dim + widths.heads * widths.head_dim
-        self.out = nn.Linear(reads, widths.inserted, bias=out_biased, **factory)
-        self.query_norm = HeadNorm(widths.head_dim, norm_eps, **factory) if family.query_norm else None
-        self.key_norm = HeadNorm(widths.head_dim, norm_eps, **factory) if family.key_norm else None
+        self.out = nn.Linear(reads, widths.inserted, bias=is_biased(block, family.attention_output), **factory)
+        self.query_norm, self.key_norm = (
+            HeadNorm(widths.head_dim, norm_eps(norm), family.centred, **factory) if norm is not None else None
+            for norm in (part_of(block, family.query_norm), part_of(block, family.key_norm))
+        )
 
     def forward(self, inputs: Tensor, taps: LayerTaps, place: "CachePlace") -> Tensor:
         """`[B, T, d + d']` to `[B, T, d']`."""
@@ -136,8 +156,9 @@ class InsertedAttention(nn.Module):
         query, key, value = heads.split((w.heads, w.kv_heads, w.kv_heads), dim=1)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
-        cos, sin = (_frequencies(table, w).to(query.dtype) for table in taps.rotary)
-        query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
+        if taps.rotary is not None:
+            cos, sin = (self._frequencies(table).to(query.dtype) for table in taps.rotary)
+            query, key = self._rotate(query, cos, sin), self._rotate(key, cos, sin)
         if taps.cache is not None:
             key, value = update_inserted(taps.cache, key, value, place.block, place.layer, place.owners)
         mask = taps.mask
@@ -152,35 +173,51 @@ class InsertedAttention(nn.Module):
         )  # [B, T, H', head_dim]
         return self.out(torch.cat((taps.heads, extra.flatten(2)), dim=-1))
 
+    def _frequencies(self, table: Tensor) -> Tensor:
+        """RoPE of heads smaller than the base's: every n-th frequency, as RoPE of that size has. `[B, 1, T, rotated]`."""
+        stride = self.widths.base_head_dim // self.widths.head_dim
+        if stride > 1 and self.rotation == "halves":
+            table = table.unflatten(-1, (2, -1))[..., ::stride].flatten(-2)
+        elif stride > 1:
+            table = table.unflatten(-1, (-1, 2))[..., ::stride, :].flatten(-2)
+        return table.unsqueeze(1)
 
-def _frequencies(table: Tensor, widths: Widths) -> Tensor:
-    """RoPE of heads smaller than the base's: every n-th frequency, what RoPE of that size has. `[B, 1, T,
-    head_dim]`."""
-    stride = widths.base_head_dim // widths.head_dim
-    if stride > 1:
-        table = table.unflatten(-1, (2, -1))[..., ::stride].flatten(-2)
-    return table.unsqueeze(1)
-
-
-def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding (arXiv 2104.09864), the halves of a head paired as Llama does."""
-    left, right = heads.chunk(2, dim=-1)
-    return heads * cos + torch.cat((-right, left), dim=-1) * sin
+    def _rotate(self, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Rotary position embedding (arXiv 2104.09864) of the first channels of each head, as many as are rotated."""
+        turned, rest = heads.split((cos.shape[-1], heads.shape[-1] - cos.shape[-1]), dim=-1)
+        if self.rotation == "halves":
+            left, right = turned.chunk(2, dim=-1)
+            quarter = torch.cat((-right, left), dim=-1)
+        else:
+            quarter = torch.stack((-turned[..., 1::2], turned[..., ::2]), dim=-1).flatten(-2)
+        turned = turned * cos + quarter * sin
+        return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
 
 
 class InsertedFFN(nn.Module):
-    """f' extra units gated like the base's, and a down projection to h' that reads all f + f' units."""
+    """f' extra units gated like the base's, and a down projection to h' that reads all f + f' units (of experts: what
+    they put out, and the f')."""
 
-    def __init__(self, widths: Widths, activation: str, gate_bias: bool, down_bias: bool, **factory: Any) -> None:
+    def __init__(self, widths: Widths, block: nn.Module, family: Family, activation: str, **factory: Any) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(widths.base + widths.inserted, 2 * widths.units, bias=gate_bias, **factory)
-        self.down = nn.Linear(widths.base_units + widths.units, widths.inserted, bias=down_bias, **factory)
+        self.gated = family.gated
+        into = 2 * widths.units if self.gated else widths.units
+        biased = bool(family.gate_up) and is_biased(block, family.gate_up[0])
+        self.gate_up = nn.Linear(widths.base + widths.inserted, into, bias=biased, **factory)
+        reads = (widths.base_units or widths.base) + widths.units
+        biased = family.down is not None and is_biased(block, family.down)
+        self.down = nn.Linear(reads, widths.inserted, bias=biased, **factory)
         self.activation = ACT2FN[activation]
 
-    def forward(self, inputs: Tensor, units: Tensor) -> Tensor:
-        """`[B, T, d + d']`, `[B, T, f]` to `[B, T, d']`."""
-        gate, up = self.gate_up(inputs).chunk(2, dim=-1)
-        return self.down(torch.cat((units, self.activation(gate) * up), dim=-1))
+    def forward(self, inputs: Tensor, base: Tensor) -> Tensor:
+        """`[B, T, d + d']`, `[B, T, f]` (of experts `[B, T, d]`) to `[B, T, d']`."""
+        units = self.gate_up(inputs)
+        if self.gated:
+            gate, up = units.chunk(2, dim=-1)
+            units = self.activation(gate) * up
+        else:
+            units = self.activation(units)
+        return self.down(torch.cat((base, units), dim=-1))
 
 
 class InsertedLayer(nn.Module):
@@ -188,20 +225,34 @@ class InsertedLayer(nn.Module):
 
     def __init__(self, widths: Widths, block: nn.Module, family: Family, activation: str, **factory: Any) -> None:
         super().__init__()
-        part = block.get_submodule
-        eps = getattr(part(family.attention_norm), family.norm_eps)
-        self.attention_norm = InsertedNorm(widths.inserted, eps, **factory)
-        self.attention = InsertedAttention(widths, part(family.attention), family, eps, **factory)
-        self.ffn_norm = InsertedNorm(widths.inserted, eps, **factory)
-        gate_bias, down_bias = (part(path).bias is not None for path in (family.gate, family.down))
-        self.ffn = InsertedFFN(widths, activation, gate_bias, down_bias, **factory)
+
+        def norm(path: str | None) -> InsertedNorm | None:
+            base = part_of(block, path)
+            return None if base is None else InsertedNorm(widths.inserted, base, family.centred, **factory)
+
+        self.parallel = family.parallel
+        self.attention_norm = norm(family.attention_norm)
+        self.attention = InsertedAttention(widths, block, family, **factory)
+        self.attention_post_norm = norm(family.attention_post_norm)
+        self.ffn_norm = norm(family.ffn_norm)
+        self.ffn = InsertedFFN(widths, block, family, activation, **factory)
+        self.ffn_post_norm = norm(family.ffn_post_norm)
 
     def forward(self, inserted: Tensor, taps: LayerTaps, place: "CachePlace") -> Tensor:
         """h' before the block to h' after it, `[B, T, d']`."""
-        x = torch.cat((taps.attention_input, self.attention_norm(inserted, taps.hidden)), dim=-1)
-        inserted = inserted + self.attention(x, taps, place)
-        x = torch.cat((taps.ffn_input, self.ffn_norm(inserted, taps.middle)), dim=-1)
-        return inserted + self.ffn(x, taps.units)
+        x = torch.cat((taps.attention_input, _normed(self.attention_norm, inserted, taps.hidden)), dim=-1)
+        attended = self.attention(x, taps, place)
+        attended = _normed(self.attention_post_norm, attended, taps.attended)
+        middle = inserted + attended
+        x = torch.cat(
+            (taps.ffn_input, _normed(self.ffn_norm, inserted if self.parallel else middle, taps.middle)), dim=-1
+        )
+        produced = self.ffn(x, taps.produced if taps.units is None else taps.units)
+        return middle + _normed(self.ffn_post_norm, produced, taps.produced)
+
+
+def _normed(norm: InsertedNorm | None, inserted: Tensor, hidden: Tensor | None) -> Tensor:
+    return inserted if norm is None or hidden is None else norm(inserted, hidden)
 
 
 class InsertedStream(nn.Module):
@@ -210,27 +261,29 @@ class InsertedStream(nn.Module):
     Args:
         config: its shape.
         base: the frozen model it goes into; only its configuration and the shapes of its parts are read.
+        family: where those are.
         dtype, device: of the inserted parameters, which are left uninitialised.
     """
 
-    def __init__(self, config: OtterConfig, base: PreTrainedModel, dtype: torch.dtype, device: Any = None) -> None:
+    def __init__(
+        self, config: OtterConfig, base: PreTrainedModel, family: Family, dtype: torch.dtype, device: Any = None
+    ) -> None:
         super().__init__()
         factory = {"dtype": dtype, "device": device}
-        family = family_of(base.config)
         decoder = base.get_decoder()
         blocks = decoder.get_submodule(family.layers)
-        self.widths = widths = Widths.of(config, base.config)
+        self.widths = widths = Widths.of(config, base, family)
         self.table = self.projection = None
         if config.embedding == "table":
             self.table = nn.Embedding(base.config.vocab_size, widths.inserted, **factory)
         else:
             self.projection = nn.Linear(widths.base, widths.inserted, bias=False, **factory)
-        activation = base.config.hidden_act
+        activation = activation_of(base.config)
         self.layers = nn.ModuleDict(
             {str(i): InsertedLayer(widths, blocks[i], family, activation, **factory) for i in widths.layers}
         )
-        eps = getattr(decoder.get_submodule(family.final_norm), family.norm_eps)
-        self.final_norm = InsertedNorm(widths.inserted, eps, **factory)
+        norm = decoder.get_submodule(family.final_norm)
+        self.final_norm = InsertedNorm(widths.inserted, norm, family.centred, **factory)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -293,7 +346,8 @@ class StreamPass(Visitor):
 
 def _cast(taps: LayerTaps, dtype: torch.dtype) -> LayerTaps:
     """The taps in the stream's own precision, where the base runs in another."""
-    if taps.units.dtype == dtype:
+    if taps.heads.dtype == dtype:
         return taps
-    names = ("hidden", "attention_input", "heads", "middle", "ffn_input", "units")
-    return replace(taps, **{name: getattr(taps, name).to(dtype) for name in names})
+    names = ("hidden", "attention_input", "heads", "middle", "ffn_input", "units", "attended", "produced")
+    found = {name: getattr(taps, name) for name in names}
+    return replace(taps, **{name: value.to(dtype) for name, value in found.items() if value is not None})

@@ -6,7 +6,7 @@ carries them is the base, and two threads do not see each other's passes.
 
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,14 +23,16 @@ class LayerTaps:
 
     Attributes:
         hidden: the state that enters the block, `[B, T, d]`.
-        attention_input: that state after the norm, `[B, T, d]`.
+        attention_input: what attention reads of it, mostly that state after a norm, `[B, T, d]`.
         heads: the outputs of the attention heads, `[B, T, H * head_dim]`.
-        middle: the state between attention and FFN, `[B, T, d]`.
-        ffn_input: that state after the norm, `[B, T, d]`.
-        units: the outputs of the FFN units, `[B, T, f]`.
-        rotary: cos and sin of the positions, `[B, T, head_dim]` each.
+        middle: the state that the FFN's norm sees, `[B, T, d]`; in a parallel block `hidden`.
+        ffn_input: what the FFN reads, `[B, T, d]`.
+        units: the outputs of the FFN units, `[B, T, f]`; None for experts.
+        rotary: cos and sin of the positions, `[B, T, rotated channels]` each; None without RoPE.
         mask: as the base's attention got it; None where the kernel makes its own causal mask.
         cache: the KV cache in use, with this block's own keys and values already in it.
+        attended: what attention puts out, before a norm that follows it, `[B, T, d]`; None where there is no such norm.
+        produced: what the FFN puts out, `[B, T, d]`; None where neither a norm follows it nor experts made it.
     """
 
     hidden: Tensor
@@ -38,10 +40,12 @@ class LayerTaps:
     heads: Tensor
     middle: Tensor
     ffn_input: Tensor
-    units: Tensor
-    rotary: tuple[Tensor, Tensor]
+    units: Tensor | None
+    rotary: tuple[Tensor, Tensor] | None
     mask: Any = None
     cache: Cache | None = None
+    attended: Tensor | None = None
+    produced: Tensor | None = None
 
 
 class Visitor:
@@ -80,16 +84,7 @@ class Taps:
             decoder.get_submodule(family.final_norm).register_forward_hook(self._slot.on_final_norm),
         ]
         for index in layers:
-            block = decoder.get_submodule(family.layers)[index]
-            layer = _LayerHooks(self._slot, index)
-            part = block.get_submodule
-            handles += [
-                part(family.attention_norm).register_forward_hook(layer.on_attention_norm),
-                part(family.attention).register_forward_pre_hook(layer.on_attention, with_kwargs=True),
-                part(family.attention_output).register_forward_pre_hook(layer.on_attention_output),
-                part(family.ffn_norm).register_forward_hook(layer.on_ffn_norm),
-                part(family.down).register_forward_pre_hook(layer.on_down),
-            ]
+            handles += _LayerHooks(self._slot, index, family).attach(decoder.get_submodule(family.layers)[index])
         self.remove = weakref.finalize(self, _remove_all, handles)
 
     @contextmanager
@@ -132,34 +127,71 @@ class _Slot(threading.local):
 
 
 class _LayerHooks:
-    """The hooks of one block, in the order in which its forward pass calls them."""
+    """The hooks of one block."""
 
-    def __init__(self, slot: _Slot, index: int) -> None:
+    def __init__(self, slot: _Slot, index: int, family: Family) -> None:
         self._slot = slot
         self._index = index
+        self._family = family
 
-    def on_attention_norm(self, _: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+    def attach(self, block: nn.Module) -> list[Any]:
+        """Hooks the parts of a block; returns the handles."""
+        family, part = self._family, block.get_submodule
+        handles = [
+            block.register_forward_pre_hook(self.on_enter, with_kwargs=True),
+            part(family.attention).register_forward_pre_hook(self.on_attention, with_kwargs=True),
+            part(family.attention_output).register_forward_pre_hook(self.keeper("heads")),
+            part(family.ffn).register_forward_pre_hook(self.keeper("ffn_input")),
+            block.register_forward_hook(self.on_leave),
+        ]
+        for path, name in (
+            (family.down, "units"),
+            (None if family.parallel else family.ffn_norm, "middle"),
+            (family.attention_post_norm, "attended"),
+            (family.ffn_post_norm, "produced"),
+        ):
+            if path is not None:
+                handles.append(part(path).register_forward_pre_hook(self.keeper(name)))
+        if family.down is None and family.ffn_post_norm is None:
+            handles.append(part(family.ffn).register_forward_hook(self.on_ffn_output))
+        return handles
+
+    def keeper(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        """A hook that keeps the first input of a part."""
+
+        def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if self._slot.visitor is not None:
+                self._slot.seen[name] = inputs[0]
+
+        return keep
+
+    def on_enter(self, _: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._slot.visitor is not None:
-            self._slot.seen = {"hidden": inputs[0], "attention_input": output}
+            self._slot.seen = {"hidden": inputs[0] if inputs else kwargs["hidden_states"]}
 
-    def on_attention(self, _: nn.Module, __: tuple[()], kwargs: dict[str, Any]) -> None:
+    def on_attention(self, _: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._slot.visitor is not None:
             self._slot.seen |= {
-                "rotary": kwargs["position_embeddings"],
-                "mask": kwargs["attention_mask"],
-                "cache": kwargs.get("past_key_values"),
+                "attention_input": inputs[0] if inputs else kwargs["hidden_states"],
+                "rotary": kwargs.get("position_embeddings"),
+                "mask": kwargs.get("attention_mask"),
+                "cache": kwargs.get("past_key_values", kwargs.get("layer_past")),
             }
 
-    def on_attention_output(self, _: nn.Module, inputs: tuple[Tensor]) -> None:
+    def on_ffn_output(self, _: nn.Module, __: tuple[Tensor, ...], output: Any) -> None:
         if self._slot.visitor is not None:
-            self._slot.seen["heads"] = inputs[0]
+            self._slot.seen["produced"] = output if isinstance(output, Tensor) else output[0]
 
-    def on_ffn_norm(self, _: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        if self._slot.visitor is not None:
-            self._slot.seen |= {"middle": inputs[0], "ffn_input": output}
-
-    def on_down(self, _: nn.Module, inputs: tuple[Tensor]) -> None:
+    def on_leave(self, _: nn.Module, __: tuple[Any, ...], ___: Any) -> None:
         visitor = self._slot.visitor
-        if visitor is not None:
-            seen, self._slot.seen = self._slot.seen, {}
-            visitor.layer(self._index, LayerTaps(units=inputs[0], **seen))
+        if visitor is None:
+            return
+        seen, self._slot.seen = self._slot.seen, {}
+        hidden = seen["hidden"]
+        # Some families flatten batch and time on the way.
+        for name in ("ffn_input", "middle", "units", "produced"):
+            if name in seen:
+                seen[name] = seen[name].view(*hidden.shape[:-1], -1)
+        seen.setdefault("middle", hidden if self._family.parallel else seen["ffn_input"])
+        seen.setdefault("units", None)
+        visitor.layer(self._index, LayerTaps(**seen))

@@ -1,14 +1,32 @@
 """Facts about architectures, as data. A new architecture is one entry here."""
 
+from collections.abc import Callable
+from typing import Any
+
 from transformers import PretrainedConfig
 
 from otterlm.errors import OtterError
 from otterlm.families.family import Family
-from otterlm.families.llama import LLAMA, QWEN3
+from otterlm.families.gemma import GEMMA2, GEMMA3
+from otterlm.families.gpt import GPT2, NEOX, OPT, neox, opt
+from otterlm.families.llama import LLAMA, MIXTRAL, OLMO2, PHI3, QWEN3, QWEN3_MOE
+from otterlm.families.parallel import COHERE, FALCON, STABLELM, falcon, stablelm
 
-FAMILIES = {model_type: family for family in (LLAMA, QWEN3) for model_type in family.model_types}
+KNOWN = (
+    *(LLAMA, QWEN3, PHI3, OLMO2, GEMMA2, GEMMA3, MIXTRAL, QWEN3_MOE),
+    *(GPT2, OPT, NEOX, FALCON, STABLELM, COHERE),
+)
+FAMILIES = {model_type: family for family in KNOWN for model_type in family.model_types}
 
-__all__ = ["FAMILIES", "Family", "family_of"]
+VARIANTS: dict[str, Callable[[Any], Family]] = {"opt": opt, "gpt_neox": neox, "falcon": falcon, "stablelm": stablelm}
+"""Families whose facts depend on the configuration."""
+
+__all__ = ["FAMILIES", "KNOWN", "Family", "family_of", "register"]
+
+
+def register(family: Family) -> None:
+    """Makes a family known, for all its `model_types`."""
+    FAMILIES.update(dict.fromkeys(family.model_types, family))
 
 
 def family_of(config: PretrainedConfig) -> Family:
@@ -21,6 +39,7 @@ def family_of(config: PretrainedConfig) -> Family:
     if family is None:
         raise OtterError(
             f"architecture {config.model_type!r} is not known; known: {', '.join(sorted(FAMILIES))} "
-            "(add it in otterlm/families)"
+            "(see docs/families.md to add it)"
         )
-    return family
+    variant = VARIANTS.get(config.model_type)
+    return family if variant is None else variant(config)

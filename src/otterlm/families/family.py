@@ -1,43 +1,64 @@
-"""What must be known of an architecture to insert a stream into it: where its parts are. Facts, no code."""
+"""What must be known of an architecture to insert a stream into it: where its parts are, how they act. No code."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Paths of a decoder's parts. The first four start at the decoder (`get_decoder()`), the others at one block.
+    """Paths of a decoder's parts, and the few ways in which families differ.
+
+    The first four paths start at the decoder (`get_decoder()`), the others at one block. Where a part is None the
+    family does not have it.
 
     Attributes:
         model_types: `config.model_type` of the architectures described.
         layers: the list of blocks.
         embedding: token embedding.
         final_norm: the norm before the unembedding.
-        rotary: makes cos and sin, called with a state and position ids.
-        attention_norm: the norm before attention. Its weight scales the inserted state too.
-        attention: the attention module; called with `attention_mask`, `position_embeddings` and `past_key_values`.
-        query, key, value: projections of the normed state.
+        rotary: makes cos and sin, called with a state and position ids (and the layer's type, where there are several).
+        attention: the attention module; called with `attention_mask`, `position_embeddings` (of a family with RoPE) and
+            `past_key_values` or `layer_past`.
+        query_key_value: the projections of its input: three paths, or one of all together.
         attention_output: the projection of the heads' outputs, head by head, `[B, T, H * head_dim]`.
-        query_norm, key_norm: per-head norms before RoPE; None where the family has none.
-        ffn_norm: the norm before the FFN.
-        gate, up, down: projections of the gated FFN; `down` is called with the units' outputs.
-        norm_eps: name of the epsilon on a norm module.
+        ffn: the module whose input is the FFN's.
+        gate_up: the projections of that input: gate and up, both as one, or (not gated) up alone.
+        down: the projection of the units' outputs; None for experts, whose units differ from token to token: the
+            inserted FFN then reads what the block's FFN puts out.
+        attention_norm, ffn_norm: norms before attention and before the FFN; of a parallel block with one, the same.
+        attention_post_norm, ffn_post_norm: norms of what attention and the FFN put out.
+        query_norm, key_norm: norms of queries and keys, where the block has them.
+        fused: of a single `query_key_value`: `stacked` is all queries, all keys, all values; `grouped` is group by
+            group the queries of a key/value head, its key and its value.
+        gated: whether the FFN's units are gated.
+        parallel: whether attention and FFN read the same state and are added to it together.
+        centred: whether the norms take the mean away (LayerNorm).
+        norm_offset: what is added to a norm's weight.
+        rotation: which channels RoPE pairs: `halves` (i, i + n / 2) or `pairs` (2i, 2i + 1).
+        kv_heads: name of the number of key/value heads in the configuration; None: as many as heads.
     """
 
     model_types: tuple[str, ...]
     layers: str
     embedding: str
     final_norm: str
-    rotary: str
-    attention_norm: str
     attention: str
-    query: str
-    key: str
-    value: str
+    query_key_value: tuple[str, ...]
     attention_output: str
-    query_norm: str | None
-    key_norm: str | None
-    ffn_norm: str
-    gate: str
-    up: str
-    down: str
-    norm_eps: str
+    ffn: str
+    gate_up: tuple[str, ...]
+    down: str | None
+    rotary: str | None = None
+    attention_norm: str | None = None
+    ffn_norm: str | None = None
+    attention_post_norm: str | None = None
+    ffn_post_norm: str | None = None
+    query_norm: str | None = None
+    key_norm: str | None = None
+    fused: Literal["stacked", "grouped"] = "stacked"
+    gated: bool = True
+    parallel: bool = False
+    centred: bool = False
+    norm_offset: float = 0.0
+    rotation: Literal["halves", "pairs"] = "halves"
+    kv_heads: str | None = "num_key_value_heads"

@@ -1,4 +1,4 @@
-"""Llama and the families built like it: pre-norm RMSNorm, RoPE, grouped-query attention, a gated FFN."""
+"""Llama and the families built like it: RMSNorm before each part, RoPE, grouped-query attention, a gated FFN."""
 
 from dataclasses import replace
 
@@ -12,17 +12,32 @@ LLAMA = Family(
     rotary="rotary_emb",
     attention_norm="input_layernorm",
     attention="self_attn",
-    query="self_attn.q_proj",
-    key="self_attn.k_proj",
-    value="self_attn.v_proj",
+    query_key_value=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     attention_output="self_attn.o_proj",
-    query_norm=None,
-    key_norm=None,
     ffn_norm="post_attention_layernorm",
-    gate="mlp.gate_proj",
-    up="mlp.up_proj",
+    ffn="mlp",
+    gate_up=("mlp.gate_proj", "mlp.up_proj"),
     down="mlp.down_proj",
-    norm_eps="variance_epsilon",
 )
 
 QWEN3 = replace(LLAMA, model_types=("qwen3",), query_norm="self_attn.q_norm", key_norm="self_attn.k_norm")
+
+PHI3 = replace(
+    LLAMA,
+    model_types=("phi3",),
+    query_key_value=("self_attn.qkv_proj",),
+    gate_up=("mlp.gate_up_proj",),
+)
+
+OLMO2 = replace(
+    QWEN3,
+    model_types=("olmo2",),
+    attention_norm=None,
+    ffn_norm=None,
+    attention_post_norm="post_attention_layernorm",
+    ffn_post_norm="post_feedforward_layernorm",
+)
+"""The norms come after attention and after the FFN."""
+
+MIXTRAL = replace(LLAMA, model_types=("mixtral",), gate_up=(), down=None)
+QWEN3_MOE = replace(QWEN3, model_types=("qwen3_moe",), gate_up=(), down=None)

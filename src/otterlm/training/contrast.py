@@ -52,7 +52,15 @@ class ContrastObjective(nn.Module):
         }
 
     def _loss(self, seen: Tensor, direction: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy of the base's logits with a direction added to its state, `[n]`: E h + E u = E (h + u)."""
-        unembedding = self.model.base_model.get_output_embeddings()
+        """Cross-entropy of base logits + E u, `[n]`. E h + E u = E (h + u), unless the base does more to its logits."""
+        config, unembedding = self.model.base_model.config, self.model.base_model.get_output_embeddings()
         hidden = seen[:, : unembedding.weight.shape[1]].to(unembedding.weight.dtype)
-        return F.cross_entropy(unembedding(hidden + direction.to(hidden.dtype)).float(), target, reduction="none")
+        direction = direction.to(hidden.dtype)
+        cap, scale = getattr(config, "final_logit_softcapping", None), getattr(config, "logit_scale", None)
+        if cap is None and scale is None:
+            logits = unembedding(hidden + direction)
+        else:
+            logits = unembedding(hidden) * (1 if scale is None else scale)
+            logits = logits if cap is None else cap * torch.tanh(logits / cap)
+            logits = logits + F.linear(direction.expand_as(hidden), unembedding.weight)
+        return F.cross_entropy(logits.float(), target, reduction="none")

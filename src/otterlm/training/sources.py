@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from otterlm.families import Family
+from otterlm.families.parts import inputs_of
 from otterlm.files import write_text
 from otterlm.fingerprint import fingerprint
 from otterlm.masks import branch_mask
@@ -74,9 +76,14 @@ class RecordedBase:
         self._blocks = decoder.get_submodule(family.layers)
         self._decoder, self._family = decoder, family
         self._layers = model.watched_layers
-        block = self._blocks[0].get_submodule
         base = model.base_model.config.hidden_size
-        self._parts = (base, block(family.attention_output).in_features, base, block(family.down).in_features)
+        self._fields = _recorded_fields(family)
+        block = self._blocks[0].get_submodule
+        sizes = {
+            "heads": inputs_of(block(family.attention_output)),
+            "units": inputs_of(block(family.down)) if family.down else 0,
+        }
+        self._parts = [sizes.get(name, base) for name in self._fields]
         self._offsets, tokens = {}, 0
         for example in examples:
             self._offsets[example.row] = tokens
@@ -103,7 +110,7 @@ class RecordedBase:
         live = LiveBase(self._model)
         batches = list(length_buckets(examples, batch_size))
         for group in track(batches, "recording the base"):
-            recorder = _Recorder()
+            recorder = _Recorder(self._fields)
             live.show(collate(group).to(self._model.device), recorder)
             row = torch.cat(recorder.pieces, dim=-1).to("cpu", torch.bfloat16)  # [B, T, width]
             for index, example in enumerate(group):
@@ -117,36 +124,61 @@ class RecordedBase:
         # Padding repeats an example's first token: a state of zeros has no norm, and would be blown up by 1 / eps.
         places = torch.arange(batch.segments.shape[1]) * (batch.segments >= 0).cpu()  # [B, T]
         recorded = self._rows[offsets + places].to(device, base.dtype)  # [B, T, width]
-        rotary = self._decoder.get_submodule(self._family.rotary)(recorded, batch.position_ids)
         mask = branch_mask(batch.segments, base.dtype)
         visitor.tokens(batch.input_ids)
-        *blocks, final = recorded.split([*self._parts * len(self._layers), self._parts[0]], dim=-1)
+        *blocks, final = recorded.split([*self._parts * len(self._layers), base.config.hidden_size], dim=-1)
         for n, index in enumerate(self._layers):
-            hidden, heads, middle, units = blocks[4 * n : 4 * n + 4]
+            start = n * len(self._fields)
+            found = dict(zip(self._fields, blocks[start : start + len(self._fields)], strict=True))
+            middle = found.pop("middle", found["hidden"])
             visitor.layer(
                 index,
                 LayerTaps(
-                    hidden=hidden,
-                    attention_input=self._blocks[index].get_submodule(self._family.attention_norm)(hidden),
-                    heads=heads,
+                    attention_input=self._normed(index, self._family.attention_norm, found["hidden"]),
                     middle=middle,
-                    ffn_input=self._blocks[index].get_submodule(self._family.ffn_norm)(middle),
-                    units=units,
-                    rotary=rotary,
+                    ffn_input=self._normed(index, self._family.ffn_norm, middle),
+                    units=found.pop("units", None),
+                    rotary=self._rotary(index, recorded, batch.position_ids),
                     mask=mask,
+                    **found,
                 ),
             )
         visitor.final(final, self._decoder.get_submodule(self._family.final_norm)(final))
+
+    def _normed(self, index: int, path: str | None, state: Tensor) -> Tensor:
+        return state if path is None else self._blocks[index].get_submodule(path)(state)
+
+    def _rotary(self, index: int, state: Tensor, positions: Tensor) -> tuple[Tensor, Tensor] | None:
+        if self._family.rotary is None:
+            return None
+        rotary = self._decoder.get_submodule(self._family.rotary)
+        if not hasattr(rotary, "layer_types"):
+            return rotary(state, positions)
+        return rotary(state, positions, self._model.base_model.config.layer_types[index])
+
+
+def _recorded_fields(family: Family) -> list[str]:
+    """What is kept of a block: all that its norms cannot be computed from."""
+    fields = ["hidden", "heads"]
+    if not family.parallel:
+        fields.append("middle")
+    fields.append("units" if family.down else "produced")
+    if family.attention_post_norm is not None:
+        fields.append("attended")
+    if family.ffn_post_norm is not None and family.down:
+        fields.append("produced")
+    return fields
 
 
 class _Recorder(Visitor):
     """Keeps what a recording holds of one pass."""
 
-    def __init__(self) -> None:
+    def __init__(self, fields: list[str]) -> None:
         self.pieces: list[Tensor] = []
+        self._fields = fields
 
     def layer(self, index: int, taps: LayerTaps) -> None:
-        self.pieces += [taps.hidden, taps.heads, taps.middle, taps.units]
+        self.pieces += [getattr(taps, name) for name in self._fields]
 
     def final(self, hidden: Tensor, normed: Tensor) -> None:
         self.pieces.append(hidden)

@@ -1,0 +1,91 @@
+"""Reads parts of a block: their weights, whatever module holds them, as the stream and its initialisation need them."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from otterlm.errors import OtterError
+from otterlm.families.family import Family
+
+
+def part_of(block: nn.Module, path: str | None) -> nn.Module | None:
+    """A part by path; None where the family or this block does not have it."""
+    module: Any = block
+    for name in (path or "").split("."):
+        module = getattr(module, name, None) if path else None
+    return module
+
+
+def is_biased(block: nn.Module, path: str) -> bool:
+    """Whether a projection adds a bias."""
+    return getattr(block.get_submodule(path), "bias", None) is not None
+
+
+def inputs_of(module: nn.Module) -> int:
+    """How many channels a projection reads."""
+    features = getattr(module, "in_features", None)
+    return int(features if features is not None else module.weight.shape[0])  # type: ignore[union-attr, arg-type]
+
+
+def norm_eps(norm: nn.Module) -> float:
+    """A norm's epsilon, whatever it calls it; of a norm for each head, the first one's."""
+    for part in norm.modules():
+        for name in ("variance_epsilon", "eps"):
+            if hasattr(part, name):
+                return float(getattr(part, name))
+    raise OtterError(f"{type(norm).__name__} has no epsilon: is it a norm?")
+
+
+def activation_of(config: Any) -> str:
+    """The name of the FFN's activation."""
+    for name in ("hidden_activation", "hidden_act", "activation_function", "activation"):
+        if getattr(config, name, None):
+            return str(getattr(config, name))
+    raise OtterError(f"the configuration of {config.model_type!r} names no activation")
+
+
+def matrix(block: nn.Module, path: str) -> tuple[Tensor, Tensor | None]:
+    """Weight `[out, in]` and bias of a projection.
+
+    Raises:
+        OtterError: it has none that can be sliced.
+    """
+    module = block.get_submodule(path)
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.dim() != 2:
+        raise OtterError(f"the base's {path} cannot be sliced (quantised?): choose initialization random or normal")
+    return weight.T if isinstance(module, Conv1D) else weight, getattr(module, "bias", None)
+
+
+Rows = tuple[Tensor, Tensor | None]
+
+
+def query_key_value(
+    block: nn.Module, family: Family, heads: int, kv_heads: int, head_dim: int
+) -> tuple[Rows, Rows, Rows]:
+    """The three projections, apart, `[heads * head_dim, d]` each and their biases."""
+    found = [matrix(block, path) for path in family.query_key_value]
+    if len(found) == 3:
+        return found[0], found[1], found[2]
+    weight, bias = found[0]
+    groups = heads // kv_heads
+    row = torch.arange(weight.shape[0], device=weight.device)
+    if family.fused == "stacked":
+        parts = row.split((heads * head_dim, kv_heads * head_dim, kv_heads * head_dim))
+    else:
+        grouped = row.view(kv_heads, groups + 2, head_dim)
+        parts = grouped[:, :-2].flatten(), grouped[:, -2].flatten(), grouped[:, -1].flatten()
+    query, key, value = ((weight[part], None if bias is None else bias[part]) for part in parts)
+    return query, key, value
+
+
+def gate_up(block: nn.Module, family: Family) -> list[Rows]:
+    """The projections into the FFN's units: gate and up, or up alone; none for experts."""
+    found = [matrix(block, path) for path in family.gate_up]
+    if not family.gated or len(found) != 1:
+        return found
+    weight, bias = found[0]
+    biases = (None, None) if bias is None else bias.chunk(2)
+    return list(zip(weight.chunk(2), biases, strict=True))

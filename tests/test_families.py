@@ -1,0 +1,177 @@
+"""Every family is exact, starts as a slice of its base, remembers through the cache, and an unlisted one is recognised."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import close, randomize, refused, tiny_config, tiny_otter, tokens
+from exactness_matrix import NO_SDPA, table
+from families import FAMILIES, SIZES, family_base
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from otterlm import families
+from otterlm.config import ContrastConfig, DraftConfig
+from otterlm.model import OtterModel
+from otterlm.training.contrast import ContrastObjective
+from otterlm.training.packing import Example, collate
+from otterlm.training.reward import RewardObjective, RewardTrainingConfig
+from otterlm.training.sources import LiveBase, RecordedBase
+
+WIDTH = SIZES["hidden_size"]
+
+
+def attention_of(name: str) -> str:
+    return "eager" if name in NO_SDPA else "sdpa"
+
+
+def test_the_matrix_is_as_published() -> None:
+    published = (Path(__file__).parent.parent / "docs" / "exactness.md").read_text()
+    assert table() == published
+    assert "differs" not in published
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("head_dim", [None, 4])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_copy_starts_as_a_slice(name, head_dim) -> None:
+    """A copied stream carries the base's first channels through every block: norms, residuals and biases are right."""
+    base = family_base(name, attention=attention_of(name))
+    shape = {"hidden_size": 12, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": head_dim}
+    otter = tiny_otter(base, initialization="copy", **shape)
+    state = otter(tokens(2, 9)).signals["reward"].state
+    close(state[..., WIDTH:], state[..., :12], 1e-4)
+
+
+ONE_NORM_A_HEAD = {"olmo2", "stablelm parallel", "cohere"}
+"""Whose heads have norms of their own, or one for all: an extra head has the first one's."""
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in ONE_NORM_A_HEAD])
+def test_copied_heads_and_units_are_the_bases(name) -> None:
+    """So queries, keys and values are taken apart, scaled, rotated and masked as the base does it."""
+    base = family_base(name, attention=attention_of(name))
+    if name == "gemma2":  # extra heads have no soft cap
+        for block in base.get_decoder().layers:
+            block.self_attn.attn_logit_softcapping = None
+    kv_heads = OtterModel(base, tiny_config()).adapter().stream.widths.base_kv_heads
+    otter = tiny_otter(base, initialization="copy", num_attention_heads=4, num_key_value_heads=kv_heads)
+    layer, seen = otter.adapter().stream.layers["1"], {}
+    for part, module in (("heads", layer.attention.out), ("units", layer.ffn.down)):
+        module.register_forward_pre_hook(lambda _, inputs, part=part: seen.update({part: inputs[0]}))
+    ids, mask = tokens(2, 12), torch.ones(2, 12, dtype=torch.long)
+    mask[1, :3] = 0
+    otter(ids, attention_mask=mask)
+    theirs, ours = seen["heads"].chunk(2, dim=-1)
+    close(ours[:, 3:], theirs[:, 3:], 1e-4)
+    if otter.family.down is not None:
+        close(seen["units"][..., 48:], seen["units"][..., :12], 1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_cache_gives_the_same_state(name) -> None:
+    otter = tiny_otter(family_base(name, attention=attention_of(name)), layers=(0, 2))
+    ids, cached, steps = tokens(2, 12), None, []
+    for chunk in ids.split([5, 1, 1, 3, 2], dim=1):
+        output = otter(chunk, past_key_values=cached, use_cache=True)
+        cached = output.past_key_values
+        steps.append(output.signals["reward"].state)
+    close(torch.cat(steps, dim=1), otter(ids).signals["reward"].state, 1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("poison", [float("inf"), float("nan")])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_poisoned_adapter_leaves_the_logits(name, poison) -> None:
+    plain, otter = (family_base(name, attention=attention_of(name)) for _ in range(2))
+    otter = tiny_otter(otter)
+    for parameter in otter.adapters.parameters():
+        parameter.fill_(poison)
+    output = otter(tokens(2, 9))
+    assert not output.signals["reward"].prefix.isfinite().any()
+    assert torch.equal(output.logits, plain(tokens(2, 9)).logits)
+
+
+EXAMPLES = [Example(0, (5, 6, 7), ((8, 9), (10, 11, 12))), Example(1, (20,), ((21, 22, 23), (24, 25)))]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_recorded_training_is_live_training(name, tmp_path) -> None:
+    otter = tiny_otter(family_base(name, attention=attention_of(name)), layers=(0, 2))
+    found = []
+    for source in (LiveBase(otter), RecordedBase(otter, EXAMPLES, tmp_path)):
+        otter.zero_grad()
+        loss = RewardObjective(otter, source, RewardTrainingConfig())(collate(EXAMPLES))["preference"]
+        loss_and_gradient = RewardObjective(otter, source, RewardTrainingConfig())(collate(EXAMPLES))["loss"]
+        loss_and_gradient.backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in otter.adapters.parameters())
+        found.append(loss)
+    close(found[1], found[0], 5e-2)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "cohere"])
+def test_a_contrast_knows_what_is_done_to_the_logits(name) -> None:
+    """With both sides at 0, the loss is the base's own: soft caps and scales of the logits are in it."""
+    base = family_base(name, attention=attention_of(name))
+    otter = OtterModel(base, tiny_config(signal=ContrastConfig(rank=4)))
+    text = torch.tensor([[5, 6, 7, 8, 9]])
+    loss = ContrastObjective(otter, LiveBase(otter)).eval()(collate([Example(0, (), (tuple(text[0].tolist()),), 1.0)]))
+    close(loss["loss"].detach(), base(text, labels=text).loss, 1e-4)
+
+
+def test_other_signals_fit_other_families() -> None:
+    for signal in (ContrastConfig(rank=4), DraftConfig(heads=2, width=8, rank=4, vocabulary_size=50)):
+        otter = OtterModel(family_base("gpt2"), tiny_config(signal=signal))
+        assert otter(tokens(1, 5)).signals[signal.type].state.isfinite().all()
+
+
+def unlisted(model_type: str, **overrides):
+    config = AutoConfig.for_model(model_type, **(SIZES | overrides))
+    base = AutoModelForCausalLM.from_config(config)
+    randomize(base, 0)
+    return base.requires_grad_(False).eval()
+
+
+@pytest.fixture
+def listed(monkeypatch):
+    """The list as it was, whatever a test makes known."""
+    monkeypatch.setattr(families, "FAMILIES", families.FAMILIES)
+    before = dict(families.FAMILIES)
+    yield
+    families.FAMILIES.clear()
+    families.FAMILIES.update(before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("model_type", ["smollm3", "seed_oss", "qwen2_moe", "starcoder2"])
+def test_an_unlisted_family_is_recognised_by_what_it_does(listed, model_type) -> None:
+    overrides = {"moe_intermediate_size": 24, "shared_expert_intermediate_size": 24, "num_experts": 4}
+    base = unlisted(model_type, **(overrides if model_type == "qwen2_moe" else {}))
+    plain = unlisted(model_type, **(overrides if model_type == "qwen2_moe" else {}))
+    otter = tiny_otter(base)
+    assert torch.equal(otter(tokens(2, 9)).logits, plain(tokens(2, 9)).logits)
+    assert otter.signal("reward").prefix.isfinite().all()
+
+
+@pytest.mark.parametrize(("model_type", "named"), [("granite", "act otherwise"), ("bloom", "which this has not")])
+def test_what_is_not_recognised_says_why(listed, model_type, named) -> None:
+    overrides = {"residual_multiplier": 0.5} if model_type == "granite" else {"n_head": 4, "n_layer": 2}
+    refused(lambda: OtterModel(unlisted(model_type, **overrides)), model_type, named)
+
+
+def test_a_family_can_be_registered(listed) -> None:
+    from dataclasses import replace
+
+    base = unlisted("seed_oss")
+    families.register(replace(families.FAMILIES["llama"], model_types=("seed_oss",)))
+    assert OtterModel(base).family.model_types == ("seed_oss",)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "named"),
+    [("falcon", {"alibi": True}, "ALiBi"), ("opt", {"do_layer_norm_before": False}, "do_layer_norm_before")],
+)
+def test_variants_that_cannot_be_are_refused(name, change, named) -> None:
+    config = AutoConfig.for_model(FAMILIES[name][0], **(SIZES | FAMILIES[name][1] | change))
+    refused(lambda: families.family_of(config), named)
