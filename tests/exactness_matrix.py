@@ -42,7 +42,7 @@ def table() -> str:
     lines = [
         "# Exactness",
         "",
-        "Tiny random models of every family with two random adapters, against the same models without. `=` is bit-equal",
+        "Tiny random models of every family with two random adapters, against the same without. `=` is bit-equal",
         "logits and tokens in all of: " + ", ".join(CASES) + ". Made by `make exactness`, checked by the tests.",
         "",
         "| | " + " | ".join(f"{dtype} {attention}" for dtype, attention in columns) + " |",

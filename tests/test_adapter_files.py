@@ -110,9 +110,9 @@ def test_wrong_base(saved):
 def test_unknown_architecture(saved):
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 97}
-    gpt = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt_neox", **sizes, intermediate_size=32))
-    refused(lambda: load(saved, gpt), "gpt_neox")
+    sizes = {"hidden_size": 32, "n_head": 4, "n_layer": 2, "vocab_size": 97}
+    bloom = AutoModelForCausalLM.from_config(AutoConfig.for_model("bloom", **sizes))
+    refused(lambda: load(saved, bloom), "bloom")
 
 
 @torch.no_grad()

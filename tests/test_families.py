@@ -1,4 +1,4 @@
-"""Every family is exact, starts as a slice of its base, remembers through the cache, and an unlisted one is recognised."""
+"""Every family is exact, starts as a slice of its base, and remembers; others are recognised by what they do."""
 
 from pathlib import Path
 

@@ -35,7 +35,10 @@ def test_command(command, monkeypatch, tmp_path) -> None:
     assert not exit.value.code
 
 
-@pytest.mark.parametrize("file", ["README.md", "docs/decoding.md", "docs/detoxification.md", "docs/acceleration.md", "docs/families.md"])
+PAGES = ["README.md", *(f"docs/{page}.md" for page in ("decoding", "detoxification", "acceleration", "families"))]
+
+
+@pytest.mark.parametrize("file", PAGES)
 def test_python(file, monkeypatch) -> None:
     monkeypatch.chdir(ROOT)
     found = blocks(file, "python")

@@ -174,7 +174,7 @@ class InsertedAttention(nn.Module):
         return self.out(torch.cat((taps.heads, extra.flatten(2)), dim=-1))
 
     def _frequencies(self, table: Tensor) -> Tensor:
-        """RoPE of heads smaller than the base's: every n-th frequency, as RoPE of that size has. `[B, 1, T, rotated]`."""
+        """RoPE of heads smaller than the base's: every n-th frequency, as it has. `[B, 1, T, rotated]`."""
         stride = self.widths.base_head_dim // self.widths.head_dim
         if stride > 1 and self.rotation == "halves":
             table = table.unflatten(-1, (2, -1))[..., ::stride].flatten(-2)
