@@ -21,7 +21,7 @@ demo: setup
 	$(BIN)/otter demo
 
 test: setup
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses auto
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow

@@ -80,7 +80,6 @@ def test_weight_zero_is_the_base(rewarding) -> None:
 
 
 def test_lora_is_merged_without_a_trace() -> None:
-    pytest.importorskip("peft")
     base = tiny_base()
     model = SeparateRewardModel.lora(base, rank=2).eval()
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]

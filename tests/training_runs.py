@@ -1,7 +1,9 @@
-"""A tiny preference task and one run on it; as a script, for several processes: training_runs.py FOLDER."""
+"""A tiny preference task and one run on it; as a script, for other processes: training_runs.py FOLDER [--often]
+[--slowly]."""
 
 import random
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -29,6 +31,7 @@ def preferences(count: int, seed: int = 0) -> list[Example]:
 
 TRAIN, HELD_OUT = preferences(48), preferences(16, seed=1)
 SLOW = TrainingConfig(epochs=1, batch_size=8, learning_rate=1e-3)
+OFTEN = TrainingConfig(epochs=12, batch_size=8, learning_rate=1e-3, checkpoint_every=1, patience=99)
 SHORT = TrainingConfig(epochs=2, batch_size=8, learning_rate=3e-3, evaluations_per_epoch=2, seed=3)
 
 
@@ -51,8 +54,22 @@ def run(out: Path, objective: RewardObjective | None = None, config: TrainingCon
     return weights(objective)
 
 
+def slowly(objective: RewardObjective) -> RewardObjective:
+    """The objective, taking its time, so that there are moments to be killed in."""
+    forward = objective.forward
+
+    def wait(batch):
+        time.sleep(0.2)
+        return forward(batch)
+
+    objective.forward = wait
+    return objective
+
+
 if __name__ == "__main__":
-    out = Path(sys.argv[1])
-    trained = run(out, config=SLOW)
+    out, options = Path(sys.argv[1]), sys.argv[2:]
+    objective = slowly(new_objective()) if "--slowly" in options else new_objective()
+    print("ready", flush=True)
+    trained = run(out, objective, OFTEN if "--often" in options else SLOW)
     rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
     save_file(trained, out / f"weights-{rank}.safetensors")

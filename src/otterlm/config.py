@@ -169,11 +169,17 @@ class OtterConfig:
         for name, allowed in (("embedding", Embedding), ("initialization", Initialization)):
             if getattr(self, name) not in get_args(allowed):
                 raise OtterError(f"{name} must be one of {', '.join(get_args(allowed))}, got {getattr(self, name)!r}")
-        if self.base_fingerprint is not None and not all(isinstance(v, float | int) for v in self.base_fingerprint):
+        if self.base_fingerprint is not None and not all(
+            isinstance(value, float | int) and abs(value) < 1e30 for value in self.base_fingerprint
+        ):
             raise OtterError("base_fingerprint must be a list of numbers")
+        if self.base_model_name_or_path is not None and not isinstance(self.base_model_name_or_path, str):
+            raise OtterError(f"base_model_name_or_path must be a text, got {self.base_model_name_or_path!r}")
         if self.version != FORMAT_VERSION:
+            newer = isinstance(self.version, int) and self.version > FORMAT_VERSION
+            advice = "update otter-lm" if newer else "there never was such an adapter of otter-lm; train it anew"
             raise OtterError(
-                f"the adapter has format version {self.version!r}, this Otter reads {FORMAT_VERSION}: update otter-lm"
+                f"the adapter has format version {self.version!r}, this Otter reads {FORMAT_VERSION}: {advice}"
             )
 
     def to_json(self) -> str:

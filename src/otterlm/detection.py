@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from otterlm.config import OtterConfig
 from otterlm.errors import OtterError
 from otterlm.families import FAMILIES, KNOWN, Family, family_of, register
-from otterlm.families.parts import part_of
+from otterlm.families.parts import device_of, part_of
 from otterlm.initialization import initialize
 from otterlm.stream import InsertedStream, StreamPass
 from otterlm.taps import Taps
@@ -87,7 +87,7 @@ def _variants(family: Family) -> Iterator[Family]:
 def _carries_the_state(base: PreTrainedModel, family: Family) -> bool:
     """Whether a copied stream goes through the base as the base's own first channels do, and leaves its logits."""
     config = OtterConfig(hidden_size=CHANNELS, num_attention_heads=1, intermediate_size=1)
-    device = base.get_input_embeddings().weight.device
+    device = device_of(base.get_input_embeddings())
     ids = torch.arange(1, TOKENS + 1, device=device)[None]
     try:
         stream = InsertedStream(config, base, family, base.dtype, device)

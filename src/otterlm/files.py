@@ -1,8 +1,10 @@
-"""Files are written whole or not at all: beside their targets first, and moved over them once all are there."""
+"""Files are written whole or not at all: beside their targets first, and moved over them together."""
 
+import fcntl
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -36,14 +38,26 @@ def write_files(folder: Path, writers: Mapping[str, Writer]) -> None:
             with written[name].open("rb") as file:
                 os.fsync(file.fileno())
             written[name].chmod(0o644)
-        for name, path in written.items():
-            path.replace(folder / name)
+        with _locked(folder):
+            for name, path in written.items():
+                path.replace(folder / name)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OtterError(f"{folder / name} could not be written: {reason}") from error
     finally:
         for path in written.values():
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keeps other writers of a folder out, so that its files are of one of them. The lock goes with the process."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def text(content: str) -> Writer:

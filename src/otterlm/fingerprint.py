@@ -6,6 +6,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from otterlm.families import family_of
+from otterlm.families.parts import weight_of
 
 SAMPLES = 32
 TOLERANCE = 0.02
@@ -18,7 +19,7 @@ def fingerprint(base: PreTrainedModel) -> tuple[float, ...]:
     family, decoder = family_of(base.config), base.get_decoder()
     parts: list[Tensor] = []
     for path in (family.embedding, family.final_norm):
-        weight = decoder.get_submodule(path).weight.flatten()
+        weight = weight_of(decoder.get_submodule(path)).flatten()
         # A whole number of steps that shares no factor with powers of two, so that columns vary too.
         index = torch.arange(SAMPLES, device=weight.device) * max(1, weight.numel() // SAMPLES - 1)
         parts.append(weight[index % weight.numel()])

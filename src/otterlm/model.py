@@ -19,6 +19,7 @@ from otterlm.config import OtterConfig
 from otterlm.detection import recognize
 from otterlm.errors import OtterError
 from otterlm.families import Family
+from otterlm.families.parts import device_of, weight_of
 from otterlm.fingerprint import fingerprint, same_base
 from otterlm.initialization import initialize
 from otterlm.signals import HEADS, Signal
@@ -32,7 +33,7 @@ class Adapter(nn.Module):
     def __init__(self, config: OtterConfig, base: PreTrainedModel, family: Family, dtype: torch.dtype) -> None:
         super().__init__()
         self.config = config
-        device = base.get_input_embeddings().weight.device
+        device = device_of(base.get_input_embeddings())
         self.stream = InsertedStream(config, base, family, dtype, device)
         widths = self.stream.widths
         head: Any = HEADS[type(config.signal)]
@@ -274,7 +275,7 @@ class OtterModel(nn.Module):
 
     def read_signals(self, states: dict[str, Tensor]) -> dict[str, Signal]:
         """Reads the signals of widened states, `[B, T, d + d']` each, and makes them this thread's latest."""
-        unembedding = self.base_model.get_output_embeddings().weight
+        unembedding = weight_of(self.base_model.get_output_embeddings())
         self._thread.signals = {name: self._adapters[name].head(state, unembedding) for name, state in states.items()}
         return self._thread.signals
 

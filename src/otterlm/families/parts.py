@@ -18,6 +18,22 @@ def part_of(block: nn.Module, path: str | None) -> nn.Module | None:
     return module
 
 
+def weight_of(module: nn.Module) -> Tensor:
+    """A module's weight, also while accelerate keeps it offloaded (then it is read for this one use)."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    if weight.is_meta and (hook := getattr(module, "_hf_hook", None)) is not None and hook.weights_map is not None:
+        return hook.weights_map["weight"].to(hook.execution_device)
+    return weight
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module computes."""
+    hook = getattr(module, "_hf_hook", None)
+    place = getattr(hook, "execution_device", None)
+    return torch.device(place) if place is not None else module.weight.device  # type: ignore[union-attr, return-value]
+
+
 def is_biased(block: nn.Module, path: str) -> bool:
     """Whether a projection adds a bias."""
     return getattr(block.get_submodule(path), "bias", None) is not None
@@ -47,13 +63,15 @@ def activation_of(config: Any) -> str:
 
 
 def matrix(block: nn.Module, path: str) -> tuple[Tensor, Tensor | None]:
-    """Weight `[out, in]` and bias of a projection.
+    """Weight `[out, in]` and bias of a projection; of a quantised one, what it stands for.
 
     Raises:
         OtterError: it has none that can be sliced.
     """
     module = block.get_submodule(path)
     weight = getattr(module, "weight", None)
+    if isinstance(weight, Tensor) and type(weight.data) is not Tensor:
+        weight = weight.dequantize()  # of torchao, say
     if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.dim() != 2:
         raise OtterError(f"the base's {path} cannot be sliced (quantised?): choose initialization random or normal")
     return weight.T if isinstance(module, Conv1D) else weight, getattr(module, "bias", None)

@@ -1,0 +1,156 @@
+"""Bases as people have them: quantised, with LoRA, compiled, offloaded, half precision. The logits stay theirs."""
+
+import copy
+
+import pytest
+import torch
+from conftest import add_tiny_adapter, close, refused, tiny_base, tiny_config, tiny_otter, tokens
+from torch import Tensor, nn
+from torchao import quantization
+
+from otterlm.decoding import CandidateSearch, RewardGuidance
+from otterlm.model import OtterModel
+from otterlm.training.packing import Example, collate
+from otterlm.training.reward import RewardObjective, RewardTrainingConfig
+from otterlm.training.sources import LiveBase
+
+EXAMPLES = [Example(0, (5, 6, 7), ((8, 9), (10, 11, 12))), Example(1, (20,), ((21, 22, 23), (24, 25)))]
+
+
+def generate(model, **settings) -> Tensor:
+    defaults = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    return model.generate(tokens(2, 7), **(defaults | settings))
+
+
+def is_exact(base, plain, **config) -> OtterModel:
+    """Asserts that logits and generations beside an adapter are those of the base without."""
+    otter = OtterModel(base)
+    add_tiny_adapter(otter, "reward", **config)
+    otter.eval()
+    with torch.no_grad():
+        assert torch.equal(otter(tokens(2, 9)).logits, plain(tokens(2, 9)).logits)
+        assert otter.signal("reward").prefix.isfinite().all()
+    assert torch.equal(generate(otter), generate(plain))
+    generate(otter, logits_processor=[RewardGuidance(otter, 1.0)])
+    generate(otter, custom_generate=CandidateSearch(1.0, 3))
+    return otter
+
+
+def gradients_reach_the_adapter(otter: OtterModel) -> None:
+    """Asserts that a training step works and leaves the base alone."""
+
+    def values() -> dict[str, Tensor]:
+        state = otter.base_model.state_dict()
+        return {name: value if type(value.data) is Tensor else value.dequantize() for name, value in state.items()}
+
+    before = {name: value.clone() for name, value in values().items()}
+    otter.train()
+    RewardObjective(otter, LiveBase(otter), RewardTrainingConfig())(collate(EXAMPLES))["loss"].backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in otter.adapters.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in values().items())
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantised_by_torchao(bits) -> None:
+    kind = {
+        8: lambda: quantization.Int8WeightOnlyConfig(),
+        4: lambda: quantization.IntxWeightOnlyConfig(weight_dtype=torch.int4),
+    }[bits]
+
+    def quantised():
+        base = tiny_base()
+        quantization.quantize_(base.get_decoder(), kind())
+        return base
+
+    base = quantised()
+    assert not isinstance(base.get_decoder().layers[0].mlp.up_proj.weight, nn.Parameter) or (
+        type(base.get_decoder().layers[0].mlp.up_proj.weight.data) is not Tensor
+    )
+    otter = is_exact(base, quantised())
+    gradients_reach_the_adapter(otter)
+
+
+def test_an_adapter_of_the_base_loads_on_the_quantised_base(tmp_path) -> None:
+    tiny_otter(tiny_base()).save_pretrained(tmp_path)
+    base = tiny_base()
+    quantization.quantize_(base.get_decoder(), quantization.Int8WeightOnlyConfig())
+    again = OtterModel.from_pretrained(base, tmp_path)
+    assert again(tokens(1, 5)).signals["reward"].prefix.isfinite().all()
+
+
+def with_lora(seed: int = 0):
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
+    return get_peft_model(tiny_base(), lora).requires_grad_(False).eval()
+
+
+def test_a_base_with_lora_on() -> None:
+    assert not torch.equal(with_lora()(tokens(1, 5)).logits, tiny_base()(tokens(1, 5)).logits)
+    otter = is_exact(with_lora(), with_lora())
+    gradients_reach_the_adapter(otter)
+    with otter.base_model.disable_adapter(), torch.no_grad():
+        assert torch.equal(otter(tokens(1, 5)).logits, tiny_base()(tokens(1, 5)).logits)
+
+
+def test_half_precision_base_with_a_full_precision_stream() -> None:
+    base, plain = tiny_base(dtype=torch.bfloat16), tiny_base(dtype=torch.bfloat16)
+    otter = is_exact(base, plain, dtype=torch.float32)
+    assert otter(tokens(1, 5)).signals["reward"].state.dtype == torch.float32
+    gradients_reach_the_adapter(otter)
+
+
+def test_compiled() -> None:
+    """Traced with its hooks, by the backend that changes no kernel."""
+    plain, otter = tiny_base(), tiny_otter(tiny_base())
+    expected = otter(tokens(2, 9)).signals["reward"].prefix
+    compiled = torch.compile(otter, backend="eager")
+    with torch.no_grad():
+        output = compiled(tokens(2, 9))
+    assert torch.equal(output.logits, plain(tokens(2, 9)).logits)
+    close(otter.signal("reward").prefix, expected)
+
+
+def test_gradient_checkpointing() -> None:
+    base = tiny_base()
+    base.gradient_checkpointing_enable()
+    otter = is_exact(base, tiny_base())
+    gradients_reach_the_adapter(otter)
+
+
+def test_offloaded_to_disk(tmp_path) -> None:
+    from accelerate import disk_offload
+
+    base = disk_offload(tiny_base(), tmp_path, execution_device=torch.device("cpu"))
+    tiny_otter(tiny_base()).save_pretrained(tmp_path / "adapter")
+    otter = OtterModel.from_pretrained(base, tmp_path / "adapter")
+    with torch.no_grad():
+        assert torch.equal(otter(tokens(2, 9)).logits, tiny_base()(tokens(2, 9)).logits)
+    expected = tiny_otter(tiny_base())
+    for model in (expected, otter):
+        model(tokens(2, 9))
+    close(otter.signal("reward").vocabulary(), expected.signal("reward").vocabulary(), 1e-4)
+
+
+def test_a_stream_starts_as_a_slice_of_a_quantised_base() -> None:
+    base = tiny_base()
+    quantization.quantize_(base.get_decoder(), quantization.Int8WeightOnlyConfig())
+    otter = OtterModel(base, tiny_config(initialization="copy", hidden_size=12)).eval()
+    with torch.no_grad():
+        state = otter(tokens(2, 9)).signals["reward"].state
+    close(state[..., 32:], state[..., :12], 1e-2)
+
+
+def test_a_copy_of_what_cannot_be_sliced_is_refused() -> None:
+    base = tiny_base()
+    projection = base.get_decoder().layers[0].mlp.up_proj
+    projection.weight = nn.Parameter(torch.zeros(48, 16, dtype=torch.uint8), requires_grad=False)
+    refused(lambda: OtterModel(base, tiny_config(initialization="copy")), "mlp.up_proj", "initialization")
+
+
+def test_a_copied_base_keeps_no_stream() -> None:
+    otter = tiny_otter(tiny_base())
+    twin = copy.deepcopy(otter.base_model)
+    assert torch.equal(twin(tokens(1, 5)).logits, tiny_base()(tokens(1, 5)).logits)
+    refused(lambda: otter.signal("x"), "x")
