@@ -33,11 +33,15 @@ class RewardTrainingConfig:
             that of the whole response.
         vocabulary_weight: of the vocabulary head's squared error to the prefix head at the next token.
         probe_start: whether the head starts from a linear probe on the base's last hidden state.
+        candidates, places: after training, the vocabulary head is fitted to so many of the base's likeliest next tokens
+            at so many places of each example, see `otterlm.training.vocabulary`; 0 candidates leave it as trained.
     """
 
     compare: Literal["prefixes", "last"] = "prefixes"
     vocabulary_weight: float = 0.5
     probe_start: bool = True
+    candidates: int = 8
+    places: int = 8
 
 
 class RewardObjective(nn.Module):

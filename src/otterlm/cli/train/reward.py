@@ -38,6 +38,10 @@ def command(
     ] = "prefixes",
     vocabulary_weight: Annotated[float, typer.Option(help="Of the vocabulary head's loss.")] = 0.5,
     probe_start: Annotated[bool, typer.Option(help="Start the head from a linear probe (pairs only).")] = True,
+    candidates: Annotated[
+        int, typer.Option(help="Likeliest next tokens a place that the vocabulary head is fitted to; 0: not.", min=0)
+    ] = 8,
+    places: Annotated[int, typer.Option(help="Places of each example with candidates.", min=1)] = 8,
     epochs: options.Epochs = 2,
     batch_size: options.BatchSize = 16,
     learning_rate: options.LearningRate = 1e-3,
@@ -76,7 +80,7 @@ def command(
         patience=patience,
         seed=seed,
     )
-    what = RewardTrainingConfig(compare=compare, vocabulary_weight=vocabulary_weight, probe_start=probe_start)  # type: ignore[arg-type]
+    what = RewardTrainingConfig(compare, vocabulary_weight, probe_start, candidates, places)  # type: ignore[arg-type]
     limits = Limits(max_prompt_tokens, max_response_tokens)
     run = Run(out, how, eval_fraction, record, parse_dtype(save_dtype))
     torch.manual_seed(seed)

@@ -6,12 +6,14 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.config import OtterConfig
+from otterlm.families.parts import weight_of
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
 from otterlm.training.packing import Limits, tokenize
 from otterlm.training.recipes.common import Run, on_device
 from otterlm.training.reward import RewardObjective, RewardTrainingConfig, start_from_probe
 from otterlm.training.rows import PairRow, hold_out, read_rows
+from otterlm.training.vocabulary import fit_vocabulary, read_candidates
 
 
 def train_reward(
@@ -58,6 +60,11 @@ def train_reward(
     if reward.probe_start and pairs == {True} and not run.resumes:
         start_from_probe(objective, train_examples)
     metrics = run.train(objective, train_examples, eval_examples, tokenizer)
+    head = model.adapter().head.vocabulary
+    if head is not None and reward.candidates:
+        found = read_candidates(model, train_examples, reward.candidates, reward.places, run.training.seed)
+        unembedding = weight_of(base.get_output_embeddings())
+        metrics = metrics | {"vocabulary_explained": fit_vocabulary(head, unembedding, found)}
     data_used = f"Trained on {len(train_examples)} rows of `{Path(data).name}`, {len(eval_examples)} held out."
     settings = asdict(reward) | {f"max_{name}_tokens": value for name, value in asdict(limits).items()}
     run.save(model, "A reward", data_used, metrics, settings)

@@ -1,0 +1,56 @@
+"""Candidates are read as plain passes would read them; a head fitted to them guides better."""
+
+import torch
+from conftest import close, tiny_base, tiny_otter
+from training_runs import HELD_OUT, TRAIN
+
+from otterlm.decoding import RewardGuidance, score_sequences
+from otterlm.signals.low_rank import LowRankHead
+from otterlm.training.packing import Example
+from otterlm.training.vocabulary import fit_vocabulary, read_candidates
+
+EXAMPLES = [*TRAIN[:5], Example(90, (), ((5, 6, 7),)), Example(91, (4,), ((8,),))]
+
+
+@torch.no_grad()
+def test_candidates_are_what_plain_passes_say() -> None:
+    otter = tiny_otter(tiny_base(), layers=(0, 2))
+    found = read_candidates(otter, EXAMPLES, k=3, places=4, batch_size=3)
+    assert found.tokens.shape == found.gains.shape == (4 * len(EXAMPLES), 3)
+    known = {}
+    for example in EXAMPLES:
+        for branch in example.branches:
+            text = (*example.prefix, *branch)
+            states = otter(torch.tensor([text])).signals["reward"].state[0]
+            for end in range(max(1, len(example.prefix)), len(text)):
+                known[text[:end]] = states[end - 1]
+    for state, candidates, gains in zip(found.states, found.tokens, found.gains, strict=True):
+        text = next(text for text, other in known.items() if torch.allclose(state, other, atol=1e-4))
+        output = otter(torch.tensor([text]))
+        assert set(output.logits[0, -1].topk(3).indices.tolist()) == set(candidates.tolist())
+        before = output.signals["reward"].prefix[0, -1]
+        for token, gain in zip(candidates.tolist(), gains, strict=True):
+            after = otter(torch.tensor([[*text, token]])).signals["reward"].prefix[0, -1]
+            close(gain, after - before, 1e-3)
+
+
+def test_a_fitted_head_explains_gains_and_guides() -> None:
+    otter = tiny_otter(tiny_base())
+    examples = [Example(row, e.prefix, e.branches) for row, e in enumerate([*TRAIN, *HELD_OUT] * 3)]
+    found = read_candidates(otter, examples, k=16, places=6)
+    torch.manual_seed(0)
+    head = otter.adapter().head
+    unembedding = otter.base_model.get_output_embeddings().weight
+
+    def reward(weight: float) -> float:
+        ids = torch.tensor([example.prefix[:2] for example in TRAIN])
+        settings = {"max_new_tokens": 1, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+        said = otter.generate(ids, logits_processor=[RewardGuidance(otter, weight, top_k=16)], **settings)
+        return float(score_sequences(otter, said, torch.ones_like(said))[:, -1].mean())
+
+    head.vocabulary = LowRankHead(head.prefix.in_features, 16, unembedding.shape[1])
+    head.vocabulary.initialize()
+    plain = reward(0.0)
+    explained = fit_vocabulary(head.vocabulary, unembedding, found, epochs=40, batch_size=128, learning_rate=1e-2)
+    assert explained > 0.1
+    assert reward(50.0) > plain
