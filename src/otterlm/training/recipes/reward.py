@@ -6,8 +6,8 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.config import OtterConfig
-from otterlm.families.parts import weight_of
 from otterlm.errors import OtterError
+from otterlm.families.parts import weight_of
 from otterlm.model import OtterModel
 from otterlm.training.packing import Limits, tokenize
 from otterlm.training.recipes.common import Run, on_device
