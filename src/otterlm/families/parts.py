@@ -31,7 +31,7 @@ def device_of(module: nn.Module) -> torch.device:
     """Where a module computes."""
     hook = getattr(module, "_hf_hook", None)
     place = getattr(hook, "execution_device", None)
-    return torch.device(place) if place is not None else module.weight.device  # type: ignore[union-attr, return-value]
+    return torch.device(place) if place is not None else weight_of(module).device
 
 
 def is_biased(block: nn.Module, path: str) -> bool:
@@ -42,7 +42,7 @@ def is_biased(block: nn.Module, path: str) -> bool:
 def inputs_of(module: nn.Module) -> int:
     """How many channels a projection reads."""
     features = getattr(module, "in_features", None)
-    return int(features if features is not None else module.weight.shape[0])  # type: ignore[union-attr, arg-type]
+    return int(weight_of(module).shape[0] if features is None else features)  # GPT-2's Conv1D is transposed
 
 
 def norm_eps(norm: nn.Module) -> float:
