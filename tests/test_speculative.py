@@ -6,6 +6,7 @@ from itertools import product
 import pytest
 import torch
 from conftest import add_tiny_adapter, close, randomize, refused, tiny_base, tiny_config, tokens
+from families import family_base
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -105,6 +106,18 @@ def test_ends_are_kept_inside_an_accepted_run(trained, place) -> None:
     for stop in (end, [end, 96]):
         expected = generate(trained.base_model, eos_token_id=stop)
         assert torch.equal(generate(trained, custom_generate=SpeculativeDecoding(), eos_token_id=stop), expected)
+
+
+def test_the_context_can_be_filled_to_its_end() -> None:
+    """Learned positions end with the context; drafts may reach beyond it."""
+    base = family_base("gpt2")
+    draft = DraftConfig(heads=3, width=24, rank=8, vocabulary_size=60)
+    otter = OtterModel(base, tiny_config(signal=draft)).eval()
+    last = base.config.n_positions
+    ids = tokens(2, last - 3)
+    settings = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    found = otter.generate(ids, custom_generate=SpeculativeDecoding(), **settings)
+    assert torch.equal(found, base.generate(ids, **settings))
 
 
 def test_criteria_of_the_user_are_asked_after_every_token(trained) -> None:

@@ -109,6 +109,7 @@ class SpeculativeDecoding:
             row.choose(model, output, -1)
         state, position = drafter.state[:, -1], positions[:, -1] + 1  # [B, d + d'], [B]
         depths = torch.tensor(tree.depths, device=input_ids.device)
+        longest = getattr(model.config, "max_position_embeddings", None) or torch.iinfo(torch.long).max
         accepted: list[list[int]] = [[] for _ in rows]
         while not all(row.ended for row in rows):
             root = torch.stack([row.tokens[-1] for row in rows])
@@ -116,7 +117,8 @@ class SpeculativeDecoding:
             output = model(
                 input_ids=drafts,
                 attention_mask=tree_mask(seen.bool(), tree.ancestors, model.base_model.dtype),
-                position_ids=position[:, None] + depths,
+                # A draft beyond the context's end is never kept, but learned positions must have it.
+                position_ids=(position[:, None] + depths).clamp_max(longest - 1),
                 past_key_values=cache,
                 **self.pass_settings,
             )
@@ -232,8 +234,7 @@ class _Row:
             # A processor may hold a number for every row: it sees this row in all places and is heard in this row's.
             everywhere = (part.expand(self._batch, -1) for part in (self.tokens[None], scores))
             scores = self._processor(*everywhere)[self._index][None]
-        chances = scores.softmax(dim=-1)
-        token = torch.multinomial(chances, 1)[0] if self._sample else scores.argmax(dim=-1)  # [1]
+        token = torch.multinomial(scores.softmax(dim=-1), 1)[0] if self._sample else scores.argmax(dim=-1)  # [1]
         self.tokens = torch.cat((self.tokens, token))
         self.ended = bool(self._criteria(self.tokens[None], scores).all())
         return int(token)
