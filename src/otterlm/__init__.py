@@ -6,8 +6,11 @@ Intervention in Large Language Models" (EMNLP 2024, arXiv 2408.10764).
 """
 
 from otterlm.config import ContrastConfig, DraftConfig, OtterConfig, RewardConfig
+from otterlm.engines import exported
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
+
+exported.register()
 
 __version__ = "0.1.0"
 __all__ = ["ContrastConfig", "DraftConfig", "OtterConfig", "OtterError", "OtterModel", "RewardConfig"]

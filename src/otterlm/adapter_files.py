@@ -50,24 +50,29 @@ def read_config(folder: Path) -> OtterConfig:
 
 
 def load_weights(folder: Path, module: nn.Module, vocabulary_size: int) -> None:
-    """Fills `module` from `adapter_model.safetensors`, converting to its dtype.
+    """Fills `module` from `adapter_model.safetensors`, see `fill`."""
+    fill(folder / WEIGHTS, module, vocabulary_size)
+
+
+def fill(path: Path, module: nn.Module, vocabulary_size: int, prefix: str = "") -> None:
+    """Fills `module` from a safetensors file, converting to its dtype.
 
     Names, shapes and dtypes are checked against the header before any tensor is read.
 
     Args:
-        folder: of the adapter.
+        path: the file.
         module: its parameters and buffers are filled.
         vocabulary_size: the base's; whole numbers in an adapter are token ids, and must be below it.
+        prefix: of the tensors' names; the file's others are another module's.
 
     Raises:
         OtterError: the file is missing, corrupt, holds other tensors than the configuration asks for, or a value is not
             finite or no token.
     """
-    path = folder / WEIGHTS
-    expected = module.state_dict()
+    expected = {prefix + name: tensor for name, tensor in module.state_dict().items()}
     try:
         with safe_open(path, framework="pt") as file:
-            _check_header(path, file, expected)
+            _check_header(path, file, expected, prefix)
             for name, target in expected.items():
                 tensor = file.get_tensor(name)
                 if not torch.isfinite(tensor).all():
@@ -84,8 +89,8 @@ def load_weights(folder: Path, module: nn.Module, vocabulary_size: int) -> None:
         raise OtterError(f"{path} is damaged or not a safetensors file: {error}") from error
 
 
-def _check_header(path: Path, file: object, expected: dict[str, Tensor]) -> None:
-    names = set(file.keys())  # type: ignore[attr-defined]
+def _check_header(path: Path, file: object, expected: dict[str, Tensor], prefix: str) -> None:
+    names = {name for name in file.keys() if name.startswith(prefix)}  # type: ignore[attr-defined]  # noqa: SIM118
     for what, odd in (("lacks", set(expected) - names), ("has unknown", names - set(expected))):
         if odd:
             raise OtterError(f"{path} {what} tensor {min(odd)} ({len(odd)} in all); it does not fit {CONFIG}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -50,6 +51,25 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 def load_config(name: str) -> PretrainedConfig:
     """The configuration of a base. Arguments and errors as for `load_base`."""
     return _load(AutoConfig, name)
+
+
+def base_folder(name: str) -> Path:
+    """The local folder of a base's files; a hub id is downloaded.
+
+    Raises:
+        OtterError: there is no such model, or it is a `.gguf` file.
+    """
+    if name == SMOLLM2:
+        return _smollm2()
+    if Path(name).is_dir():
+        return Path(name)
+    if Path(name).suffix == ".gguf":
+        raise OtterError(f"{name} is not a folder of a model: load it and save it with save_pretrained first")
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise OtterError(f"{name} is neither a folder nor a model on the hub: {reason}") from error
 
 
 def check_context(config: PretrainedConfig, tokens: int) -> None:

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from otterlm.cli import bench, demo, generate, plan, score, train, verify
+from otterlm.cli import bench, demo, export, generate, plan, score, train, verify
 from otterlm.errors import OtterError
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app.command("score")(score.command)
 app.command("generate")(generate.command)
 app.command("verify")(verify.command)
 app.add_typer(bench.app, name="bench")
+app.command("export")(export.command)
 app.command("demo")(demo.command)
 
 BAD_INPUT = 2

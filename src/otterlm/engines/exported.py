@@ -1,0 +1,149 @@
+"""Exported folders: a base and its adapters as one model, that loads with one changed line.
+
+    config.json           the base's, its model_type with `otter_` before it, and what is inserted under `otter`
+    model*.safetensors    links to the base's own files
+    otter.safetensors     the inserted tensors of all adapters, named `otter.NAME....`
+    tokenizer and others  links
+
+After `import otterlm`, `AutoModelForCausalLM.from_pretrained(folder)` gives an `OtterModel`.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+
+from otterlm import adapter_files, files
+from otterlm.bases import base_folder
+from otterlm.config import OtterConfig
+from otterlm.errors import OtterError
+from otterlm.families import FAMILIES
+from otterlm.model import OtterModel
+
+PREFIX = "otter_"
+WEIGHTS = "otter.safetensors"
+SPECIAL = ("config.json", SAFE_WEIGHTS_INDEX_NAME, WEIGHTS)
+"""Files that are written rather than linked."""
+
+
+def export(base: str, adapters: Mapping[str, str | Path], out: str | Path) -> None:
+    """Writes a folder that engines load.
+
+    Args:
+        base: the base the adapters were trained on, see `otterlm.bases.load_base`; its weights must be in safetensors
+            files.
+        adapters: folders or hub ids, by the names their signals are to go by.
+        out: created; the base's files are linked into it (copied where links cannot be made).
+
+    Raises:
+        OtterError: there is no adapter, the base has no safetensors files, an adapter does not fit the base, or the
+            folder cannot be written.
+    """
+    if not adapters:
+        raise OtterError("an export needs at least one adapter")
+    source, target = base_folder(base), Path(out)
+    weights = sorted(source.glob("*.safetensors"))
+    if not weights:
+        raise OtterError(f"{base} has no .safetensors files to link: save it with save_pretrained first")
+    if target.resolve() == source.resolve():
+        raise OtterError(f"{out} is the base's own folder: choose another")
+    # Loading checks the fingerprint, the shapes and the values.
+    model = OtterModel(AutoModelForCausalLM.from_pretrained(source, dtype="auto"))
+    inserted: dict[str, torch.Tensor] = {}
+    configs: dict[str, Any] = {}
+    for name, adapter in adapters.items():
+        model.load_adapter(adapter, name, torch.float32)
+        module = model.adapter(name)
+        configs[name] = json.loads(module.config.to_json())
+        inserted |= {f"otter.{name}.{key}": value for key, value in module.state_dict().items()}
+    config = model.base_model.config.to_dict()
+    config |= {
+        "model_type": PREFIX + config["model_type"],
+        "architectures": [f"Otter{kind}" for kind in config.get("architectures") or [type(model.base_model).__name__]],
+        "otter": configs,
+    }
+    written = {
+        "config.json": files.text(json.dumps(config, indent=2, sort_keys=True) + "\n"),
+        WEIGHTS: files.tensors(inserted, {"format": "pt"}),
+    }
+    index = source / SAFE_WEIGHTS_INDEX_NAME
+    if index.exists():
+        content = json.loads(index.read_text())
+        content["weight_map"] |= dict.fromkeys(inserted, WEIGHTS)
+        written[SAFE_WEIGHTS_INDEX_NAME] = files.text(json.dumps(content, indent=2) + "\n")
+    files.write_files(target, written)
+    for path in source.iterdir():
+        if path.is_file() and path.name not in SPECIAL:
+            _link(path.resolve(), target / path.name)
+
+
+def _link(source: Path, target: Path) -> None:
+    target.unlink(missing_ok=True)
+    try:
+        os.symlink(source, target)
+    except OSError:  # a filesystem without links
+        shutil.copyfile(source, target)
+
+
+def load_exported(folder: str | Path, config: PretrainedConfig | None = None, **kwargs: Any) -> OtterModel:
+    """An exported folder as an `OtterModel`.
+
+    Args:
+        folder: that `export` wrote.
+        config: its configuration, if it was read already.
+        kwargs: for loading the base, such as `dtype`.
+
+    Raises:
+        OtterError: the folder is damaged.
+    """
+    folder = Path(folder)
+    found = AutoConfig.from_pretrained(folder) if config is None else config
+    base_config = _base_config(found)
+    base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, config=base_config, **kwargs)
+    base.config._name_or_path = str(folder)
+    model = OtterModel(base)
+    for name, values in found.otter.items():
+        settings = OtterConfig.from_json(json.dumps(values), f"{folder / 'config.json'}, adapter {name}")
+        model.add_adapter(replace(settings, initialization="random"), name)
+        adapter = model.adapter(name)
+        adapter.config = settings
+        adapter_files.fill(folder / WEIGHTS, adapter, base.config.vocab_size, f"otter.{name}.")
+    return model.eval()
+
+
+def _base_config(config: PretrainedConfig) -> PretrainedConfig:
+    values = config.to_dict()
+    del values["otter"]
+    values["model_type"] = config.model_type.removeprefix(PREFIX)
+    values["architectures"] = [kind.removeprefix("Otter") for kind in values.get("architectures") or []]
+    return CONFIG_MAPPING[values["model_type"]].from_dict(values)
+
+
+class _AutoModel:
+    """What `AutoModelForCausalLM` calls for an exported folder."""
+
+    def __init__(self, config_class: type[PretrainedConfig]) -> None:
+        self.config_class = config_class
+        self.__name__ = "OtterModel"
+
+    def from_pretrained(self, folder: str, *_: Any, config: PretrainedConfig, **kwargs: Any) -> OtterModel:
+        """See `load_exported`."""
+        return load_exported(folder, config, **kwargs)
+
+
+def register() -> None:
+    """Makes Transformers' auto classes know exported folders of every listed family."""
+    for kind in FAMILIES:
+        if PREFIX + kind in CONFIG_MAPPING:
+            continue
+        base: Any = CONFIG_MAPPING[kind]
+        config_class = type(f"Otter{base.__name__}", (base,), {"model_type": PREFIX + kind, "otter": None})
+        AutoConfig.register(PREFIX + kind, config_class)
+        AutoModelForCausalLM.register(config_class, _AutoModel(config_class))
