@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.errors import OtterError
@@ -123,17 +124,28 @@ def _read_done(path: Path, identity: str) -> dict[int, list[int]]:
 def _continue(
     base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], max_new_tokens: int
 ) -> list[list[int]]:
-    longest = max(map(len, prompts))
     pad = tokenizer.pad_token_id or 0
-    ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=base.device)
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=base.device)
+    ids, mask = pad_left(prompts, pad, base.device)
     output = base.generate(ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad)
+    ends = end_tokens(base)
+    return [until_end(row, ends) for row in output[:, ids.shape[1] :].tolist()]
+
+
+def pad_left(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Prompts as one batch padded on the left, and its attention mask, `[B, P]` each."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    return ids, mask
+
+
+def end_tokens(base: PreTrainedModel) -> set[int]:
+    """The tokens that end the base's responses."""
     ends = base.generation_config.eos_token_id
-    ends = set(ends if isinstance(ends, list) else [ends])
-    return [_until(row, ends) for row in output[:, longest:].tolist()]
+    return set() if ends is None else set(ends) if isinstance(ends, list) else {ends}
 
 
-def _until(tokens: list[int], ends: set[int | None]) -> list[int]:
-    """Up to and with the first of the ends."""
+def until_end(tokens: list[int], ends: set[int]) -> list[int]:
+    """Tokens up to and with the first that ends the response."""
     length = next((place for place, token in enumerate(tokens, start=1) if token in ends), len(tokens))
     return tokens[:length]

@@ -70,13 +70,43 @@ def preference_accuracy(rewards: Tensor, batch: Batch) -> Tensor:
     return ((margin > 0).float() + (margin == 0).float() / 2).mean()
 
 
-def regression(rewards: Tensor, batch: Batch, prefixes: bool) -> Tensor:
-    """Squared error to the given scores: at the last token, or the mean over all prefixes of the response."""
+def regression(rewards: Tensor, batch: Batch, prefixes: bool, trace: float = 1.0) -> Tensor:
+    """Squared error to the given scores: at the last token, or the mean over all prefixes of the response.
+
+    Args:
+        rewards: `[B, T]`.
+        batch: packed scored texts.
+        prefixes: whether every prefix counts.
+        trace: lambda of TD(lambda) (Sutton, 1988), for prefixes: 1 is the score itself at every prefix, 0 the reward
+            that is predicted one token later, between them the lambda-return.
+    """
     values, lengths = branch_rewards(rewards, batch.segments, CHOSEN)
     if not prefixes:
         return F.mse_loss(values[:, -1], batch.scores)
     inside = torch.arange(values.shape[1], device=values.device)[None] < lengths[:, None]
-    return (((values - batch.scores[:, None]) ** 2 * inside).sum(dim=1) / lengths).mean()
+    targets = lambda_returns(values.detach(), lengths, batch.scores, trace)
+    return (((values - targets) ** 2 * inside).sum(dim=1) / lengths).mean()
+
+
+def lambda_returns(values: Tensor, lengths: Tensor, scores: Tensor, trace: float) -> Tensor:
+    """What TD(lambda) has each prefix predict, of texts that are scored at their end.
+
+    Args:
+        values: `[B, N]`, predicted.
+        lengths: `[B]`, of the texts.
+        scores: `[B]`.
+        trace: lambda.
+
+    Returns:
+        `[B, N]`: the score at the last token and after it, before it (1 - lambda) * next value + lambda * next return.
+    """
+    if trace == 1:
+        return scores[:, None].expand_as(values)
+    returns = [scores]
+    for place in range(values.shape[1] - 2, -1, -1):
+        step = (1 - trace) * values[:, place + 1] + trace * returns[-1]
+        returns.append(torch.where(place < lengths - 1, step, scores))
+    return torch.stack(returns[::-1], dim=1)
 
 
 def followed_tokens(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

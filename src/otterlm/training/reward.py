@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from otterlm.errors import OtterError
 from otterlm.model import OtterModel
 from otterlm.progress import track
 from otterlm.signals.reward import RewardSignal
@@ -33,6 +34,7 @@ class RewardTrainingConfig:
             that of the whole response.
         vocabulary_weight: of the vocabulary head's squared error to the prefix head at the next token.
         probe_start: whether the head starts from a linear probe on the base's last hidden state.
+        trace: lambda of TD(lambda), for given scores on prefixes, see `otterlm.training.losses.regression`.
         candidates, places: after training, the vocabulary head is fitted to so many of the base's likeliest next tokens
             at so many places of each example, see `otterlm.training.vocabulary`; 0 candidates leave it as trained.
     """
@@ -40,8 +42,13 @@ class RewardTrainingConfig:
     compare: Literal["prefixes", "last"] = "prefixes"
     vocabulary_weight: float = 0.5
     probe_start: bool = True
+    trace: float = 1.0
     candidates: int = 8
     places: int = 8
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.trace <= 1:
+            raise OtterError(f"lambda must be from 0 to 1, got {self.trace}")
 
 
 class RewardObjective(nn.Module):
@@ -76,7 +83,7 @@ class RewardObjective(nn.Module):
             loss = metrics["preference"] = bradley_terry(rewards, batch, prefixes)
             metrics["accuracy"] = preference_accuracy(rewards.detach(), batch)
         else:
-            loss = metrics["regression"] = regression(rewards, batch, prefixes)
+            loss = metrics["regression"] = regression(rewards, batch, prefixes, self.config.trace)
         if self.model.adapter(self.name).head.vocabulary is not None:
             metrics["vocabulary"] = self._vocabulary_loss(signal, rewards.detach(), batch)
             loss = loss + self.config.vocabulary_weight * metrics["vocabulary"]

@@ -54,6 +54,19 @@ def summarize(scored: Sequence[Scored]) -> dict[str, Any]:
     return {"mean_reward": float(rewards.mean()), "correlation": correlation, "n": len(scored)}
 
 
+def correlations(scored: Sequence[Scored], percents: Sequence[int] = (25, 50, 75, 100)) -> dict[str, float]:
+    """How well the reward part of the way through a response says its final score: `correlation_P` for each percentage
+    of its tokens (Pearson's; 0 where one of the two does not vary)."""
+    scores = torch.tensor([row.example.score for row in scored])
+    found = {}
+    for percent in percents:
+        # At least one token; 100 is the last.
+        rewards = torch.tensor([row.rewards[0][max(1, len(row.rewards[0]) * percent // 100) - 1] for row in scored])
+        varies = len(scored) > 1 and float(rewards.std()) > 0 and float(scores.std()) > 0
+        found[f"correlation_{percent}"] = float(torch.corrcoef(torch.stack((rewards, scores)))[0, 1]) if varies else 0.0
+    return found
+
+
 def wilson_interval(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
     """The Wilson score interval of a proportion (E. B. Wilson, 1927); 95% by default."""
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)

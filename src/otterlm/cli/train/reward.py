@@ -38,6 +38,7 @@ def command(
     ] = "prefixes",
     vocabulary_weight: Annotated[float, typer.Option(help="Of the vocabulary head's loss.")] = 0.5,
     probe_start: Annotated[bool, typer.Option(help="Start the head from a linear probe (pairs only).")] = True,
+    trace: Annotated[float, typer.Option("--lambda", help="Of TD(lambda), for given scores on prefixes.")] = 1.0,
     candidates: Annotated[
         int, typer.Option(help="Likeliest next tokens a place that the vocabulary head is fitted to; 0: not.", min=0)
     ] = 8,
@@ -80,7 +81,7 @@ def command(
         patience=patience,
         seed=seed,
     )
-    what = RewardTrainingConfig(compare, vocabulary_weight, probe_start, candidates, places)  # type: ignore[arg-type]
+    what = RewardTrainingConfig(compare, vocabulary_weight, probe_start, trace, candidates, places)  # type: ignore[arg-type]
     limits = Limits(max_prompt_tokens, max_response_tokens)
     run = Run(out, how, eval_fraction, record, parse_dtype(save_dtype))
     torch.manual_seed(seed)

@@ -1,0 +1,145 @@
+"""The base's own responses to prompts, several each, and what a scorer says of them: kept as parquet, gone on with."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from otterlm.errors import OtterError
+from otterlm.files import write_files, write_text
+from otterlm.fingerprint import fingerprint
+from otterlm.progress import track
+from otterlm.training.continuations import end_tokens, pad_left, until_end
+from otterlm.training.packing import Example, prompt_tokens
+from otterlm.training.scorers import Scorer
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How responses are sampled.
+
+    Attributes:
+        per_prompt: how many of each prompt.
+        max_prompt_tokens: a longer prompt keeps its end.
+        max_new_tokens: of a response.
+        temperature, top_p: of the base.
+        batch_size: prompts a batch.
+        seed: of the samples.
+    """
+
+    per_prompt: int = 4
+    max_prompt_tokens: int = 128
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    top_p: float = 1.0
+    batch_size: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("per_prompt", "max_prompt_tokens", "max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise OtterError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.temperature > 0 or not 0 < self.top_p <= 1:
+            raise OtterError(f"temperature must be above 0 and top_p up to 1, got {self.temperature} and {self.top_p}")
+
+
+def scored_responses(
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[tuple[tuple[str, str], ...]],
+    scorer: Scorer,
+    spec: str,
+    sampling: Sampling,
+    folder: Path,
+) -> list[Example]:
+    """Samples responses, scores them, and keeps both in a folder, a parquet file a batch, from which a later call goes
+    on.
+
+    Args:
+        base: samples.
+        tokenizer: its tokenizer, padding on the left.
+        prompts: as chat turns.
+        scorer: rates; called once a batch.
+        spec: what it is called; part of what a folder must agree with.
+        sampling: how.
+        folder: for `part-*.parquet` (columns prompt, prompt_tokens, response, response_tokens, score).
+
+    Returns:
+        Examples with scores; `row // per_prompt` is the prompt.
+
+    Raises:
+        OtterError: the folder is of another run, or the scorer fails.
+    """
+    encoded = [prompt_tokens(prompt, tokenizer)[-sampling.max_prompt_tokens :] for prompt in prompts]
+    identity = hashlib.sha256(repr((encoded, spec, sampling, fingerprint(base))).encode()).hexdigest()
+    mark = folder / "identity.json"
+    if mark.exists() and mark.read_text() != json.dumps(identity):
+        raise OtterError(
+            f"{folder} holds responses of another run (base, prompts, scorer or sampling); delete or move it"
+        )
+    write_text(mark, json.dumps(identity))
+    groups = [
+        range(start, min(start + sampling.batch_size, len(encoded)))
+        for start in range(0, len(encoded), sampling.batch_size)
+    ]
+    examples: list[Example] = []
+    for number, group in enumerate(track(groups, "sampling and scoring")):
+        path = folder / f"part-{number:05}.parquet"
+        if not path.exists():
+            texts = [prompts[index][-1][1] for index in group]
+            table = _sample(base, tokenizer, [encoded[index] for index in group], texts, scorer, sampling, number)
+            write_files(folder, {path.name: lambda target, table=table: pyarrow.parquet.write_table(table, target)})
+        try:
+            rows = pyarrow.parquet.read_table(path).to_pylist()
+        except (OSError, pyarrow.ArrowException) as error:
+            raise OtterError(f"{path} is damaged ({error}); delete it to make it anew") from error
+        first = group[0] * sampling.per_prompt
+        examples += [
+            Example(first + n, tuple(row["prompt_tokens"]), (tuple(row["response_tokens"]),), row["score"])
+            for n, row in enumerate(rows)
+        ]
+    return examples
+
+
+@torch.no_grad()
+def _sample(
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: list[list[int]],
+    texts: list[str],
+    scorer: Scorer,
+    sampling: Sampling,
+    number: int,
+) -> pyarrow.Table:
+    repeated = [prompt for prompt in encoded for _ in range(sampling.per_prompt)]
+    ids, mask = pad_left(repeated, tokenizer.pad_token_id or 0, base.device)
+    torch.manual_seed(sampling.seed * 1_000_003 + number)
+    output = base.generate(
+        ids,
+        attention_mask=mask,
+        max_new_tokens=sampling.max_new_tokens,
+        do_sample=True,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=0,
+        pad_token_id=tokenizer.pad_token_id or 0,
+    )
+    ends = end_tokens(base)
+    tokens = [until_end(row, ends) for row in output[:, ids.shape[1] :].tolist()]
+    responses = [tokenizer.decode(row, skip_special_tokens=True) for row in tokens]
+    prompts = [text for text in texts for _ in range(sampling.per_prompt)]
+    return pyarrow.table(
+        {
+            "prompt": prompts,
+            "prompt_tokens": repeated,
+            "response": responses,
+            "response_tokens": tokens,
+            "score": scorer(prompts, responses),
+        }
+    )

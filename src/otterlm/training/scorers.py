@@ -1,0 +1,141 @@
+"""Anything that rates a response: a Python function, a classifier of Transformers, a regular expression, a judge behind
+an OpenAI-compatible endpoint."""
+
+import importlib
+import json
+import math
+import os
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from otterlm.errors import OtterError
+
+Scorer = Callable[[Sequence[str], Sequence[str]], list[float]]
+"""Called with prompts and responses, gives a number for each response."""
+
+QUESTION = (
+    "Rate the response to the prompt from 0 (very bad) to 10 (very good). Answer with the number only.\n\n"
+    "Prompt: {prompt}\n\nResponse: {response}"
+)
+
+
+def load_scorer(spec: str) -> Scorer:
+    """A scorer by its specification.
+
+    Args:
+        spec: one of
+
+            - `module:name`, a function of (prompts, responses) or of (responses), or an object with `predict_proba`
+              such as a scikit-learn pipeline (the probability of its last class);
+            - `regex:PATTERN`, how often the pattern is found in the response;
+            - `hf:MODEL` or `hf:MODEL#LABEL`, a sequence classifier of Transformers: the probability of a label, or the
+              logit of the only one;
+            - `openai:URL#MODEL`, a chat model behind an OpenAI-compatible endpoint that is asked for a number from 0 to
+              10; the key is in `OPENAI_API_KEY`.
+
+    Raises:
+        OtterError: it is none of these, or cannot be loaded.
+    """
+    kind, _, rest = spec.partition(":")
+    if not rest:
+        raise OtterError(f"a scorer is module:name, regex:PATTERN, hf:MODEL or openai:URL#MODEL, got {spec!r}")
+    makers = {"regex": _regex, "hf": _classifier, "openai": _judge}
+    return _checked(makers[kind](rest) if kind in makers else _imported(kind, rest), spec)
+
+
+def _checked(scorer: Scorer, spec: str) -> Scorer:
+    """The scorer, whose answers are made sure to be one finite number a response."""
+
+    def score(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        try:
+            found = [float(value) for value in scorer(prompts, responses)]
+        except OtterError:
+            raise
+        except Exception as error:
+            raise OtterError(f"the scorer {spec} failed: {type(error).__name__}: {error}") from error
+        if len(found) != len(responses) or not all(map(math.isfinite, found)):
+            raise OtterError(f"the scorer {spec} must give one finite number a response")
+        return found
+
+    return score
+
+
+def _imported(module: str, name: str) -> Scorer:
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise OtterError(f"there is no {name} in a module {module}: {error}") from error
+    if hasattr(found, "predict_proba"):
+        return lambda prompts, responses: [row[-1] for row in found.predict_proba(list(responses))]
+    if not callable(found):
+        raise OtterError(f"{module}:{name} can neither be called nor predict")
+    code = getattr(found, "__code__", None)
+    alone = code is not None and code.co_argcount == 1
+    return lambda prompts, responses: found(list(responses)) if alone else found(list(prompts), list(responses))
+
+
+def _regex(pattern: str) -> Scorer:
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise OtterError(f"{pattern!r} is not a regular expression: {error}") from error
+    return lambda prompts, responses: [float(len(compiled.findall(response))) for response in responses]
+
+
+def _classifier(spec: str) -> Scorer:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    name, _, label = spec.partition("#")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForSequenceClassification.from_pretrained(name).eval()
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise OtterError(f"the classifier {name} cannot be loaded: {reason}") from error
+    labels: dict[str, int] = model.config.label2id
+    if label and label not in labels:
+        raise OtterError(f"{name} has no label {label!r}; it has: {', '.join(labels)}")
+
+    @torch.no_grad()
+    def score(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        found: list[float] = []
+        for start in range(0, len(responses), 32):
+            texts = list(responses[start : start + 32])
+            logits = model(**tokenizer(texts, return_tensors="pt", padding=True, truncation=True)).logits
+            if logits.shape[1] == 1:
+                found += logits[:, 0].tolist()
+            else:
+                found += logits.softmax(dim=-1)[:, labels[label] if label else -1].tolist()
+        return found
+
+    return score
+
+
+def _judge(spec: str) -> Scorer:
+    url, _, model = spec.rpartition("#")
+    if not url or not model:
+        raise OtterError(f"a judge is openai:URL#MODEL, got openai:{spec}")
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {os.environ.get('OPENAI_API_KEY', '')}"}
+
+    def ask(prompt: str, response: str) -> float:
+        content = QUESTION.format(prompt=prompt, response=response)
+        body = {"model": model, "messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": 8}
+        request = urllib.request.Request(f"{url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers)
+        try:
+            with urllib.request.urlopen(request, timeout=120) as answer:
+                text = json.load(answer)["choices"][0]["message"]["content"]
+        except (urllib.error.URLError, OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            raise OtterError(f"the judge at {url} did not answer: {error}") from error
+        number = re.search(r"-?\d+(\.\d+)?", str(text))
+        if number is None:
+            raise OtterError(f"the judge at {url} answered without a number: {text!r}")
+        return float(number.group())
+
+    return lambda prompts, responses: [ask(*pair) for pair in zip(prompts, responses, strict=True)]
