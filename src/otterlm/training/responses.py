@@ -1,5 +1,6 @@
 """The base's own responses to prompts, several each, and what a scorer says of them: kept as parquet, gone on with."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -94,7 +95,7 @@ def scored_responses(
         if not path.exists():
             texts = [prompts[index][-1][1] for index in group]
             table = _sample(base, tokenizer, [encoded[index] for index in group], texts, scorer, sampling, number)
-            write_files(folder, {path.name: lambda target, table=table: pyarrow.parquet.write_table(table, target)})
+            write_files(folder, {path.name: functools.partial(pyarrow.parquet.write_table, table)})
         try:
             rows = pyarrow.parquet.read_table(path).to_pylist()
         except (OSError, pyarrow.ArrowException) as error:
