@@ -226,6 +226,17 @@ def test_scored_texts(answer, base, adapter, tmp_path) -> None:
     assert abs(result["correlation"]) == pytest.approx(1.0, abs=1e-4)
 
 
+def test_a_page_of_scored_texts(answer, base, adapter, tmp_path) -> None:
+    data, shown = tmp_path / "scores.csv", tmp_path / "page.html"
+    data.write_text("text,score\na b c,1.5\nd <b> e,-0.5\n")
+    answer("score", "--base", base, "--adapter", adapter, "--data", data, "--html", shown)
+    page = shown.read_text()
+    assert page.startswith("<!doctype html>")
+    assert page.count("<h2>") == 2
+    assert page.count("<span") >= 6
+    assert "http" not in page  # nothing is fetched
+
+
 def test_people_get_tables(otter, base, adapter, pairs) -> None:
     assert "Extra space saved" in otter("plan", "--base", base, "--adapter", adapter)[1]
     assert "accuracy" in otter("score", "--base", base, "--adapter", adapter, "--data", pairs)[1]

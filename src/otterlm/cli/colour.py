@@ -1,6 +1,7 @@
-"""Tokens coloured by their reward, red to green."""
+"""Tokens coloured by their reward, red to green: on a terminal, and as a page."""
 
-from collections.abc import Sequence
+import html
+from collections.abc import Iterator, Sequence
 
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
@@ -15,16 +16,55 @@ def coloured(
 ) -> Text:
     """A text whose tokens stand on a ground from red (`low`) to green (`high`); the range is the rewards' own by
     default."""
-    low = min(rewards) if low is None else low
-    high = max(rewards) if high is None else high
-    text, shown = Text(), ""
-    for end, reward in enumerate(rewards, start=1):
-        # Decoded together: a character may be spread over several tokens.
-        decoded = tokenizer.decode(tokens[:end], skip_special_tokens=True)
-        if decoded.endswith("\ufffd"):
-            continue
-        share = 0.5 if high <= low else min(1.0, max(0.0, (reward - low) / (high - low)))
-        red, green = round(190 * (1 - share)), round(150 * share)
-        text.append(decoded[len(shown) :], style=f"white on #{red:02x}{green:02x}30")
-        shown = decoded
+    text = Text()
+    for piece, reward in _pieces(tokenizer, tokens, rewards):
+        text.append(piece, style=f"white on {_colour(reward, *_range(rewards, low, high))}")
     return text
+
+
+def coloured_html(
+    tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], rewards: Sequence[float], low: float, high: float
+) -> str:
+    """The same as HTML; each token says its reward when pointed at."""
+    return "".join(
+        f'<span style="background:{_colour(reward, low, high)}" title="{reward:+.3f}">{html.escape(piece)}</span>'
+        for piece, reward in _pieces(tokenizer, tokens, rewards)
+    )
+
+
+def page(title: str, sections: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """A page that needs nothing but itself.
+
+    Args:
+        title: of the page.
+        sections: a heading and its texts, which are HTML already.
+    """
+    body = "".join(
+        f"<h2>{html.escape(heading)}</h2>" + "".join(f"<p>{text}</p>" for text in texts) for heading, texts in sections
+    )
+    style = "body{font:16px/1.6 sans-serif;max-width:50em;margin:2em auto}p{white-space:pre-wrap}span{color:#fff}"
+    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{style}</style>'
+    return (
+        f'<!doctype html><html lang="en"><head>{head}</head><body><h1>{html.escape(title)}</h1>{body}</body></html>\n'
+    )
+
+
+def _pieces(
+    tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], rewards: Sequence[float]
+) -> Iterator[tuple[str, float]]:
+    """What each token adds to the text. A character may be spread over several tokens: the last one has it."""
+    shown = ""
+    for end, reward in enumerate(rewards, start=1):
+        decoded = tokenizer.decode(tokens[:end], skip_special_tokens=True)
+        if not decoded.endswith("\ufffd"):
+            yield decoded[len(shown) :], reward
+            shown = decoded
+
+
+def _range(rewards: Sequence[float], low: float | None, high: float | None) -> tuple[float, float]:
+    return min(rewards) if low is None else low, max(rewards) if high is None else high
+
+
+def _colour(reward: float, low: float, high: float) -> str:
+    share = 0.5 if high <= low else min(1.0, max(0.0, (reward - low) / (high - low)))
+    return f"#{round(190 * (1 - share)):02x}{round(150 * share):02x}30"

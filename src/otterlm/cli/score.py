@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from otterlm.bases import check_context, load_base, load_config, load_tokenizer
+from otterlm.cli.colour import coloured_html, page
 from otterlm.cli.options import AdapterFolder, AsJson, Base, Dtype, console, parse_dtype, print_json
 from otterlm.errors import OtterError
 from otterlm.files import write_text
@@ -21,6 +22,9 @@ def command(
     adapter: AdapterFolder,
     data: Annotated[str, typer.Option(help="Pairs or scored texts: .json, .jsonl, .csv, .gz, or a hub dataset.")],
     out: Annotated[Path | None, typer.Option(help="Write each row's rewards here, as JSON lines.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write the texts here as a page, tokens coloured by reward.")
+    ] = None,
     tokens: Annotated[bool, typer.Option(help="With --out: also the reward after every token.")] = False,
     max_prompt_tokens: Annotated[int, typer.Option(help="A longer prompt keeps its end.")] = 256,
     max_response_tokens: Annotated[int, typer.Option(help="A longer response keeps its start.")] = 256,
@@ -57,6 +61,19 @@ def command(
                 ]
             lines.append(line)
         write_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    if html is not None:
+        everything = [value for row in scored for values in row.rewards for value in values]
+        sections = [
+            (
+                f"Row {row.example.row + 1}: " + ", ".join(f"{values[-1]:+.3f}" for values in row.rewards),
+                [
+                    coloured_html(tokenizer, branch, values, min(everything), max(everything))
+                    for branch, values in zip(row.example.branches, row.rewards, strict=True)
+                ],
+            )
+            for row in scored
+        ]
+        write_text(html, page(f"{Path(data).name}, scored", sections))
     if as_json:
         print_json(summary)
         return
