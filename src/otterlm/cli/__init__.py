@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from otterlm.cli import bench, demo, distill, export, generate, plan, score, train, verify
+from otterlm.cli import bench, calibrate, demo, distill, export, generate, plan, score, train, verify
 from otterlm.errors import OtterError
 
 app = typer.Typer(
@@ -15,6 +15,7 @@ app = typer.Typer(
 app.command("plan")(plan.command)
 app.add_typer(train.app, name="train")
 app.command("distill")(distill.command)
+app.command("calibrate")(calibrate.command)
 app.command("score")(score.command)
 app.command("generate")(generate.command)
 app.command("verify")(verify.command)

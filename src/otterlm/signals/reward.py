@@ -7,6 +7,7 @@ state.
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from otterlm.config import RewardConfig
@@ -26,6 +27,7 @@ class RewardHead(nn.Module):
 
     def __init__(self, config: RewardConfig, width: int, base_width: int, **factory: Any) -> None:
         super().__init__()
+        self.config = config
         self.prefix = nn.Linear(width, 1, **factory)
         rank = config.vocabulary_rank
         self.vocabulary = LowRankHead(width, rank, base_width, **factory) if rank else None
@@ -58,6 +60,23 @@ class RewardSignal:
     def prefix(self) -> Tensor:
         """The reward of every prefix that ends in this pass, `[B, T]` float32."""
         return self._head.prefix(self.state).squeeze(-1).float()
+
+    @property
+    def calibrated(self) -> Tensor:
+        """The expected score of every prefix, `[B, T]` float32: `prefix` through the calibration's curve.
+
+        Raises:
+            OtterError: the adapter was not calibrated.
+        """
+        calibration = self._head.config.calibration
+        if calibration is None:
+            raise OtterError("this adapter was not calibrated: run otter calibrate")
+        rewards = self.prefix
+        x, y = rewards.new_tensor(calibration.curve).T.contiguous()  # [n] each
+        right = torch.searchsorted(x, rewards.contiguous()).clamp(1, max(1, len(x) - 1)).clamp_max(len(x) - 1)
+        left = (right - 1).clamp_min(0)
+        share = ((rewards - x[left]) / (x[right] - x[left]).clamp_min(1e-12)).clamp(0, 1)
+        return y[left] + share * (y[right] - y[left])
 
     def vocabulary(self, tokens: Tensor | None = None, position: int = -1) -> Tensor:
         """The expected reward after each next token.

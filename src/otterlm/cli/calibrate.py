@@ -1,0 +1,78 @@
+"""`otter calibrate`: what an adapter's rewards mean, and from where on to raise an alarm."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from otterlm import adapter_files, files
+from otterlm.bases import check_context, load_base, load_config, load_tokenizer
+from otterlm.cli.options import AdapterFolder, AsJson, Base, Dtype, console, parse_dtype, print_json
+from otterlm.config import Calibration
+from otterlm.errors import OtterError
+from otterlm.model import OtterModel
+from otterlm.training.calibration import calibrate
+from otterlm.training.packing import Limits, tokenize
+from otterlm.training.rows import hold_out, read_rows
+from otterlm.training.scoring import score_examples
+
+
+def command(
+    base: Base,
+    adapter: AdapterFolder,
+    data: Annotated[str, typer.Option(help="Pairs or scored texts that the adapter was not trained on.")],
+    bad_below: Annotated[float | None, typer.Option(help="Which scores are bad; for scored texts.")] = None,
+    false_alarm_rate: Annotated[float, typer.Option(help="Share of good responses that may set the alarm off.")] = 0.05,
+    plot: Annotated[Path | None, typer.Option(help="Draw the curve here, as PNG.")] = None,
+    save: Annotated[bool, typer.Option(help="Keep the calibration in the adapter's configuration.")] = True,
+    max_prompt_tokens: Annotated[int, typer.Option(help="A longer prompt keeps its end.")] = 256,
+    max_response_tokens: Annotated[int, typer.Option(help="A longer response keeps its start.")] = 256,
+    eval_fraction: Annotated[
+        float | None, typer.Option(help="Only the rows that training with this --eval-fraction and --seed held out.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="See --eval-fraction.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    device: Annotated[str, typer.Option(help="Where to run.")] = "cpu",
+    dtype: Dtype = "float32",
+    as_json: AsJson = False,
+) -> None:
+    """Fits a curve from rewards to scores and an alarm's threshold on half of the data, and measures on the other."""
+    folder = adapter_files.locate(adapter)
+    config = adapter_files.read_config(folder)
+    rows = read_rows(data)
+    if eval_fraction is not None:
+        rows = [rows[index] for index in sorted(hold_out(rows, eval_fraction, seed))]
+    tokenizer = load_tokenizer(base)
+    examples = tokenize(rows, tokenizer, Limits(max_prompt_tokens, max_response_tokens))
+    check_context(load_config(base), max(example.longest for example in examples))
+    model = OtterModel.from_pretrained(load_base(base, parse_dtype(dtype)).to(device), adapter)
+    calibration, alarm = calibrate(score_examples(model, examples, batch_size), bad_below, false_alarm_rate)
+    if plot is not None:
+        _draw(calibration, plot)
+    if save:
+        signal: Any = config.signal
+        config = replace(config, signal=replace(signal, calibration=calibration))
+        files.write_text(folder / adapter_files.CONFIG, config.to_json())
+    if as_json:
+        print_json({"curve": calibration.curve, **asdict(alarm)})
+        return
+    console.print("reward -> score: " + ", ".join(f"{x:+.2f} -> {y:.2f}" for x, y in calibration.curve))
+    console.print(
+        f"An alarm under {alarm.threshold:+.3f} rings in {alarm.false_alarms:.1%} of the good responses and in "
+        f"{alarm.detected:.1%} of the bad ones, {alarm.early:.1f} tokens ({alarm.early_share:.0%}) before their end"
+    )
+
+
+def _draw(calibration: Calibration, path: Path) -> None:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise OtterError("--plot needs matplotlib: pip install 'otter-lm[bench]'") from error
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(*zip(*calibration.curve, strict=True), marker="o")
+    axes.axvline(calibration.threshold, linestyle="--", color="tab:red", label="alarm")
+    axes.set(xlabel="reward", ylabel="score")
+    axes.legend()
+    figure.savefig(path, dpi=130)
