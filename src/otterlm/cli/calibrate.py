@@ -7,17 +7,19 @@ from typing import Annotated, Any
 import typer
 
 from otterlm import adapter_files, files
-from otterlm.bases import check_context, load_base, load_config, load_tokenizer
-from otterlm.cli.options import AdapterFolder, AsJson, Base, Dtype, console, parse_dtype, print_json
+from otterlm.bases import check_context, load_config, load_tokenizer
+from otterlm.cli.groups import HeldOut, Machine, Texts, grouped
+from otterlm.cli.options import AdapterFolder, AsJson, Base, console, print_json
 from otterlm.config import Calibration
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
 from otterlm.training.calibration import calibrate
-from otterlm.training.packing import Limits, tokenize
-from otterlm.training.rows import hold_out, read_rows
+from otterlm.training.packing import tokenize
+from otterlm.training.rows import read_rows
 from otterlm.training.scoring import score_examples
 
 
+@grouped
 def command(
     base: Base,
     adapter: AdapterFolder,
@@ -26,27 +28,20 @@ def command(
     false_alarm_rate: Annotated[float, typer.Option(help="Share of good responses that may set the alarm off.")] = 0.05,
     plot: Annotated[Path | None, typer.Option(help="Draw the curve here, as PNG.")] = None,
     save: Annotated[bool, typer.Option(help="Keep the calibration in the adapter's configuration.")] = True,
-    max_prompt_tokens: Annotated[int, typer.Option(help="A longer prompt keeps its end.")] = 256,
-    max_response_tokens: Annotated[int, typer.Option(help="A longer response keeps its start.")] = 256,
-    eval_fraction: Annotated[
-        float | None, typer.Option(help="Only the rows that training with this --eval-fraction and --seed held out.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="See --eval-fraction.")] = 0,
+    texts: Texts = Texts(),
+    held_out: HeldOut = HeldOut(),
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
-    device: Annotated[str, typer.Option(help="Where to run.")] = "cpu",
-    dtype: Dtype = "float32",
+    machine: Machine = Machine(),
     as_json: AsJson = False,
 ) -> None:
     """Fits a curve from rewards to scores and an alarm's threshold on half of the data, and measures on the other."""
     folder = adapter_files.locate(adapter)
     config = adapter_files.read_config(folder)
-    rows = read_rows(data)
-    if eval_fraction is not None:
-        rows = [rows[index] for index in sorted(hold_out(rows, eval_fraction, seed))]
+    rows = held_out.choose(read_rows(data))
     tokenizer = load_tokenizer(base)
-    examples = tokenize(rows, tokenizer, Limits(max_prompt_tokens, max_response_tokens))
+    examples = tokenize(rows, tokenizer, texts.limits())
     check_context(load_config(base), max(example.longest for example in examples))
-    model = OtterModel.from_pretrained(load_base(base, parse_dtype(dtype)).to(device), adapter)
+    model = OtterModel.from_pretrained(machine.load(base), adapter)
     calibration, alarm = calibrate(score_examples(model, examples, batch_size), bad_below, false_alarm_rate)
     if plot is not None:
         _draw(calibration, plot)

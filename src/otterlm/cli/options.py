@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -11,6 +12,11 @@ from rich.console import Console
 from otterlm.errors import OtterError
 
 Base = Annotated[str, typer.Option(help="Base model: hub id, folder, .gguf file, or smollm2-135m.")]
+Out = Annotated[Path, typer.Option(help="Folder for the adapter, its metrics and its checkpoint.")]
+Prompts = Annotated[
+    str, typer.Option(help="Prompts (prompt, question, text, or the dialogues of pairs): file or hub dataset.")
+]
+Rank = Annotated[int, typer.Option("--vocabulary-rank", help="Rank of the vocabulary head; 0 for none.")]
 AdapterFolder = Annotated[str, typer.Option("--adapter", help="Adapter: folder or hub id.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
 Dtype = Annotated[str, typer.Option(help="Of the parameters: float32, bfloat16 or float16.")]
@@ -28,6 +34,15 @@ def parse_dtype(name: str) -> torch.dtype:
     if name not in dtypes:
         raise OtterError(f"--dtype must be one of {', '.join(dtypes)}, got {name!r}")
     return dtypes[name]
+
+
+def show_result(result: dict[str, float], out: Path, as_json: bool) -> None:
+    """Prints the metrics of an adapter that was trained and saved."""
+    if as_json:
+        print_json(result)
+        return
+    shown = "  ".join(f"{name} {value:.4f}" for name, value in result.items() if name != "step")
+    console.print(f"{shown}  (step {result['step']:.0f})\nThe adapter is in {out}")
 
 
 def print_json(value: Any) -> None:

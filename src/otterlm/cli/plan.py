@@ -7,20 +7,17 @@ from rich.table import Table
 
 from otterlm import adapter_files
 from otterlm.bases import load_config
-from otterlm.cli.options import AsJson, Base, Dtype, console, parse_dtype, print_json
-from otterlm.cli.shape import Heads, HiddenSize, KvHeads, Layers, Rank, Units, parse_layers
-from otterlm.config import OtterConfig, RewardConfig
+from otterlm.cli.groups import Shape, grouped
+from otterlm.cli.options import AsJson, Base, Dtype, Rank, console, parse_dtype, print_json
+from otterlm.config import RewardConfig
 from otterlm.plan import plan
 
 
+@grouped
 def command(
     base: Base,
     adapter: Annotated[str | None, typer.Option(help="A saved adapter; else one of the shape given below.")] = None,
-    hidden_size: HiddenSize = 64,
-    heads: Heads = 3,
-    kv_heads: KvHeads = 1,
-    intermediate_size: Units = 128,
-    layers: Layers = None,
+    shape: Shape = Shape(),
     vocabulary_rank: Rank = 16,
     context: Annotated[int, typer.Option(help="Tokens attended to, for the FLOPs.", min=1)] = 512,
     dtype: Dtype = "float32",
@@ -30,14 +27,7 @@ def command(
     if adapter is not None:
         config = adapter_files.read_config(adapter_files.locate(adapter))
     else:
-        config = OtterConfig(
-            hidden_size=hidden_size,
-            num_attention_heads=heads,
-            num_key_value_heads=kv_heads,
-            intermediate_size=intermediate_size,
-            layers=parse_layers(layers),
-            signal=RewardConfig(vocabulary_rank=vocabulary_rank),
-        )
+        config = shape.config(RewardConfig(vocabulary_rank))
     result = plan(load_config(base), config, parse_dtype(dtype), context)
     if as_json:
         print_json(result.to_dict())

@@ -6,17 +6,19 @@ from typing import Annotated, Any
 
 import typer
 
-from otterlm.bases import check_context, load_base, load_config, load_tokenizer
+from otterlm.bases import check_context, load_config, load_tokenizer
 from otterlm.cli.colour import coloured_html, page
-from otterlm.cli.options import AdapterFolder, AsJson, Base, Dtype, console, parse_dtype, print_json
+from otterlm.cli.groups import HeldOut, Machine, Texts, grouped
+from otterlm.cli.options import AdapterFolder, AsJson, Base, console, print_json
 from otterlm.errors import OtterError
 from otterlm.files import write_text
 from otterlm.model import OtterModel
-from otterlm.training.packing import Limits, tokenize
-from otterlm.training.rows import hold_out, read_rows
+from otterlm.training.packing import tokenize
+from otterlm.training.rows import read_rows
 from otterlm.training.scoring import score_examples, summarize
 
 
+@grouped
 def command(
     base: Base,
     adapter: AdapterFolder,
@@ -26,28 +28,21 @@ def command(
         Path | None, typer.Option(help="Write the texts here as a page, tokens coloured by reward.")
     ] = None,
     tokens: Annotated[bool, typer.Option(help="With --out: also the reward after every token.")] = False,
-    max_prompt_tokens: Annotated[int, typer.Option(help="A longer prompt keeps its end.")] = 256,
-    max_response_tokens: Annotated[int, typer.Option(help="A longer response keeps its start.")] = 256,
-    eval_fraction: Annotated[
-        float | None, typer.Option(help="Only the rows that training with this --eval-fraction and --seed held out.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="See --eval-fraction.")] = 0,
+    texts: Texts = Texts(),
+    held_out: HeldOut = HeldOut(),
     limit: Annotated[int | None, typer.Option(help="Only the first rows.", min=1)] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
-    device: Annotated[str, typer.Option(help="Where to run.")] = "cpu",
-    dtype: Dtype = "float32",
+    machine: Machine = Machine(),
     as_json: AsJson = False,
 ) -> None:
     """Scores texts; for pairs, says how often the chosen one scores higher, with its 95% interval."""
     if tokens and out is None:
         raise OtterError("--tokens writes into the rows: give --out FILE too")
-    rows = read_rows(data)[:limit]
-    if eval_fraction is not None:
-        rows = [rows[index] for index in sorted(hold_out(rows, eval_fraction, seed))]
+    rows = held_out.choose(read_rows(data)[:limit])
     tokenizer = load_tokenizer(base)
-    examples = tokenize(rows, tokenizer, Limits(max_prompt_tokens, max_response_tokens))
+    examples = tokenize(rows, tokenizer, texts.limits())
     check_context(load_config(base), max(example.longest for example in examples))
-    model = OtterModel.from_pretrained(load_base(base, parse_dtype(dtype)).to(device), adapter)
+    model = OtterModel.from_pretrained(machine.load(base), adapter)
     scored = score_examples(model, examples, batch_size)
     summary = summarize(scored)
     if out is not None:

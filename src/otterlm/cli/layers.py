@@ -1,20 +1,8 @@
-"""The options that give an adapter its shape."""
+"""Which blocks are widened, as a text."""
 
 import re
-from typing import Annotated
-
-import typer
 
 from otterlm.errors import OtterError
-
-HiddenSize = Annotated[int, typer.Option(help="d', inserted hidden channels.")]
-Heads = Annotated[int, typer.Option(help="H', extra attention heads a block.")]
-KvHeads = Annotated[int, typer.Option(help="Extra key/value heads a block.")]
-Units = Annotated[int, typer.Option("--intermediate-size", help="f', extra FFN units a block.")]
-Layers = Annotated[
-    str | None, typer.Option(help="Widened blocks, such as 4,8,12 or 11-29:2 (every second); default all.")
-]
-Rank = Annotated[int, typer.Option("--vocabulary-rank", help="Rank of the vocabulary head; 0 for none.")]
 
 
 def parse_layers(text: str | None) -> tuple[int, ...] | None:
