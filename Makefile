@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 BASE := smollm2-135m
 PAIRS ?= ../shared/data/hh_harmless/pairs.jsonl.gz
 
-.PHONY: setup demo test test-slow lint exactness adapter clean
+.PHONY: setup demo test test-slow lint docs exactness adapter clean
 
 setup: $(VENV)/.ready
 
@@ -30,6 +30,11 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The site, into site/; a warning is an error.
+docs: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 exactness: setup
 	$(BIN)/python tests/exactness_matrix.py > docs/exactness.md
