@@ -6,7 +6,6 @@ import pytest
 import torch
 from conftest import add_tiny_adapter, close, refused, tiny_base, tiny_config, tiny_otter, tokens
 from torch import Tensor, nn
-from torchao import quantization
 
 from otterlm.decoding import CandidateSearch, RewardGuidance
 from otterlm.model import OtterModel
@@ -15,6 +14,12 @@ from otterlm.training.reward import RewardObjective, RewardTrainingConfig
 from otterlm.training.sources import LiveBase
 
 EXAMPLES = [Example(0, (5, 6, 7), ((8, 9), (10, 11, 12))), Example(1, (20,), ((21, 22, 23), (24, 25)))]
+
+
+@pytest.fixture
+def quantization():
+    """torchao; it is not among what the tests set up, for it writes to stderr of every command once it is installed."""
+    return pytest.importorskip("torchao.quantization")
 
 
 def generate(model, **settings) -> Tensor:
@@ -51,7 +56,7 @@ def gradients_reach_the_adapter(otter: OtterModel) -> None:
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_quantised_by_torchao(bits) -> None:
+def test_quantised_by_torchao(quantization, bits) -> None:
     kind = {
         8: lambda: quantization.Int8WeightOnlyConfig(),
         4: lambda: quantization.IntxWeightOnlyConfig(weight_dtype=torch.int4),
@@ -70,7 +75,7 @@ def test_quantised_by_torchao(bits) -> None:
     gradients_reach_the_adapter(otter)
 
 
-def test_an_adapter_of_the_base_loads_on_the_quantised_base(tmp_path) -> None:
+def test_an_adapter_of_the_base_loads_on_the_quantised_base(quantization, tmp_path) -> None:
     tiny_otter(tiny_base()).save_pretrained(tmp_path)
     base = tiny_base()
     quantization.quantize_(base.get_decoder(), quantization.Int8WeightOnlyConfig())
@@ -133,7 +138,7 @@ def test_offloaded_to_disk(tmp_path) -> None:
     close(otter.signal("reward").vocabulary(), expected.signal("reward").vocabulary(), 1e-4)
 
 
-def test_a_stream_starts_as_a_slice_of_a_quantised_base() -> None:
+def test_a_stream_starts_as_a_slice_of_a_quantised_base(quantization) -> None:
     base = tiny_base()
     quantization.quantize_(base.get_decoder(), quantization.Int8WeightOnlyConfig())
     otter = OtterModel(base, tiny_config(initialization="copy", hidden_size=12)).eval()
