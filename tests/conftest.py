@@ -19,6 +19,8 @@ torch.set_num_threads(1)
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 WIDTH, LAYERS, VOCABULARY = 32, 4, 97
+NEW = 6
+"""Tokens that `generate` adds."""
 
 
 @pytest.fixture(autouse=True)
@@ -104,6 +106,33 @@ def tiny_otter(base: PreTrainedModel, seed: int = 1, dtype: Any = None, **config
 def tokens(*shape: int, seed: int = 0) -> Tensor:
     """Random token ids, none of them special."""
     return torch.randint(3, VOCABULARY, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def batch() -> dict[str, Tensor]:
+    """Two prompts, the second left-padded."""
+    ids = tokens(2, 7)
+    mask = torch.ones_like(ids)
+    ids[1, :3], mask[1, :3] = 0, 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def generate(model: Any, **settings: Any) -> Any:
+    """What a model says to `batch`, greedily and `NEW` tokens long unless told otherwise."""
+    defaults = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    return model.generate(**(batch() | defaults | settings))
+
+
+class Listener:
+    """A streamer that keeps what it is given, -1 for the end."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+
+    def put(self, value: Tensor) -> None:
+        self.tokens += value.flatten().tolist()
+
+    def end(self) -> None:
+        self.tokens.append(-1)
 
 
 def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:

@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import close, randomize, refused, tiny_base, tiny_config, tiny_otter, tokens
+from conftest import batch, close, generate, randomize, refused, tiny_base, tiny_config, tiny_otter, tokens
 from torch import Tensor
 
 from otterlm.config import ContrastConfig
@@ -27,19 +27,6 @@ def contrasting() -> OtterModel:
     """A base with a random contrast adapter."""
     otter = tiny_otter(tiny_base(), signal=ContrastConfig(rank=4))
     return otter.eval()
-
-
-def batch() -> dict[str, Tensor]:
-    """Two prompts, the second left-padded."""
-    ids = tokens(2, 7)
-    mask = torch.ones_like(ids)
-    ids[1, :3], mask[1, :3] = 0, 0
-    return {"input_ids": ids, "attention_mask": mask}
-
-
-def generate(model, **settings):
-    defaults = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-    return model.generate(**(batch() | defaults | settings))
 
 
 def corpora(count: int = 40) -> list[Example]:

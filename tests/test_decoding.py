@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import VOCABULARY, close, refused, tiny_base, tiny_otter, tokens
+from conftest import NEW, VOCABULARY, Listener, batch, close, generate, refused, tiny_base, tiny_otter, tokens
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor
 
@@ -16,25 +16,10 @@ from otterlm.decoding import (
 )
 from otterlm.model import OtterModel
 
-NEW = 6
-
 
 @pytest.fixture
 def otter() -> OtterModel:
     return tiny_otter(tiny_base())
-
-
-def batch() -> dict[str, Tensor]:
-    """Two prompts, the second left-padded."""
-    ids = tokens(2, 7)
-    mask = torch.ones_like(ids)
-    ids[1, :3], mask[1, :3] = 0, 0
-    return {"input_ids": ids, "attention_mask": mask}
-
-
-def generate(model: OtterModel, **settings: object) -> Tensor:
-    defaults = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-    return model.generate(**batch(), **(defaults | settings))
 
 
 def rewards_of(otter: OtterModel, row: Tensor) -> Tensor:
@@ -233,18 +218,10 @@ def test_logits_processors_and_criteria_of_the_user_are_obeyed(otter) -> None:
 
 
 def test_the_tokens_of_a_search_are_streamed(otter) -> None:
-    class Listener:
-        heard: list[int] = []  # noqa: RUF012
-
-        def put(self, value: Tensor) -> None:
-            self.heard.extend(value.flatten().tolist())
-
-        def end(self) -> None:
-            self.heard.append(-1)
-
+    heard = Listener()
     settings = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None}
-    said = otter.generate(tokens(1, 5), custom_generate=CandidateSearch(1.0), streamer=Listener(), **settings)
-    assert Listener.heard == [*said[0].tolist(), -1]
+    said = otter.generate(tokens(1, 5), custom_generate=CandidateSearch(1.0), streamer=heard, **settings)
+    assert heard.tokens == [*said[0].tolist(), -1]
 
 
 def test_the_cache_of_a_search_holds_only_what_was_chosen(otter) -> None:

@@ -1,10 +1,12 @@
 """The rivals do what their papers say: ARGS by whole passes, its cache changes nothing, CARDS judges what it reads."""
 
 import math
+from functools import partial
 
+import conftest
 import pytest
 import torch
-from conftest import close, randomize, refused, tiny_base, tiny_otter, tokens
+from conftest import batch, close, randomize, refused, tiny_base, tiny_otter, tokens
 from torch import Tensor
 
 from otterlm.decoding import RejectionSampling
@@ -16,17 +18,7 @@ from otterlm.peers.reward_model import SeparateRewardModel
 NEW = 8
 
 
-def batch() -> dict[str, Tensor]:
-    """Two prompts, the second left-padded."""
-    ids = tokens(2, 7)
-    mask = torch.ones_like(ids)
-    ids[1, :3], mask[1, :3] = 0, 0
-    return {"input_ids": ids, "attention_mask": mask}
-
-
-def generate(model, **settings):
-    defaults = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-    return model.generate(**(batch() | defaults | settings))
+generate = partial(conftest.generate, max_new_tokens=NEW)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 import torch
-from conftest import add_tiny_adapter, close, randomize, refused, tiny_base, tiny_config, tokens
+from conftest import Listener, add_tiny_adapter, close, randomize, refused, tiny_base, tiny_config, tokens
 from families import family_base
 from hypothesis import given
 from hypothesis import strategies as st
@@ -204,19 +204,6 @@ def test_samples_have_the_distribution_of_the_base(trained) -> None:
     # The test would see a distribution that is a little too sharp.
     sharper = outcomes(trained.base_model, prompt, kept=3, length=3, temperature=0.85)
     assert chi_square(counts, sharper) > 4
-
-
-class Listener:
-    """A streamer that keeps what it is given."""
-
-    def __init__(self) -> None:
-        self.tokens: list[int] = []
-
-    def put(self, value: Tensor) -> None:
-        self.tokens += value.flatten().tolist()
-
-    def end(self) -> None:
-        self.tokens.append(-1)
 
 
 def test_tokens_are_streamed(trained) -> None:

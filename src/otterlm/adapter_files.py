@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from otterlm import files
 from otterlm.config import OtterConfig
-from otterlm.errors import OtterError
+from otterlm.errors import OtterError, reason
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
 MAX_CONFIG_BYTES = 1 << 20
@@ -29,8 +29,7 @@ def locate(adapter: str | Path) -> Path:
     try:
         return Path(snapshot_download(str(adapter), allow_patterns=[CONFIG, WEIGHTS, CARD]))
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise OtterError(f"{adapter} is neither a folder nor an adapter on the hub: {reason}") from error
+        raise OtterError(f"{adapter} is neither a folder nor an adapter on the hub: {reason(error)}") from error
 
 
 def read_config(folder: Path) -> OtterConfig:
@@ -47,11 +46,6 @@ def read_config(folder: Path) -> OtterConfig:
     except (OSError, UnicodeDecodeError) as error:
         raise OtterError(f"{path} cannot be read: {error}") from error
     return OtterConfig.from_json(text, str(path))
-
-
-def load_weights(folder: Path, module: nn.Module, vocabulary_size: int) -> None:
-    """Fills `module` from `adapter_model.safetensors`, see `fill`."""
-    fill(folder / WEIGHTS, module, vocabulary_size)
 
 
 def fill(path: Path, module: nn.Module, vocabulary_size: int, prefix: str = "") -> None:

@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from otterlm.errors import OtterError
+from otterlm.errors import OtterError, reason
 
 SMOLLM2 = "smollm2-135m"
 
@@ -68,8 +68,7 @@ def base_folder(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]))
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise OtterError(f"{name} is neither a folder nor a model on the hub: {reason}") from error
+        raise OtterError(f"{name} is neither a folder nor a model on the hub: {reason(error)}") from error
 
 
 def check_context(config: PretrainedConfig, tokens: int) -> None:
@@ -96,8 +95,7 @@ def _load(auto: Any, name: str, **kwargs: Any) -> Any:
     try:
         return auto.from_pretrained(name, trust_remote_code=False, **kwargs)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise OtterError(f"the base {name} cannot be loaded: {reason}") from error
+        raise OtterError(f"the base {name} cannot be loaded: {reason(error)}") from error
 
 
 def cache_folder() -> Path:

@@ -115,15 +115,37 @@ class OtterModel(nn.Module):
         """Inserts a saved adapter and returns its name. Arguments and errors as in `from_pretrained`."""
         folder = adapter_files.locate(adapter)
         config = adapter_files.read_config(folder)
-        name = self._new_name(adapter_name or config.signal.type)
         if config.base_fingerprint and not same_base(config.base_fingerprint, fingerprint(self.base_model)):
             raise OtterError(
                 f"{adapter} was trained on another base ({config.base_model_name_or_path}); "
                 "its weights mean nothing here"
             )
-        module = Adapter(config, self.base_model, self.family, dtype or self.base_model.dtype)
-        adapter_files.load_weights(folder, module, self.base_model.config.vocab_size)
-        self._insert(name, module)
+        return self.insert_adapter(config, folder / adapter_files.WEIGHTS, adapter_name, dtype=dtype)
+
+    def insert_adapter(
+        self,
+        config: OtterConfig,
+        weights: Path,
+        adapter_name: str | None = None,
+        prefix: str = "",
+        dtype: torch.dtype | None = None,
+    ) -> str:
+        """Inserts an adapter of a configuration with the tensors of a file and returns its name.
+
+        Args:
+            config: its shape.
+            weights: a safetensors file.
+            adapter_name: the name its signal goes by; the signal's type by default.
+            prefix: of its tensors' names in the file.
+            dtype: of the inserted parameters; the base's by default.
+
+        Raises:
+            OtterError: the name is taken, or the file is missing, corrupt or of another shape.
+        """
+        name = self._new_name(adapter_name or config.signal.type)
+        adapter = Adapter(config, self.base_model, self.family, dtype or self.base_model.dtype)
+        adapter_files.fill(weights, adapter, self.base_model.config.vocab_size, prefix)
+        self._insert(name, adapter)
         return name
 
     @property
@@ -252,9 +274,9 @@ class OtterModel(nn.Module):
         """The signals of the latest pass in this thread, by adapter; what a `LogitsProcessor` reads."""
         return self._thread.signals
 
-    def signal(self, name: str | None = None, kind: str | None = None) -> Any:
-        """One of `signals`. Arguments and errors as for `adapter_name`."""
-        name = self.adapter_name(name, kind)
+    def signal(self, name: str | None = None) -> Any:
+        """One of `signals`. Errors as for `adapter_name`."""
+        name = self.adapter_name(name)
         if name not in self.signals:
             raise OtterError(f"the latest pass gave no signal {name!r}: generate with the OtterModel, the adapter on")
         return self.signals[name]

@@ -71,8 +71,8 @@ class Row:
     tokens_per_second: float
     base_tokens_per_second: float
     extra_seconds_per_token: float
-    extra_time_saved: float | None
-    extra_time_saved_over_cache: float | None
+    extra_time_saved: float
+    extra_time_saved_over_cache: float
     predicted_slowdown: float | None
     measured_slowdown: float
     spread: float
@@ -87,26 +87,18 @@ ARGS_CACHED, ARGS_ANEW, TWO_EXPERTS = "ARGS with a reward cache", "ARGS as publi
 METHODS = (BASE, STREAM, GUIDANCE, SEARCH, ARGS_CACHED, ARGS_ANEW, TWO_EXPERTS)
 
 
-def measure(
-    setting: Setting,
-    rounds: int = 3,
-    methods: tuple[str, ...] = METHODS,
-    dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
-) -> list[Row]:
+def measure(setting: Setting, rounds: int = 3, dtype: torch.dtype = torch.float32, device: str = "cpu") -> list[Row]:
     """Times the methods in turn.
 
     Args:
         setting: what to generate.
         rounds: how often each is timed.
-        methods: which of `METHODS`; `base` must be there.
         dtype, device: of all models.
     """
     base = random_base(setting.shape, dtype, device)
     otter = OtterModel(base, adapter_for(setting.shape)).eval()
     ids = torch.randint(3, base.config.vocab_size, (setting.batch, setting.prompt), device=device)
-    calls = {name: call for name, call in _calls(base, otter, ids, setting).items() if name in methods}
-    return _rows(setting, take_turns(calls, rounds), dtype)
+    return _rows(setting, take_turns(_calls(base, otter, ids, setting), rounds), dtype)
 
 
 def _calls(
@@ -153,8 +145,8 @@ def _rows(setting: Setting, taken: dict[str, Seconds], dtype: torch.dtype) -> li
     read = inserted / cost.base_parameters  # of one pass, where its weights are what is read
     predicted = {BASE: 1.0, STREAM: 1 + read, GUIDANCE: 1 + read, TWO_EXPERTS: 3.0}
 
-    def saved(name: str, rival: str) -> float | None:
-        return 1 - (taken[name].median - plain) / (taken[rival].median - plain) if rival in taken else None
+    def saved(name: str, rival: str) -> float:
+        return 1 - (taken[name].median - plain) / (taken[rival].median - plain)
 
     return [
         Row(

@@ -52,15 +52,10 @@ def plot_overhead(rows: list[dict[str, Any]], path: Path) -> None:
     axes = figure.subplots()
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method]
-        space = [1 + 100 * row["extra_parameters"] / max(1, _base_parameters(row)) for row in own]
+        space = [1 + 100 * (1 - row["extra_space_saved"]) for row in own]
         axes.scatter([row["measured_slowdown"] for row in own], space, label=method, alpha=0.7)
     axes.set(
         xscale="log", yscale="log", xlabel="time, of plain decoding's", ylabel="1 + extra parameters, % of the base"
     )
     axes.legend(fontsize="small")
     figure.savefig(path, dpi=130)
-
-
-def _base_parameters(row: dict[str, Any]) -> float:
-    saved = row["extra_space_saved"]
-    return row["extra_parameters"] / (1 - saved) if saved != 1 else 1.0

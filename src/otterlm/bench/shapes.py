@@ -40,14 +40,23 @@ SHAPES = {
 """Of the models of these names (arXiv 2502.02737, 2407.21783, 2307.09288)."""
 
 
+def check_shape(shape: str) -> None:
+    """That a shape is one of `SHAPES`.
+
+    Raises:
+        OtterError: it is not.
+    """
+    if shape not in SHAPES:
+        raise OtterError(f"unknown shape {shape!r}; known: {', '.join(SHAPES)}")
+
+
 def random_base(shape: str, dtype: torch.dtype, device: str) -> PreTrainedModel:
     """A frozen base of a shape, its weights N(0, 0.02).
 
     Raises:
         OtterError: the shape is not known.
     """
-    if shape not in SHAPES:
-        raise OtterError(f"unknown shape {shape!r}; known: {', '.join(SHAPES)}")
+    check_shape(shape)
     with torch.device(device):
         base: PreTrainedModel = AutoModelForCausalLM.from_config(SHAPES[shape], dtype=dtype)
     return base.requires_grad_(False).eval()

@@ -9,9 +9,8 @@ from rich.table import Table
 
 from otterlm.bench import report
 from otterlm.bench.overhead import Setting, measure
-from otterlm.bench.shapes import SHAPES
+from otterlm.bench.shapes import SHAPES, check_shape
 from otterlm.cli.options import AsJson, Dtype, console, parse_dtype, print_json
-from otterlm.errors import OtterError
 
 app = typer.Typer(help="Measure Otter and its rivals side by side.")
 
@@ -43,9 +42,8 @@ def overhead(
     else:
         cells = product(base or ["smollm2-135m"], batch or [1], prompt or [64], [new_tokens], top_k or [10])
         settings = [Setting(*cell) for cell in cells]
-    unknown = [setting.shape for setting in settings if setting.shape not in SHAPES]
-    if unknown:
-        raise OtterError(f"unknown shape {unknown[0]!r}; known: {', '.join(SHAPES)}")
+    for setting in settings:
+        check_shape(setting.shape)
     rows = [row for setting in settings for row in measure(setting, rounds, dtype=parse_dtype(dtype), device=device)]
     found = [row.to_dict() for row in rows]
     if out is not None:
@@ -66,7 +64,7 @@ def overhead(
             f"{row.measured_slowdown:.2f}x",
             "" if row.predicted_slowdown is None else f"{row.predicted_slowdown:.2f}x",
             f"{row.extra_space_saved:.1%}",
-            "" if row.extra_time_saved is None else f"{row.extra_time_saved:.1%}",
-            "" if row.extra_time_saved_over_cache is None else f"{row.extra_time_saved_over_cache:.1%}",
+            f"{row.extra_time_saved:.1%}",
+            f"{row.extra_time_saved_over_cache:.1%}",
         )
     console.print(table)

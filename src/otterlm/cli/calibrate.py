@@ -7,16 +7,13 @@ from typing import Annotated, Any
 import typer
 
 from otterlm import adapter_files, files
-from otterlm.bases import check_context, load_config, load_tokenizer
 from otterlm.cli.groups import HeldOut, Machine, Texts, grouped
 from otterlm.cli.options import AdapterFolder, AsJson, Base, console, print_json
+from otterlm.cli.scored import score_rows
 from otterlm.config import Calibration
 from otterlm.errors import OtterError
-from otterlm.model import OtterModel
 from otterlm.training.calibration import calibrate
-from otterlm.training.packing import tokenize
 from otterlm.training.rows import read_rows
-from otterlm.training.scoring import score_examples
 
 
 @grouped
@@ -38,11 +35,8 @@ def command(
     folder = adapter_files.locate(adapter)
     config = adapter_files.read_config(folder)
     rows = held_out.choose(read_rows(data))
-    tokenizer = load_tokenizer(base)
-    examples = tokenize(rows, tokenizer, texts.limits())
-    check_context(load_config(base), max(example.longest for example in examples))
-    model = OtterModel.from_pretrained(machine.load(base), adapter)
-    calibration, alarm = calibrate(score_examples(model, examples, batch_size), bad_below, false_alarm_rate)
+    scored, _ = score_rows(rows, base, adapter, texts.limits(), batch_size, machine)
+    calibration, alarm = calibrate(scored, bad_below, false_alarm_rate)
     if plot is not None:
         _draw(calibration, plot)
     if save:

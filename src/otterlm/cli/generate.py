@@ -6,16 +6,18 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from otterlm.bases import check_context, load_base, load_tokenizer
+from otterlm.bases import check_context, load_tokenizer
 from otterlm.cli.colour import coloured
+from otterlm.cli.groups import Machine, grouped
 from otterlm.cli.interventions import METHODS, Intervention
-from otterlm.cli.options import AsJson, Base, Dtype, console, parse_dtype, print_json
+from otterlm.cli.options import AsJson, Base, console, print_json
 from otterlm.decoding import score_sequences
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
 from otterlm.training.packing import prompt_tokens
 
 
+@grouped
 def command(
     base: Base,
     prompt: Annotated[str, typer.Option(help="What the user says.")],
@@ -34,8 +36,7 @@ def command(
     sample: Annotated[bool, typer.Option(help="Sample rather than take the best token.")] = False,
     temperature: Annotated[float, typer.Option(help="With --sample.")] = 1.0,
     seed: Annotated[int, typer.Option(help="With --sample.")] = 0,
-    device: Annotated[str, typer.Option(help="Where to run.")] = "cpu",
-    dtype: Dtype = "float32",
+    machine: Machine = Machine(),
     as_json: AsJson = False,
 ) -> None:
     """Generates a response and scores every token of it."""
@@ -47,11 +48,11 @@ def command(
     if not temperature > 0:
         raise OtterError(f"--temperature must be above 0, got {temperature}")
     tokenizer = load_tokenizer(base)
-    model: Any = load_base(base, parse_dtype(dtype)).to(device)
+    model: Any = machine.load(base)
     tokens = tokenizer.encode(prompt) if raw else prompt_tokens((("user", prompt),), tokenizer)
     if not tokens:
         raise OtterError("the prompt is empty")
-    ids = torch.tensor([tokens], device=device)
+    ids = torch.tensor([tokens], device=machine.device)
     check_context(model.config, ids.shape[1] + max_new_tokens)
     settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": sample or method == "best-of-n"}
     if settings["do_sample"]:

@@ -6,16 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
-from otterlm.bases import check_context, load_config, load_tokenizer
 from otterlm.cli.colour import coloured_html, page
 from otterlm.cli.groups import HeldOut, Machine, Texts, grouped
 from otterlm.cli.options import AdapterFolder, AsJson, Base, console, print_json
+from otterlm.cli.scored import score_rows
 from otterlm.errors import OtterError
 from otterlm.files import write_text
-from otterlm.model import OtterModel
-from otterlm.training.packing import tokenize
 from otterlm.training.rows import read_rows
-from otterlm.training.scoring import score_examples, summarize
+from otterlm.training.scoring import summarize
 
 
 @grouped
@@ -39,11 +37,7 @@ def command(
     if tokens and out is None:
         raise OtterError("--tokens writes into the rows: give --out FILE too")
     rows = held_out.choose(read_rows(data)[:limit])
-    tokenizer = load_tokenizer(base)
-    examples = tokenize(rows, tokenizer, texts.limits())
-    check_context(load_config(base), max(example.longest for example in examples))
-    model = OtterModel.from_pretrained(machine.load(base), adapter)
-    scored = score_examples(model, examples, batch_size)
+    scored, tokenizer = score_rows(rows, base, adapter, texts.limits(), batch_size, machine)
     summary = summarize(scored)
     if out is not None:
         lines: list[dict[str, Any]] = []

@@ -9,6 +9,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from otterlm.decoding.checks import check_count, check_weight
 from otterlm.decoding.output import RewardedOutput
+from otterlm.decoding.prompt import prompt_mask
 from otterlm.decoding.scoring import score_sequences
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
@@ -55,14 +56,14 @@ class BestOfN:
         input_ids, model_kwargs = model._expand_inputs_for_generation(
             expand_size=self.n, input_ids=input_ids, **model_kwargs
         )
-        seen = model_kwargs.get("attention_mask")
-        seen = torch.ones_like(input_ids) if seen is None else seen
         sequences = model._sample(
             input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, **model_kwargs
         )
         if not isinstance(sequences, Tensor):
             sequences = sequences.sequences
-        mask = torch.cat((seen, _until_end(sequences[:, prompt:], generation_config)), dim=-1)
+        mask = torch.cat(
+            (prompt_mask(input_ids, model_kwargs), _until_end(sequences[:, prompt:], generation_config)), dim=-1
+        )
         rewards = score_sequences(model, sequences, mask, self.adapter_name)  # [B n, T]
         last = mask.shape[1] - 1 - mask.flip(-1).argmax(dim=-1)
         final = rewards.gather(1, last[:, None]).view(batch, self.n)

@@ -33,16 +33,15 @@ class Companion:
         model."""
         known = self._read.shape[1]
         if self._cache is None or not torch.equal(generated[:, :known], self._read) or generated.shape[1] == known:
-            self._cache, known = DynamicCache(config=self._model.config), 0
-            new, whole = torch.cat((self._prompt, generated), dim=-1), True
+            self._cache = DynamicCache(config=self._model.config)
+            new = torch.cat((self._prompt, generated), dim=-1)
         else:
-            new, whole = generated[:, known:], False
+            new = generated[:, known:]
         mask = torch.cat((self._mask, self._mask.new_ones(generated.shape)), dim=-1)
-        positions = token_positions(mask)
         output = self._model(
             input_ids=new,
             attention_mask=mask,
-            position_ids=positions if whole else positions[:, -new.shape[1] :],
+            position_ids=token_positions(mask)[:, -new.shape[1] :],
             past_key_values=self._cache,
             logits_to_keep=1,
         )

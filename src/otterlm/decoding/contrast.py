@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from otterlm.decoding.checks import check_share, check_weight
-from otterlm.errors import OtterError
+from otterlm.decoding.checks import check_share, check_weight, signal_of
 from otterlm.model import OtterModel
+from otterlm.signals import ContrastSignal
 
 
 class ContrastGuidance(LogitsProcessor):
@@ -34,12 +34,7 @@ class ContrastGuidance(LogitsProcessor):
         """`[B, T]` tokens so far and `[B, V]` scores of the next to `[B, V]`."""
         if self.alpha == 0:
             return scores
-        signal = self.model.signal(self.adapter_name)
-        if len(signal.state) != len(scores):
-            raise OtterError(
-                f"contrast saw a pass of {len(signal.state)} sequences but scores of {len(scores)}: "
-                "generate with the OtterModel"
-            )
+        signal: ContrastSignal = signal_of(self.model, self.adapter_name, scores, "contrast")
         return contrast(scores, signal.difference().to(scores), self.alpha, self.top_p)
 
 

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from otterlm.decoding.checks import check_count, check_weight
-from otterlm.errors import OtterError
+from otterlm.decoding.checks import check_count, check_weight, signal_of
 from otterlm.model import OtterModel
 from otterlm.signals import RewardSignal
 
@@ -37,12 +36,7 @@ class RewardGuidance(LogitsProcessor):
         """`[B, T]` tokens so far and `[B, V]` scores of the next to `[B, V]`."""
         if self.weight == 0:
             return scores
-        signal: RewardSignal = self.model.signal(self.adapter_name)
-        if len(signal.state) != len(scores):
-            raise OtterError(
-                f"guidance saw a pass of {len(signal.state)} sequences but scores of {len(scores)}: "
-                "generate with the OtterModel"
-            )
+        signal: RewardSignal = signal_of(self.model, self.adapter_name, scores, "guidance")
         if self.top_k is None or self.top_k >= scores.shape[-1]:
             return scores + self.weight * signal.vocabulary().to(scores)
         best, tokens = scores.topk(self.top_k, dim=-1)  # [B, k]

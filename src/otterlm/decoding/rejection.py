@@ -10,13 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
 
-from otterlm.decoding.checks import check_count, check_weight, check_window
+from otterlm.decoding.checks import check_count, check_weight
+from otterlm.decoding.prompt import read_prompt
+from otterlm.decoding.rows import join_rows, process_row
 from otterlm.errors import OtterError
-from otterlm.masks import additive, token_positions
+from otterlm.masks import additive
 from otterlm.model import OtterModel
 
 
@@ -96,33 +98,25 @@ class RejectionSampling:
             )
         if not generation_config.do_sample:
             raise OtterError("rejection sampling needs do_sample=True, or a rejected segment would come again")
-        seen = model_kwargs.get("attention_mask")
-        seen = torch.ones_like(input_ids) if seen is None else seen
         most = generation_config.max_new_tokens or 0
-        check_window(model, input_ids.shape[1] + most)
-        cache = DynamicCache()  # a rejected segment stays in the cache, unseen
-        positions = token_positions(seen)
-        output = model(
-            input_ids=input_ids, attention_mask=seen, position_ids=positions, past_key_values=cache, logits_to_keep=1
-        )
-        rows = [Segments(ids[seen[index].bool()], output.logits[index, -1]) for index, ids in enumerate(input_ids)]
+        prompt = read_prompt(model, input_ids, model_kwargs, most)
+        seen = prompt.seen.bool()  # a rejected segment stays in the cache, unseen
+        rows = [Segments(ids[seen[index]], prompt.output.logits[index, -1]) for index, ids in enumerate(input_ids)]
         everyone = list(range(len(rows)))
         first = [
             (1 - self.alpha) * reward + self.alpha * self.threshold
-            for reward in self._rewards(model, output, rows, everyone)
+            for reward in self._rewards(model, prompt.output, rows, everyone)
         ]
-        seen = seen.bool()
         while not all(row.ended for row in rows):
-            token = torch.stack(
-                [self._sample(rows, index, input_ids, logits_processor) for index in everyone]
-            )  # [B, 1]
+            chosen = [self._sample(rows, index, input_ids, logits_processor) for index in everyone]
+            token = torch.stack(chosen)  # [B, 1]
             slot = seen.shape[1]
             seen = torch.cat((seen, seen.new_ones(len(rows), 1)), dim=-1)
             output = model(
                 input_ids=token,
                 attention_mask=additive(seen[:, None, None, :], model.base_model.dtype),
                 position_ids=torch.tensor([[len(row.tokens)] for row in rows], device=token.device),
-                past_key_values=cache,
+                past_key_values=prompt.cache,
             )
             judged = []
             for index, row in enumerate(rows):
@@ -145,12 +139,8 @@ class RejectionSampling:
             for new in rows[0].response:
                 streamer.put(new[None].cpu())
             streamer.end()
-        pad = generation_config._pad_token_tensor
-        sequences = torch.nn.utils.rnn.pad_sequence(
-            [torch.cat((ids, row.response)) for ids, row in zip(input_ids, rows, strict=True)],
-            batch_first=True,
-            padding_value=0 if pad is None else int(pad),
-        )
+        whole_rows = [torch.cat((ids, row.response)) for ids, row in zip(input_ids, rows, strict=True)]
+        sequences = join_rows(whole_rows, generation_config)
         if not generation_config.return_dict_in_generate:
             return sequences
         return RejectionOutput(
@@ -170,9 +160,8 @@ class RejectionSampling:
         row = rows[index]
         if row.ended:
             return row.tokens[-1:]
-        # A processor may hold a number for every row: it sees this row in all places and is heard in this row's.
-        whole = torch.cat((input_ids[index], row.response)).expand(len(rows), -1)
-        scores = logits_processor(whole, row.logits.float().expand(len(rows), -1))[index]
+        whole = torch.cat((input_ids[index], row.response))
+        scores = process_row(logits_processor, whole, row.logits, index, len(rows))
         return torch.multinomial(scores.softmax(dim=-1), 1)
 
     def _rewards(self, model: OtterModel, output: Any, rows: list["Segments"], judged: list[int]) -> list[float]:

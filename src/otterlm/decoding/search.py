@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from otterlm.cache import keep_path
-from otterlm.decoding.checks import check_count, check_weight, check_window
+from otterlm.decoding.checks import check_count, check_weight
 from otterlm.decoding.output import RewardedOutput
+from otterlm.decoding.prompt import read_prompt
 from otterlm.errors import OtterError
-from otterlm.masks import token_positions, tree_mask
+from otterlm.masks import tree_mask
 from otterlm.model import OtterModel
 
 
@@ -72,15 +73,8 @@ class CandidateSearch:
             return model._sample(
                 input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer, **model_kwargs
             )
-        seen = model_kwargs.get("attention_mask")
-        seen = torch.ones_like(input_ids) if seen is None else seen
-        check_window(model, input_ids.shape[1] + (generation_config.max_new_tokens or 0))
-        cache = DynamicCache()  # unlike a sliding-window cache it can be cropped
-        positions = token_positions(seen)
-        output = model(
-            input_ids=input_ids, attention_mask=seen, position_ids=positions, past_key_values=cache, logits_to_keep=1
-        )
-        logits, position = output.logits[:, -1], positions[:, -1] + 1  # [B, V], [B]
+        prompt = read_prompt(model, input_ids, model_kwargs, generation_config.max_new_tokens or 0)
+        logits, seen, position = prompt.output.logits[:, -1], prompt.seen, prompt.position  # [B, V], [B, P], [B]
         unfinished = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
         pad = generation_config._pad_token_tensor
         rewards: list[Tensor] = []
@@ -92,11 +86,11 @@ class CandidateSearch:
                 input_ids=candidates,
                 attention_mask=tree_mask(seen.bool(), torch.eye(k, dtype=torch.bool), model.base_model.dtype),
                 position_ids=position[:, None].expand(-1, k),
-                past_key_values=cache,
+                past_key_values=prompt.cache,
             )
             values = output.signals[name].prefix  # [B, k]
             chosen = self._choose(likely + self.weight * values)  # [B]
-            keep_path(cache, chosen[:, None], k)
+            keep_path(prompt.cache, chosen[:, None], k)
             rows = torch.arange(len(chosen), device=chosen.device)
             logits = output.logits[rows, chosen]
             token = candidates[rows, chosen]

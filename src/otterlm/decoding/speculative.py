@@ -12,16 +12,18 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
 
 from otterlm.cache import keep_path
-from otterlm.decoding.checks import check_count, check_window
+from otterlm.decoding.checks import check_count
 from otterlm.decoding.draft_tree import DraftTree
+from otterlm.decoding.prompt import read_prompt
+from otterlm.decoding.rows import join_rows, process_row
 from otterlm.decoding.stop import RewardStop
 from otterlm.errors import OtterError
-from otterlm.masks import token_positions, tree_mask
+from otterlm.masks import tree_mask
 from otterlm.model import OtterModel
 from otterlm.signals.draft import Drafter
 
@@ -84,30 +86,19 @@ class SpeculativeDecoding:
                 "rows of a batch grow at their own pace here, and RewardStop counts them together: one row"
             )
         tree = self.tree or self._tree(model)
-        seen = model_kwargs.get("attention_mask")
-        seen = torch.ones_like(input_ids) if seen is None else seen
-        check_window(model, input_ids.shape[1] + (generation_config.max_new_tokens or 0) + len(tree))
         sample = generation_config.do_sample
         rows = [
             _Row(index, ids, len(input_ids), logits_processor, stopping_criteria, sample)
             for index, ids in enumerate(input_ids)
         ]
-        cache = DynamicCache()  # unlike a sliding-window cache it can be cropped
-        positions = token_positions(seen)
-        output = model(
-            input_ids=input_ids,
-            attention_mask=seen,
-            position_ids=positions,
-            past_key_values=cache,
-            logits_to_keep=1,
-            **self.pass_settings,
-        )
-        drafter = self._drafter(model, output)
+        new_tokens = (generation_config.max_new_tokens or 0) + len(tree)
+        prompt = read_prompt(model, input_ids, model_kwargs, new_tokens, **self.pass_settings)
+        drafter = self._drafter(model, prompt.output)
         if max(tree.depths) > drafter.heads or max(tree.ranks) >= len(drafter.vocabulary):
             raise OtterError(f"the draft tree asks for more than {drafter.heads} heads or than the draft vocabulary")
         for row in rows:
-            row.choose(model, output, -1)
-        state, position = drafter.state[:, -1], positions[:, -1] + 1  # [B, d + d'], [B]
+            row.choose(model, prompt.output, -1)
+        seen, state, position = prompt.seen, drafter.state[:, -1], prompt.position  # [B, P], [B, d + d'], [B]
         depths = torch.tensor(tree.depths, device=input_ids.device)
         longest = getattr(model.config, "max_position_embeddings", None) or torch.iinfo(torch.long).max
         accepted: list[list[int]] = [[] for _ in rows]
@@ -119,7 +110,7 @@ class SpeculativeDecoding:
                 attention_mask=tree_mask(seen.bool(), tree.ancestors, model.base_model.dtype),
                 # A draft beyond the context's end is never kept, but learned positions must have it.
                 position_ids=(position[:, None] + depths).clamp_max(longest - 1),
-                past_key_values=cache,
+                past_key_values=prompt.cache,
                 **self.pass_settings,
             )
             drafter = self._drafter(model, output)
@@ -131,7 +122,7 @@ class SpeculativeDecoding:
                 paths.append(_follow(model, output, row, drafts[index].tolist(), tree))
                 accepted[index].append(len(paths[-1]) - 1)
             path, kept = _pad(paths, drafts.device)  # [B, n] each
-            keep_path(cache, path, len(tree))
+            keep_path(prompt.cache, path, len(tree))
             seen = torch.cat((seen, kept.to(seen)), dim=-1)
             state = drafter.state[torch.arange(len(rows)), [path[-1] for path in paths]]
             position = position + kept.sum(dim=-1)
@@ -140,7 +131,7 @@ class SpeculativeDecoding:
         if streamer is not None:
             rows[0].show(streamer)
             streamer.end()
-        sequences = _sequences([row.tokens for row in rows], generation_config)
+        sequences = join_rows([row.tokens for row in rows], generation_config)
         if not generation_config.return_dict_in_generate:
             return sequences
         passes = sum(map(len, accepted))
@@ -173,10 +164,10 @@ def propose(drafter: Drafter, state: Tensor, root: Tensor, tree: DraftTree) -> T
         `[B, N]` token ids.
     """
     tokens = root[:, None].repeat(1, len(tree))
-    codes: list[Tensor | None] = [None] * len(tree)
+    codes: dict[int, Tensor] = {}
     for depth in range(max(tree.depths)):
         parents = [node for node, at in enumerate(tree.depths) if at == depth and tree.children[node]]
-        previous = None if depth == 0 else torch.stack([_known(codes[node]) for node in parents], dim=1)
+        previous = None if depth == 0 else torch.stack([codes[node] for node in parents], dim=1)
         code = drafter.code(depth, state[:, None].expand(-1, len(parents), -1), tokens[:, parents], previous)
         most = 1 + max(tree.ranks[child] for node in parents for child in tree.children[node])
         guesses = drafter.vocabulary[drafter.scores(depth, code).topk(most, dim=-1).indices]  # [B, parents, most]
@@ -185,11 +176,6 @@ def propose(drafter: Drafter, state: Tensor, root: Tensor, tree: DraftTree) -> T
                 tokens[:, child] = guesses[:, place, tree.ranks[child]]
                 codes[child] = code[:, place]
     return tokens
-
-
-def _known(code: Tensor | None) -> Tensor:
-    assert code is not None
-    return code
 
 
 def _follow(model: OtterModel, output: Any, row: "_Row", drafts: Sequence[int], tree: DraftTree) -> list[int]:
@@ -226,14 +212,11 @@ class _Row:
 
     def choose(self, model: OtterModel, output: Any, position: int) -> int:
         """Appends the next token, chosen from what a pass says at a position of this row."""
-        scores = output.logits[self._index, position][None].float()  # [1, V]
         # Processors read the latest signals: they become those of this token, as if the pass had been of it alone.
         states = {name: signal.state[self._index, position] for name, signal in output.signals.items()}
         model.read_signals({name: state.expand(self._batch, 1, -1) for name, state in states.items()})
-        if self._processor:
-            # A processor may hold a number for every row: it sees this row in all places and is heard in this row's.
-            everywhere = (part.expand(self._batch, -1) for part in (self.tokens[None], scores))
-            scores = self._processor(*everywhere)[self._index][None]
+        logits = output.logits[self._index, position]
+        scores = process_row(self._processor, self.tokens, logits, self._index, self._batch)[None]  # [1, V]
         token = torch.multinomial(scores.softmax(dim=-1), 1)[0] if self._sample else scores.argmax(dim=-1)  # [1]
         self.tokens = torch.cat((self.tokens, token))
         self.ended = bool(self._criteria(self.tokens[None], scores).all())
@@ -252,8 +235,3 @@ def _pad(paths: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     path = torch.tensor([path + [0] * (longest - len(path)) for path in paths], device=device)
     kept = torch.tensor([[1] * len(path) + [0] * (longest - len(path)) for path in paths], device=device)
     return path, kept
-
-
-def _sequences(rows: list[Tensor], generation_config: GenerationConfig) -> Tensor:
-    pad = generation_config._pad_token_tensor
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=0 if pad is None else int(pad))

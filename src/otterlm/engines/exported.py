@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-from otterlm import adapter_files, files
+from otterlm import files
 from otterlm.bases import base_folder
 from otterlm.config import OtterConfig
 from otterlm.errors import OtterError
@@ -111,10 +110,7 @@ def load_exported(folder: str | Path, config: PretrainedConfig | None = None, **
     model = OtterModel(base)
     for name, values in found.otter.items():
         settings = OtterConfig.from_json(json.dumps(values), f"{folder / 'config.json'}, adapter {name}")
-        model.add_adapter(replace(settings, initialization="random"), name)
-        adapter = model.adapter(name)
-        adapter.config = settings
-        adapter_files.fill(folder / WEIGHTS, adapter, base.config.vocab_size, f"otter.{name}.")
+        model.insert_adapter(settings, folder / WEIGHTS, name, f"otter.{name}.")
     return model.eval()
 
 

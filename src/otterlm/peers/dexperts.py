@@ -6,7 +6,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from otterlm.decoding.companion import Companion, CompanionContrast
-from otterlm.masks import branch_mask
 from otterlm.training.losses import next_token_loss
 from otterlm.training.packing import Batch
 
@@ -47,10 +46,5 @@ class FineTunedExpert(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The language-model loss on packed texts."""
-        logits = self.model(
-            input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
-            attention_mask=branch_mask(batch.segments, self.model.dtype),
-            use_cache=False,
-        ).logits
+        logits = self.model(**batch.inputs(self.model.dtype)).logits
         return {"loss": next_token_loss(logits, batch)}

@@ -23,15 +23,16 @@ class MedusaHeads(nn.Module):
         heads: how many tokens are drafted.
     """
 
+    vocabulary: Tensor
+
     def __init__(self, base: PreTrainedModel, heads: int = 4) -> None:
         super().__init__()
         unembedding: Tensor = base.get_output_embeddings().weight
-        self.vocabulary_size, width = unembedding.shape
+        vocabulary, width = unembedding.shape
         factory: dict[str, Any] = {"dtype": unembedding.dtype, "device": unembedding.device}
         self.blocks = nn.ModuleList([nn.Linear(width, width, **factory) for _ in range(heads)])
-        self.unembeddings = nn.ModuleList(
-            [nn.Linear(width, self.vocabulary_size, bias=False, **factory) for _ in range(heads)]
-        )
+        self.unembeddings = nn.ModuleList([nn.Linear(width, vocabulary, bias=False, **factory) for _ in range(heads)])
+        self.register_buffer("vocabulary", torch.arange(vocabulary, device=unembedding.device), persistent=False)
         with torch.no_grad():
             for block in self.blocks.parameters():
                 block.zero_()
@@ -49,7 +50,7 @@ class MedusaDrafter:
     def __init__(self, medusa: MedusaHeads, state: Tensor) -> None:
         self.state = state
         self.heads = len(medusa.blocks)
-        self.vocabulary = torch.arange(medusa.vocabulary_size, device=state.device)
+        self.vocabulary = medusa.vocabulary
         self._medusa = medusa
 
     def code(self, head: int, state: Tensor, token: Tensor, previous: Tensor | None) -> Tensor:

@@ -7,7 +7,6 @@ from typing import Any, Self
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from otterlm.masks import branch_mask
 from otterlm.training.losses import bradley_terry, preference_accuracy
 from otterlm.training.packing import Batch
 
@@ -57,12 +56,7 @@ class SeparateRewardModel(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The loss and the accuracy on packed pairs."""
-        rewards = self.read(
-            input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
-            attention_mask=branch_mask(batch.segments, self.backbone.dtype),
-            use_cache=False,
-        )
+        rewards = self.read(**batch.inputs(self.backbone.dtype))
         return {
             "loss": bradley_terry(rewards, batch, prefixes=False),
             "accuracy": preference_accuracy(rewards.detach(), batch),

@@ -45,12 +45,8 @@ def calibrate(
     """
     if not 0 < false_alarm_rate < 1:
         raise OtterError(f"the false-alarm rate must be between 0 and 1, got {false_alarm_rate}")
-    texts = [text for row in scored for text in _texts(row, bad_below)]
-    fitted, measured = texts[::2], texts[1::2]
-    if len(scored) > 1 and len(scored[0].rewards) == 2:  # both texts of a pair on one side
-        fitted, measured = (
-            [t for i, row in enumerate(scored) if i % 2 == side for t in _texts(row, None)] for side in (0, 1)
-        )
+    # Both texts of a pair are on one side.
+    fitted, measured = ([text for row in scored[side::2] for text in _texts(row, bad_below)] for side in (0, 1))
     for half in (fitted, measured):
         if {text.bad for text in half} != {False, True}:
             raise OtterError("calibration needs good and bad texts, some of each in both halves of the data")

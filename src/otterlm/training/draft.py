@@ -1,7 +1,8 @@
 """The draft signal's objective: each head learns what the base itself says a little later."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from otterlm.config import MAX_GUESSES
 from otterlm.model import OtterModel
 from otterlm.signals.draft import Drafter
-from otterlm.training.losses import CHOSEN
+from otterlm.training.losses import CHOSEN, followed_tokens
 from otterlm.training.packing import Batch, Example
 from otterlm.training.sources import Source, read_batch
 
@@ -60,7 +61,7 @@ def draft_metrics(drafter: Drafter, batch: Batch, vocabulary_size: int, measure:
     losses: list[Tensor] = []
     metrics: dict[str, Tensor] = {}
     code: Tensor | None = None
-    row, first = drafting_places(batch)
+    row, _, first = followed_tokens(batch)
     for head in range(drafter.heads):
         # The state at `first` gave the token after it; this head sees one more and guesses the next.
         after = first + 2 + head
@@ -81,13 +82,6 @@ def draft_metrics(drafter: Drafter, batch: Batch, vocabulary_size: int, measure:
     return {"loss": torch.stack(losses).sum() / sum(DISCOUNT**head for head in range(drafter.heads))} | metrics
 
 
-def drafting_places(batch: Batch) -> tuple[Tensor, Tensor]:
-    """The tokens whose state is drafted from, those that a response token follows: rows and positions, `[n]` each."""
-    row, position = (batch.segments == CHOSEN).nonzero(as_tuple=True)
-    parent = batch.parents[row, position]
-    return row[parent != position], parent[parent != position]
-
-
 def frequent_tokens(examples: Sequence[Example], size: int, vocabulary_size: int) -> Tensor:
     """The tokens that a base says most often in its continuations, `[size]` ids in ascending order.
 
@@ -96,11 +90,7 @@ def frequent_tokens(examples: Sequence[Example], size: int, vocabulary_size: int
     counts = Counter(token for example in examples for branch in example.branches for token in branch)
     chosen = [token for token, _ in counts.most_common(size)]
     others = (token for token in range(vocabulary_size) if token not in counts)
-    return torch.tensor(sorted([*chosen, *_take(others, size - len(chosen))]))
-
-
-def _take(tokens: Iterator[int], count: int) -> list[int]:
-    return [token for token, _ in zip(tokens, range(count), strict=False)]
+    return torch.tensor(sorted([*chosen, *islice(others, size - len(chosen))]))
 
 
 def measured_accuracy(metrics: dict[str, float], heads: int) -> tuple[tuple[float, ...], ...]:

@@ -3,13 +3,14 @@
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from otterlm.errors import OtterError
-from otterlm.masks import SHARED
+from otterlm.masks import SHARED, branch_mask
 from otterlm.training.rows import Dialogue, PairRow, Row
 
 
@@ -70,6 +71,15 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on `device`."""
         return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+    def inputs(self, dtype: torch.dtype) -> dict[str, Any]:
+        """What a model of this dtype is called with, so that branches do not see each other."""
+        return {
+            "input_ids": self.input_ids,
+            "position_ids": self.position_ids,
+            "attention_mask": branch_mask(self.segments, dtype),
+            "use_cache": False,
+        }
 
 
 def dialogue_tokens(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from otterlm.errors import OtterError
+from otterlm.errors import OtterError, reason
 
 
 def read_records(source: str | Path, split: str = "train") -> Iterator[Mapping[str, Any]]:
@@ -34,8 +34,7 @@ def _read_hub(name: str, split: str) -> Iterator[Mapping[str, Any]]:
     try:
         yield from load_dataset(name, split=split)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise OtterError(f"{name} is neither a local file nor a dataset that can be loaded: {reason}") from error
+        raise OtterError(f"{name} is neither a local file nor a dataset that can be loaded: {reason(error)}") from error
 
 
 def _read_file(path: Path) -> Iterator[Mapping[str, Any]]:

@@ -140,6 +140,16 @@ def parse_dialogue(value: str | list[Message], where: str = "text") -> Dialogue:
     return Dialogue(tuple(turns[:-1]), turns[-1][1])
 
 
+def check_fraction(fraction: float) -> None:
+    """That a part of the data to hold out is from 0 to below 1.
+
+    Raises:
+        OtterError: it is not.
+    """
+    if not 0 <= fraction < 1:
+        raise OtterError(f"the part held out must be from 0 to below 1, got {fraction}")
+
+
 def hold_out(rows: Sequence[Row], fraction: float, seed: int) -> set[int]:
     """Holds out a part of the rows. Rows with one prompt stay on one side, so nothing leaks through it.
 
@@ -154,8 +164,7 @@ def hold_out(rows: Sequence[Row], fraction: float, seed: int) -> set[int]:
     Raises:
         OtterError: the fraction is out of range.
     """
-    if not 0 <= fraction < 1:
-        raise OtterError(f"the part held out must be from 0 to below 1, got {fraction}")
+    check_fraction(fraction)
     groups: dict[object, list[int]] = {}
     for index, row in enumerate(rows):
         text = row.chosen if isinstance(row, PairRow) else row.text

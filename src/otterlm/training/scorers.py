@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from otterlm.errors import OtterError
+from otterlm.errors import OtterError, reason
 
 Scorer = Callable[[Sequence[str], Sequence[str]], list[float]]
 """Called with prompts and responses, gives a number for each response."""
@@ -97,8 +97,7 @@ def _classifier(spec: str) -> Scorer:
         tokenizer = AutoTokenizer.from_pretrained(name)
         model = AutoModelForSequenceClassification.from_pretrained(name).eval()
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise OtterError(f"the classifier {name} cannot be loaded: {reason}") from error
+        raise OtterError(f"the classifier {name} cannot be loaded: {reason(error)}") from error
     labels: dict[str, int] = model.config.label2id
     if label and label not in labels:
         raise OtterError(f"{name} has no label {label!r}; it has: {', '.join(labels)}")

@@ -49,12 +49,7 @@ class LiveBase:
         """See `Source`."""
         decoder = self._model.base_model.get_decoder()
         with self._model.visit(visitor):
-            decoder(
-                input_ids=batch.input_ids,
-                position_ids=batch.position_ids,
-                attention_mask=branch_mask(batch.segments, self._model.base_model.dtype),
-                use_cache=False,
-            )
+            decoder(**batch.inputs(self._model.base_model.dtype))
 
 
 class RecordedBase:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
 
-from otterlm.masks import branch_mask
+from otterlm.masks import additive, branch_mask
 from otterlm.model import OtterModel
 from otterlm.progress import track
 from otterlm.signals.low_rank import LowRankHead
@@ -87,8 +87,7 @@ def _read(
     likely = base.get_output_embeddings()(hidden[rows, chosen]).topk(k, dim=-1).indices  # [B, places, k]
     # Each candidate sees what its place sees, and itself.
     seen = mask[rows, 0, chosen].repeat_interleave(k, dim=1)[:, None]  # [B, 1, places k, T]
-    own = torch.full((places * k, places * k), torch.finfo(base.dtype).min, dtype=base.dtype, device=mask.device)
-    own.fill_diagonal_(0)
+    own = additive(torch.eye(places * k, dtype=torch.bool, device=mask.device), base.dtype)
     positions = (batch.position_ids[rows, chosen] + 1).repeat_interleave(k, dim=1)
     _, after = read(likely.flatten(1), positions, torch.cat((seen, own.expand(len(chosen), 1, -1, -1)), dim=-1))
     head = model.adapter(name).head.prefix

@@ -15,6 +15,7 @@ from otterlm.bases import check_context
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
 from otterlm.training.packing import Example
+from otterlm.training.rows import check_fraction
 from otterlm.training.sources import LiveBase, RecordedBase, Source
 from otterlm.training.trainer import TrainingConfig, train
 
@@ -49,6 +50,16 @@ class Run:
         with PartialState().main_process_first():
             return RecordedBase(model, examples, self.out / "recording")
 
+    def held_out(self, population: Sequence[int]) -> set[int]:
+        """A random part of `population`, the same for the same seed.
+
+        Raises:
+            OtterError: the fraction is out of range.
+        """
+        check_fraction(self.eval_fraction)
+        count = round(self.eval_fraction * len(population))
+        return set(random.Random(self.training.seed).sample(population, count))
+
     def split(
         self, examples: Sequence[Example], base: PreTrainedModel, held: set[int] | None = None
     ) -> tuple[list[Example], list[Example]]:
@@ -59,10 +70,7 @@ class Run:
         """
         check_context(base.config, max(example.longest for example in examples))
         if held is None:
-            if not 0 <= self.eval_fraction < 1:
-                raise OtterError(f"the part held out must be from 0 to below 1, got {self.eval_fraction}")
-            rows = [example.row for example in examples]
-            held = set(random.Random(self.training.seed).sample(rows, round(self.eval_fraction * len(rows))))
+            held = self.held_out([example.row for example in examples])
         train_examples = [example for example in examples if example.row not in held]
         eval_examples = [example for example in examples if example.row in held]
         if not train_examples or not eval_examples:

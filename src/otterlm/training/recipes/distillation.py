@@ -1,6 +1,5 @@
 """`otter distill`: any scorer into the model. No labelled data; scorer and model never need to run together again."""
 
-import random
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -47,9 +46,7 @@ def distill(
     examples = scored_responses(base, tokenizer, prompts, load_scorer(scorer), scorer, sampling, run.out / "responses")
     if len({example.score for example in examples}) == 1:
         raise OtterError(f"the scorer {scorer} gives every response the same score: there is nothing to learn")
-    held_prompts = set(
-        random.Random(run.training.seed).sample(range(len(prompts)), round(run.eval_fraction * len(prompts)))
-    )
+    held_prompts = run.held_out(range(len(prompts)))
     held = {example.row for example in examples if example.row // sampling.per_prompt in held_prompts}
     settings = {"scorer": scorer} | asdict(sampling)
     data = f"the base's own responses to {len(prompts)} prompts, scored by {scorer}"
