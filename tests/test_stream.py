@@ -92,7 +92,7 @@ def test_copied_heads_and_units_are_the_bases(model_type):
     otter = tiny_otter(base_of(model_type), initialization="copy", num_attention_heads=4, num_key_value_heads=2)
     layer, seen = otter.adapter().stream.layers["2"], {}
     for name, module in (("heads", layer.attention.out), ("units", layer.ffn.down)):
-        module.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: inputs[0]}))
+        module.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: torch.cat(inputs, dim=-1)}))
     state(otter, tokens(2, 9))
     theirs, ours = seen["heads"].chunk(2, dim=-1)
     close(ours, theirs)

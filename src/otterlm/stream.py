@@ -124,6 +124,14 @@ class HeadNorm(nn.Module):
         return nn.functional.rms_norm(heads, self.weight.shape, self.weight, self.eps)
 
 
+class Joint(nn.Linear):
+    """A projection of what the base computed and what was inserted, side by side: [A B] of the paper."""
+
+    def forward(self, base: Tensor, inserted: Tensor) -> Tensor:
+        """`[..., base channels]`, `[..., inserted channels]` to `[..., d']`."""
+        return super().forward(torch.cat((base, inserted), dim=-1))
+
+
 class InsertedAttention(nn.Module):
     """H' extra heads with q, k, v from [x, x'], and an output projection to h' that reads all H + H' heads."""
 
@@ -143,7 +151,7 @@ class InsertedAttention(nn.Module):
         channels = (widths.heads + 2 * widths.kv_heads) * widths.head_dim
         self.qkv = nn.Linear(widths.base + widths.inserted, channels, bias=biased, **factory)
         reads = widths.base_heads * widths.base_head_dim + widths.heads * widths.head_dim
-        self.out = nn.Linear(reads, widths.inserted, bias=is_biased(block, family.attention_output), **factory)
+        self.out = Joint(reads, widths.inserted, bias=is_biased(block, family.attention_output), **factory)
         self.query_norm, self.key_norm = (
             HeadNorm(widths.head_dim, norm_eps(norm), family.centred, **factory) if norm is not None else None
             for norm in (part_of(block, family.query_norm), part_of(block, family.key_norm))
@@ -159,6 +167,12 @@ class InsertedAttention(nn.Module):
         if taps.rotary is not None:
             cos, sin = (self._frequencies(table).to(query.dtype) for table in taps.rotary)
             query, key = self._rotate(query, cos, sin), self._rotate(key, cos, sin)
+        extra = self.attend(query, key, value, taps, place)
+        return self.out(taps.heads, extra)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, taps: LayerTaps, place: "CachePlace") -> Tensor:
+        """The kernel: `[B, H', T, head_dim]` queries, `[B, KV', T, head_dim]` keys and values to
+        `[B, T, H' * head_dim]`. An engine has its own."""
         if taps.cache is not None:
             key, value = update_inserted(taps.cache, key, value, place.block, place.layer, place.owners)
         mask = taps.mask
@@ -166,12 +180,10 @@ class InsertedAttention(nn.Module):
             mask = mask.to(query.dtype)
         name = self.base_config._attn_implementation
         # "eager" is a function of each base's own file; SDPA computes the same from the same mask.
-        attend = ALL_ATTENTION_FUNCTIONS["sdpa" if name == "eager" else name]
+        kernel = ALL_ATTENTION_FUNCTIONS["sdpa" if name == "eager" else name]
         window = {} if self.sliding_window is None else {"sliding_window": self.sliding_window}
-        extra, _ = attend(
-            self, query, key, value, mask, dropout=0.0, scaling=self.scaling, **window
-        )  # [B, T, H', head_dim]
-        return self.out(torch.cat((taps.heads, extra.flatten(2)), dim=-1))
+        extra, _ = kernel(self, query, key, value, mask, dropout=0.0, scaling=self.scaling, **window)
+        return extra.flatten(2)
 
     def _frequencies(self, table: Tensor) -> Tensor:
         """RoPE of heads smaller than the base's: every n-th frequency, as it has. `[B, 1, T, rotated]`."""
@@ -206,7 +218,7 @@ class InsertedFFN(nn.Module):
         self.gate_up = nn.Linear(widths.base + widths.inserted, into, bias=biased, **factory)
         reads = (widths.base_units or widths.base) + widths.units
         biased = family.down is not None and is_biased(block, family.down)
-        self.down = nn.Linear(reads, widths.inserted, bias=biased, **factory)
+        self.down = Joint(reads, widths.inserted, bias=biased, **factory)
         self.activation = ACT2FN[activation]
 
     def forward(self, inputs: Tensor, base: Tensor) -> Tensor:
@@ -217,13 +229,21 @@ class InsertedFFN(nn.Module):
             units = self.activation(gate) * up
         else:
             units = self.activation(units)
-        return self.down(torch.cat((base, units), dim=-1))
+        return self.down(base, units)
 
 
 class InsertedLayer(nn.Module):
     """What is inserted into one block: h' goes through it as h does, reading h and never written to it."""
 
-    def __init__(self, widths: Widths, block: nn.Module, family: Family, activation: str, **factory: Any) -> None:
+    def __init__(
+        self,
+        widths: Widths,
+        block: nn.Module,
+        family: Family,
+        activation: str,
+        attention: type[InsertedAttention],
+        **factory: Any,
+    ) -> None:
         super().__init__()
 
         def norm(path: str | None) -> InsertedNorm | None:
@@ -232,7 +252,7 @@ class InsertedLayer(nn.Module):
 
         self.parallel = family.parallel
         self.attention_norm = norm(family.attention_norm)
-        self.attention = InsertedAttention(widths, block, family, **factory)
+        self.attention = attention(widths, block, family, **factory)
         self.attention_post_norm = norm(family.attention_post_norm)
         self.ffn_norm = norm(family.ffn_norm)
         self.ffn = InsertedFFN(widths, block, family, activation, **factory)
@@ -263,10 +283,17 @@ class InsertedStream(nn.Module):
         base: the frozen model it goes into; only its configuration and the shapes of its parts are read.
         family: where those are.
         dtype, device: of the inserted parameters, which are left uninitialised.
+        attention: how the extra heads attend; an engine has its own.
     """
 
     def __init__(
-        self, config: OtterConfig, base: PreTrainedModel, family: Family, dtype: torch.dtype, device: Any = None
+        self,
+        config: OtterConfig,
+        base: PreTrainedModel,
+        family: Family,
+        dtype: torch.dtype,
+        device: Any = None,
+        attention: type[InsertedAttention] = InsertedAttention,
     ) -> None:
         super().__init__()
         factory = {"dtype": dtype, "device": device}
@@ -280,7 +307,7 @@ class InsertedStream(nn.Module):
             self.projection = nn.Linear(widths.base, widths.inserted, bias=False, **factory)
         activation = activation_of(base.config)
         self.layers = nn.ModuleDict(
-            {str(i): InsertedLayer(widths, blocks[i], family, activation, **factory) for i in widths.layers}
+            {str(i): InsertedLayer(widths, blocks[i], family, activation, attention, **factory) for i in widths.layers}
         )
         norm = decoder.get_submodule(family.final_norm)
         self.final_norm = InsertedNorm(widths.inserted, norm, family.centred, **factory)

@@ -8,6 +8,9 @@ from otterlm.decoding.checks import check_share, check_weight, signal_of
 from otterlm.model import OtterModel
 from otterlm.signals import ContrastSignal
 
+FEW = 4096
+"""How many of the likeliest tokens are tried first for a nucleus."""
+
 
 class ContrastGuidance(LogitsProcessor):
     """Moves the logits towards the expert and away from the anti-expert. Works with greedy decoding, sampling and
@@ -38,15 +41,22 @@ class ContrastGuidance(LogitsProcessor):
         return contrast(scores, signal.difference().to(scores), self.alpha, self.top_p)
 
 
-def contrast(scores: Tensor, difference: Tensor, alpha: float, top_p: float) -> Tensor:
-    """Scores + alpha * difference inside the nucleus of the scores, minus infinity outside; all `[B, V]`."""
+def contrast(scores: Tensor, difference: Tensor, alpha: float | Tensor, top_p: float) -> Tensor:
+    """Scores + alpha * difference inside the nucleus of the scores, minus infinity outside; all `[B, V]`, alpha may be
+    `[B, 1]`."""
     return (scores + alpha * difference).masked_fill(~nucleus(scores, top_p), -torch.inf)
 
 
 def nucleus(scores: Tensor, top_p: float) -> Tensor:
     """The smallest set of likeliest tokens with at least this probability (arXiv 1904.09751), `[B, V]` bool."""
+    inside = torch.zeros_like(scores, dtype=torch.bool)
     if top_p == 1:
-        return torch.ones_like(scores, dtype=torch.bool)
-    probability, tokens = scores.softmax(dim=-1).sort(dim=-1, descending=True)
-    inside = probability.cumsum(dim=-1) - probability < top_p  # the mass of the likelier ones
-    return torch.zeros_like(inside).scatter(-1, tokens, inside)
+        return ~inside
+    probability = scores.softmax(dim=-1)
+    # A few tokens mostly hold it; sorting them all takes longer than the pass that made them.
+    for size in (min(FEW, scores.shape[-1]), scores.shape[-1]):
+        likeliest, tokens = probability.topk(size, dim=-1)
+        before = likeliest.cumsum(dim=-1) - likeliest  # the mass of the likelier ones
+        if bool((before[:, -1] >= top_p).all()):
+            break
+    return inside.scatter(-1, tokens, before < top_p)

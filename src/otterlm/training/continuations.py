@@ -62,7 +62,7 @@ def continue_prompts(
     path: Path,
     max_prompt_tokens: int = 256,
     max_new_tokens: int = 96,
-    batch_size: int = 16,
+    batch_size: int = 64,
 ) -> list[Example]:
     """Continues prompts greedily, in batches, and keeps what is done in a file, from which a later call goes on.
 

@@ -1,0 +1,91 @@
+"""Otter's draft head as vLLM's speculative proposer.
+
+    LLM(model=FOLDER, speculative_config={
+        "method": "custom_class", "model": "otterlm.engines.vllm.drafts.DraftProposer", "num_speculative_tokens": 4})
+
+vLLM calls a custom proposer with tokens alone, so the states are taken from the model, which keeps those of its latest
+`compute_logits`. vLLM runs no logits processors of plugins beside speculation: such an engine drafts, and does not steer.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.config import VllmConfig
+from vllm.distributed import get_tensor_model_parallel_world_size
+
+from otterlm.engines.exported import read_kinds
+from otterlm.errors import OtterError
+
+
+class DraftProposer:
+    """The proposer: the best guess of each head, one after the other.
+
+    Args:
+        vllm_config: the engine's.
+
+    Raises:
+        OtterError: the folder has no draft adapter, or one with fewer heads than tokens are asked for.
+    """
+
+    def __init__(self, vllm_config: VllmConfig) -> None:
+        config: Any = vllm_config.model_config.hf_config
+        names = [name for name, kind in read_kinds(config).items() if kind == "draft"]
+        if len(names) != 1:
+            raise OtterError(f"the proposer needs one draft adapter in the exported folder, found {len(names)}")
+        self._name = names[0]
+        heads = config.otter[self._name]["signal"]["heads"]
+        speculative: Any = vllm_config.speculative_config
+        self._tokens: int = speculative.num_speculative_tokens
+        if self._tokens > heads:
+            raise OtterError(f"num_speculative_tokens is {self._tokens}, but the draft adapter has {heads} heads")
+        if get_tensor_model_parallel_world_size() > 1:
+            raise OtterError("drafts need tensor_parallel_size 1: the embedding is read whole")
+        self._model: Any = None
+
+    def load_model(self, model: Any) -> None:
+        """vLLM gives the model that was loaded."""
+        self._model = model
+
+    def propose(
+        self, sampled_token_ids: list[list[int]], num_tokens_no_spec: Any, token_ids_cpu: Any, **_: Any
+    ) -> list[list[int]]:
+        """Drafts after the tokens that were just accepted.
+
+        Args:
+            sampled_token_ids: of each request; empty while its prompt is read.
+            num_tokens_no_spec: `[B]`, how many tokens each request has with them.
+            token_ids_cpu: unused.
+
+        Returns:
+            Of each request `num_speculative_tokens` tokens, or none.
+        """
+        model = self._model
+        rows = last_rows(sampled_token_ids, num_tokens_no_spec, model.seq_lens.tolist())
+        drafting = [request for request, sampled in enumerate(sampled_token_ids) if sampled]
+        if not drafting:
+            return [[] for _ in sampled_token_ids]
+        device = model.states[self._name].device
+        drafter = model.signal(self._name, torch.tensor([rows[request] for request in drafting], device=device))
+        token = torch.tensor([sampled_token_ids[request][-1] for request in drafting], device=device)
+        state, code, found = drafter.state[:, 0], None, list[Tensor]()
+        for head in range(self._tokens):
+            code = drafter.code(head, state, token, code)
+            token = drafter.vocabulary[drafter.scores(head, code).argmax(dim=-1)]
+            found.append(token)
+        drafts = iter(torch.stack(found, dim=1).tolist())
+        return [next(drafts) if sampled else [] for sampled in sampled_token_ids]
+
+
+def last_rows(sampled: list[list[int]], lengths: Any, seq_lens: list[int]) -> list[int]:
+    """Which row of the logits gave each request's last accepted token.
+
+    A request has a row for its last token and one for each draft that was verified; those come one request after the
+    other. It was read up to `seq_lens`, drafts included, which is beyond its own tokens by as many as there were.
+    """
+    rows, start = [], 0
+    for request, tokens in enumerate(sampled):
+        drafts = max(0, seq_lens[request] - (int(lengths[request]) - len(tokens)))
+        rows.append(start + max(0, len(tokens) - 1))
+        start += 1 + drafts
+    return rows

@@ -1,0 +1,158 @@
+"""vLLM's model classes with what is inserted: `OtterLlamaForCausalLM` and its like."""
+
+from collections.abc import Iterable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+from vllm.config import VllmConfig
+from vllm.distributed import (
+    get_pp_group,
+    get_tensor_model_parallel_world_size,
+    tensor_model_parallel_all_gather,
+)
+from vllm.forward_context import get_forward_context
+from vllm.model_executor.models.llama import LlamaForCausalLM
+from vllm.model_executor.models.mistral import MistralForCausalLM
+from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
+from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
+
+from otterlm.config import OtterConfig
+from otterlm.detection import recognize
+from otterlm.engines.exported import ADAPTERS, base_config, read_adapters
+from otterlm.engines.vllm.widening import PagedAttention, Widening, shard
+from otterlm.errors import OtterError
+from otterlm.signals import HEADS, Signal
+from otterlm.stream import InsertedStream
+
+
+class EngineAdapter(nn.Module):
+    """An inserted stream with paged attention, and its head; the tensors' names are those of an adapter file.
+
+    Args:
+        config: its shape.
+        base: the base as Transformers has it, without weights; only shapes are read.
+        dtype: of the parameters.
+    """
+
+    def __init__(self, config: OtterConfig, base: Any, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.config = config
+        self.stream = InsertedStream(config, base, recognize(base), dtype, attention=PagedAttention)
+        widths = self.stream.widths
+        head: Any = HEADS[type(config.signal)]
+        self.head = head(config.signal, widths.base + widths.inserted, widths.base, dtype=dtype)
+
+
+def shared(vllm_config: VllmConfig) -> SimpleNamespace:
+    """Where the model, the logits processor and the proposer of one worker find each other."""
+    context: dict[str, Any] = vllm_config.compilation_config.static_forward_context
+    return context.setdefault(ADAPTERS, SimpleNamespace(model=None, steering=None))
+
+
+class Otter:
+    """Mixed into a model class of vLLM. `forward` gives [h, h'_1, h'_2, ...]; the base's modules see h alone."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        if get_pp_group().world_size > 1:
+            raise OtterError("inserted streams are not split over a pipeline: use tensor parallelism instead")
+        config: Any = vllm_config.model_config.hf_config
+        with torch.device("meta"):
+            base = AutoModelForCausalLM.from_config(base_config(config))
+        adapters = {
+            name: EngineAdapter(adapter_config, base, vllm_config.model_config.dtype)
+            for name, adapter_config in read_adapters(config).items()
+        }
+        model: Any = self
+        for name, adapter in adapters.items():
+            for index, layer in adapter.stream.layers.items():
+                kernel = model.model.layers[int(index)].self_attn.attn
+                layer.attention.attach(vllm_config, f"model.layers.{index}.otter_{name}.attn", kernel)
+        model.otter = nn.ModuleDict(adapters)
+        self._widening = Widening(model.model, {name: adapter.stream for name, adapter in adapters.items()})
+        self._widths = [config.hidden_size, *(adapter.config.hidden_size for adapter in adapters.values())]
+        self._vocabulary_size = config.vocab_size
+        self._shared = shared(vllm_config)
+        self._shared.model = self
+        self._drafts = vllm_config.speculative_config is not None
+        self.seq_lens: Tensor | None = None
+        self.states: dict[str, Tensor] = {}
+        self.logits: Tensor | None = None
+        self._second_runner = vllm_config.use_v2_model_runner
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """See vLLM's class."""
+        if self._drafts:
+            metadata = get_forward_context().attn_metadata
+            if isinstance(metadata, dict):
+                self.seq_lens = next(iter(metadata.values())).seq_lens
+        return super().forward(*args, **kwargs)  # type: ignore[misc]
+
+    def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
+        """The base's logits of some rows, `[N, d + d'_1 + ...]` to `[N, V]`; keeps the rows' states for the signals."""
+        hidden, *inserted = hidden_states.split(self._widths, dim=-1)
+        logits: Tensor | None = super().compute_logits(hidden.contiguous())  # type: ignore[misc]
+        names = self.otter.keys()  # type: ignore[attr-defined]
+        self.states = {
+            name: torch.cat((hidden, part), dim=-1).unsqueeze(1) for name, part in zip(names, inserted, strict=True)
+        }
+        self.logits = logits
+        if logits is not None and self._shared.steering is not None and not self._second_runner:
+            self._shared.steering.write_channels(logits)
+        return logits
+
+    def signal(self, name: str, rows: Tensor | slice = slice(None)) -> Signal:
+        """What an adapter predicts at some rows of the latest `compute_logits`, one position each. Of numbers for the
+        whole vocabulary each process has its part, see `gather`."""
+        head = self.otter[name].head  # type: ignore[attr-defined]
+        return head(self.states[name][rows], self.lm_head.weight)  # type: ignore[attr-defined]
+
+    def gather(self, scores: Tensor) -> Tensor:
+        """Scores of each process's part of the vocabulary to those of all of it, `[N, V]`."""
+        if get_tensor_model_parallel_world_size() > 1:
+            scores = tensor_model_parallel_all_gather(scores)
+        return scores[:, : self._vocabulary_size]
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """See vLLM's class. Ours are those whose names begin with `otter.`."""
+        model: Any = self
+        # vLLM's kernels have buffers of their own.
+        tensors = model.otter.state_dict(prefix=f"{ADAPTERS}.").items()
+        own = {name: tensor for name, tensor in tensors if ".kernel." not in name}
+        seen: set[str] = set()
+
+        def others() -> Iterable[tuple[str, Tensor]]:
+            for name, tensor in weights:
+                if not name.startswith(f"{ADAPTERS}."):
+                    yield name, tensor
+                    continue
+                if name not in own or own[name].shape != tensor.shape:
+                    raise OtterError(f"{name} of shape {list(tensor.shape)} does not fit config.json: export again")
+                own[name].copy_(tensor)
+                seen.add(name)
+
+        loaded = super().load_weights(others())  # type: ignore[misc]
+        if missing := own.keys() - seen:
+            raise OtterError(f"the folder lacks {len(missing)} tensors, such as {min(missing)}: export again")
+        for adapter in model.otter.values():
+            shard(adapter.stream)
+        return set(loaded) | {f"{ADAPTERS}.{name}" for name, _ in model.otter.named_parameters()}
+
+
+class OtterLlamaForCausalLM(Otter, LlamaForCausalLM):
+    """Llama."""
+
+
+class OtterMistralForCausalLM(Otter, MistralForCausalLM):
+    """Mistral."""
+
+
+class OtterQwen2ForCausalLM(Otter, Qwen2ForCausalLM):
+    """Qwen 2 and 2.5."""
+
+
+class OtterQwen3ForCausalLM(Otter, Qwen3ForCausalLM):
+    """Qwen 3."""

@@ -1,0 +1,163 @@
+"""Runs inserted streams inside a vLLM decoder, by hooks on its own, unmodified modules.
+
+The hooks read what the blocks compute, as `otterlm.taps` does of Transformers' models, and show it to the same stream.
+vLLM's tensors are flat, `[T, d]`, all requests' tokens in a row; a batch dimension of 1 is put before. The last hook
+appends h' to what the final norm gives, so the decoder returns [h, h'], and the runner's choice of rows, chunked
+prefill, prefix caching and prompt log probabilities carry both.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from vllm.config import VllmConfig
+from vllm.distributed import (
+    get_tensor_model_parallel_rank,
+    get_tensor_model_parallel_world_size,
+    tensor_model_parallel_all_reduce,
+)
+from vllm.model_executor.layers.attention import Attention
+
+from otterlm.stream import CachePlace, InsertedAttention, InsertedStream, Joint, StreamPass
+from otterlm.taps import LayerTaps
+
+
+class PagedAttention(InsertedAttention):
+    """The extra heads with vLLM's own kernel and paged KV cache."""
+
+    def attach(self, vllm_config: VllmConfig, prefix: str, base: Attention) -> None:
+        """Makes the kernel, which allocates the cache.
+
+        Args:
+            vllm_config: the engine's.
+            prefix: a name for the cache, with the block's number in it.
+            base: the block's own kernel, whose window ours has, too.
+        """
+        self.kernel = Attention(
+            self.widths.heads,
+            self.widths.head_dim,
+            self.scaling,
+            num_kv_heads=self.widths.kv_heads,
+            cache_config=vllm_config.cache_config,
+            per_layer_sliding_window=base.sliding_window,
+            prefix=prefix,
+        )
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, taps: LayerTaps, place: CachePlace) -> Tensor:
+        """See `InsertedAttention`; B is 1."""
+        query, key, value = (part[0].transpose(0, 1).flatten(1) for part in (query, key, value))  # [T, heads * dim]
+        return self.kernel(query, key, value).unsqueeze(0)
+
+
+class ShardedJoint(Joint):
+    """A `Joint` where each of several processes holds a part of what the base computed. What is inserted is small, and
+    every process has all of it.
+
+    Args:
+        whole: the projection, with all weights.
+        base: channels of the base, over all processes.
+    """
+
+    def __init__(self, whole: Joint, base: int) -> None:
+        nn.Module.__init__(self)
+        rank, size = get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()
+        mine = whole.weight[:, :base].chunk(size, dim=1)[rank]
+        self.base = nn.Parameter(mine.clone(), requires_grad=False)
+        self.inserted = nn.Parameter(whole.weight[:, base:].clone(), requires_grad=False)
+        self.bias = whole.bias
+
+    def forward(self, base: Tensor, inserted: Tensor) -> Tensor:
+        """See `Joint`, with this process's part of the base channels."""
+        of_base = tensor_model_parallel_all_reduce(F.linear(base[0], self.base))
+        return of_base.unsqueeze(0) + F.linear(inserted, self.inserted, self.bias)
+
+
+def shard(stream: InsertedStream) -> None:
+    """Leaves in a loaded stream the weights that this process needs."""
+    if get_tensor_model_parallel_world_size() == 1:
+        return
+    widths = stream.widths
+    for layer in stream.layers.children():
+        module: Any = layer
+        module.attention.out = ShardedJoint(module.attention.out, widths.base_heads * widths.base_head_dim)
+        module.ffn.down = ShardedJoint(module.ffn.down, widths.base_units)
+
+
+class Widening:
+    """The hooks.
+
+    Args:
+        decoder: of vLLM.
+        streams: by adapter, in the order in which their h' are appended.
+    """
+
+    def __init__(self, decoder: nn.Module, streams: dict[str, InsertedStream]) -> None:
+        self._decoder: Any = decoder
+        self._streams = streams
+        self._passes: list[StreamPass] = []
+        self._input_ids: Tensor | None = None
+        self._positions: Tensor | None = None
+        decoder.embed_tokens.register_forward_pre_hook(self._tokens)
+        decoder.layers[0].register_forward_pre_hook(self._begin)
+        for index in sorted({layer for stream in streams.values() for layer in stream.widths.layers}):
+            self._watch(index, decoder.layers[index])
+        decoder.norm.register_forward_hook(self._end)
+
+    def _tokens(self, _: nn.Module, inputs: tuple[Tensor]) -> None:
+        self._input_ids = inputs[0]
+
+    def _begin(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self._positions = inputs[0]
+        self._passes = [StreamPass(stream, 0, ()) for stream in self._streams.values()]
+        if self._input_ids is not None:
+            for stream in self._passes:
+                stream.tokens(self._input_ids.unsqueeze(0))
+
+    def _watch(self, index: int, block: Any) -> None:
+        seen: dict[str, Any] = {}
+
+        def keep(name: str) -> Callable[..., None]:
+            def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+                seen[name] = inputs[0].unsqueeze(0)
+
+            return hook
+
+        def normed(read: str, state: str) -> Callable[..., None]:
+            # A norm takes (attention's or the FFN's output, residual) and gives (normed, their sum): the sum is the
+            # state. The first takes the state alone.
+            def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+                normed, hidden = output if isinstance(output, tuple) else (output, inputs[0])
+                # The next norm adds to the sum in place.
+                seen[read], seen[state] = normed.unsqueeze(0), hidden.clone().unsqueeze(0)
+
+            return hook
+
+        def leave(_: nn.Module, __: tuple[Any, ...], ___: Any) -> None:
+            taps = LayerTaps(rotary=self._rotary(block.self_attn.rotary_emb), **seen)
+            seen.clear()
+            for stream in self._passes:
+                stream.layer(index, taps)
+
+        block.input_layernorm.register_forward_hook(normed("attention_input", "hidden"))
+        block.self_attn.o_proj.register_forward_pre_hook(keep("heads"))
+        block.post_attention_layernorm.register_forward_hook(normed("ffn_input", "middle"))
+        block.mlp.down_proj.register_forward_pre_hook(keep("units"))
+        block.register_forward_hook(leave)
+
+    def _rotary(self, rotary: Any) -> tuple[Tensor, Tensor]:
+        """Cos and sin of each token's position, `[1, T, rotated]`, from the table that the base itself uses."""
+        cos, sin = rotary.cos_sin_cache[self._positions].chunk(2, dim=-1)  # [T, rotated / 2]
+        return torch.cat((cos, cos), dim=-1).unsqueeze(0), torch.cat((sin, sin), dim=-1).unsqueeze(0)
+
+    def _end(self, _: nn.Module, __: tuple[Tensor, ...], output: Any) -> tuple[Tensor, Tensor]:
+        normed, hidden = output
+        passes, self._passes = self._passes, []
+        self._input_ids = self._positions = None
+        inserted = []
+        for stream in passes:
+            stream.final(hidden.unsqueeze(0), normed.unsqueeze(0))
+            assert stream.state is not None
+            inserted.append(stream.state[0, :, normed.shape[-1] :])
+        return torch.cat((normed, *(part.to(normed.dtype) for part in inserted)), dim=-1), hidden
