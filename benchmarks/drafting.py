@@ -55,9 +55,11 @@ def held_out_prompts(data: Path, per_category: int) -> list[dict[str, str]]:
     return [row for rows in found.values() for row in rows[:per_category]]
 
 
+def adapter_config(arguments: argparse.Namespace) -> OtterConfig:
+    return OtterConfig(layers=LAYERS, signal=DraftConfig(sequential=not arguments.independent))
+
+
 def train_otter(arguments: argparse.Namespace, base: Any, tokenizer: Any, prompts: list[Any]) -> None:
-    signal = DraftConfig(sequential=not arguments.independent)
-    config = OtterConfig(layers=LAYERS, signal=signal)
     how = TrainingConfig(epochs=arguments.epochs, batch_size=16, learning_rate=1e-3, evaluations_per_epoch=2)
     torch.manual_seed(0)
     run = Run(arguments.out / arguments.label, how, eval_fraction=0.05, record=arguments.record)
@@ -66,15 +68,16 @@ def train_otter(arguments: argparse.Namespace, base: Any, tokenizer: Any, prompt
     shared, own = arguments.out / "continuations.jsonl", run.out / "continuations.jsonl"
     if shared.exists() and not own.exists():
         own.symlink_to(shared.resolve())
-    print(arguments.label, train_draft(base, tokenizer, prompts, config, PROMPT, NEW, run), flush=True)
+    print(arguments.label, train_draft(base, tokenizer, prompts, adapter_config(arguments), PROMPT, NEW, run), flush=True)
 
 
 def train_medusa(arguments: argparse.Namespace, base: Any, tokenizer: Any, prompts: list[Any]) -> None:
     examples = continue_prompts(base, tokenizer, prompts, arguments.out / "continuations.jsonl", PROMPT, NEW)
     how = TrainingConfig(epochs=arguments.epochs, batch_size=16, learning_rate=1e-3, evaluations_per_epoch=2)
     kept, held = Run(arguments.out, how, eval_fraction=0.05).split(examples, base)
-    model, heads = OtterModel(base), MedusaHeads(base)
-    source = RecordedBase(model, examples, arguments.out / "medusa" / "recording")
+    # The recording of the base that the adapter was trained on holds all that Medusa reads, and more.
+    model, heads = OtterModel(base, adapter_config(arguments)), MedusaHeads(base)
+    source = RecordedBase(model, examples, arguments.out / arguments.label / "recording")
     metrics = train(MedusaObjective(model, source, heads), kept, held, how, arguments.out / "medusa")
     save_model(heads, str(arguments.out / "medusa" / "heads.safetensors"))
     (arguments.out / "medusa" / "metrics.json").write_text(json.dumps(metrics))

@@ -1,5 +1,6 @@
 """Tiny random bases and adapters that every test shares; nothing here touches the network."""
 
+import importlib.util
 import os
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,9 @@ from otterlm.errors import OtterError
 from otterlm.model import OtterModel
 
 torch.set_num_threads(1)
+
+# The engine's tests have an environment of their own: make test-vllm.
+collect_ignore = [] if importlib.util.find_spec("vllm") else ["engine"]
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 WIDTH, LAYERS, VOCABULARY = 32, 4, 97

@@ -127,7 +127,7 @@ class HeadNorm(nn.Module):
 class Joint(nn.Linear):
     """A projection of what the base computed and what was inserted, side by side: [A B] of the paper."""
 
-    def forward(self, base: Tensor, inserted: Tensor) -> Tensor:
+    def forward(self, base: Tensor, inserted: Tensor) -> Tensor:  # type: ignore[override]
         """`[..., base channels]`, `[..., inserted channels]` to `[..., d']`."""
         return super().forward(torch.cat((base, inserted), dim=-1))
 

@@ -1,3 +1,3 @@
-"""Which of vLLM's architectures can be widened: those whose blocks have the parts of `otterlm.engines.vllm.widening`."""
+"""Which of vLLM's architectures can be widened: those whose blocks have the parts that `widening` reads."""
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")

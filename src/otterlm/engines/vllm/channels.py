@@ -2,7 +2,8 @@
 
 vLLM returns numbers beside tokens in one place only, the log probabilities. Every reward adapter of an exported folder
 has a *channel*, a token id whose log probability is the reward plus an offset, in the rows of requests that ask for it.
-The token's own logit is put back before anything is sampled.
+The token's own logit is put back before anything is sampled; of the log probabilities of such a row, the others are
+those of a vocabulary without its channels.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -51,7 +52,7 @@ def encode(rewards: Tensor, logits: Tensor) -> Tensor:
 
     Args:
         rewards: `[N]`.
-        logits: `[N, V]`.
+        logits: `[N, V]`, minus infinity at the channels.
 
     Returns:
         `[N]`, float32.

@@ -28,8 +28,8 @@ def request(folder: str | Path, **settings: Any) -> dict[str, Any]:
 
 
 def rewards(folder: str | Path, output: Any) -> dict[str, list[float]]:
-    """The rewards beside the tokens of an offline `CompletionOutput` that was asked for with `rewards=1`: of each token,
-    that of the text it was chosen after."""
+    """The rewards beside the tokens of an offline `CompletionOutput` that was asked for with `rewards=1`: of each
+    token, that of the text it was chosen after."""
     config: Any = AutoConfig.from_pretrained(folder)
     return rewards_of(output.logprobs or (), config.otter_channels)
 

@@ -4,7 +4,8 @@
         "method": "custom_class", "model": "otterlm.engines.vllm.drafts.DraftProposer", "num_speculative_tokens": 4})
 
 vLLM calls a custom proposer with tokens alone, so the states are taken from the model, which keeps those of its latest
-`compute_logits`. vLLM runs no logits processors of plugins beside speculation: such an engine drafts, and does not steer.
+`compute_logits`. vLLM runs no logits processors of plugins beside speculation: such an engine drafts and does not
+steer.
 """
 
 from typing import Any

@@ -68,7 +68,8 @@ class Otter:
         }
         model: Any = self
         for name, adapter in adapters.items():
-            for index, layer in adapter.stream.layers.items():
+            inserted: dict[str, Any] = dict(adapter.stream.layers.items())
+            for index, layer in inserted.items():
                 kernel = model.model.layers[int(index)].self_attn.attn
                 layer.attention.attach(vllm_config, f"model.layers.{index}.otter_{name}.attn", kernel)
         model.otter = nn.ModuleDict(adapters)

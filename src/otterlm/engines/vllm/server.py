@@ -132,8 +132,8 @@ class _Rewriter:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            headers = dict(message["headers"])
-            self._streams = headers.get(b"content-type", b"").startswith(b"text/event-stream")
+            kinds = [value for name, value in message["headers"] if name.lower() == b"content-type"]
+            self._streams = any(kind.startswith(b"text/event-stream") for kind in kinds)
             self._start = message
             if self._streams:
                 await self._send(message)

@@ -9,8 +9,8 @@
     otter_guard      the adapter whose reward that is; may be left out where there is one
     otter_rewards    1: the reward of every reward adapter beside every token
 
-What is ended, or given out, goes through the adapters' channels (`otterlm.engines.vllm.channels`): the request must have
-them among `stop_token_ids`, or `logprob_token_ids`. `sampling_arguments` does that, and the server's routes do.
+What is ended, or given out, goes through the adapters' channels (`otterlm.engines.vllm.channels`): the request must
+have them among `stop_token_ids`, or `logprob_token_ids`. `sampling_arguments` says which.
 """
 
 import math

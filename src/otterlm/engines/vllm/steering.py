@@ -1,8 +1,8 @@
 """The logits processor: steers every request as it asked, ends those under their threshold, and writes the channels.
 
 Settings belong to requests, so requests with different ones share a batch; rows that ask for nothing are not touched.
-vLLM has two model runners, with an interface each, and takes a plugin for both: `LogitsProcessor` and `LogitsProcessorV2`.
-The first runner takes log probabilities before it calls `apply`, the second after.
+vLLM has two model runners, with an interface each, and takes a plugin for both: `LogitsProcessor` and
+`LogitsProcessorV2`. The first runner takes log probabilities before it calls `apply`, the second after.
 """
 
 from collections.abc import Callable, Hashable, Iterable
@@ -149,12 +149,14 @@ class Steering(LogitsProcessor, LogitsProcessorV2):
         return self._shared.model.signal(name, torch.tensor(rows, device=device))
 
     def _write(self, rows: Rows, logits: Tensor) -> None:
-        for name, own in rows_by(rows, lambda request: request.channels):
+        asked = rows_by(rows, lambda request: request.channels)
+        for name, own in asked:
             channel = self._channels[name]
+            self._kept += [(row, channel, logits[row, channel].clone()) for row in own]
+            logits[own, channel] = -torch.inf
+        for name, own in asked:
             rewards = self._signal(name, own, logits.device).prefix[:, 0]
-            for row, logit in zip(own, encode(rewards, logits[own]), strict=True):
-                self._kept.append((row, channel, logits[row, channel].clone()))
-                logits[row, channel] = logit.to(logits.dtype)
+            logits[own, self._channels[name]] = encode(rewards, logits[own]).to(logits.dtype)
 
     def _restore(self, logits: Tensor) -> None:
         for row, channel, logit in self._kept:

@@ -68,7 +68,7 @@ class ShardedJoint(Joint):
         self.inserted = nn.Parameter(whole.weight[:, base:].clone(), requires_grad=False)
         self.bias = whole.bias
 
-    def forward(self, base: Tensor, inserted: Tensor) -> Tensor:
+    def forward(self, base: Tensor, inserted: Tensor) -> Tensor:  # type: ignore[override]
         """See `Joint`, with this process's part of the base channels."""
         of_base = tensor_model_parallel_all_reduce(F.linear(base[0], self.base))
         return of_base.unsqueeze(0) + F.linear(inserted, self.inserted, self.bias)
@@ -89,12 +89,11 @@ class Widening:
     """The hooks.
 
     Args:
-        decoder: of vLLM.
+        decoder: the model inside a causal language model of vLLM.
         streams: by adapter, in the order in which their h' are appended.
     """
 
-    def __init__(self, decoder: nn.Module, streams: dict[str, InsertedStream]) -> None:
-        self._decoder: Any = decoder
+    def __init__(self, decoder: Any, streams: dict[str, InsertedStream]) -> None:
         self._streams = streams
         self._passes: list[StreamPass] = []
         self._input_ids: Tensor | None = None
