@@ -1,0 +1,220 @@
+"""The vLLM plugin under load. In the engine's environment (`make test-vllm` sets it up):
+
+    .venv-vllm/bin/python benchmarks/serving.py throughput --folder FOLDER --base BASE_FOLDER
+    .venv-vllm/bin/python benchmarks/serving.py soak --folder FOLDER
+
+`throughput` sets the base, the exported folder, and guidance on every request side by side, in turn, each time in an
+engine of its own. `soak` sends a server on this machine requests with random settings, cancels some, sends some wrong
+ones, and watches its memory.
+"""
+
+import argparse
+import asyncio
+import json
+import math
+import multiprocessing
+import os
+import random
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import httpx
+import psutil
+
+NEW = 64
+WORDS = ("the", "otter", "swims", "under", "a", "bridge", "and", "finds", "seven", "stones", "before", "it", "rains")
+
+
+def prompt(generator: random.Random, longest: int = 30) -> str:
+    return " ".join(generator.choice(WORDS) for _ in range(generator.randint(2, longest)))
+
+
+def speeds(folder: str, settings: dict[str, Any], batches: list[int]) -> dict[int, float]:
+    """Tokens a second of each batch size, by an engine of its own."""
+    os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    from vllm import LLM, SamplingParams
+
+    from otterlm.engines.vllm import client
+
+    llm = LLM(model=folder, dtype="float32", enforce_eager=True, max_model_len=512, max_num_seqs=max(batches))
+    own = client.request(folder, **settings) if settings else {}
+    parameters = SamplingParams(temperature=0, max_tokens=NEW, ignore_eos=True, **own)
+    found = {}
+    for size in batches:
+        prompts = [prompt(random.Random(index)) for index in range(size)]
+        llm.generate(prompts, SamplingParams(temperature=0, max_tokens=4, ignore_eos=True, **own), use_tqdm=False)
+        started = time.perf_counter()
+        llm.generate(prompts, parameters, use_tqdm=False)
+        found[size] = size * NEW / (time.perf_counter() - started)
+    return found
+
+
+def throughput(arguments: argparse.Namespace) -> dict[str, Any]:
+    methods: dict[str, tuple[str, dict[str, Any]]] = {
+        "plain": (arguments.base, {}),
+        "stream on": (arguments.folder, {}),
+        "rewards out": (arguments.folder, {"rewards": 1}),
+        "guidance": (arguments.folder, {"weight": 2.0}),
+    }
+    runs: dict[str, list[dict[int, float]]] = {name: [] for name in methods}
+    for _ in range(arguments.repeats):
+        for name, (folder, settings) in methods.items():
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+                runs[name].append(pool.submit(speeds, folder, settings, arguments.batches).result())
+            print(name, runs[name][-1], file=sys.stderr, flush=True)
+    median = {
+        name: {size: statistics.median(run[size] for run in found) for size in arguments.batches}
+        for name, found in runs.items()
+    }
+    rows = [
+        {
+            "method": name,
+            "batch": size,
+            "tokens_per_second": median[name][size],
+            "over_plain": median[name][size] / median["plain"][size],
+        }
+        for name in methods
+        for size in arguments.batches
+    ]
+    return {"rows": rows, "repeats": arguments.repeats, "new_tokens": NEW}
+
+
+WRONG = (
+    {"otter_weight": "much"},
+    {"otter_weight": 1.0, "otter_signal": "nobody"},
+    {"otter_weight": 1.0, "otter_top_k": 10**9},
+    {"otter_rewards": 7},
+    {"otter_unheard": 1},
+)
+
+
+async def one(http: httpx.AsyncClient, model: str, number: int) -> str:
+    """Sends one request; returns what became of it."""
+    generator = random.Random(number)
+    body: dict[str, Any] = {
+        "model": model,
+        "prompt": prompt(generator),
+        "max_tokens": generator.randint(1, 40),
+        "temperature": generator.choice([0.0, 0.7, 1.0]),
+        "stream": True,
+        "return_token_ids": True,
+        "ignore_eos": True,
+    }
+    own: dict[str, Any] = {}
+    if generator.random() < 0.6:
+        own["otter_rewards"] = 1
+    if generator.random() < 0.5:
+        own |= {"otter_weight": generator.uniform(-3, 3)}
+        if generator.random() < 0.5:
+            own["otter_top_k"] = generator.randint(1, 50)
+    if generator.random() < 0.2:
+        own |= {"otter_threshold": generator.uniform(-2, 1), "otter_patience": generator.randint(1, 4)}
+    wrong = generator.random() < 0.05
+    if wrong:
+        own |= generator.choice(WRONG)
+    if own:
+        body["vllm_xargs"] = own
+    cancelled_after = generator.randint(1, 10) if generator.random() < 0.1 else math.inf
+    tokens, rewards, stopped = 0, 0, False
+    async with http.stream("POST", "/v1/completions", json=body) as answer:
+        if wrong:
+            text = (await answer.aread()).decode()
+            assert answer.status_code == 400, (answer.status_code, own, text)
+            assert "otter_" in text, text
+            return "refused"
+        assert answer.status_code == 200, (answer.status_code, own, (await answer.aread()).decode())
+        async for line in answer.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            choice = json.loads(line[6:])["choices"][0]
+            tokens += len(choice.get("token_ids") or ())
+            found = choice.get("otter", {}).get("rewards", {})
+            assert bool(found) == bool(own.get("otter_rewards") and choice.get("token_ids")), choice
+            rewards += len(next(iter(found.values()), ()))
+            stopped |= str(choice.get("stop_reason")).startswith("otter")
+            if tokens > cancelled_after:
+                return "cancelled"
+    assert stopped or tokens == body["max_tokens"], (tokens, body["max_tokens"])
+    assert not own.get("otter_rewards") or rewards == tokens, (rewards, tokens)
+    return "stopped" if stopped else "whole"
+
+
+def memory(process: psutil.Process) -> int:
+    """Bytes that a process and its children hold for themselves."""
+    return sum(each.memory_full_info().uss for each in [process, *process.children(recursive=True)])
+
+
+async def load(server: psutil.Process, arguments: argparse.Namespace) -> dict[str, Any]:
+    limits = httpx.Limits(max_connections=arguments.at_once)
+    outcomes: dict[str, int] = {}
+    held = []
+    async with httpx.AsyncClient(base_url=arguments.url, timeout=600, limits=limits) as http:
+        model = (await http.get("/v1/models")).json()["data"][0]["id"]
+        started = time.perf_counter()
+        for first in range(0, arguments.requests, 100):
+            for outcome in await asyncio.gather(
+                *(one(http, model, number) for number in range(first, min(first + 100, arguments.requests)))
+            ):
+                outcomes[outcome] = outcomes.get(outcome, 0) + 1
+            held.append(memory(server))
+        seconds = time.perf_counter() - started
+    middle = held[len(held) // 2 - 1]
+    return {"outcomes": outcomes, "seconds": seconds, "bytes": held, "end_over_middle": held[-1] / middle}
+
+
+def soak(arguments: argparse.Namespace) -> dict[str, Any]:
+    environment = os.environ | {"VLLM_PLUGINS": "otter", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    # The CPU build's own command looks for a package of another name.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", arguments.folder]
+    command += [
+        "--dtype",
+        "float32",
+        "--enforce-eager",
+        "--max-model-len",
+        "256",
+        "--max-num-seqs",
+        "16",
+        "--port",
+        str(arguments.port),
+    ]
+    command += ["--max-num-batched-tokens", "128"]
+    arguments.url = f"http://127.0.0.1:{arguments.port}"
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as server:
+        try:
+            for _ in range(300):
+                time.sleep(1)
+                if server.poll() is not None:
+                    raise SystemExit(f"the server ended with {server.returncode}")
+                try:
+                    if httpx.get(f"{arguments.url}/health", timeout=5).status_code == 200:
+                        break
+                except httpx.HTTPError:
+                    continue
+            found = asyncio.run(load(psutil.Process(server.pid), arguments))
+            assert server.poll() is None, "the server died"
+            return found
+        finally:
+            server.terminate()
+            server.wait(60)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["throughput", "soak"])
+    parser.add_argument("--folder", required=True, help="an exported folder")
+    parser.add_argument("--base", help="the base's folder")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 32])
+    parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--at-once", type=int, default=24)
+    parser.add_argument("--port", type=int, default=8123)
+    arguments = parser.parse_args()
+    print(json.dumps({"throughput": throughput, "soak": soak}[arguments.what](arguments)))
+
+
+if __name__ == "__main__":
+    main()
