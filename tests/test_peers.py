@@ -137,6 +137,27 @@ def test_what_was_rejected_leaves_no_trace_in_the_cache(otter) -> None:
     assert output.sequences.shape == (2, 7 + NEW)
 
 
+def test_a_processor_beside_reads_the_signals_of_its_text(otter) -> None:
+    """Also where a rejected segment was read last."""
+    seen = []
+
+    def listen(input_ids: Tensor, scores: Tensor) -> Tensor:
+        seen.append((input_ids.clone(), otter.signal("reward").prefix.clone()))
+        return scores
+
+    torch.manual_seed(1)
+    loop = RejectionSampling(50.0, alpha=0.9, beta=0.3, shortest=1, longest=3, entropy=1.0, attempts=4)
+    output = generate(otter, custom_generate=loop, logits_processor=[listen], **SAMPLE)
+    assert sum(output.attempts) > sum(output.segments)
+    mask = batch()["attention_mask"]
+    with torch.no_grad():
+        for number, (texts, values) in enumerate(seen):
+            index = number % 2  # the rows in turn, each in all places
+            text = torch.cat((texts[index, :7][mask[index].bool()], texts[index, 7:]))
+            own = otter(input_ids=text[None]).signals["reward"].prefix[0, -1]
+            close(values[index, -1], own, 1e-3)
+
+
 def test_accepting_all_samples_from_the_base(otter) -> None:
     """With a threshold below every reward it is sampling: the first token has the base's distribution."""
     torch.manual_seed(0)

@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 
 from otterlm.decoding.checks import check_count, check_weight
 from otterlm.decoding.prompt import read_prompt
-from otterlm.decoding.rows import join_rows, process_row
+from otterlm.decoding.rows import Reading, join_rows, process_row
 from otterlm.errors import OtterError
 from otterlm.masks import additive
 from otterlm.model import OtterModel
@@ -101,14 +101,14 @@ class RejectionSampling:
         most = generation_config.max_new_tokens or 0
         prompt = read_prompt(model, input_ids, model_kwargs, most)
         seen = prompt.seen.bool()  # a rejected segment stays in the cache, unseen
-        rows = [Segments(ids[seen[index]], prompt.output.logits[index, -1]) for index, ids in enumerate(input_ids)]
+        rows = [Segments(ids[seen[index]], Reading.of(prompt.output, index, -1)) for index, ids in enumerate(input_ids)]
         everyone = list(range(len(rows)))
         first = [
             (1 - self.alpha) * reward + self.alpha * self.threshold
             for reward in self._rewards(model, prompt.output, rows, everyone)
         ]
         while not all(row.ended for row in rows):
-            chosen = [self._sample(rows, index, input_ids, logits_processor) for index in everyone]
+            chosen = [self._sample(model, rows, index, input_ids, logits_processor) for index in everyone]
             token = torch.stack(chosen)  # [B, 1]
             slot = seen.shape[1]
             seen = torch.cat((seen, seen.new_ones(len(rows), 1)), dim=-1)
@@ -122,7 +122,7 @@ class RejectionSampling:
             for index, row in enumerate(rows):
                 if row.ended:
                     continue
-                row.read(token[index], output.logits[index, -1], slot)
+                row.read(token[index], Reading.of(output, index, -1), slot)
                 whole = torch.cat((input_ids[index], row.response))
                 row.ends = bool(stopping_criteria(whole[None], None).all())
                 if row.ends or self._segment_ends(row):
@@ -150,18 +150,23 @@ class RejectionSampling:
     def _segment_ends(self, row: "Segments") -> bool:
         if len(row.slots) >= self.longest:
             return True
-        chances = row.logits.float().log_softmax(dim=-1)
+        chances = row.reading.logits.float().log_softmax(dim=-1)
         return len(row.slots) >= self.shortest and float(-(chances.exp() * chances).sum()) >= self.entropy
 
     def _sample(
-        self, rows: list["Segments"], index: int, input_ids: Tensor, logits_processor: LogitsProcessorList
+        self,
+        model: OtterModel,
+        rows: list["Segments"],
+        index: int,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
     ) -> Tensor:
         """The next token of a row, `[1]`; anything for a row that has ended."""
         row = rows[index]
         if row.ended:
             return row.tokens[-1:]
         whole = torch.cat((input_ids[index], row.response))
-        scores = process_row(logits_processor, whole, row.logits, index, len(rows))
+        scores = process_row(model, logits_processor, whole, row.reading, index, len(rows))
         return torch.multinomial(scores.softmax(dim=-1), 1)
 
     def _rewards(self, model: OtterModel, output: Any, rows: list["Segments"], judged: list[int]) -> list[float]:
@@ -176,7 +181,7 @@ class _Candidate:
 
     reward: float
     tokens: Tensor
-    logits: Tensor
+    reading: Reading
     slots: list[int]
     ends: bool
 
@@ -186,21 +191,21 @@ class Segments:
 
     Attributes:
         tokens: prompt (without padding), segments taken and the one being sampled.
-        logits: `[V]`, of the token after them.
+        reading: of the pass that read the last of them.
         slots: where the segment being sampled is in the KV cache.
         ends: whether the response would end with it.
         ended: whether the response has ended.
         taken, sampled: how many segments.
     """
 
-    def __init__(self, prompt: Tensor, logits: Tensor) -> None:
+    def __init__(self, prompt: Tensor, reading: Reading) -> None:
         self.tokens = prompt
-        self.logits = logits
+        self.reading = reading
         self.slots: list[int] = []
         self.ends = self.ended = False
         self.taken = self.sampled = 0
         self._prompt = len(prompt)
-        self._start = (prompt, logits)
+        self._start = (prompt, reading)
         self._rejected: list[_Candidate] = []
 
     @property
@@ -208,10 +213,10 @@ class Segments:
         """The tokens after the prompt."""
         return self.tokens[self._prompt :]
 
-    def read(self, token: Tensor, logits: Tensor, slot: int) -> None:
+    def read(self, token: Tensor, reading: Reading, slot: int) -> None:
         """Adds a token that a pass has read into a slot of the cache."""
         self.tokens = torch.cat((self.tokens, token))
-        self.logits = logits
+        self.reading = reading
         self.slots.append(slot)
 
     def judge(self, reward: float, accepted: bool, attempts: int) -> tuple[list[int], list[int]]:
@@ -220,17 +225,17 @@ class Segments:
         Returns:
             The slots of the cache to hide and the ones to show again.
         """
-        here = _Candidate(reward, self.tokens, self.logits, self.slots, self.ends)
+        here = _Candidate(reward, self.tokens, self.reading, self.slots, self.ends)
         self.sampled += 1
         taken = here
         if not accepted:
             self._rejected.append(here)
             if len(self._rejected) < attempts:
-                self.tokens, self.logits = self._start
+                self.tokens, self.reading = self._start
                 self.slots = []
                 return here.slots, []
             taken = max(self._rejected, key=lambda candidate: candidate.reward)
-        self.tokens, self.logits, self.ended = taken.tokens, taken.logits, taken.ends
-        self._start, self._rejected, self.slots = (taken.tokens, taken.logits), [], []
+        self.tokens, self.reading, self.ended = taken.tokens, taken.reading, taken.ends
+        self._start, self._rejected, self.slots = (taken.tokens, taken.reading), [], []
         self.taken += 1
         return (here.slots, taken.slots) if taken is not here else ([], [])

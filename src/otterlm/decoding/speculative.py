@@ -20,7 +20,7 @@ from otterlm.cache import keep_path
 from otterlm.decoding.checks import check_count
 from otterlm.decoding.draft_tree import DraftTree
 from otterlm.decoding.prompt import read_prompt
-from otterlm.decoding.rows import join_rows, process_row
+from otterlm.decoding.rows import Reading, join_rows, process_row
 from otterlm.decoding.stop import RewardStop
 from otterlm.errors import OtterError
 from otterlm.masks import tree_mask
@@ -212,11 +212,8 @@ class _Row:
 
     def choose(self, model: OtterModel, output: Any, position: int) -> int:
         """Appends the next token, chosen from what a pass says at a position of this row."""
-        # Processors read the latest signals: they become those of this token, as if the pass had been of it alone.
-        states = {name: signal.state[self._index, position] for name, signal in output.signals.items()}
-        model.read_signals({name: state.expand(self._batch, 1, -1) for name, state in states.items()})
-        logits = output.logits[self._index, position]
-        scores = process_row(self._processor, self.tokens, logits, self._index, self._batch)[None]  # [1, V]
+        reading = Reading.of(output, self._index, position)
+        scores = process_row(model, self._processor, self.tokens, reading, self._index, self._batch)[None]  # [1, V]
         token = torch.multinomial(scores.softmax(dim=-1), 1)[0] if self._sample else scores.argmax(dim=-1)  # [1]
         self.tokens = torch.cat((self.tokens, token))
         self.ended = bool(self._criteria(self.tokens[None], scores).all())
