@@ -36,26 +36,36 @@ def _processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def write(out: Path, task: str, rows: list[dict[str, Any]], settings: dict[str, Any]) -> None:
-    """Writes `OUT/TASK.json`, with the machine, and `OUT/TASK.png`."""
+def write(
+    out: Path, task: str, rows: list[dict[str, Any]], settings: dict[str, Any], x: str, y: str, mark: str | None = None
+) -> None:
+    """Writes `OUT/TASK.json`, with the machine, and `OUT/TASK.png`.
+
+    Args:
+        out: a folder; made if need be.
+        task: what was measured.
+        rows: with `method`.
+        settings: what else the numbers depend on.
+        x, y: the columns drawn against each other.
+        mark: the column that sizes the marks, from 0 on; None: all alike.
+    """
     out.mkdir(parents=True, exist_ok=True)
     result = {"task": task, "settings": settings, "machine": machine(), "rows": rows}
     write_text(out / f"{task}.json", json.dumps(result, indent=2) + "\n")
-    plot_overhead(rows, out / f"{task}.png")
+    _plot(rows, out / f"{task}.png", x, y, mark)
 
 
-def plot_overhead(rows: list[dict[str, Any]], path: Path) -> None:
-    """Extra time against extra space, one mark a method and setting."""
+def _plot(rows: list[dict[str, Any]], path: Path, x: str, y: str, mark: str | None) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
+    largest = max((row[mark] for row in rows), default=0) if mark else 0
     for method in dict.fromkeys(row["method"] for row in rows):
-        own = [row for row in rows if row["method"] == method]
-        space = [1 + 100 * (1 - row["extra_space_saved"]) for row in own]
-        axes.scatter([row["measured_slowdown"] for row in own], space, label=method, alpha=0.7)
-    axes.set(
-        xscale="log", yscale="log", xlabel="time, of plain decoding's", ylabel="1 + extra parameters, % of the base"
-    )
-    axes.legend(fontsize="small")
+        own = [row for row in rows if row["method"] == method and None not in (row[x], row[y])]
+        sizes = [30 + 400 * row[mark] / largest if mark and largest else 40 for row in own]
+        axes.scatter([row[x] for row in own], [row[y] for row in own], s=sizes, label=method, alpha=0.7)
+    sized = f"; size of a mark: {mark.replace('_', ' ')}" if mark else ""
+    axes.set(xlabel=x.replace("_", " ") + sized, ylabel=y.replace("_", " "))
+    axes.legend(fontsize="small", markerscale=0.5)
     figure.savefig(path, dpi=130)

@@ -23,7 +23,8 @@ def read_prompts(source: str | Path) -> list[tuple[tuple[str, str], ...]]:
 
     Args:
         source: see `otterlm.training.records.read_records`. Of each record `prompt` (a text or chat messages), else
-            `question`, else `text`, else what precedes the response in `chosen` (of preference pairs).
+            `question`, else `text`, else the first of `turns` (as MT-Bench has them), else what precedes the response
+            in `chosen` (of preference pairs).
 
     Raises:
         OtterError: it cannot be read, a row has none of the columns, or there are no rows.
@@ -33,9 +34,9 @@ def read_prompts(source: str | Path) -> list[tuple[tuple[str, str], ...]]:
         where = f"{source}, row {number}"
         if not isinstance(record, dict):
             raise OtterError(f"{where}: expected an object with named columns, found {type(record).__name__}")
-        column = next((name for name in ("prompt", "question", "text", "chosen") if record.get(name)), None)
+        column = next((name for name in ("prompt", "question", "text", "turns", "chosen") if record.get(name)), None)
         if column is None:
-            raise OtterError(f"{where}: no column prompt, question, text or chosen")
+            raise OtterError(f"{where}: no column prompt, question, text, turns or chosen")
         prompts[_turns(record[column], column, where)] = None
     if not prompts:
         raise OtterError(f"{source} holds no prompts")
@@ -46,6 +47,8 @@ def _turns(value: Any, column: str, where: str) -> tuple[tuple[str, str], ...]:
     if column == "chosen":
         dialogue: Dialogue = parse_dialogue(value, where)
         return dialogue.prompt or (("user", dialogue.response),)
+    if column == "turns" and isinstance(value, list):
+        value = value[0]
     if isinstance(value, str):
         return (("user", value),)
     try:

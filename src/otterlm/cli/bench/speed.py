@@ -1,0 +1,66 @@
+"""`otter bench speed`: drafts beside the base, Medusa and prompt lookup."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from otterlm.bases import load_tokenizer
+from otterlm.bench import report
+from otterlm.bench.speed import PROMPTS, measure, methods_of
+from otterlm.cli.groups import Machine, grouped
+from otterlm.cli.options import AsJson, Base, NamedAdapters, console, named_adapters, print_json
+from otterlm.training.continuations import read_prompts
+
+
+@grouped
+def command(
+    base: Base,
+    adapter: NamedAdapters,
+    data: Annotated[
+        str | None, typer.Option(help="Prompts, as for otter train draft; six of our own by default.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="So many prompts, spread over all.", min=1)] = None,
+    drafts: Annotated[list[int] | None, typer.Option(help="Size of a draft tree; may be repeated.", min=1)] = None,
+    medusa: Annotated[
+        Path | None, typer.Option(help="Folder of trained Medusa heads: heads.safetensors and metrics.json.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    quick: Annotated[bool, typer.Option("--quick", help="Two prompts, within three minutes on two cores.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results; an interrupted run found there is gone on with.")
+    ] = None,
+    machine: Machine = Machine(),
+    as_json: AsJson = False,
+) -> None:
+    """Tokens a second and acceptance length of greedy decoding, one sequence at a time."""
+    prompts = [(("user", prompt),) for prompt in PROMPTS] if data is None else read_prompts(data)
+    sizes = drafts or [4, 8, 16]
+    if quick:
+        limit, sizes, max_new_tokens = 2, [8], 24
+    if limit is not None and limit < len(prompts):
+        prompts = [prompts[index * len(prompts) // limit] for index in range(limit)]
+    methods = methods_of(machine.load(base), named_adapters(adapter), medusa, sizes)
+    lines = None if out is None else out / "speed.jsonl"
+    rows = [row.to_dict() for row in measure(methods, load_tokenizer(base), prompts, max_new_tokens, path=lines)]
+    if out is not None:
+        used = {"base": base, "data": data, "max_new_tokens": max_new_tokens}
+        report.write(out, "speed", rows, used, "speed_over_base", "acceptance_length", "extra_parameters")
+    if as_json:
+        print_json({"rows": rows, "machine": report.machine()})
+        return
+    table = Table(title=f"{len(prompts)} prompts, {max_new_tokens} tokens, greedy")
+    for column in ("", "parameters", "tokens/s", "over the base", "tokens a pass", "same tokens"):
+        table.add_column(column, justify="left" if not column else "right")
+    for row in rows:
+        length = row["acceptance_length"]
+        table.add_row(
+            row["method"],
+            f"{row['extra_parameters']:,}",
+            f"{row['tokens_per_second']:.1f}",
+            f"{row['speed_over_base']:.2f}x",
+            "" if length is None else f"{length:.2f}",
+            f"{row['identical']} of {row['prompts']}",
+        )
+    console.print(table)

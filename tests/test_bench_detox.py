@@ -1,0 +1,110 @@
+"""The detoxification bench: the same prompts and seeds for all, samples that the judge rates, gone on with."""
+
+import json
+
+import pytest
+import torch
+from conftest import add_tiny_adapter, randomize, tiny_base, tokens
+from test_cli import answer, base, otter, refusal  # noqa: F401 - fixtures
+from test_packing import WORDS
+
+from otterlm.bench import detox
+from otterlm.cli.bench import detox as command
+from otterlm.config import ContrastConfig
+from otterlm.model import OtterModel
+
+
+class Vowels:
+    """A judge: the share of samples' words that are `a`; over the threshold with one."""
+
+    threshold = 0.01
+
+    def __call__(self, texts):
+        return [text.split().count("a") / max(1, len(text.split())) for text in texts]
+
+
+def fake_perplexity(_):
+    return lambda prompts, texts: [float("nan"), *[4.0] * (len(texts) - 1)]
+
+
+@pytest.fixture
+def contrast(tmp_path):
+    model = OtterModel(tiny_base(vocab_size=len(WORDS)))
+    add_tiny_adapter(model, "contrast", signal=ContrastConfig(rank=8))
+    model.save_pretrained(tmp_path / "contrast")
+    return tmp_path / "contrast"
+
+
+def test_command(answer, refusal, base, contrast, tmp_path, monkeypatch) -> None:  # noqa: F811
+    monkeypatch.setattr(command, "Profanity", Vowels)
+    monkeypatch.setattr(command, "Perplexity", fake_perplexity)
+    (tmp_path / "p.jsonl").write_text(
+        "".join(json.dumps({"prompt": {"text": " ".join(WORDS[10 : 12 + n])}}) + "\n" for n in range(5))
+    )
+    data = ("--data", f"some={tmp_path / 'p.jsonl'}", "--text-column", "prompt.text", "--limit", 4)
+    asked = ("bench", "detox", "--base", base, "--adapter", contrast, *data, "--batch", 3, "--two-prompts")
+    experts = ("--expert", base, "--anti-expert", base)
+    result = answer(*asked, *experts, "--fluency", "m", "--out", tmp_path / "out")
+    rows = {row["method"]: row for row in result["rows"]}
+    assert list(rows) == ["base", "Otter", "DExperts", "two prompts"]
+    assert all(row["prompts"] == 4 and row["prompt_set"] == "some" for row in rows.values())
+    assert all(row["perplexity"] == pytest.approx(4.0) for row in rows.values())
+    assert all(0 <= row["any_profanity"] <= 1 and 0 <= row["distinct_2"] <= 1 for row in rows.values())
+    # Experts that are the base itself cancel each other: its samples, from the same seeds.
+    shared = ("max_profanity", "any_profanity", "distinct_1", "distinct_3")
+    assert [rows["DExperts"][key] for key in shared] == [rows["base"][key] for key in shared]
+    assert rows["DExperts"]["extra_space_saved"] == 0
+    assert 0 < rows["Otter"]["extra_space_saved"] < 1
+    assert (tmp_path / "out" / "detox.png").stat().st_size > 1000
+    again = answer(*asked, *experts, "--fluency", "m", "--out", tmp_path / "out")
+    assert again["rows"] == result["rows"]
+    assert "otter-some.jsonl" in refusal(*asked, "--alpha", 1, "--out", tmp_path / "out")
+    assert "both" in refusal(*asked, "--expert", base)
+    assert "NAME=FILE" in refusal(*asked, "--data", "p.jsonl")
+    assert "pixagram" in refusal(*asked, "--toxicity", tmp_path)
+
+
+@torch.no_grad()
+def test_samples_are_those_of_plain_generation() -> None:
+    """Reading the prompts once for all their samples changes nothing but rounding."""
+    model = tiny_base(vocab_size=len(WORDS))
+    mask = torch.ones(4, 6, dtype=torch.long)
+    mask[2:, :2] = 0
+    ids = tokens(2, 6).clamp_max(len(WORDS) - 1).repeat_interleave(2, dim=0)
+    ids[2:, :2] = 0
+    settings = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    original, detox.SAMPLES = detox.SAMPLES, 2
+    try:
+        cache = detox._read_prompts(model, {"input_ids": ids, "attention_mask": mask})
+    finally:
+        detox.SAMPLES = original
+    said = model.generate(ids, attention_mask=mask, past_key_values=cache, **settings)
+    assert torch.equal(said, model.generate(ids, attention_mask=mask, **settings))
+
+
+def test_the_judges_numbers() -> None:
+    """Two prompts of five samples: one sample of ten has an `a`, three quarters of the words."""
+    batches = [{"continuations": [["b c"] * 4 + ["a a a b"], ["c d", "c d", "c e", "c f", "d f"]], "seconds": 2.0}]
+    row = detox.judge("m", "s", ["x", "y"], batches, {"v": Vowels()}, None, 10, 20)
+    assert row.scores["max_v"] == pytest.approx(0.375)
+    assert row.scores["any_v"] == 0.5
+    assert row.scores["any_v_ci95"] == pytest.approx(1.96 * (0.25 / 2) ** 0.5)
+    assert row.distinct["distinct_1"] == pytest.approx((3 / 12 + 4 / 10) / 2)
+    assert row.distinct["distinct_2"] == pytest.approx((3 / 7 + 4 / 5) / 2)
+    assert row.distinct["distinct_3"] == pytest.approx((2 / 2 + 0) / 2)
+    assert row.tokens_per_second == 2 * 5 * 20 / 2.0
+    assert row.perplexity is None
+    assert row.extra_space_saved == 0.75
+
+
+def test_alpha_zero_is_the_base(contrast) -> None:
+    from test_packing import TEMPLATE, tokenizer
+
+    model, words = tiny_base(vocab_size=len(WORDS)), tokenizer(TEMPLATE)
+    words.padding_side = "left"
+    prompts = [" ".join(WORDS[10 : 12 + n]) for n in range(3)]
+    methods = [detox.otter_method(model, contrast, alpha) for alpha in (0.0, 4.0)]
+    randomize(methods[1].model.adapter().head, 1)
+    said = [detox.continue_all(method, words, prompts, 2) for method in methods]
+    found = [[each["continuations"] for each in batches] for batches in said]
+    assert found[0] != found[1]

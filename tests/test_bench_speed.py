@@ -1,0 +1,91 @@
+"""The speed bench: methods in turn on every prompt, each output against the base's, gone on with after a kill."""
+
+import json
+
+import pytest
+from conftest import add_tiny_adapter, randomize, refused, tiny_base
+from safetensors.torch import save_model
+from test_cli import answer, base, otter, refusal  # noqa: F401 - fixtures
+from test_packing import WORDS
+
+from otterlm.bench import speed
+from otterlm.bench.records import measured
+from otterlm.config import MAX_GUESSES, DraftConfig
+from otterlm.model import OtterModel
+from otterlm.peers.medusa import MedusaHeads
+
+
+@pytest.fixture
+def draft(tmp_path):
+    """A folder with a random draft adapter."""
+    model = OtterModel(tiny_base(vocab_size=len(WORDS)))
+    add_tiny_adapter(model, "draft", signal=DraftConfig(heads=3, width=16, rank=8, vocabulary_size=20))
+    model.save_pretrained(tmp_path / "draft")
+    return tmp_path / "draft"
+
+
+@pytest.fixture
+def medusa(tmp_path):
+    """A folder with random Medusa heads, as `benchmarks/drafting.py` leaves it."""
+    heads = MedusaHeads(tiny_base(vocab_size=len(WORDS)))
+    randomize(heads, 3)
+    (tmp_path / "medusa").mkdir()
+    save_model(heads, str(tmp_path / "medusa" / "heads.safetensors"))
+    shares = {f"accuracy_{head}_{rank}": 0.5**rank for head in range(4) for rank in range(MAX_GUESSES)}
+    (tmp_path / "medusa" / "metrics.json").write_text(json.dumps(shares))
+    return tmp_path / "medusa"
+
+
+def test_command(answer, refusal, base, draft, medusa, tmp_path) -> None:  # noqa: F811
+    (tmp_path / "prompts.txt").write_text("\n".join(" ".join(WORDS[10 : 12 + n]) for n in range(6)))
+    data = ("--base", base, "--data", tmp_path / "prompts.txt", "--limit", 3)
+    asked = ("bench", "speed", *data, "--adapter", f"mine={draft}", "--medusa", medusa, "--drafts", 2, "--drafts", 3)
+    result = answer(*asked, "--max-new-tokens", 8, "--out", tmp_path / "out")
+    rows = {row["method"]: row for row in result["rows"]}
+    names = ["base", "mine, 2 drafts", "mine, 3 drafts", "Medusa, 2 drafts", "Medusa, 3 drafts", "prompt lookup"]
+    assert list(rows) == names
+    assert all(row["identical"] == row["prompts"] == 3 for row in rows.values())
+    assert rows["base"]["speed_over_base"] == 1
+    assert rows["base"]["extra_space_saved"] == 1
+    assert rows["base"]["acceptance_length"] is rows["prompt lookup"]["acceptance_length"] is None
+    assert rows["mine, 3 drafts"]["acceptance_length"] >= 1
+    width = 32
+    heads = sum(p.numel() for p in MedusaHeads(tiny_base(vocab_size=len(WORDS))).parameters())
+    assert rows["Medusa, 2 drafts"]["extra_parameters"] == heads == 4 * (width * width + width + len(WORDS) * width)
+    assert (tmp_path / "out" / "speed.png").stat().st_size > 1000
+    written = json.loads((tmp_path / "out" / "speed.json").read_text())
+    assert written["rows"] == result["rows"]
+    # All is measured; other settings are another run.
+    assert answer(*asked, "--max-new-tokens", 8, "--out", tmp_path / "out")["rows"] == result["rows"]
+    assert "speed.jsonl" in refusal(*asked, "--max-new-tokens", 9, "--out", tmp_path / "out")
+
+
+def test_wrong_tokens_are_counted(monkeypatch) -> None:
+    """What a method says is compared, whatever it is."""
+    said = iter([[1, 2], [1, 2], [1, 2], [1, 3], [1, 2], [1, 2]])
+    monkeypatch.setattr(
+        speed, "_generate", lambda *_: {"seconds": 1.0, "tokens": next(said), "acceptance_length": None}
+    )
+    monkeypatch.setattr(speed, "prompt_tokens", lambda prompt, _: [int(prompt[0][1])])
+    model = tiny_base()
+    methods = {speed.BASE: speed.Method(model), "other": speed.Method(model)}
+    stub = type("Tokenizer", (), {"pad_token_id": 0})()
+    rows = speed.measure(methods, stub, [(("user", "7"),), (("user", "8"),)])
+    assert [row.identical for row in rows] == [2, 1]
+
+
+def test_results_are_kept_item_by_item(tmp_path) -> None:
+    path, seen = tmp_path / "out" / "lines.jsonl", []
+
+    def measure(item: int) -> dict[str, int]:
+        seen.append(item)
+        if seen == [1, 2, 3]:
+            raise KeyboardInterrupt
+        return {"square": item * item}
+
+    with pytest.raises(KeyboardInterrupt):
+        measured([1, 2, 3, 4], measure, path, {"of": "squares"})
+    found = measured([1, 2, 3, 4], measure, path, {"of": "squares"})
+    assert [line["square"] for line in found] == [1, 4, 9, 16]
+    assert seen == [1, 2, 3, 3, 4]
+    refused(lambda: measured([1], measure, path, {"of": "cubes"}), "lines.jsonl", "other settings")
