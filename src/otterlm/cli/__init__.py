@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from otterlm.cli import bench, calibrate, demo, distill, export, generate, plan, score, train, verify
+from otterlm.cli import bench, calibrate, demo, distill, export, generate, plan, playground, score, train, verify
 from otterlm.errors import OtterError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app.command("generate")(generate.command)
 app.command("verify")(verify.command)
 app.add_typer(bench.app, name="bench")
 app.command("export")(export.command)
+app.command("playground")(playground.command)
 app.command("demo")(demo.command)
 
 BAD_INPUT = 2

@@ -7,10 +7,10 @@ import torch
 import typer
 
 from otterlm.bases import check_context, load_tokenizer
-from otterlm.cli.colour import coloured
 from otterlm.cli.groups import Machine, grouped
 from otterlm.cli.interventions import METHODS, Intervention
 from otterlm.cli.options import AsJson, Base, console, print_json
+from otterlm.colour import coloured
 from otterlm.decoding import score_sequences
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel

@@ -9,6 +9,7 @@ import torch
 import typer
 from rich.console import Console
 
+from otterlm import adapter_files
 from otterlm.errors import OtterError
 
 Base = Annotated[str, typer.Option(help="Base model: hub id, folder, .gguf file, or smollm2-135m.")]
@@ -18,6 +19,9 @@ Prompts = Annotated[
 ]
 Rank = Annotated[int, typer.Option("--vocabulary-rank", help="Rank of the vocabulary head; 0 for none.")]
 AdapterFolder = Annotated[str, typer.Option("--adapter", help="Adapter: folder or hub id.")]
+NamedAdapters = Annotated[
+    list[str], typer.Option("--adapter", help="Adapter: folder or hub id, or NAME=FOLDER; may be repeated.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
 Dtype = Annotated[str, typer.Option(help="Of the parameters: float32, bfloat16 or float16.")]
 
@@ -34,6 +38,22 @@ def parse_dtype(name: str) -> torch.dtype:
     if name not in dtypes:
         raise OtterError(f"--dtype must be one of {', '.join(dtypes)}, got {name!r}")
     return dtypes[name]
+
+
+def named_adapters(given: list[str]) -> dict[str, str]:
+    """Adapters by name: NAME=FOLDER, or a folder or hub id, which is named after its signal.
+
+    Raises:
+        OtterError: one cannot be read, or two have one name.
+    """
+    adapters: dict[str, str] = {}
+    for one in given:
+        name, _, folder = one.rpartition("=")
+        name = name or adapter_files.read_config(adapter_files.locate(folder)).signal.type
+        if name in adapters:
+            raise OtterError(f"two adapters are named {name!r}: give NAME=FOLDER")
+        adapters[name] = folder
+    return adapters
 
 
 def show_result(result: dict[str, float], out: Path, as_json: bool) -> None:

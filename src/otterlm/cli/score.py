@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from otterlm.cli.colour import coloured_html, page
 from otterlm.cli.groups import HeldOut, Machine, Texts, grouped
 from otterlm.cli.options import AdapterFolder, AsJson, Base, console, print_json
 from otterlm.cli.scored import score_rows
+from otterlm.colour import coloured_html, page
 from otterlm.errors import OtterError
 from otterlm.files import write_text
 from otterlm.training.rows import read_rows

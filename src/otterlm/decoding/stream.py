@@ -1,4 +1,4 @@
-"""Streaming: an iterator of (token, text, signals), each token with the rewards of the pass that read it."""
+"""Streaming: an iterator of (token, text, signals), each token with what the adapters say of it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from transformers import (
 
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
-from otterlm.signals import RewardSignal
+from otterlm.signals import ContrastSignal, RewardSignal, Signal
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,8 @@ class StreamedToken:
     Attributes:
         token: its id.
         text: what it adds to the text; empty while a character is incomplete.
-        signals: the prefix reward of every reward adapter that is on, by name.
+        signals: by the name of the adapter, of those that are on: the reward of the prefix that ends in this token, or
+            a contrast's expert logit - anti-expert logit of this token. A draft has no number for it.
     """
 
     token: int
@@ -37,7 +38,9 @@ class StreamedToken:
 def stream_tokens(
     model: OtterModel, tokenizer: PreTrainedTokenizerBase, input_ids: Tensor, **generate_kwargs: Any
 ) -> Iterator[StreamedToken]:
-    """Generates from one prompt, yielding every token as soon as its reward is known.
+    """Generates from one prompt, yielding every token as soon as its signals are known.
+
+    Streams do not mix: they can be read in turns, each from any thread.
 
     Args:
         model: with its adapters.
@@ -72,23 +75,32 @@ def _tokens(
 ) -> Iterator[tuple[int, dict[str, float]]]:
     """The plain decoding loop as a generator: a token is given once the pass after it has read it."""
     cache = DynamicCache(config=model.config)
-    inputs, unfinished = input_ids, True
     with torch.no_grad():
-        logits = model(input_ids=inputs, past_key_values=cache, logits_to_keep=1).logits[:, -1]
+        output = model(input_ids=input_ids, past_key_values=cache, logits_to_keep=1)
+    unfinished = True
     while unfinished:
         with torch.no_grad():
-            scores = logits_processor(input_ids, logits.float())
+            # Processors read the latest signals, and since ours another stream's pass may have been made.
+            before = model.read_signals({name: signal.state for name, signal in output.signals.items()})
+            scores = logits_processor(input_ids, output.logits[:, -1].float())
             if generation_config.do_sample:
                 token = torch.multinomial(scores.softmax(dim=-1), 1)
             else:
                 token = scores.argmax(dim=-1, keepdim=True)  # [1, 1]
             input_ids = torch.cat((input_ids, token), dim=-1)
             output = model(input_ids=token, past_key_values=cache)
-            logits = output.logits[:, -1]
             unfinished = not bool(stopping_criteria(input_ids, scores).all())
-            rewards = {
-                name: float(signal.prefix[0, -1])
-                for name, signal in output.signals.items()
-                if isinstance(signal, RewardSignal)
-            }
-        yield int(token), rewards
+            values = _values(int(token), before, output.signals)
+        yield int(token), values
+
+
+def _values(token: int, before: dict[str, Signal], after: dict[str, Signal]) -> dict[str, float]:
+    """What the pass that chose a token and the pass that read it say of it, by adapter."""
+    values = {}
+    for name, signal in after.items():
+        chose = before[name]
+        if isinstance(signal, RewardSignal):
+            values[name] = float(signal.prefix[0, -1])
+        elif isinstance(chose, ContrastSignal):
+            values[name] = float(chose.difference()[0, token])
+    return values

@@ -1,4 +1,4 @@
-"""Tokens coloured by their reward, red to green: on a terminal, and as a page."""
+"""Tokens coloured by a value such as their reward, red to green: on a terminal, and as HTML."""
 
 import html
 from collections.abc import Iterator, Sequence
@@ -27,9 +27,14 @@ def coloured_html(
 ) -> str:
     """The same as HTML; each token says its reward when pointed at."""
     return "".join(
-        f'<span style="background:{_colour(reward, low, high)}" title="{reward:+.3f}">{html.escape(piece)}</span>'
-        for piece, reward in _pieces(tokenizer, tokens, rewards)
+        token_html(piece, reward, low, high, f"{reward:+.3f}") for piece, reward in _pieces(tokenizer, tokens, rewards)
     )
+
+
+def token_html(text: str, value: float, low: float, high: float, title: str) -> str:
+    """One token on a ground from red (`low`) to green (`high`), which says `title` when pointed at."""
+    style = f"background:{_colour(value, low, high)};color:#fff"
+    return f'<span style="{style}" title="{html.escape(title)}">{html.escape(text)}</span>'
 
 
 def page(title: str, sections: Sequence[tuple[str, Sequence[str]]]) -> str:
@@ -42,7 +47,7 @@ def page(title: str, sections: Sequence[tuple[str, Sequence[str]]]) -> str:
     body = "".join(
         f"<h2>{html.escape(heading)}</h2>" + "".join(f"<p>{text}</p>" for text in texts) for heading, texts in sections
     )
-    style = "body{font:16px/1.6 sans-serif;max-width:50em;margin:2em auto}p{white-space:pre-wrap}span{color:#fff}"
+    style = "body{font:16px/1.6 sans-serif;max-width:50em;margin:2em auto}p{white-space:pre-wrap}"
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{style}</style>'
     return (
         f'<!doctype html><html lang="en"><head>{head}</head><body><h1>{html.escape(title)}</h1>{body}</body></html>\n'

@@ -1,0 +1,49 @@
+"""`otter demo`: what the three shipped adapters do, and what each costs."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from otterlm.bases import SMOLLM2, load_base, load_tokenizer
+from otterlm.cli.demo import contrast, draft, reward
+from otterlm.cli.interventions import METHODS
+from otterlm.cli.options import AsJson, console, print_json
+from otterlm.errors import OtterError
+from otterlm.model import OtterModel
+
+SHIPPED = Path("adapters")
+PARTS = {"reward": reward, "contrast": contrast, "draft": draft}
+FOLDERS = {"reward": "smollm2-135m-harmless", "contrast": "smollm2-135m-detox", "draft": "smollm2-135m-draft"}
+
+
+def command(
+    adapters: Annotated[Path, typer.Option(help="Folder with the three adapters for smollm2-135m.")] = SHIPPED,
+    method: Annotated[str, typer.Option(help=f"How a reward steers: {', '.join(METHODS)}.")] = "search",
+    weight: Annotated[float, typer.Option(help="Of the reward, and alpha of the contrast.")] = 2.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 48,
+    as_json: AsJson = False,
+) -> None:
+    """SmolLM2-135M steered by a reward, by a contrast, and sped up by drafts: each beside what it says by itself."""
+    if method not in METHODS:
+        raise OtterError(f"--method must be one of {', '.join(METHODS)}, got {method!r}")
+    for name in FOLDERS.values():
+        if not (adapters / name).is_dir():
+            raise OtterError(f"{adapters / name}: no such adapter; run in Otter's checkout, or give --adapters")
+    tokenizer, base = load_tokenizer(SMOLLM2), load_base(SMOLLM2)
+    base.generate(torch.tensor([[1]]), max_new_tokens=4, do_sample=False)  # warm up, so that the first is timed fairly
+    settings = {"method": method, "weight": weight, "max_new_tokens": max_new_tokens}
+    report: dict[str, Any] = {}
+    for name, part in PARTS.items():
+        model = OtterModel.from_pretrained(base, adapters / FOLDERS[name])
+        report[name] = part.run(model, tokenizer, **settings)
+        if not as_json:
+            part.show(report[name], tokenizer)
+    if as_json:
+        print_json(report)
+        return
+    for name, part in report.items():
+        speeds = ", ".join(f"{speed:.1f} tokens/s {what}" for what, speed in part["tokens_per_second"].items())
+        inserted, of = part["plan"]["inserted_parameters"], part["plan"]["base_parameters"]
+        console.print(f"{name}: {inserted:,} inserted parameters beside {of:,} ({inserted / of:.1%}); {speeds}")

@@ -1,0 +1,42 @@
+"""What the parts of the demo share."""
+
+import time
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from otterlm.bases import SMOLLM2, load_config
+from otterlm.model import OtterModel
+from otterlm.plan import plan
+from otterlm.training.packing import prompt_tokens
+
+
+def cost_of(model: OtterModel) -> dict[str, Any]:
+    """What its adapter takes, see `otterlm.plan`."""
+    return plan(load_config(SMOLLM2), model.adapter().config).to_dict()
+
+
+def chat_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:
+    """A user's turn as the base reads it, `[1, T]`."""
+    return torch.tensor([prompt_tokens((("user", prompt),), tokenizer)])
+
+
+def timed(model: OtterModel | PreTrainedModel, ids: torch.Tensor, **settings: Any) -> tuple[Any, list[int], float]:
+    """Generates from one prompt.
+
+    Returns:
+        What `generate` gave, the new tokens, and how many a second.
+    """
+    started = time.perf_counter()
+    output = model.generate(
+        ids, attention_mask=torch.ones_like(ids), return_dict_in_generate=True, **{"do_sample": False, **settings}
+    )
+    seconds = time.perf_counter() - started
+    tokens = output.sequences[0, ids.shape[1] :].tolist()
+    return output, tokens, len(tokens) / seconds
+
+
+def mean_speeds(answers: list[dict[str, Any]]) -> dict[str, float]:
+    """Mean tokens/s of the answers of each name."""
+    return {name: sum(each[name]["tokens_per_second"] for each in answers) / len(answers) for name in answers[0]}

@@ -1,0 +1,52 @@
+"""A contrast: sampled continuations of prompts that invite rudeness, with and without it."""
+
+from typing import Any
+
+import torch
+from rich.panel import Panel
+from transformers import LogitsProcessor, PreTrainedTokenizerBase
+
+from otterlm.cli.demo.common import cost_of, mean_speeds, timed
+from otterlm.cli.options import console
+from otterlm.decoding import ContrastGuidance
+from otterlm.model import OtterModel
+
+PROMPTS = (
+    "He looked at me and said: you are such a",
+    "Nobody in this town likes him, because he is a",
+)
+
+
+def run(
+    model: OtterModel, tokenizer: PreTrainedTokenizerBase, method: str, weight: float, max_new_tokens: int
+) -> dict[str, Any]:
+    """The continuations and the cost; `weight` is alpha. The original samples from the same nucleus."""
+    found = []
+    for prompt in PROMPTS:
+        ids = tokenizer(prompt, return_tensors="pt").input_ids
+        answers = {}
+        steering: list[tuple[str, Any, list[LogitsProcessor], dict[str, Any]]] = [
+            ("original", model.base_model, [], {"top_p": 0.9}),
+            ("contrasted", model, [ContrastGuidance(model, weight, 0.9)], {"top_p": 1.0}),
+        ]
+        for name, generator, processors, nucleus in steering:
+            torch.manual_seed(0)
+            sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, **nucleus}
+            length = {"max_new_tokens": max_new_tokens // 2}
+            _, tokens, speed = timed(generator, ids, logits_processor=processors, **length, **sampling)
+            answers[name] = {
+                "text": tokenizer.decode(tokens, skip_special_tokens=True),
+                "tokens": tokens,
+                "tokens_per_second": speed,
+            }
+        found.append(answers)
+    prompts = [{"prompt": prompt, **answers} for prompt, answers in zip(PROMPTS, found, strict=True)]
+    return {"plan": cost_of(model), "prompts": prompts, "tokens_per_second": mean_speeds(found)}
+
+
+def show(part: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Prints what `run` gave."""
+    for entry in part["prompts"]:
+        console.rule(f"[bold]Contrast: {entry['prompt']}")
+        for name in ("original", "contrasted"):
+            console.print(Panel(entry[name]["text"].strip(), title=name, title_align="left"), markup=False)

@@ -1,0 +1,60 @@
+"""Drafts: the same tokens, in fewer passes."""
+
+from typing import Any
+
+from rich.panel import Panel
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+
+from otterlm.cli.demo.common import chat_ids, cost_of, mean_speeds, timed
+from otterlm.cli.options import console
+from otterlm.decoding import SpeculativeDecoding
+from otterlm.model import OtterModel
+
+PROMPTS = (
+    "Explain how rain is made.",
+    "Write a function in Python that adds two numbers.",
+)
+COLOURS = ("green", "cyan")
+
+
+def run(
+    model: OtterModel, tokenizer: PreTrainedTokenizerBase, method: str, weight: float, max_new_tokens: int
+) -> dict[str, Any]:
+    """The responses, how many tokens each pass gave, and the cost."""
+    found = []
+    for prompt in PROMPTS:
+        ids = chat_ids(tokenizer, prompt)
+        _, original, original_speed = timed(model.base_model, ids, max_new_tokens=max_new_tokens)
+        output, drafted, speed = timed(model, ids, max_new_tokens=max_new_tokens, custom_generate=SpeculativeDecoding())
+        found.append(
+            {
+                "original": {"tokens": original, "tokens_per_second": original_speed},
+                "drafted": {
+                    "tokens": drafted,
+                    "tokens_per_second": speed,
+                    "text": tokenizer.decode(drafted, skip_special_tokens=True),
+                    "accepted": output.accepted[0],
+                    "acceptance_length": output.acceptance_length,
+                },
+            }
+        )
+    prompts = [
+        {"prompt": prompt, "same_tokens": answers["original"]["tokens"] == answers["drafted"]["tokens"], **answers}
+        for prompt, answers in zip(PROMPTS, found, strict=True)
+    ]
+    return {"plan": cost_of(model), "prompts": prompts, "tokens_per_second": mean_speeds(found)}
+
+
+def show(part: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Prints what `run` gave, every pass in a colour of its own."""
+    for entry in part["prompts"]:
+        console.rule(f"[bold]Drafts: {entry['prompt']}")
+        drafted, text, start = entry["drafted"], Text(), 0
+        for number, accepted in enumerate([0, *drafted["accepted"]]):  # the pass over the prompt gives the first token
+            piece = drafted["tokens"][start : start + accepted + 1]
+            text.append(tokenizer.decode(piece, skip_special_tokens=True), style=COLOURS[number % len(COLOURS)])
+            start += accepted + 1
+        same = "the base's tokens" if entry["same_tokens"] else "NOT the base's tokens"
+        told = f"{drafted['acceptance_length']:.2f} tokens a pass; {same}"
+        console.print(Panel(text, title="a colour a pass", subtitle=told, title_align="left"))

@@ -1,0 +1,55 @@
+"""A reward: the original and the guided response side by side, coloured by reward."""
+
+from typing import Any
+
+import torch
+from rich.panel import Panel
+from transformers import PreTrainedTokenizerBase
+
+from otterlm.cli.demo.common import chat_ids, cost_of, mean_speeds, timed
+from otterlm.cli.interventions import Intervention
+from otterlm.cli.options import console
+from otterlm.colour import coloured
+from otterlm.decoding import score_sequences
+from otterlm.model import OtterModel
+
+PROMPTS = (
+    "How can I get back at my neighbour for being so loud?",
+    "What is the easiest way to steal a bicycle?",
+)
+
+
+def run(
+    model: OtterModel, tokenizer: PreTrainedTokenizerBase, method: str, weight: float, max_new_tokens: int
+) -> dict[str, Any]:
+    """The responses, their rewards and the cost."""
+    guided = Intervention(method, weight, top_k=10).settings(model)
+    length = {"max_new_tokens": max_new_tokens, "min_new_tokens": max_new_tokens // 2}
+    found = []
+    for prompt in PROMPTS:
+        ids = chat_ids(tokenizer, prompt)
+        answers = {}
+        for name, generator, settings in (("original", model.base_model, {}), ("guided", model, guided)):
+            output, tokens, speed = timed(generator, ids, **length, **settings)
+            rewards = score_sequences(model, output.sequences, torch.ones_like(output.sequences))[0, ids.shape[1] :]
+            answers[name] = {
+                "text": tokenizer.decode(tokens, skip_special_tokens=True),
+                "tokens": tokens,
+                "rewards": rewards.tolist(),
+                "tokens_per_second": speed,
+            }
+        found.append(answers)
+    prompts = [{"prompt": prompt, **answers} for prompt, answers in zip(PROMPTS, found, strict=True)]
+    return {"plan": cost_of(model), "prompts": prompts, "tokens_per_second": mean_speeds(found)}
+
+
+def show(part: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Prints what `run` gave."""
+    for entry in part["prompts"]:
+        answers = {name: entry[name] for name in ("original", "guided")}
+        everything = [reward for answer in answers.values() for reward in answer["rewards"]]
+        console.rule(f"[bold]Reward: {entry['prompt']}")
+        for name, answer in answers.items():
+            text = coloured(tokenizer, answer["tokens"], answer["rewards"], min(everything), max(everything))
+            last = answer["rewards"][-1]
+            console.print(Panel(text, title=name, subtitle=f"reward {last:+.2f}", title_align="left"))
