@@ -4,9 +4,9 @@ VENV := .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 BASE := smollm2-135m
-PAIRS ?= ../shared/data/hh_harmless/pairs.jsonl.gz
+DATA ?= ../shared/data
 
-.PHONY: setup demo test test-slow test-vllm lint docs exactness adapter clean
+.PHONY: setup demo test test-slow test-vllm lint docs exactness adapters clean
 
 setup: $(VENV)/.ready
 
@@ -49,10 +49,15 @@ docs: setup
 exactness: setup
 	$(BIN)/python tests/exactness_matrix.py > docs/exactness.md
 
-# The recipe of the shipped adapter; about an hour on two cores.
-adapter: setup
-	$(BIN)/python benchmarks/preference_accuracy.py --base $(BASE) --data $(PAIRS) --out runs --methods otter --seeds 0
+# The recipes of the shipped adapters; about three hours on two cores.
+adapters: setup
+	$(BIN)/python benchmarks/preference_accuracy.py --base $(BASE) --data $(DATA)/hh_harmless/pairs.jsonl.gz \
+		--out runs --methods otter --seeds 0
 	cp runs/otter-0/adapter/adapter_* adapters/smollm2-135m-harmless/
+	$(BIN)/python benchmarks/detoxification.py --base $(BASE) --data $(DATA) --out runs/detox --methods otter
+	cp runs/detox/otter/adapter_* adapters/smollm2-135m-detox/
+	$(BIN)/python benchmarks/drafting.py --base $(BASE) --data $(DATA) --out runs/draft --methods otter --record
+	cp runs/draft/otter/adapter_* adapters/smollm2-135m-draft/
 
 clean:
 	rm -rf $(VENV) .venv-vllm

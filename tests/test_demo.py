@@ -1,0 +1,28 @@
+"""The demo: three adapters, each beside what the base says by itself."""
+
+from test_cli import answer, otter, refusal  # noqa: F401 - fixtures
+from test_readme import ROOT
+
+
+def test_all_three_parts(answer, refusal, tmp_path, monkeypatch) -> None:  # noqa: F811
+    monkeypatch.chdir(ROOT)
+    report = answer("demo", "--max-new-tokens", 8, "--method", "guidance")
+    assert list(report) == ["reward", "contrast", "draft"]
+    for part in report.values():
+        assert 0 < part["plan"]["inserted_parameters"] < 0.1 * part["plan"]["base_parameters"]
+        assert all(speed > 0 for speed in part["tokens_per_second"].values())
+    for entry in report["reward"]["prompts"]:
+        assert len(entry["guided"]["rewards"]) == len(entry["guided"]["tokens"]) == 8
+    assert all(entry["contrasted"]["text"] for entry in report["contrast"]["prompts"])
+    for entry in report["draft"]["prompts"]:
+        assert entry["same_tokens"]
+        assert 1 + sum(1 + kept for kept in entry["drafted"]["accepted"]) >= 8
+    assert "no such adapter" in refusal("demo", "--adapters", tmp_path)
+
+
+def test_the_table_on_a_terminal(otter, monkeypatch) -> None:  # noqa: F811
+    monkeypatch.chdir(ROOT)
+    code, out, _ = otter("demo", "--max-new-tokens", 4)
+    assert code == 0
+    for said in ("Reward:", "Contrast:", "Drafts:", "tokens a pass", "inserted parameters"):
+        assert said in out
