@@ -14,6 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from otterlm.cache import keep_path
 from otterlm.decoding.checks import check_count, check_weight
+from otterlm.decoding.few_tokens import FewTokens
 from otterlm.decoding.output import RewardedOutput
 from otterlm.decoding.prompt import read_prompt
 from otterlm.errors import OtterError
@@ -82,12 +83,13 @@ class CandidateSearch:
             scores = logits_processor(input_ids, logits.float())
             likely, candidates = scores.topk(min(self.top_k, scores.shape[-1]), dim=-1)  # [B, k]
             k = candidates.shape[1]
-            output = model(
-                input_ids=candidates,
-                attention_mask=tree_mask(seen.bool(), torch.eye(k, dtype=torch.bool), model.base_model.dtype),
-                position_ids=position[:, None].expand(-1, k),
-                past_key_values=prompt.cache,
-            )
+            with FewTokens():
+                output = model(
+                    input_ids=candidates,
+                    attention_mask=tree_mask(seen.bool(), torch.eye(k, dtype=torch.bool), model.base_model.dtype),
+                    position_ids=position[:, None].expand(-1, k),
+                    past_key_values=prompt.cache,
+                )
             values = output.signals[name].prefix  # [B, k]
             chosen = self._choose(likely + self.weight * values)  # [B]
             keep_path(prompt.cache, chosen[:, None], k)

@@ -19,6 +19,7 @@ from transformers.utils import ModelOutput
 from otterlm.cache import keep_path
 from otterlm.decoding.checks import check_count
 from otterlm.decoding.draft_tree import DraftTree
+from otterlm.decoding.few_tokens import FewTokens
 from otterlm.decoding.prompt import read_prompt
 from otterlm.decoding.rows import Reading, join_rows, process_row
 from otterlm.decoding.stop import RewardStop
@@ -105,14 +106,15 @@ class SpeculativeDecoding:
         while not all(row.ended for row in rows):
             root = torch.stack([row.tokens[-1] for row in rows])
             drafts = propose(drafter, state, root, tree)  # [B, N]
-            output = model(
-                input_ids=drafts,
-                attention_mask=tree_mask(seen.bool(), tree.ancestors, model.base_model.dtype),
-                # A draft beyond the context's end is never kept, but learned positions must have it.
-                position_ids=(position[:, None] + depths).clamp_max(longest - 1),
-                past_key_values=prompt.cache,
-                **self.pass_settings,
-            )
+            with FewTokens():
+                output = model(
+                    input_ids=drafts,
+                    attention_mask=tree_mask(seen.bool(), tree.ancestors, model.base_model.dtype),
+                    # A draft beyond the context's end is never kept, but learned positions must have it.
+                    position_ids=(position[:, None] + depths).clamp_max(longest - 1),
+                    past_key_values=prompt.cache,
+                    **self.pass_settings,
+                )
             drafter = self._drafter(model, output)
             paths = []
             for index, row in enumerate(rows):

@@ -10,6 +10,7 @@ from transformers import DynamicCache, LogitsProcessor
 
 from otterlm.cache import keep_path
 from otterlm.decoding.checks import check_count, check_weight
+from otterlm.decoding.few_tokens import FewTokens
 from otterlm.masks import token_positions, tree_mask
 from otterlm.peers.reward_model import SeparateRewardModel
 
@@ -73,12 +74,13 @@ class ARGS(LogitsProcessor):
             )
         k = candidates.shape[1]
         rivals = torch.eye(k, dtype=torch.bool)
-        read = self.reward_model.read(
-            input_ids=candidates,
-            attention_mask=tree_mask(mask.bool(), rivals, self.reward_model.backbone.dtype),
-            position_ids=(positions[:, -1:] + 1).expand(-1, k),
-            past_key_values=self._cache,
-        )
+        with FewTokens():
+            read = self.reward_model.read(
+                input_ids=candidates,
+                attention_mask=tree_mask(mask.bool(), rivals, self.reward_model.backbone.dtype),
+                position_ids=(positions[:, -1:] + 1).expand(-1, k),
+                past_key_values=self._cache,
+            )
         self._tried = torch.cat((input_ids, candidates), dim=-1)
         return read
 
