@@ -13,7 +13,7 @@ from torch import Tensor
 
 from otterlm.config import ContrastConfig
 from otterlm.decoding import Companion, CompanionContrast, ContrastGuidance
-from otterlm.decoding.contrast import nucleus
+from otterlm.decoding.contrast import FEW, nucleus
 from otterlm.model import OtterModel
 from otterlm.peers.dexperts import DExperts, FineTunedExpert
 from otterlm.training.contrast import ANTI_EXPERT, EXPERT, ContrastObjective
@@ -69,9 +69,21 @@ def test_guidance_is_the_formula_of_dexperts() -> None:
 def test_nucleus() -> None:
     scores = torch.tensor([[0.1, 0.5, 0.15, 0.25], [0.7, 0.1, 0.1, 0.1]]).log()
     assert nucleus(scores, 0.7).tolist() == [[False, True, False, True], [True, False, False, False]]
-    assert nucleus(scores, 0.76).tolist() == [[False, True, True, True], [True, True, False, False]]
+    assert nucleus(scores, 0.76)[0].tolist() == [False, True, True, True]
+    assert nucleus(scores, 0.76)[1].sum() == 2  # of three that are equally likely, one
     assert nucleus(scores, 1e-9).sum(dim=-1).tolist() == [1, 1]
     assert nucleus(scores, 1.0).all()
+
+
+@pytest.mark.parametrize("spread", [0.1, 1.0, 5.0])
+def test_a_nucleus_of_many_tokens(spread) -> None:
+    """Also where the few that are tried first do not hold it."""
+    scores = spread * torch.randn(3, 3 * FEW, generator=torch.Generator().manual_seed(0))
+    inside, chances = nucleus(scores, 0.9), scores.softmax(dim=-1)
+    for row, own in zip(inside, chances, strict=True):
+        assert own[row].min() > own[~row].max()
+        assert own[row].sum() >= 0.9 > own[row].sum() - own[row].min()
+    assert (spread < 5) == bool((inside.sum(dim=-1) > FEW).all())
 
 
 def test_each_side_is_trained_on_its_own_texts() -> None:

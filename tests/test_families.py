@@ -58,7 +58,7 @@ def test_copied_heads_and_units_are_the_bases(name) -> None:
     otter = tiny_otter(base, initialization="copy", num_attention_heads=4, num_key_value_heads=kv_heads)
     layer, seen = otter.adapter().stream.layers["1"], {}
     for part, module in (("heads", layer.attention.out), ("units", layer.ffn.down)):
-        module.register_forward_pre_hook(lambda _, inputs, part=part: seen.update({part: inputs[0]}))
+        module.register_forward_pre_hook(lambda _, inputs, part=part: seen.update({part: torch.cat(inputs, dim=-1)}))
     ids, mask = tokens(2, 12), torch.ones(2, 12, dtype=torch.long)
     mask[1, :3] = 0
     otter(ids, attention_mask=mask)
