@@ -79,7 +79,8 @@ class Row:
     def to_dict(self) -> dict[str, Any]:
         """For JSON, flat."""
         values = asdict(self)
-        return values | values.pop("scores") | values.pop("distinct")
+        scores, distinct = values.pop("scores"), values.pop("distinct")
+        return values | scores | distinct
 
 
 class Nucleus(LogitsProcessor):
