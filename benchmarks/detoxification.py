@@ -1,9 +1,9 @@
 """Trains Otter's contrast and DExperts' two models on the same texts, to be set side by side.
 
     python benchmarks/detoxification.py --out runs/detox
-    otter bench detox --base smollm2-135m --adapter runs/detox/otter \
-        --expert runs/detox/expert/model --anti-expert runs/detox/anti_expert/model \
-        --data toxic=runs/detox/toxic.jsonl --data nontoxic=runs/detox/nontoxic.jsonl \
+    otter bench detox --base smollm2-135m --adapter runs/detox/otter \\
+        --expert runs/detox/expert/model --anti-expert runs/detox/anti_expert/model \\
+        --data toxic=runs/detox/toxic.jsonl --data nontoxic=runs/detox/nontoxic.jsonl \\
         --toxicity PACKAGE --fluency MODEL --out runs/detox/bench
 
 The texts are prompts of RealToxicityPrompts, 3,000 toxic and as many non-toxic ones; the prompts to continue, which it

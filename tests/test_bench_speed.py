@@ -89,3 +89,7 @@ def test_results_are_kept_item_by_item(tmp_path) -> None:
     assert [line["square"] for line in found] == [1, 4, 9, 16]
     assert seen == [1, 2, 3, 3, 4]
     refused(lambda: measured([1], measure, path, {"of": "cubes"}), "lines.jsonl", "other settings")
+    whole = path.read_text()
+    path.write_text(whole[:-4])  # killed in the middle of a line
+    assert measured([1, 2, 3, 4], measure, path, {"of": "squares"}) == found
+    assert path.read_text() == whole

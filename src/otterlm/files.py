@@ -87,3 +87,8 @@ def write_text(path: Path, content: str) -> None:
 def write_tensors(path: Path, content: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Writes one safetensors file. Errors as for `write_files`."""
     write_files(path.parent, {path.name: tensors(content, metadata)})
+
+
+def whole_lines(text: str) -> str:
+    """The text of a file that is added to line by line, without a last line that was torn by a kill."""
+    return text[: text.rfind("\n") + 1]

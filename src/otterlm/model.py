@@ -39,6 +39,11 @@ class Adapter(nn.Module):
         head: Any = HEADS[type(config.signal)]
         self.head = head(config.signal, widths.base + widths.inserted, widths.base, dtype=dtype, device=device)
 
+    def extra_parameters(self, vocabulary_size: int) -> int:
+        """How many numbers it keeps in memory: its parameters, and those derived from them and the unembedding."""
+        inserted = sum(parameter.numel() for parameter in self.parameters())
+        return inserted + self.config.signal.derived_parameters(vocabulary_size)
+
 
 class OtterModel(nn.Module):
     """A causal language model whose forward pass also gives signals.

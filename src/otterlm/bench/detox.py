@@ -104,8 +104,7 @@ def otter_method(base: PreTrainedModel, adapter: str | Path, alpha: float) -> Me
     """
     model = OtterModel.from_pretrained(base, adapter, "contrast")
     guidance = ContrastGuidance(model, alpha, TOP_P)
-    extra = sum(p.numel() for p in model.adapters.parameters())
-    extra += model.adapter("contrast").config.signal.derived_parameters(base.config.vocab_size)
+    extra = model.adapter("contrast").extra_parameters(base.config.vocab_size)
     return Method(model, lambda batch, prompts: guidance, extra)
 
 

@@ -99,8 +99,8 @@ def methods_of(
     found = {BASE: Method(base)}
     for name, folder in adapters.items():
         model = OtterModel.from_pretrained(base, folder, "draft")
-        signal: Any = model.adapter(model.adapter_name("draft", "draft")).config.signal
-        extra = sum(p.numel() for p in model.adapters.parameters()) + signal.derived_parameters(base.config.vocab_size)
+        adapter = model.adapter(model.adapter_name("draft", "draft"))
+        extra = adapter.extra_parameters(base.config.vocab_size)
         for size in drafts:
             loop = {"custom_generate": SpeculativeDecoding(size)}
             found[f"{name}, {size} drafts"] = Method(model, loop, extra)
@@ -146,8 +146,7 @@ def measure(
         return {name: _generate(method, ids, new_tokens, tokenizer.pad_token_id) for name, method in methods.items()}
 
     identity = {"methods": sorted(methods), "new_tokens": new_tokens, "base": fingerprint(base), "prompts": encoded}
-    one(encoded[0])  # warms up
-    results = measured(encoded, one, path, identity)
+    results = measured(encoded, one, path, identity, warm_up=lambda: one(encoded[0]))
     return [_row(name, method, results, base) for name, method in methods.items()]
 
 

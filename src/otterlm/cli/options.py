@@ -22,6 +22,9 @@ AdapterFolder = Annotated[str, typer.Option("--adapter", help="Adapter: folder o
 NamedAdapters = Annotated[
     list[str], typer.Option("--adapter", help="Adapter: folder or hub id, or NAME=FOLDER; may be repeated.")
 ]
+ResumedFolder = Annotated[
+    Path | None, typer.Option("--out", help="Folder for the results; an interrupted run found there is gone on with.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
 Dtype = Annotated[str, typer.Option(help="Of the parameters: float32, bfloat16 or float16.")]
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.errors import OtterError
+from otterlm.files import whole_lines
 from otterlm.fingerprint import fingerprint
 from otterlm.progress import track
 from otterlm.training.packing import Example, prompt_tokens
@@ -111,7 +112,7 @@ def _read_done(path: Path, identity: str) -> dict[int, list[int]]:
     if not path.exists():
         return {}
     text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
+    whole = whole_lines(text)
     try:
         lines = [json.loads(line) for line in whole.splitlines()]
         if lines and lines[0]["identity"] != identity:

@@ -10,7 +10,7 @@ from otterlm.bases import load_tokenizer
 from otterlm.bench import detox, report
 from otterlm.bench.judges import Judge, Perplexity, Profanity, Toxicity
 from otterlm.cli.groups import Machine, grouped
-from otterlm.cli.options import AsJson, Base, console, print_json
+from otterlm.cli.options import AsJson, Base, ResumedFolder, console, print_json
 from otterlm.errors import OtterError
 from otterlm.training.corpora import read_texts
 
@@ -34,9 +34,7 @@ def command(
     ] = None,
     batch: Annotated[int, typer.Option(help="Prompts a batch, each sampled five times.", min=1)] = 20,
     seed: Annotated[int, typer.Option()] = 0,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the results; an interrupted run found there is gone on with.")
-    ] = None,
+    out: ResumedFolder = None,
     machine: Machine = Machine(),
     as_json: AsJson = False,
 ) -> None:

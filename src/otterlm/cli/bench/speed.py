@@ -10,7 +10,7 @@ from otterlm.bases import load_tokenizer
 from otterlm.bench import report
 from otterlm.bench.speed import PROMPTS, measure, methods_of
 from otterlm.cli.groups import Machine, grouped
-from otterlm.cli.options import AsJson, Base, NamedAdapters, console, named_adapters, print_json
+from otterlm.cli.options import AsJson, Base, NamedAdapters, ResumedFolder, console, named_adapters, print_json
 from otterlm.training.continuations import read_prompts
 
 
@@ -28,9 +28,7 @@ def command(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
     quick: Annotated[bool, typer.Option("--quick", help="Two prompts, within three minutes on two cores.")] = False,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the results; an interrupted run found there is gone on with.")
-    ] = None,
+    out: ResumedFolder = None,
     machine: Machine = Machine(),
     as_json: AsJson = False,
 ) -> None:

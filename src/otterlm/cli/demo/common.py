@@ -1,6 +1,7 @@
 """What the parts of the demo share."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,11 +11,6 @@ from otterlm.bases import SMOLLM2, load_config
 from otterlm.model import OtterModel
 from otterlm.plan import plan
 from otterlm.training.packing import prompt_tokens
-
-
-def cost_of(model: OtterModel) -> dict[str, Any]:
-    """What its adapter takes, see `otterlm.plan`."""
-    return plan(load_config(SMOLLM2), model.adapter().config).to_dict()
 
 
 def chat_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:
@@ -37,6 +33,19 @@ def timed(model: OtterModel | PreTrainedModel, ids: torch.Tensor, **settings: An
     return output, tokens, len(tokens) / seconds
 
 
-def mean_speeds(answers: list[dict[str, Any]]) -> dict[str, float]:
-    """Mean tokens/s of the answers of each name."""
-    return {name: sum(each[name]["tokens_per_second"] for each in answers) / len(answers) for name in answers[0]}
+def answer_of(tokenizer: PreTrainedTokenizerBase, tokens: list[int], speed: float) -> dict[str, Any]:
+    """What every part says of an answer."""
+    text = tokenizer.decode(tokens, skip_special_tokens=True)
+    return {"text": text, "tokens": tokens, "tokens_per_second": speed}
+
+
+def report(model: OtterModel, prompts: Sequence[str], found: list[dict[str, Any]]) -> dict[str, Any]:
+    """A part's report: what its adapter takes (`otterlm.plan`), each prompt with its answers, and the mean tokens/s of
+    the answers of each name."""
+    return {
+        "plan": plan(load_config(SMOLLM2), model.adapter().config).to_dict(),
+        "prompts": [{"prompt": prompt, **answers} for prompt, answers in zip(prompts, found, strict=True)],
+        "tokens_per_second": {
+            name: sum(each[name]["tokens_per_second"] for each in found) / len(found) for name in found[0]
+        },
+    }

@@ -6,7 +6,7 @@ import torch
 from rich.panel import Panel
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
-from otterlm.cli.demo.common import cost_of, mean_speeds, timed
+from otterlm.cli.demo.common import answer_of, report, timed
 from otterlm.cli.options import console
 from otterlm.decoding import ContrastGuidance
 from otterlm.model import OtterModel
@@ -34,14 +34,9 @@ def run(
             sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, **nucleus}
             length = {"max_new_tokens": max_new_tokens // 2}
             _, tokens, speed = timed(generator, ids, logits_processor=processors, **length, **sampling)
-            answers[name] = {
-                "text": tokenizer.decode(tokens, skip_special_tokens=True),
-                "tokens": tokens,
-                "tokens_per_second": speed,
-            }
+            answers[name] = answer_of(tokenizer, tokens, speed)
         found.append(answers)
-    prompts = [{"prompt": prompt, **answers} for prompt, answers in zip(PROMPTS, found, strict=True)]
-    return {"plan": cost_of(model), "prompts": prompts, "tokens_per_second": mean_speeds(found)}
+    return report(model, PROMPTS, found)
 
 
 def show(part: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:

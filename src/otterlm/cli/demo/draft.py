@@ -6,7 +6,7 @@ from rich.panel import Panel
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from otterlm.cli.demo.common import chat_ids, cost_of, mean_speeds, timed
+from otterlm.cli.demo.common import answer_of, chat_ids, report, timed
 from otterlm.cli.options import console
 from otterlm.decoding import SpeculativeDecoding
 from otterlm.model import OtterModel
@@ -29,21 +29,15 @@ def run(
         output, drafted, speed = timed(model, ids, max_new_tokens=max_new_tokens, custom_generate=SpeculativeDecoding())
         found.append(
             {
-                "original": {"tokens": original, "tokens_per_second": original_speed},
-                "drafted": {
-                    "tokens": drafted,
-                    "tokens_per_second": speed,
-                    "text": tokenizer.decode(drafted, skip_special_tokens=True),
-                    "accepted": output.accepted[0],
-                    "acceptance_length": output.acceptance_length,
-                },
+                "original": answer_of(tokenizer, original, original_speed),
+                "drafted": answer_of(tokenizer, drafted, speed)
+                | {"accepted": output.accepted[0], "acceptance_length": output.acceptance_length},
             }
         )
-    prompts = [
-        {"prompt": prompt, "same_tokens": answers["original"]["tokens"] == answers["drafted"]["tokens"], **answers}
-        for prompt, answers in zip(PROMPTS, found, strict=True)
-    ]
-    return {"plan": cost_of(model), "prompts": prompts, "tokens_per_second": mean_speeds(found)}
+    told = report(model, PROMPTS, found)
+    for entry in told["prompts"]:
+        entry["same_tokens"] = entry["original"]["tokens"] == entry["drafted"]["tokens"]
+    return told
 
 
 def show(part: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:

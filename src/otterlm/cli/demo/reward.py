@@ -6,7 +6,7 @@ import torch
 from rich.panel import Panel
 from transformers import PreTrainedTokenizerBase
 
-from otterlm.cli.demo.common import chat_ids, cost_of, mean_speeds, timed
+from otterlm.cli.demo.common import answer_of, chat_ids, report, timed
 from otterlm.cli.interventions import Intervention
 from otterlm.cli.options import console
 from otterlm.colour import coloured
@@ -32,15 +32,9 @@ def run(
         for name, generator, settings in (("original", model.base_model, {}), ("guided", model, guided)):
             output, tokens, speed = timed(generator, ids, **length, **settings)
             rewards = score_sequences(model, output.sequences, torch.ones_like(output.sequences))[0, ids.shape[1] :]
-            answers[name] = {
-                "text": tokenizer.decode(tokens, skip_special_tokens=True),
-                "tokens": tokens,
-                "rewards": rewards.tolist(),
-                "tokens_per_second": speed,
-            }
+            answers[name] = answer_of(tokenizer, tokens, speed) | {"rewards": rewards.tolist()}
         found.append(answers)
-    prompts = [{"prompt": prompt, **answers} for prompt, answers in zip(PROMPTS, found, strict=True)]
-    return {"plan": cost_of(model), "prompts": prompts, "tokens_per_second": mean_speeds(found)}
+    return report(model, PROMPTS, found)
 
 
 def show(part: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:

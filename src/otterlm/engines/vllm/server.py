@@ -18,7 +18,7 @@ from transformers import AutoConfig
 
 from otterlm.engines.exported import read_kinds
 from otterlm.engines.vllm.channels import decode
-from otterlm.engines.vllm.settings import PREFIX, read_settings, sampling_arguments
+from otterlm.engines.vllm.settings import PREFIX, sampling_arguments
 from otterlm.errors import OtterError
 
 Message = MutableMapping[str, Any]
@@ -80,10 +80,10 @@ class Rewards:
             chat = scope["path"] == ROUTES[0]
             if "logprob_token_ids" in needs:
                 needs |= {"logprobs": True if chat else 0, "return_tokens_as_token_ids": True}
-            needs["stop_token_ids"] = [*(asked.get("stop_token_ids") or ()), *needs.get("stop_token_ids", ())]
+            guards = needs.get("stop_token_ids", [])
+            needs["stop_token_ids"] = [*(asked.get("stop_token_ids") or ()), *guards]
             body = json.dumps(asked | needs).encode()
-            guard = read_settings(own, self._kinds, self._vocabulary_size).guard
-            send = _Rewriter(send, self._channels, None if guard is None else self._channels[guard]).send
+            send = _Rewriter(send, self._channels, guards).send
             headers = [pair for pair in scope["headers"] if pair[0].lower() != b"content-length"]
             scope = {**scope, "headers": [*headers, (b"content-length", str(len(body)).encode())]}
         await self._app(scope, _Replay(body, receive).receive, send)
@@ -122,10 +122,10 @@ class _Replay:
 class _Rewriter:
     """Changes an answer on its way out: of a stream line by line, else as a whole."""
 
-    def __init__(self, send: Send, channels: dict[str, int], guard: int | None) -> None:
+    def __init__(self, send: Send, channels: dict[str, int], guards: list[int]) -> None:
         self._send = send
         self._channels = channels
-        self._guard = guard
+        self._guards = guards
         self._start: Message = {}
         self._streams = False
         self._waiting = b""
@@ -168,7 +168,7 @@ class _Rewriter:
             rewards = self._rewards(logprobs) if logprobs else {}
             if rewards:
                 choice["otter"] = {"rewards": rewards}
-            if self._guard is not None and choice.get("stop_reason") == self._guard:
+            if choice.get("stop_reason") in self._guards:
                 choice["stop_reason"] = STOPPED
         return json.dumps(answer, ensure_ascii=False).encode()
 

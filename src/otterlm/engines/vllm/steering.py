@@ -101,9 +101,9 @@ class Steering(LogitsProcessor, LogitsProcessorV2):
     def write_channels(self, logits: Tensor) -> None:
         """Puts the rewards that requests want into their rows of the base's logits, `[N, V]`, in place, where the
         runner takes log probabilities next; `apply` puts back what was there."""
-        self._kept = []
-        if len(logits) > max(self._requests, default=len(logits)):  # else a pass without sampling, to measure memory
-            self._write(self._requests, logits)
+        # Fewer rows than requests: a pass without sampling, to measure memory.
+        sampling = len(logits) > max(self._requests, default=len(logits))
+        self._kept = self._write(self._requests, logits) if sampling else []
 
     # -- the second runner ---------------------------------------------------------------------------------------
 
@@ -148,15 +148,18 @@ class Steering(LogitsProcessor, LogitsProcessorV2):
     def _signal(self, name: str, rows: list[int], device: torch.device) -> Any:
         return self._shared.model.signal(name, torch.tensor(rows, device=device))
 
-    def _write(self, rows: Rows, logits: Tensor) -> None:
+    def _write(self, rows: Rows, logits: Tensor) -> list[tuple[int, int, Tensor]]:
+        """Returns row, channel and logit of what it wrote over."""
         asked = rows_by(rows, lambda request: request.channels)
+        kept = []
         for name, own in asked:
             channel = self._channels[name]
-            self._kept += [(row, channel, logits[row, channel].clone()) for row in own]
+            kept += [(row, channel, logits[row, channel].clone()) for row in own]
             logits[own, channel] = -torch.inf
         for name, own in asked:
             rewards = self._signal(name, own, logits.device).prefix[:, 0]
             logits[own, self._channels[name]] = encode(rewards, logits[own]).to(logits.dtype)
+        return kept
 
     def _restore(self, logits: Tensor) -> None:
         for row, channel, logit in self._kept:
