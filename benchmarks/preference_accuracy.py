@@ -60,7 +60,7 @@ def main() -> None:
                 config = TrainingConfig(
                     epochs=1, batch_size=8, learning_rate=2e-5, evaluations_per_epoch=1, warmup=0.1, seed=seed
                 )
-                result = train(SeparateRewardModel(base), rest, test, config, arguments.out / f"finetune-{seed}")
+                result = train(SeparateRewardModel.of(base), rest, test, config, arguments.out / f"finetune-{seed}")
                 label = method
             elif method == "probe":
                 objective = RewardObjective(model(), source, RewardTrainingConfig())

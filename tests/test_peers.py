@@ -24,8 +24,8 @@ generate = partial(conftest.generate, max_new_tokens=NEW)
 @pytest.fixture(scope="module")
 def rewarding() -> SeparateRewardModel:
     """A random reward model."""
-    model = SeparateRewardModel(tiny_base(seed=3)).requires_grad_(False).eval()
-    randomize(model.head, 7)
+    model = SeparateRewardModel.of(tiny_base(seed=3)).requires_grad_(False).eval()
+    randomize(model.classifier.score, 7)
     return model
 
 
@@ -71,19 +71,31 @@ def test_weight_zero_is_the_base(rewarding) -> None:
     refused(lambda: ARGS(rewarding, 1.0, top_k=0), "top_k")
 
 
+@torch.no_grad()
+def test_a_reward_model_is_a_classifier_of_transformers(rewarding, tmp_path) -> None:
+    rewarding.save_pretrained(tmp_path / "reward")
+    loaded = SeparateRewardModel.from_pretrained(tmp_path / "reward")
+    ids = tokens(2, 6)
+    assert torch.equal(loaded.read(input_ids=ids), rewarding.read(input_ids=ids))
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    tiny_base().save_pretrained(tmp_path / "base")
+    refused(lambda: SeparateRewardModel.from_pretrained(tmp_path / "base"), "one label")
+    refused(lambda: SeparateRewardModel.from_pretrained(tmp_path / "nothing"), "nothing is not a reward model")
+
+
 def test_lora_is_merged_without_a_trace() -> None:
     base = tiny_base()
     model = SeparateRewardModel.lora(base, rank=2).eval()
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    assert all("lora_" in name or name.startswith("head") for name in trained)
-    randomize(model.head, 7)
+    assert all("lora_" in name or name == "classifier.score.weight" for name in trained)
+    randomize(model.classifier.score, 7)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(generator=torch.Generator().manual_seed(1))
         expected = model.read(input_ids=tokens(2, 6))
-        plain = SeparateRewardModel(base)
-        plain.head = model.head
+        plain = SeparateRewardModel.of(base)
+        plain.classifier.score = model.classifier.score
         assert not torch.allclose(expected, plain.read(input_ids=tokens(2, 6)), atol=1e-2)
         merged = model.merge()
         close(merged.read(input_ids=tokens(2, 6)), expected, 1e-3)

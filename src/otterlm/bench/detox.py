@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.bases import load_base
-from otterlm.bench.judges import Judge, Perplexity
+from otterlm.bench.judges import Judge, Perplexity, distinct
 from otterlm.bench.records import measured
 from otterlm.decoding import Companion, CompanionContrast, ContrastGuidance
 from otterlm.decoding.contrast import nucleus
@@ -246,9 +246,3 @@ def judge(
         extra_parameters=extra_parameters,
         extra_space_saved=1 - extra_parameters / (2 * base_parameters),
     )
-
-
-def distinct(texts: Sequence[str], n: int) -> float:
-    """Distinct n-grams of words over all n-grams (arXiv 1510.03055); 0 where there are none."""
-    grams = [tuple(words[i : i + n]) for words in map(str.split, texts) for i in range(len(words) - n + 1)]
-    return len(set(grams)) / max(1, len(grams))

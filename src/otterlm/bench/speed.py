@@ -22,6 +22,7 @@ from otterlm.model import OtterModel
 from otterlm.peers.medusa import MedusaDecoding, MedusaHeads
 from otterlm.training.draft import measured_accuracy
 from otterlm.training.packing import prompt_tokens
+from otterlm.training.rows import Prompt
 
 BASE = "base"
 PROMPTS = (
@@ -120,7 +121,7 @@ def methods_of(
 def measure(
     methods: Mapping[str, Method],
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[tuple[tuple[str, str], ...]],
+    prompts: Sequence[Prompt],
     new_tokens: int = 64,
     max_prompt_tokens: int = 512,
     path: Path | None = None,

@@ -77,7 +77,7 @@ class ARGS(LogitsProcessor):
         with FewTokens():
             read = self.reward_model.read(
                 input_ids=candidates,
-                attention_mask=tree_mask(mask.bool(), rivals, self.reward_model.backbone.dtype),
+                attention_mask=tree_mask(mask.bool(), rivals, self.reward_model.classifier.dtype),
                 position_ids=(positions[:, -1:] + 1).expand(-1, k),
                 past_key_values=self._cache,
             )

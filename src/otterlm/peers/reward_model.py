@@ -2,11 +2,14 @@
 head. Or LoRA beside the base's own weights: little space, but a second pass all the same."""
 
 import copy
+from pathlib import Path
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from otterlm.errors import OtterError, reason
 from otterlm.training.losses import bradley_terry, preference_accuracy
 from otterlm.training.packing import Batch
 
@@ -15,15 +18,41 @@ class SeparateRewardModel(nn.Module):
     """A reward model of the base's own size; as an objective, Bradley-Terry on the last token.
 
     Args:
-        base: the language model to start from; it is copied, not changed.
+        classifier: a sequence classifier of Transformers with one label, whose score head reads every position.
     """
 
-    def __init__(self, base: PreTrainedModel) -> None:
+    def __init__(self, classifier: PreTrainedModel) -> None:
         super().__init__()
-        self.backbone = copy.deepcopy(base.get_decoder()).requires_grad_(True)
-        self.head = nn.Linear(base.config.hidden_size, 1, dtype=base.dtype, device=base.device)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.classifier = classifier
+
+    @classmethod
+    def of(cls, base: PreTrainedModel) -> Self:
+        """A copy of a language model, its score head zero."""
+        config = copy.deepcopy(base.config)
+        config.num_labels = 1
+        classifier = AutoModelForSequenceClassification.from_config(config, dtype=base.dtype).to(base.device)
+        classifier.base_model.load_state_dict(base.get_decoder().state_dict())
+        nn.init.zeros_(classifier.score.weight)
+        return cls(classifier)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> Self:
+        """Loads a trained one, frozen: what `save_pretrained` wrote, or any sequence classifier with one label.
+
+        Raises:
+            OtterError: there is none, or it has more labels or another kind of head.
+        """
+        try:
+            classifier = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype)
+        except Exception as error:
+            raise OtterError(f"{folder} is not a reward model: {reason(error)}") from error
+        if classifier.num_labels != 1 or not hasattr(classifier, "score"):
+            raise OtterError(f"{folder} is not a reward model: it must have one label and a score for every position")
+        return cls(classifier.requires_grad_(False).eval())
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes the classifier, as Transformers does."""
+        self.classifier.save_pretrained(folder)
 
     @classmethod
     def lora(cls, base: PreTrainedModel, rank: int = 16) -> Self:
@@ -33,30 +62,29 @@ class SeparateRewardModel(nn.Module):
         """
         from peft import LoraConfig, inject_adapter_in_model
 
-        model = cls(base)
-        model.backbone.requires_grad_(False)
-        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
-        model.backbone = inject_adapter_in_model(config, model.backbone)
+        model = cls.of(base)
+        backbone = model.classifier.base_model.requires_grad_(False)
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"), backbone)
         return model
 
     def merge(self) -> Self:
         """Folds LoRA into the weights: the size and the speed of a full fine-tune."""
         from peft.tuners.lora import LoraLayer
 
-        for path, module in list(self.backbone.named_modules()):
+        for path, module in list(self.classifier.named_modules()):
             if isinstance(module, LoraLayer):
                 module.merge()
                 parent, _, name = path.rpartition(".")
-                setattr(self.backbone.get_submodule(parent), name, module.get_base_layer())
+                setattr(self.classifier.get_submodule(parent), name, module.get_base_layer())
         return self
 
     def read(self, **inputs: Any) -> Tensor:
         """The reward of every prefix, `[B, T]` float32; arguments as the decoder's own."""
-        return self.head(self.backbone(**inputs).last_hidden_state).squeeze(-1).float()
+        return self.classifier.score(self.classifier.base_model(**inputs).last_hidden_state).squeeze(-1).float()
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The loss and the accuracy on packed pairs."""
-        rewards = self.read(**batch.inputs(self.backbone.dtype))
+        rewards = self.read(**batch.inputs(self.classifier.dtype))
         return {
             "loss": bradley_terry(rewards, batch, prefixes=False),
             "accuracy": preference_accuracy(rewards.detach(), batch),

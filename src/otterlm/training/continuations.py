@@ -16,10 +16,10 @@ from otterlm.fingerprint import fingerprint
 from otterlm.progress import track
 from otterlm.training.packing import Example, prompt_tokens
 from otterlm.training.records import read_records
-from otterlm.training.rows import Dialogue, parse_dialogue
+from otterlm.training.rows import Dialogue, Prompt, parse_dialogue
 
 
-def read_prompts(source: str | Path) -> list[tuple[tuple[str, str], ...]]:
+def read_prompts(source: str | Path) -> list[Prompt]:
     """Prompts as chat turns, each once.
 
     Args:
@@ -30,7 +30,7 @@ def read_prompts(source: str | Path) -> list[tuple[tuple[str, str], ...]]:
     Raises:
         OtterError: it cannot be read, a row has none of the columns, or there are no rows.
     """
-    prompts: dict[tuple[tuple[str, str], ...], None] = {}
+    prompts: dict[Prompt, None] = {}
     for number, record in enumerate(read_records(source), start=1):
         where = f"{source}, row {number}"
         if not isinstance(record, dict):
@@ -44,7 +44,7 @@ def read_prompts(source: str | Path) -> list[tuple[tuple[str, str], ...]]:
     return list(prompts)
 
 
-def _turns(value: Any, column: str, where: str) -> tuple[tuple[str, str], ...]:
+def _turns(value: Any, column: str, where: str) -> Prompt:
     if column == "chosen":
         dialogue: Dialogue = parse_dialogue(value, where)
         return dialogue.prompt or (("user", dialogue.response),)
@@ -62,7 +62,7 @@ def _turns(value: Any, column: str, where: str) -> tuple[tuple[str, str], ...]:
 def continue_prompts(
     base: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[tuple[tuple[str, str], ...]],
+    prompts: Sequence[Prompt],
     path: Path,
     max_prompt_tokens: int = 256,
     max_new_tokens: int = 96,

@@ -18,6 +18,7 @@ from otterlm.fingerprint import fingerprint
 from otterlm.progress import track
 from otterlm.training.continuations import end_tokens, pad_left, until_end
 from otterlm.training.packing import Example, prompt_tokens
+from otterlm.training.rows import Prompt
 from otterlm.training.scorers import Scorer
 
 
@@ -53,7 +54,7 @@ class Sampling:
 def scored_responses(
     base: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[tuple[tuple[str, str], ...]],
+    prompts: Sequence[Prompt],
     scorer: Scorer,
     spec: str,
     sampling: Sampling,

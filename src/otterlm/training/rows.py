@@ -13,6 +13,9 @@ from otterlm.training.records import read_records
 Message = dict[str, str]
 """A chat message, `{"role": "user" | "assistant" | "system", "content": ...}`."""
 
+Prompt = tuple[tuple[str, str], ...]
+"""The (role, content) turns before a response."""
+
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
@@ -21,7 +24,7 @@ class Dialogue:
     `prompt` holds the chat messages before the response; None means a raw text with no dialogue in it.
     """
 
-    prompt: tuple[tuple[str, str], ...] | None
+    prompt: Prompt | None
     response: str
 
 

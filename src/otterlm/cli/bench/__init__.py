@@ -2,9 +2,10 @@
 
 import typer
 
-from otterlm.cli.bench import detox, overhead, speed
+from otterlm.cli.bench import alignment, detox, overhead, speed
 
 app = typer.Typer(help="Measure Otter and its rivals side by side.")
 app.command("overhead")(overhead.command)
+app.command("alignment")(alignment.command)
 app.command("detox")(detox.command)
 app.command("speed")(speed.command)

@@ -11,6 +11,7 @@ from otterlm.training.recipes.common import Run, on_device
 from otterlm.training.recipes.reward import fit_reward
 from otterlm.training.responses import Sampling, scored_responses
 from otterlm.training.reward import RewardTrainingConfig
+from otterlm.training.rows import Prompt
 from otterlm.training.scorers import load_scorer
 
 
@@ -18,7 +19,7 @@ def distill(
     base: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     scorer: str,
-    prompts: Sequence[tuple[tuple[str, str], ...]],
+    prompts: Sequence[Prompt],
     config: OtterConfig,
     reward: RewardTrainingConfig,
     sampling: Sampling,

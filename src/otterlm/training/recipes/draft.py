@@ -13,12 +13,13 @@ from otterlm.model import OtterModel
 from otterlm.training.continuations import continue_prompts
 from otterlm.training.draft import DraftObjective, frequent_tokens, measured_accuracy
 from otterlm.training.recipes.common import Run, on_device
+from otterlm.training.rows import Prompt
 
 
 def train_draft(
     base: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[tuple[tuple[str, str], ...]],
+    prompts: Sequence[Prompt],
     config: OtterConfig,
     max_prompt_tokens: int,
     max_new_tokens: int,

@@ -1,0 +1,94 @@
+"""Trains what `otter bench alignment` compares, on pairs that do not overlap.
+
+    python benchmarks/alignment.py --data ../shared/data/hh_harmless/pairs.jsonl.gz --out runs/alignment
+    otter bench alignment --base smollm2-135m --adapter runs/alignment/otter --reward-model runs/alignment/args/model \\
+        --judge runs/alignment/judge/model --data runs/alignment/prompts.jsonl --out runs/alignment/bench
+
+Of 1,800 pairs, 800 train the methods (Otter's adapter and the separate reward model of ARGS and CARDS), 800 others the
+judge; the prompts of the last 200 are answered, and their pairs say how good each of the three is.
+"""
+
+import argparse
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from otterlm.bases import load_base, load_tokenizer
+from otterlm.config import OtterConfig, RewardConfig
+from otterlm.model import OtterModel
+from otterlm.peers.reward_model import SeparateRewardModel
+from otterlm.training.packing import Example, Limits, tokenize
+from otterlm.training.reward import RewardObjective, RewardTrainingConfig, start_from_probe
+from otterlm.training.rows import read_rows
+from otterlm.training.sources import LiveBase
+from otterlm.training.trainer import TrainingConfig, evaluate, train
+
+FOR_METHODS, FOR_JUDGE = 800, 800
+
+
+def split(count: int) -> list[set[int]]:
+    """Which rows train the methods, which train the judge, and which are kept for their prompts."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
+    cuts = (0, FOR_METHODS, FOR_METHODS + FOR_JUDGE, count)
+    return [set(order[start:end]) for start, end in pairwise(cuts)]
+
+
+def fine_tune(base: Any, tokenizer: Any, examples: list[Example], test: list[Example], out: Path) -> dict[str, float]:
+    """A separate reward model: one epoch over all its weights."""
+    how = TrainingConfig(epochs=1, batch_size=8, learning_rate=2e-5, evaluations_per_epoch=1, warmup=0.1)
+    model = SeparateRewardModel.of(base)
+    result = train(model, examples, test, how, out)
+    model.save_pretrained(out / "model")
+    tokenizer.save_pretrained(out / "model")
+    return result
+
+
+def train_otter(base: Any, examples: list[Example], test: list[Example], out: Path) -> dict[str, float]:
+    """An adapter shaped as the shipped one."""
+    torch.manual_seed(0)
+    config = OtterConfig(layers=tuple(range(11, 30, 2)), signal=RewardConfig(vocabulary_rank=16))
+    model = OtterModel(base, config).train()
+    objective = RewardObjective(model, LiveBase(model), RewardTrainingConfig())
+    start_from_probe(objective, examples[80:])
+    how = TrainingConfig(epochs=2, batch_size=16, learning_rate=1e-3, evaluations_per_epoch=4, patience=6)
+    train(objective, examples[80:], examples[:80], how, out)
+    objective.eval()
+    model.save_pretrained(out, dtype=torch.bfloat16)
+    return evaluate(objective, test, 16, Accelerator())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", default="smollm2-135m")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--models", nargs="+", default=["otter", "args", "judge"], help="what to train")
+    arguments = parser.parse_args()
+    tokenizer, base = load_tokenizer(arguments.base), load_base(arguments.base)
+    rows = read_rows(arguments.data)
+    methods, judge, kept = split(len(rows))
+    examples = tokenize(rows, tokenizer, Limits(prompt=96, response=64))
+
+    def of(own: set[int]) -> list[Example]:
+        return [example for example in examples if example.row in own]
+
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    with (arguments.out / "prompts.jsonl").open("w") as file:
+        for index in sorted(kept):
+            turns = [{"role": role, "content": content} for role, content in rows[index].chosen.prompt or ()]
+            file.write(json.dumps({"prompt": turns}) + "\n")
+    for name in arguments.models:
+        if name == "otter":
+            result = train_otter(base, of(methods), of(kept), arguments.out / name)
+        else:
+            own = judge if name == "judge" else methods
+            result = fine_tune(base, tokenizer, of(own), of(kept), arguments.out / name)
+        print(name, result, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,320 @@
+"""Preference alignment side by side: Otter's guidance and search, ARGS, and CARDS with either's rewards.
+
+All methods answer the same prompts in turn, batch by batch. A judge, a reward model of other data, rates what they say.
+Rewards have no common scale, so each reward model's are measured on the base's own responses first: a weight counts in
+their spreads, and the threshold of CARDS is one spread above their mean.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from otterlm.bench.judges import Coherence, Preference, diversity
+from otterlm.bench.records import measured
+from otterlm.decoding import CandidateSearch, RejectionSampling, RewardGuidance
+from otterlm.decoding.scoring import score_sequences
+from otterlm.fingerprint import fingerprint
+from otterlm.masks import token_positions
+from otterlm.model import OtterModel
+from otterlm.peers.args import ARGS
+from otterlm.peers.cards import CARDS
+from otterlm.peers.reward_model import SeparateRewardModel
+from otterlm.training.continuations import end_tokens, pad_left, until_end
+from otterlm.training.packing import Limits, prompt_tokens
+from otterlm.training.rows import Prompt
+
+BASE, SAMPLED = "base", "base, sampled"
+CALIBRATION = 16
+"""So many prompts are answered by the base to measure the scale of rewards."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """What generates.
+
+    Attributes:
+        model: generates.
+        steer: the attention mask of a batch, `[B, P]`, to settings of `generate`.
+        extra_parameters: beside the base, derived ones included.
+    """
+
+    model: PreTrainedModel | OtterModel
+    steer: Callable[[Tensor], dict[str, Any]]
+    extra_parameters: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Of a reward model, on the base's own responses: the mean and the standard deviation."""
+
+    mean: float
+    spread: float
+
+    @classmethod
+    def of(cls, rewards: Tensor, mask: Tensor) -> "Scale":
+        """Of rewards of every prefix, `[B, T]`, at the last token that the mask, `[B, T]`, has in each row."""
+        last = mask.shape[1] - 1 - mask.flip(1).argmax(dim=1, keepdim=True)  # [B, 1]
+        ends = rewards.gather(1, last)
+        return cls(float(ends.mean()), float(ends.std()))
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One method over all prompts; `..._ci95` is half of a 95% interval.
+
+    Attributes:
+        method: its name.
+        prompts: how many there are.
+        reward: mean of the judge's.
+        win_rate: share of prompts where the judge rates the response above the base's greedy one; equals count half.
+        diversity, coherence: see `otterlm.bench.judges`; coherence None: not measured.
+        tokens: mean length of a response.
+        seconds_per_step: median over the batches of seconds / tokens of the longest response.
+        time_over_base: median over the batches of its seconds a step / those of the base.
+        extra_time_saved: 1 - extra seconds a step / those of ARGS at the same k, with a KV cache.
+        extra_parameters: beside the base.
+        extra_space_saved: 1 - those / those of the separate reward model.
+    """
+
+    method: str
+    prompts: int
+    reward: float
+    reward_ci95: float
+    win_rate: float
+    win_rate_ci95: float
+    diversity: float
+    coherence: float | None
+    tokens: float
+    seconds_per_step: float
+    time_over_base: float
+    extra_time_saved: float
+    extra_parameters: int
+    extra_space_saved: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def methods_of(
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    adapter: str | Path,
+    reward_model: str | Path,
+    prompts: Sequence[Prompt],
+    weights: Sequence[float],
+    top_k: int = 10,
+    new_tokens: int = 64,
+    max_prompt_tokens: int = 96,
+) -> dict[str, Method]:
+    """The base, Otter and its rivals.
+
+    Args:
+        base: the frozen model.
+        tokenizer: its tokenizer.
+        adapter: a reward adapter.
+        reward_model: a separate reward model, trained on the same data.
+        prompts: their first `CALIBRATION` measure the scale of rewards.
+        weights: of the rewards, in spreads; every steered method appears with each.
+        top_k: candidates a step.
+        new_tokens, max_prompt_tokens: as for `measure`.
+
+    Raises:
+        OtterError: the adapter does not fit or has no reward, or the reward model is none.
+    """
+    otter = OtterModel.from_pretrained(base, adapter, "reward")
+    separate = SeparateRewardModel.from_pretrained(reward_model, base.dtype).to(base.device)
+    ids, mask = _base_responses(base, tokenizer, prompts[:CALIBRATION], new_tokens, max_prompt_tokens)
+    ours = Scale.of(score_sequences(otter, ids, mask), mask)
+    theirs = Scale.of(
+        separate.read(input_ids=ids, attention_mask=mask, position_ids=token_positions(mask)).detach(), mask
+    )
+    inserted = otter.adapter("reward").extra_parameters(base.config.vocab_size)
+    copy = sum(p.numel() for p in separate.parameters())
+
+    def guidance(weight: float) -> Callable[[Tensor], dict[str, Any]]:
+        return lambda mask: {"logits_processor": [RewardGuidance(otter, weight / ours.spread, top_k)]}
+
+    def search(weight: float) -> Callable[[Tensor], dict[str, Any]]:
+        return lambda mask: {"custom_generate": CandidateSearch(weight / ours.spread, top_k)}
+
+    def args(weight: float) -> Callable[[Tensor], dict[str, Any]]:
+        return lambda mask: {
+            "logits_processor": [ARGS(separate, weight / theirs.spread, top_k, attention_mask=mask)],
+        }
+
+    def cards(loop: Callable[[], RejectionSampling]) -> Callable[[Tensor], dict[str, Any]]:
+        return lambda mask: SAMPLING | {"custom_generate": loop()}
+
+    def wanted(scale: Scale) -> dict[str, Any]:
+        return {"threshold": scale.mean + scale.spread, "beta": 0.7 * scale.spread}
+
+    found = {BASE: Method(base, lambda mask: {}), SAMPLED: Method(base, lambda mask: SAMPLING)}
+    for weight in weights:
+        found[f"Otter, guidance, weight {weight:g}"] = Method(otter, guidance(weight), inserted)
+        found[f"Otter, search, weight {weight:g}"] = Method(otter, search(weight), inserted)
+        found[f"ARGS, weight {weight:g}"] = Method(base, args(weight), copy)
+    found["CARDS, Otter's reward"] = Method(otter, cards(lambda: RejectionSampling(**wanted(ours))), inserted)
+    found["CARDS"] = Method(OtterModel(base), cards(lambda: CARDS(separate, **wanted(theirs))), copy)
+    return found
+
+
+SAMPLING: dict[str, Any] = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
+
+
+def _base_responses(
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    new_tokens: int,
+    max_prompt_tokens: int,
+) -> tuple[Tensor, Tensor]:
+    """Prompts with the base's greedy responses, `[B, T]`, and their mask."""
+    pad = tokenizer.pad_token_id or 0
+    ids, mask = pad_left(_encode(prompts, tokenizer, max_prompt_tokens), pad, base.device)
+    whole = base.generate(ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, pad_token_id=pad)
+    said = [until_end(row, end_tokens(base)) for row in whole[:, ids.shape[1] :].tolist()]
+    after = torch.zeros_like(whole[:, ids.shape[1] :])
+    for row, response in enumerate(said):
+        after[row, : len(response)] = 1
+    return whole, torch.cat((mask, after), dim=1)
+
+
+def _encode(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int) -> list[list[int]]:
+    return [prompt_tokens(prompt, tokenizer)[-max_prompt_tokens:] for prompt in prompts]
+
+
+def answer_all(
+    methods: Mapping[str, Method],
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    new_tokens: int = 64,
+    max_prompt_tokens: int = 96,
+    batch_size: int = 8,
+    seed: int = 0,
+    path: Path | None = None,
+    identity: Mapping[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """Answers prompts with all methods in turn, batch by batch.
+
+    Args:
+        methods: by name, `BASE` among them.
+        tokenizer: the base's.
+        prompts: as chat turns.
+        new_tokens: at most so many are generated after each.
+        max_prompt_tokens: a longer prompt keeps its end.
+        batch_size: prompts a batch.
+        seed: with the number of the batch it seeds what samples.
+        path: see `otterlm.bench.records.measured`.
+        identity: what else the responses depend on.
+
+    Returns:
+        Of each batch, by method: `seconds`, and `responses`, a list of tokens a prompt.
+
+    Raises:
+        OtterError: `path` is of another run.
+    """
+    base = methods[BASE].model
+    encoded = _encode(prompts, tokenizer, max_prompt_tokens)
+    groups = [(start, encoded[start : start + batch_size]) for start in range(0, len(encoded), batch_size)]
+    pad = tokenizer.pad_token_id or 0
+
+    def one(group: tuple[int, list[list[int]]]) -> dict[str, Any]:
+        start, own = group
+        ids, mask = pad_left(own, pad, base.device)
+        found = {}
+        for name, method in methods.items():
+            settings = {"do_sample": False} | method.steer(mask)
+            torch.manual_seed(1000 * seed + start // batch_size)
+            started = time.perf_counter()
+            output = method.model.generate(
+                ids, attention_mask=mask, max_new_tokens=new_tokens, pad_token_id=pad, **settings
+            )
+            seconds = time.perf_counter() - started
+            said = [until_end(row, end_tokens(base)) for row in output[:, ids.shape[1] :].tolist()]
+            found[name] = {"seconds": seconds, "responses": said}
+        return found
+
+    kept = {
+        "methods": sorted(methods),
+        "new_tokens": new_tokens,
+        "batch_size": batch_size,
+        "seed": seed,
+        "base": fingerprint(base),
+        "prompts": encoded,
+        **(identity or {}),
+    }
+    return measured(groups, one, path, kept, warm_up=lambda: one((0, encoded[:1])))
+
+
+def judge(
+    methods: Mapping[str, Method],
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    batches: Sequence[Mapping[str, Any]],
+    preference: Preference,
+    coherence: Coherence | None,
+    limits: Limits,
+) -> list[Row]:
+    """Rates what `answer_all` gave.
+
+    Args:
+        methods, tokenizer, prompts: as for `answer_all`.
+        batches: from `answer_all`.
+        preference: the judge.
+        coherence: None: not measured.
+        limits: what the judge reads of a prompt and of a response.
+    """
+    texts = {
+        name: [
+            tokenizer.decode(said, skip_special_tokens=True) for batch in batches for said in batch[name]["responses"]
+        ]
+        for name in methods
+    }
+    last_turns = [prompt[-1][1] for prompt in prompts]
+    rewards = {name: torch.tensor(preference(prompts, said, limits)) for name, said in texts.items()}
+    paces = {
+        name: [each[name]["seconds"] / max(map(len, each[name]["responses"])) for each in batches] for name in methods
+    }
+    extra = {
+        name: statistics.median(own - plain for own, plain in zip(paces[name], paces[BASE], strict=True))
+        for name in methods
+    }
+    args = max(seconds for name, seconds in extra.items() if name.startswith("ARGS"))
+    copy = max(method.extra_parameters for method in methods.values())
+    rows = []
+    for name, method in methods.items():
+        wins = (rewards[name] > rewards[BASE]).double() + 0.5 * (rewards[name] == rewards[BASE]).double()
+        rows.append(
+            Row(
+                method=name,
+                prompts=len(prompts),
+                reward=float(rewards[name].mean()),
+                reward_ci95=_half_interval(rewards[name]),
+                win_rate=float(wins.mean()),
+                win_rate_ci95=_half_interval(wins),
+                diversity=statistics.mean(map(diversity, texts[name])),
+                coherence=None if coherence is None else statistics.mean(coherence(last_turns, texts[name])),
+                tokens=statistics.mean(len(said) for batch in batches for said in batch[name]["responses"]),
+                seconds_per_step=statistics.median(paces[name]),
+                time_over_base=statistics.median(
+                    own / plain for own, plain in zip(paces[name], paces[BASE], strict=True)
+                ),
+                extra_time_saved=1 - extra[name] / args,
+                extra_parameters=method.extra_parameters,
+                extra_space_saved=1 - method.extra_parameters / copy,
+            )
+        )
+    return rows
+
+
+def _half_interval(values: Tensor) -> float:
+    return 1.96 * float(values.std()) / math.sqrt(len(values))

@@ -1,0 +1,101 @@
+"""The alignment bench: all methods answer the same prompts in turn, and a judge of other data rates them."""
+
+import json
+
+import pytest
+import torch
+from conftest import close, randomize, refused, tiny_base
+from test_cli import adapter, answer, base, otter, refusal  # noqa: F401 - fixtures
+from test_packing import TEMPLATE, WORDS, tokenizer
+from transformers import BertConfig, BertModel
+
+from otterlm.bench.alignment import Scale
+from otterlm.bench.judges import Coherence, Preference, diversity
+from otterlm.peers.reward_model import SeparateRewardModel
+from otterlm.training.packing import Limits
+
+
+def reward_model(folder, seed: int):
+    """A random reward model and its tokenizer, in a folder."""
+    model = SeparateRewardModel.of(tiny_base(vocab_size=len(WORDS), seed=seed))
+    randomize(model.classifier.score, seed)
+    model.save_pretrained(folder)
+    tokenizer(TEMPLATE).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """A random sentence encoder, in a folder."""
+    folder = tmp_path_factory.mktemp("encoder")
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertModel(BertConfig(vocab_size=len(WORDS), **small)).save_pretrained(folder)
+    tokenizer(TEMPLATE).save_pretrained(folder)
+    return folder
+
+
+def test_command(answer, refusal, base, adapter, encoder, tmp_path) -> None:  # noqa: F811
+    (tmp_path / "prompts.txt").write_text("\n".join(" ".join(WORDS[10 : 12 + n]) for n in range(5)))
+    models = ("--reward-model", reward_model(tmp_path / "rewards", 3), "--judge", reward_model(tmp_path / "judge", 4))
+    data = ("--data", tmp_path / "prompts.txt", "--batch", 2, "--max-new-tokens", 6, "--out", tmp_path / "out")
+    asked = ("bench", "alignment", "--base", base, "--adapter", adapter, *models, *data, "--top-k", 4)
+    result = answer(*asked, "--coherence", encoder, "--weight", 0, "--weight", 3)
+    rows = {row["method"]: row for row in result["rows"]}
+    assert list(rows) == [
+        *("base", "base, sampled"),
+        *("Otter, guidance, weight 0", "Otter, search, weight 0", "ARGS, weight 0"),
+        *("Otter, guidance, weight 3", "Otter, search, weight 3", "ARGS, weight 3"),
+        *("CARDS, Otter's reward", "CARDS"),
+    ]
+    # Weight 0 is the base: its rewards, and half of all wins.
+    for name in ("base", "Otter, guidance, weight 0", "Otter, search, weight 0", "ARGS, weight 0"):
+        assert rows[name]["reward"] == rows["base"]["reward"]
+        assert rows[name]["win_rate"] == 0.5
+    assert rows["Otter, guidance, weight 3"]["reward"] != rows["base"]["reward"] != rows["ARGS, weight 3"]["reward"]
+    assert rows["ARGS, weight 3"]["extra_space_saved"] == 0 < rows["Otter, search, weight 3"]["extra_space_saved"] < 1
+    assert rows["base"]["time_over_base"] == 1
+    assert all(-1 <= row["coherence"] <= 1 and 0 <= row["diversity"] <= 1 for row in rows.values())
+    assert (tmp_path / "out" / "alignment.png").stat().st_size > 1000
+    assert json.loads((tmp_path / "out" / "alignment.json").read_text())["rows"] == result["rows"]
+    # All is there; another setting is another run.
+    again = answer(*asked, "--coherence", encoder, "--weight", 0, "--weight", 3)
+    assert again["rows"] == result["rows"]
+    assert "alignment.jsonl" in refusal(*asked, "--weight", 0, "--weight", 3, "--seed", 1)
+    assert "not a reward model" in refusal(*asked[:-2], "--judge", base)
+
+
+def test_the_judge_reads_what_training_read(tmp_path) -> None:
+    judge = Preference(reward_model(tmp_path / "judge", 4))
+    words, turns = " ".join(WORDS[12:15]), (("user", WORDS[10]),)
+    ids = tokenizer(TEMPLATE).apply_chat_template(
+        [{"role": "user", "content": WORDS[10]}], add_generation_prompt=True, return_dict=False
+    )
+    said = tokenizer(TEMPLATE).encode(words, add_special_tokens=False)
+    end = [tokenizer(TEMPLATE).eos_token_id]
+    model = SeparateRewardModel.from_pretrained(tmp_path / "judge")
+    for limit, after in ((2, said[:2]), (9, said + end)):
+        expected = float(model.read(input_ids=torch.tensor([ids + after]))[0, -1])
+        assert judge([turns], [words], Limits(30, limit)) == [expected]
+
+
+def test_scale_is_of_the_last_tokens() -> None:
+    rewards = torch.tensor([[1.0, 2.0, 9.0], [9.0, 4.0, 6.0]])
+    scale = Scale.of(rewards, torch.tensor([[1, 1, 0], [0, 1, 1]]))
+    assert scale == Scale(4.0, pytest.approx(8**0.5))
+
+
+def test_coherence_ignores_padding(encoder) -> None:
+    measure = Coherence(encoder)
+    short, long = WORDS[10], " ".join(WORDS[11:16])
+    apart = measure([short], [short]) + measure([short], [long])
+    close(torch.tensor(measure([short, short], [short, long])), torch.tensor(apart), 1e-5)
+    assert apart[0] == pytest.approx(1, abs=1e-5)
+    refused(lambda: Coherence(encoder / "none"), "not a sentence encoder")
+
+
+def test_diversity_is_of_one_response() -> None:
+    assert diversity("a b c d e") == 1
+    assert diversity("a b") == 1
+    assert diversity("a a a") == pytest.approx(0.5)
+    assert diversity("a b a b a b") == pytest.approx(2 / 5 * 2 / 4 * 2 / 3)
