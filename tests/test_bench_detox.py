@@ -1,14 +1,16 @@
 """The detoxification bench: the same prompts and seeds for all, samples that the judge rates, gone on with."""
 
 import json
+import math
 
 import pytest
 import torch
 from conftest import add_tiny_adapter, randomize, tiny_base, tokens
 from test_cli import answer, base, otter, refusal  # noqa: F401 - fixtures
-from test_packing import WORDS
+from test_packing import TEMPLATE, WORDS, tokenizer
 
 from otterlm.bench import detox
+from otterlm.bench.judges import Perplexity
 from otterlm.cli.bench import detox as command
 from otterlm.config import ContrastConfig
 from otterlm.model import OtterModel
@@ -41,8 +43,8 @@ def test_command(answer, refusal, base, contrast, tmp_path, monkeypatch) -> None
     (tmp_path / "p.jsonl").write_text(
         "".join(json.dumps({"prompt": {"text": " ".join(WORDS[10 : 12 + n])}}) + "\n" for n in range(5))
     )
-    data = ("--data", f"some={tmp_path / 'p.jsonl'}", "--text-column", "prompt.text", "--limit", 4)
-    asked = ("bench", "detox", "--base", base, "--adapter", contrast, *data, "--batch", 3, "--two-prompts")
+    data = ("--data", f"some={tmp_path / 'p.jsonl'}", "--text-column", "prompt.text", "--quick")
+    asked = ("bench", "detox", "--base", base, "--adapter", contrast, *data, "--two-prompts")
     experts = ("--expert", base, "--anti-expert", base)
     result = answer(*asked, *experts, "--fluency", "m", "--out", tmp_path / "out")
     rows = {row["method"]: row for row in result["rows"]}
@@ -97,9 +99,19 @@ def test_the_judges_numbers() -> None:
     assert row.extra_space_saved == 0.75
 
 
-def test_alpha_zero_is_the_base(contrast) -> None:
-    from test_packing import TEMPLATE, tokenizer
+@torch.no_grad()
+def test_perplexity_is_of_the_continuation_alone(base) -> None:  # noqa: F811
+    prompt, said = " ".join(WORDS[10:14]), " ".join(WORDS[14:17])
+    ids = [tokenizer(TEMPLATE).bos_token_id, *tokenizer(TEMPLATE).encode(prompt, add_special_tokens=False)]
+    after = tokenizer(TEMPLATE).encode(said, add_special_tokens=False)
+    labels = torch.tensor([[-100] * len(ids) + after])
+    loss = tiny_base(vocab_size=len(WORDS))(torch.tensor([ids + after]), labels=labels).loss
+    found = Perplexity(str(base))([prompt, prompt], [said, ""])
+    assert found[0] == pytest.approx(float(loss.exp()), rel=1e-5)
+    assert math.isnan(found[1])
 
+
+def test_alpha_zero_is_the_base(contrast) -> None:
     model, words = tiny_base(vocab_size=len(WORDS)), tokenizer(TEMPLATE)
     words.padding_side = "left"
     prompts = [" ".join(WORDS[10 : 12 + n]) for n in range(3)]

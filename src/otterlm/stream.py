@@ -161,12 +161,13 @@ class InsertedAttention(nn.Module):
         """`[B, T, d + d']` to `[B, T, d']`."""
         w = self.widths
         heads = self.qkv(inputs).unflatten(-1, (-1, w.head_dim)).transpose(1, 2)  # [B, H' + 2 KV', T, head_dim]
-        query, key, value = heads.split((w.heads, w.kv_heads, w.kv_heads), dim=1)
+        turned, value = heads.split((w.heads + w.kv_heads, w.kv_heads), dim=1)
         if self.query_norm is not None and self.key_norm is not None:
-            query, key = self.query_norm(query), self.key_norm(key)
+            query, key = turned.split((w.heads, w.kv_heads), dim=1)
+            turned = torch.cat((self.query_norm(query), self.key_norm(key)), dim=1)
         if taps.rotary is not None:
-            cos, sin = (self._frequencies(table).to(query.dtype) for table in taps.rotary)
-            query, key = self._rotate(query, cos, sin), self._rotate(key, cos, sin)
+            turned = self._rotate(turned, *(self._frequencies(table).to(turned.dtype) for table in taps.rotary))
+        query, key = turned.split((w.heads, w.kv_heads), dim=1)
         extra = self.attend(query, key, value, taps, place)
         return self.out(taps.heads, extra)
 

@@ -3,13 +3,13 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer
 
-from otterlm.bases import load_tokenizer
+from otterlm.bases import load_base, load_tokenizer
 from otterlm.errors import OtterError, reason
 from otterlm.peers.reward_model import SeparateRewardModel
 from otterlm.training.packing import Limits, dialogue_tokens
@@ -104,14 +104,12 @@ class Perplexity:
     """Fluency: perplexity of continuations under another model than the one steered.
 
     Args:
-        name: its folder, or a `.gguf` file.
+        name: see `otterlm.bases.load_base`, which also says what is raised.
     """
 
-    def __init__(self, name: Path) -> None:
-        kwargs: dict[str, Any] = {"gguf_file": name.name} if name.suffix == ".gguf" else {}
-        folder = name.parent if kwargs else name
-        self._tokenizer = AutoTokenizer.from_pretrained(folder, **kwargs)
-        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **kwargs).eval()
+    def __init__(self, name: str) -> None:
+        self._tokenizer = load_tokenizer(name)
+        self._model = load_base(name)
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[float]:

