@@ -202,6 +202,27 @@ def test_two_prompts_contrast_without_training() -> None:
             assert int(mixed.argmax()) == int(found[0, 7 + step])
 
 
+def test_a_companion_reads_prompts_that_stand_in_a_row_once() -> None:
+    """As `num_return_sequences` has them; what it says is what it says after reading every row."""
+    base, prompt, mask = tiny_base(), tokens(2, 6), torch.ones(2, 6, dtype=torch.long)
+    mask[1, :2] = 0
+    said = tokens(6, 2, seed=3)
+    sizes = []
+    base.get_input_embeddings().register_forward_pre_hook(lambda _, given: sizes.append(tuple(given[0].shape)))
+    once = Companion(base, prompt.repeat_interleave(3, dim=0), mask.repeat_interleave(3, dim=0))
+    found = torch.stack([once.logits(said[:, :n]) for n in range(3)])
+    assert sizes == [(2, 5), (6, 1), (6, 1), (6, 1)]
+    every = [Companion(base, prompt[row // 3, None], mask[row // 3, None]) for row in range(6)]
+    expected = torch.stack(
+        [torch.cat([each.logits(said[row, None, :n]) for row, each in enumerate(every)]) for n in range(3)]
+    )
+    close(found, expected, 1e-4)
+    # Rows that do not come in groups of one size are read as they are.
+    sizes.clear()
+    Companion(base, prompt[[0, 0, 1]], mask[[0, 0, 1]]).logits(said[:3, :0])
+    assert sizes == [(3, 6)]
+
+
 def test_the_fine_tuned_rival_learns_its_corpus() -> None:
     base = tiny_base()
     before = copy.deepcopy(base.state_dict())

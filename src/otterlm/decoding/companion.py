@@ -1,6 +1,8 @@
 """Models that read along with a generation and say what they would say next: what DExperts runs beside the base, and
 what Otter does without. The base itself, under other prompts, is the contrast that needs no training."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor, PreTrainedModel
@@ -24,29 +26,42 @@ class Companion:
         self._model = model
         self._prompt = prompt
         self._mask = torch.ones_like(prompt) if attention_mask is None else attention_mask
-        self._read = prompt[:, :0]  # the generated tokens that are in the cache
+        self._read = prompt[:, :0]  # the tokens, prompt and generated, that are in the cache
         self._cache: DynamicCache | None = None
 
     @torch.no_grad()
     def logits(self, generated: Tensor) -> Tensor:
         """`[B, N]` tokens generated so far to `[B, V]`. Only tokens that were not read before are passed through the
         model."""
-        known = self._read.shape[1]
-        if self._cache is None or not torch.equal(generated[:, :known], self._read) or generated.shape[1] == known:
-            self._cache = DynamicCache(config=self._model.config)
-            new = torch.cat((self._prompt, generated), dim=-1)
-        else:
-            new = generated[:, known:]
+        whole = torch.cat((self._prompt, generated), dim=-1)
         mask = torch.cat((self._mask, self._mask.new_ones(generated.shape)), dim=-1)
-        output = self._model(
+        known = self._read.shape[1]
+        if self._cache is None or whole.shape[1] == known or not torch.equal(whole[:, :known], self._read):
+            self._cache = DynamicCache(config=self._model.config)
+            known = self._read_prompt_once(self._cache)
+        output = self._pass(whole[:, known:], mask, self._cache)
+        self._read = whole
+        return output.logits[:, -1]
+
+    def _read_prompt_once(self, cache: DynamicCache) -> int:
+        """Reads all but the prompt's last token where every prompt stands there several times in a row, as it does with
+        `num_return_sequences`; returns how many tokens were read."""
+        _, counts = torch.cat((self._prompt, self._mask), dim=-1).unique_consecutive(dim=0, return_counts=True)
+        repeats, before = int(counts[0]), self._prompt.shape[1] - 1
+        if repeats == 1 or before == 0 or not bool((counts == repeats).all()):
+            return 0
+        self._pass(self._prompt[::repeats, :-1], self._mask[::repeats, :-1], cache)
+        cache.batch_repeat_interleave(repeats)
+        return before
+
+    def _pass(self, new: Tensor, mask: Tensor, cache: DynamicCache) -> Any:
+        return self._model(
             input_ids=new,
             attention_mask=mask,
             position_ids=token_positions(mask)[:, -new.shape[1] :],
-            past_key_values=self._cache,
+            past_key_values=cache,
             logits_to_keep=1,
         )
-        self._read = generated
-        return output.logits[:, -1]
 
 
 class CompanionContrast(LogitsProcessor):
