@@ -101,14 +101,18 @@ def test_the_judges_numbers() -> None:
 
 @torch.no_grad()
 def test_perplexity_is_of_the_continuation_alone(base) -> None:  # noqa: F811
-    prompt, said = " ".join(WORDS[10:14]), " ".join(WORDS[14:17])
-    ids = [tokenizer(TEMPLATE).bos_token_id, *tokenizer(TEMPLATE).encode(prompt, add_special_tokens=False)]
-    after = tokenizer(TEMPLATE).encode(said, add_special_tokens=False)
-    labels = torch.tensor([[-100] * len(ids) + after])
-    loss = tiny_base(vocab_size=len(WORDS))(torch.tensor([ids + after]), labels=labels).loss
-    found = Perplexity(str(base))([prompt, prompt], [said, ""])
-    assert found[0] == pytest.approx(float(loss.exp()), rel=1e-5)
-    assert math.isnan(found[1])
+    words, model = tokenizer(TEMPLATE), tiny_base(vocab_size=len(WORDS))
+    prompts = [" ".join(WORDS[10:14]), WORDS[11], " ".join(WORDS[9:12])]
+    said = [" ".join(WORDS[14:17]), " ".join(WORDS[10:12]), ""]
+    expected = []
+    for prompt, continuation in zip(prompts, said, strict=True):
+        ids = [words.bos_token_id, *words.encode(prompt, add_special_tokens=False)]
+        after = words.encode(continuation, add_special_tokens=False)
+        labels = torch.tensor([[-100] * len(ids) + after])
+        expected.append(float(model(torch.tensor([ids + after]), labels=labels).loss.exp()))
+    found = Perplexity(str(base))(prompts, said, batch_size=2)
+    assert found[:2] == pytest.approx(expected[:2], rel=1e-4)
+    assert math.isnan(found[2])
 
 
 def test_alpha_zero_is_the_base(contrast) -> None:

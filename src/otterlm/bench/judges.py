@@ -11,7 +11,10 @@ from transformers import AutoModel, AutoTokenizer
 
 from otterlm.bases import load_base, load_tokenizer
 from otterlm.errors import OtterError, reason
+from otterlm.masks import token_positions
 from otterlm.peers.reward_model import SeparateRewardModel
+from otterlm.progress import track
+from otterlm.training.continuations import pad_left
 from otterlm.training.packing import Limits, dialogue_tokens
 from otterlm.training.rows import Dialogue, Prompt
 
@@ -112,20 +115,26 @@ class Perplexity:
         self._model = load_base(name)
 
     @torch.no_grad()
-    def __call__(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[float]:
+    def __call__(self, prompts: Sequence[str], continuations: Sequence[str], batch_size: int = 8) -> list[float]:
         """exp(mean negative log-likelihood) of each continuation after its prompt; an empty one is NaN."""
-        found: list[float] = []
         start = [] if self._tokenizer.bos_token_id is None else [self._tokenizer.bos_token_id]
-        for prompt, continuation in zip(prompts, continuations, strict=True):
-            before = start + self._tokenizer.encode(prompt, add_special_tokens=False)
-            after = self._tokenizer.encode(continuation, add_special_tokens=False)
-            if not after:
-                found.append(math.nan)
-                continue
-            ids = torch.tensor([before + after])
-            logits = self._model(ids, logits_to_keep=len(after) + 1).logits[0, :-1]
-            loss = torch.nn.functional.cross_entropy(logits.float(), ids[0, -len(after) :])
-            found.append(float(loss.exp()))
+        before, after = (
+            [self._tokenizer.encode(text, add_special_tokens=False) for text in texts]
+            for texts in (prompts, continuations)
+        )
+        found: list[float] = []
+        for first in track(range(0, len(prompts), batch_size), "perplexity"):
+            said = after[first : first + batch_size]
+            texts = [start + prompt + own for prompt, own in zip(before[first : first + batch_size], said, strict=True)]
+            ids, mask = pad_left(texts, self._tokenizer.pad_token_id or 0, self._model.device)
+            kept = max(map(len, said)) + 1
+            logits = self._model(
+                ids, attention_mask=mask, position_ids=token_positions(mask), use_cache=False, logits_to_keep=kept
+            ).logits.float()
+            for row, own in enumerate(said):
+                likelihood = logits[row, -len(own) - 1 : -1].log_softmax(dim=-1)  # [n, V]
+                chosen = likelihood.gather(-1, ids[row, len(ids[row]) - len(own) :, None])
+                found.append(float((-chosen.mean()).exp()) if own else math.nan)
         return found
 
 
