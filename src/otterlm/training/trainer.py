@@ -247,10 +247,13 @@ class _Log:
         self._board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
 
     def write(self, phase: str, step: int, metrics: dict[str, float]) -> None:
-        self._file.write(json.dumps({"phase": phase, "step": step, **metrics}) + "\n")
-        self._file.flush()
-        for name, value in metrics.items():
-            self._board.add_scalar(f"{phase}/{name}", value, step)
+        try:
+            self._file.write(json.dumps({"phase": phase, "step": step, **metrics}) + "\n")
+            self._file.flush()
+            for name, value in metrics.items():
+                self._board.add_scalar(f"{phase}/{name}", value, step)
+        except OSError as error:
+            raise OtterError(f"{self._file.name} could not be written: {error.strerror or error}") from error
 
     def close(self) -> None:
         self._file.close()
