@@ -200,6 +200,23 @@ def test_nan_keeps_the_last_checkpoint(unbroken, tmp_path):
     assert same(run(tmp_path), unbroken[1])
 
 
+def hidden(folder):
+    return [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_what_a_kill_left_of_a_checkpoint_is_removed(unbroken, tmp_path, monkeypatch):
+    if (child := os.fork()) == 0:
+        try:
+            monkeypatch.setattr(files.os, "fsync", lambda _: os._exit(0))  # after the first bytes of the first file
+            run(tmp_path)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert len(hidden(tmp_path)) == 1
+    assert same(run(tmp_path), unbroken[1])
+    assert hidden(tmp_path) == []
+
+
 def full_disk(*_, **__):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
