@@ -5,9 +5,11 @@ happen, and nothing may be unpickled. An input that does anything else is kept i
 tries it first.
 """
 
+import copy
 import json
 import pickle
 import random
+import resource
 import shutil
 import struct
 import sys
@@ -33,6 +35,8 @@ CORPUS = Path(__file__).parent / "corpus"
 SIGNALS = (RewardConfig(4), ContrastConfig(3), DraftConfig(2, 8, 4, 20, accuracy=((0.5, 0.2), (0.1,))))
 SLOWEST = 5.0
 """Seconds one input may take."""
+LARGEST = 200
+"""MiB by which one input may raise the most memory the process has used."""
 
 ODD: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1, 2, 7, 1 << 31, 1 << 63, 1 << 400, 0.5, -0.0, float("nan"), float("inf"), 1e308),
@@ -65,12 +69,12 @@ def seeds() -> list[tuple[bytes, bytes]]:
 
 
 def bytes_somewhere(data: bytes, draw: random.Random) -> bytes:
-    """Flips, cuts, doubles or fills a piece of a file."""
+    """Flips, cuts, doubles or fills a piece of a file, or puts a nest of brackets in its place."""
     if not data:
         return b"{}"
     start = draw.randrange(len(data))
     length = min(len(data) - start, draw.choice((1, 1, 2, 8, 64, 4096)))
-    kind = draw.randrange(6)
+    kind = draw.randrange(7)
     piece = {
         0: bytes(draw.randrange(256) for _ in range(length)),
         1: b"",
@@ -78,6 +82,7 @@ def bytes_somewhere(data: bytes, draw: random.Random) -> bytes:
         3: b"\xff" * length,
         4: b"\x00" * length,
         5: data[start : start + length][::-1],
+        6: b"[" * 100_000,
     }[kind]
     return data[:start] + piece + data[start + length :]
 
@@ -85,6 +90,11 @@ def bytes_somewhere(data: bytes, draw: random.Random) -> bytes:
 def truncated(data: bytes, draw: random.Random) -> bytes:
     """The start of a file."""
     return data[: draw.randrange(len(data) + 1)]
+
+
+def _odd(draw: random.Random) -> Any:
+    # A copy: what is put into a value may be changed there, and must not grow into itself.
+    return copy.deepcopy(draw.choice(ODD))
 
 
 def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -96,7 +106,7 @@ def _changed(value: Any, draw: random.Random) -> Any:
     """A JSON value with something in it replaced, removed, added or renamed."""
     places = [place for place in _places(value) if place]
     if not places:
-        return draw.choice(ODD)
+        return _odd(draw)
     place = draw.choice(places)
     holder = value
     for key in place[:-1]:
@@ -105,11 +115,11 @@ def _changed(value: Any, draw: random.Random) -> Any:
     if kind == 0:
         del holder[place[-1]]
     elif kind == 1 and isinstance(holder, dict):
-        holder[draw.choice(("x", "../y", "stream.final_norm.weight", "head.extra", ""))] = draw.choice(ODD)
+        holder[draw.choice(("x", "../y", "stream.final_norm.weight", "head.extra", ""))] = _odd(draw)
     elif kind == 2 and isinstance(holder, dict):
         holder[draw.choice(("renamed", "a/../../b", "vocabulary"))] = holder.pop(place[-1])
     else:
-        holder[place[-1]] = draw.choice(ODD)
+        holder[place[-1]] = _odd(draw)
     return value
 
 
@@ -177,7 +187,7 @@ def outcome(files: dict[str, bytes], base: Any, folder: Path) -> str:
     """Loads one input: `loaded`, `refused`, or what went wrong."""
     for name, data in files.items():
         (folder / name).write_bytes(data)
-    started = time.perf_counter()
+    started, memory = time.perf_counter(), _most_memory()
     try:
         model = OtterModel.from_pretrained(base, folder)
         with torch.no_grad():
@@ -189,8 +199,14 @@ def outcome(files: dict[str, bytes], base: Any, folder: Path) -> str:
         if isinstance(error, KeyboardInterrupt):
             raise
         result = f"{type(error).__name__}: {error}"
-    seconds = time.perf_counter() - started
-    return result if seconds < SLOWEST else f"took {seconds:.1f} s"
+    seconds, memory = time.perf_counter() - started, _most_memory() - memory
+    if seconds > SLOWEST or memory > LARGEST:
+        return f"took {seconds:.1f} s and {memory} MiB"
+    return result
+
+
+def _most_memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 
 
 def _refuse_pickles(*_: Any, **__: Any) -> Any:

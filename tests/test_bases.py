@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import add_tiny_adapter, close, refused, tiny_base, tiny_config, tiny_otter, tokens
+from conftest import add_tiny_adapter, batch, close, refused, tiny_base, tiny_config, tiny_otter, tokens
 from torch import Tensor, nn
 
 from otterlm.decoding import CandidateSearch, RewardGuidance
@@ -115,6 +115,42 @@ def test_compiled() -> None:
         output = compiled(tokens(2, 9))
     assert torch.equal(output.logits, plain(tokens(2, 9)).logits)
     close(otter.signal("reward").prefix, expected)
+
+
+def flex_is_exact(padded: dict[str, Tensor]) -> OtterModel:
+    """Asserts that a padded pass beside flex attention is exact, and what is inserted the same as with SDPA."""
+    plain, base = (tiny_base(attention="flex_attention", num_hidden_layers=2) for _ in range(2))
+    otter, other = tiny_otter(base), tiny_otter(tiny_base(num_hidden_layers=2))
+    with torch.no_grad():
+        assert torch.equal(otter(**padded).logits, plain(**padded).logits)
+        other(**padded)
+    there = padded["attention_mask"].bool()
+    close(otter.signal().state[there], other.signal().state[there])
+    return otter
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention() -> None:
+    """Without its kernel, which takes a compiler minutes: block masks, the KV cache, trees of tokens, and training."""
+    with torch.compiler.set_stance("force_eager"):
+        otter = flex_is_exact(batch())
+        plain, sdpa = (
+            tiny_base(attention="flex_attention", num_hidden_layers=2),
+            tiny_otter(tiny_base(num_hidden_layers=2)),
+        )
+        short = {"max_new_tokens": 3}
+        assert torch.equal(generate(otter, **short), generate(plain, **short))
+        search = {"custom_generate": CandidateSearch(4.0, 3), **short}
+        assert torch.equal(generate(otter, **search), generate(sdpa, **search))
+        otter(**batch()).signals["reward"].prefix[:, -1].sum().backward()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in otter.adapters.parameters())
+        otter.zero_grad()
+        gradients_reach_the_adapter(otter)
+
+
+@pytest.mark.slow
+def test_flex_attention_with_its_kernel() -> None:
+    flex_is_exact(batch())
 
 
 def test_gradient_checkpointing() -> None:

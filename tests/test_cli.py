@@ -13,6 +13,7 @@ from test_packing import TEMPLATE, WORDS, tokenizer
 
 from otterlm.adapter_files import CONFIG, WEIGHTS
 from otterlm.cli import main
+from otterlm.training import trainer
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +118,28 @@ def test_verify_fails_if_one_bit_differs(otter, base, adapter, monkeypatch) -> N
     code, out, _ = otter("verify", "--base", base, "--adapter", adapter, "--dtype", "float32", "--json")
     assert code == 1
     assert json.loads(out)["exact"] is False
+
+
+def test_an_interrupted_training_goes_on(otter, answer, base, pairs, tmp_path, monkeypatch) -> None:
+    """Ctrl-C is one line and exit code 130; the same command then ends with the weights of a run left alone."""
+    shape = ("--hidden-size", 8, "--heads", 2, "--kv-heads", 1, "--intermediate-size", 12, "--vocabulary-rank", 4)
+    command = ("train", "reward", "--base", base, "--data", pairs, *shape, "--batch-size", 8)
+    answer(*command, "--out", tmp_path / "alone")
+    step, left = trainer._step, iter(range(3))
+
+    def interrupted(*arguments):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    monkeypatch.setattr(trainer, "_step", interrupted)
+    code, out, err = otter(*command, "--out", tmp_path / "out")
+    assert (code, out, err) == (130, "", "otter: interrupted\n")
+    assert (tmp_path / "out" / "checkpoint.safetensors").exists()
+    assert not (tmp_path / "out" / WEIGHTS).exists()
+    monkeypatch.setattr(trainer, "_step", step)
+    answer(*command, "--out", tmp_path / "out")
+    assert (tmp_path / "out" / WEIGHTS).read_bytes() == (tmp_path / "alone" / WEIGHTS).read_bytes()
 
 
 def test_train_score_and_generate(answer, base, pairs, tmp_path) -> None:

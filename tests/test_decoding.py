@@ -109,6 +109,12 @@ def test_stochastic_search_follows_the_seed_and_the_candidates(otter) -> None:
             assert ids[end] in logits[end - 1].topk(3).indices
 
 
+def test_a_cold_search_is_greedy(otter) -> None:
+    cold = CandidateSearch(0.7, top_k=3, mode="stochastic", temperature=1e-5)
+    greedy = CandidateSearch(0.7, top_k=3)
+    assert torch.equal(generate(otter, custom_generate=cold), generate(otter, custom_generate=greedy))
+
+
 @pytest.mark.parametrize("top_k", [None, 5])
 def test_guidance_adds_the_vocabulary_reward(otter, top_k) -> None:
     sequences = generate(otter, logits_processor=[RewardGuidance(otter, 0.5, top_k)])
@@ -139,14 +145,15 @@ def test_the_vocabulary_reward_of_some_tokens_is_that_of_all(otter) -> None:
         close(signal.vocabulary(some), signal.vocabulary().gather(1, some), 1e-4)
 
 
-def test_best_of_n_takes_the_best_of_what_it_sampled(otter) -> None:
+@pytest.mark.parametrize("weight", [1.0, -0.5])
+def test_best_of_n_takes_the_best_of_what_it_sampled(otter, weight) -> None:
     torch.manual_seed(0)
     candidates = generate(otter, do_sample=True, num_return_sequences=4)
     torch.manual_seed(0)
-    output = generate(otter, do_sample=True, custom_generate=BestOfN(4), return_dict_in_generate=True)
+    output = generate(otter, do_sample=True, custom_generate=BestOfN(4, weight), return_dict_in_generate=True)
     for row in range(2):
         finals = [rewards_of(otter, candidates[4 * row + i, 3 * row :])[-1] for i in range(4)]
-        best = int(torch.stack(finals).argmax())
+        best = int((weight * torch.stack(finals)).argmax())
         assert torch.equal(output.sequences[row], candidates[4 * row + best])
         close(output.rewards[row, -1], finals[best], 1e-4)
 
@@ -193,6 +200,23 @@ def test_stop_does_not_judge_padding(otter) -> None:
     generate(otter, stopping_criteria=[stop], eos_token_id=end)
     assert stop.stopped is not None
     assert not stop.stopped[0]
+
+
+def test_a_reward_at_the_threshold_is_not_under_it(otter) -> None:
+    seen: list[float] = []
+    stop = RewardStop(otter, -1e9)
+
+    def listen(input_ids: Tensor, scores: Tensor, **_: object) -> Tensor:
+        seen.extend(otter.signal().prefix[:, -1].tolist())
+        return stop(input_ids, scores)
+
+    generate(otter, stopping_criteria=[listen])
+    lowest = min(seen[2:])  # the first two are the prompts'
+    for threshold, stopped in ((lowest, False), (lowest + 1e-3, True)):
+        stop = RewardStop(otter, threshold)
+        generate(otter, stopping_criteria=[stop])
+        assert stop.stopped is not None
+        assert bool(stop.stopped.any()) == stopped
 
 
 def test_patience_waits(otter) -> None:
@@ -254,5 +278,9 @@ def test_bad_settings_are_refused(otter) -> None:
 
 
 def test_search_refuses_a_window_shorter_than_the_text() -> None:
-    otter = tiny_otter(tiny_base("mistral", sliding_window=8))
-    refused(lambda: generate(otter, custom_generate=CandidateSearch(1.0)), "window")
+    for window, fits in ((7 + NEW, True), (7 + NEW - 1, False)):
+        otter = tiny_otter(tiny_base("mistral", sliding_window=window))
+        if fits:
+            assert generate(otter, custom_generate=CandidateSearch(1.0)).shape == (2, 7 + NEW)
+        else:
+            refused(lambda otter=otter: generate(otter, custom_generate=CandidateSearch(1.0)), "window", str(window))

@@ -10,6 +10,7 @@ from conftest import batch, close, randomize, refused, tiny_base, tiny_otter, to
 from torch import Tensor
 
 from otterlm.decoding import RejectionSampling
+from otterlm.decoding.rejection import Segments
 from otterlm.model import OtterModel
 from otterlm.peers.args import ARGS
 from otterlm.peers.cards import CARDS
@@ -127,6 +128,62 @@ def test_rejection_raises_the_reward(otter) -> None:
 
     low, high = mean(-50.0), mean(50.0)
     assert high > low + 0.5
+
+
+def judgements(monkeypatch) -> list[tuple[int, int, float, bool]]:
+    """Fills up with what is judged: the prompt's length, the response's, its reward, and whether it was accepted."""
+    judge, found = Segments.judge, []
+
+    def judged(row: Segments, reward: float, accepted: bool, attempts: int) -> tuple[list[int], list[int]]:
+        response = len(row.response)
+        found.append((len(row.tokens) - response, response, reward, accepted))
+        return judge(row, reward, accepted, attempts)
+
+    monkeypatch.setattr(Segments, "judge", judged)
+    return found
+
+
+def test_segments_are_accepted_by_the_formula(otter, monkeypatch) -> None:
+    found = judgements(monkeypatch)
+    monkeypatch.setattr(torch, "rand", lambda *_: torch.tensor(0.6))
+    ids = batch()["input_ids"]
+    threshold, alpha, beta = 2.0, 0.25, 0.7
+    loop = RejectionSampling(threshold, alpha, beta, entropy=0.0, shortest=2, attempts=6)
+    torch.manual_seed(0)
+    generate(otter, custom_generate=loop, **SAMPLE)
+    starts = {7: rewards(otter, ids)[0], 4: rewards(otter, ids)[1]}
+    for prompt, response, reward, accepted in found:
+        first = (1 - alpha) * starts[prompt] + alpha * threshold
+        wanted = min(threshold, first + response / NEW * (threshold - first))
+        assert accepted == (math.exp(min(0.0, (reward - wanted) / beta)) > 0.6)
+    assert {accepted for *_, accepted in found} == {True, False}
+
+
+def test_the_best_is_taken_where_none_is_accepted(otter, monkeypatch) -> None:
+    found = judgements(monkeypatch)
+    loop = RejectionSampling(1e6, shortest=NEW, longest=NEW, attempts=5)
+    torch.manual_seed(0)
+    output = generate(otter, custom_generate=loop, **SAMPLE)
+    assert (output.segments, output.attempts) == ([1, 1], [5, 5])
+    for prompt, reward in zip((7, 4), rewards(otter, output.sequences), strict=True):
+        assert max(value for length, _, value, _ in found if length == prompt) == pytest.approx(reward, abs=1e-3)
+
+
+@pytest.mark.parametrize("entropy", [0.0, 3.9, 1e9])
+def test_segments_end_where_the_base_is_unsure(otter, entropy) -> None:
+    torch.manual_seed(0)
+    loop = RejectionSampling(-1e6, entropy=entropy, shortest=2, longest=4)
+    ids, new = tokens(1, 5), 12
+    said = otter.generate(ids, max_new_tokens=new, eos_token_id=None, custom_generate=loop, **SAMPLE)
+    with torch.no_grad():
+        logits = otter.base_model(said.sequences).logits[0]
+    unsure = torch.distributions.Categorical(logits=logits).entropy() >= entropy
+    segments = length = 0
+    for place in range(5, 5 + new):
+        length += 1
+        if length == 4 or (length >= 2 and unsure[place]) or place == 4 + new:
+            segments, length = segments + 1, 0
+    assert said.segments == said.attempts == [segments]
 
 
 def test_what_was_rejected_leaves_no_trace_in_the_cache(otter) -> None:

@@ -1,7 +1,10 @@
 """Guards the training loop: it learns, a killed run ends like an unbroken one, bad states are refused."""
 
+import errno
 import json
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,11 +13,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from training_runs import HELD_OUT, SHORT, TRAIN, new_objective, run, weights
 
+from otterlm import files
 from otterlm.taps import LayerTaps, Visitor
 from otterlm.training.packing import Example, collate
 from otterlm.training.reward import RewardObjective, RewardTrainingConfig, last_states, start_from_probe
 from otterlm.training.sources import LiveBase, RecordedBase
 from otterlm.training.trainer import TrainingConfig, train
+
+CHECKPOINT = "checkpoint.safetensors"
 
 
 class Killed(BaseException):
@@ -124,9 +130,6 @@ def broken_off(tmp_path):
     return tmp_path
 
 
-CHECKPOINT = "checkpoint.safetensors"
-
-
 @pytest.mark.parametrize("change", [{"learning_rate": 1e-4}, {"seed": 4}, {"epochs": 3}, {"batch_size": 4}])
 def test_a_checkpoint_of_other_settings_is_refused(broken_off, change):
     before = (broken_off / CHECKPOINT).read_bytes()
@@ -195,6 +198,62 @@ def test_nan_keeps_the_last_checkpoint(unbroken, tmp_path):
     refused(lambda: run(tmp_path, objective), "nan", "learning rate")
     assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / CHECKPOINT).values())
     assert same(run(tmp_path), unbroken[1])
+
+
+def hidden(folder):
+    return [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_what_a_kill_left_of_a_checkpoint_is_removed(unbroken, tmp_path, monkeypatch):
+    if (child := os.fork()) == 0:
+        try:
+            monkeypatch.setattr(files.os, "fsync", lambda _: os._exit(0))  # after the first bytes of the first file
+            run(tmp_path)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert len(hidden(tmp_path)) == 1
+    assert same(run(tmp_path), unbroken[1])
+    assert hidden(tmp_path) == []
+
+
+def full_disk(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(unbroken, tmp_path, monkeypatch):
+    with pytest.raises(Killed):
+        run(tmp_path, die_after(new_objective(), 7))
+    before = (tmp_path / CHECKPOINT).read_bytes()
+    monkeypatch.setattr(files, "save_file", full_disk)
+    refused(lambda: run(tmp_path), CHECKPOINT, "No space left")
+    monkeypatch.undo()
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+    assert same(run(tmp_path), unbroken[1])
+    assert logged(tmp_path) == logged(unbroken[0])
+
+
+def test_a_disk_too_full_for_the_log(unbroken, tmp_path, monkeypatch):
+    opened = Path.open
+
+    def full(path, *mode, **how):
+        return opened(Path("/dev/full") if path.name == "metrics.jsonl" and mode == ("a",) else path, *mode, **how)
+
+    monkeypatch.setattr(Path, "open", full)
+    refused(lambda: run(tmp_path), "No space left")
+    monkeypatch.undo()
+    assert same(run(tmp_path), unbroken[1])
+    assert logged(tmp_path) == logged(unbroken[0])
+
+
+def test_a_disk_too_full_for_a_recording(tmp_path, monkeypatch):
+    otter = new_objective().model
+    monkeypatch.setattr(os, "posix_fallocate", full_disk, raising=False)
+    refused(lambda: RecordedBase(otter, TRAIN, tmp_path), "recording.bf16", "No space left", "GiB")
+    monkeypatch.undo()
+    RecordedBase(otter, TRAIN, tmp_path)
+    RecordedBase(otter, TRAIN[:9], tmp_path)
+    assert (tmp_path / "recording.bf16").stat().st_blocks * 512 >= (tmp_path / "recording.bf16").stat().st_size
 
 
 @pytest.mark.parametrize(

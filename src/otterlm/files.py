@@ -16,6 +16,9 @@ from otterlm.errors import OtterError
 Writer = Callable[[Path], None]
 """Writes a file at the path it is given."""
 
+UNFINISHED = ".unfinished"
+"""The end of the names that files have while they are written."""
+
 
 def write_files(folder: Path, writers: Mapping[str, Writer]) -> None:
     """Writes files of one folder together: if one cannot be written, all stay as they were.
@@ -31,7 +34,7 @@ def write_files(folder: Path, writers: Mapping[str, Writer]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, write in writers.items():
-            handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
+            handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.", suffix=UNFINISHED)
             os.close(handle)
             written[name] = Path(temporary)
             write(written[name])
@@ -47,6 +50,12 @@ def write_files(folder: Path, writers: Mapping[str, Writer]) -> None:
     finally:
         for path in written.values():
             path.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what writers left that were killed; for a folder that has no other writer now."""
+    for path in folder.glob(f".*{UNFINISHED}"):
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -5,8 +5,11 @@ of drafts, behind the cached prefix; either way the prefix is computed once and 
 Transformers passes a 4-D mask through to every attention implementation that takes one.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_mask
 
 SHARED = 0
 """The segment of tokens that every branch sees; branches are 1, 2, ...; padding is negative."""
@@ -55,3 +58,11 @@ def token_positions(attention_mask: Tensor) -> Tensor:
 def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where `visible`, the lowest finite value of `dtype` elsewhere: what eager and SDPA attention add to scores."""
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)
+
+
+def dense(mask: Any) -> Tensor | None:
+    """A mask as SDPA takes it: the block mask of flex attention as `[B, 1, T, S]` bool, any other as it is."""
+    if not isinstance(mask, BlockMask):
+        return mask
+    batch, heads, queries, keys = mask.shape
+    return create_mask(mask.mask_mod, batch, heads, queries, keys, device=mask.kv_num_blocks.device)

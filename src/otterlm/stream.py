@@ -22,6 +22,7 @@ from otterlm.config import OtterConfig
 from otterlm.errors import OtterError
 from otterlm.families import Family
 from otterlm.families.parts import activation_of, inputs_of, is_biased, norm_eps, part_of
+from otterlm.masks import dense
 from otterlm.taps import LayerTaps, Visitor
 
 
@@ -176,12 +177,14 @@ class InsertedAttention(nn.Module):
         `[B, T, H' * head_dim]`. An engine has its own."""
         if taps.cache is not None:
             key, value = update_inserted(taps.cache, key, value, place.block, place.layer, place.owners)
-        mask = taps.mask
+        mask, name = taps.mask, self.base_config._attn_implementation
+        # SDPA computes the same from the same mask. "eager" is a function of each base's own file, and flex attention
+        # has no backward pass on a CPU.
+        if name == "eager" or (name == "flex_attention" and (query.requires_grad or isinstance(mask, Tensor))):
+            mask, name = dense(mask), "sdpa"
         if isinstance(mask, Tensor) and mask.is_floating_point():
             mask = mask.to(query.dtype)
-        name = self.base_config._attn_implementation
-        # "eager" is a function of each base's own file; SDPA computes the same from the same mask.
-        kernel = ALL_ATTENTION_FUNCTIONS["sdpa" if name == "eager" else name]
+        kernel = ALL_ATTENTION_FUNCTIONS[name]
         window = {} if self.sliding_window is None else {"sliding_window": self.sliding_window}
         extra, _ = kernel(self, query, key, value, mask, dropout=0.0, scaling=self.scaling, **window)
         return extra.flatten(2)

@@ -24,7 +24,7 @@ app.command("export")(export.command)
 app.command("playground")(playground.command)
 app.command("demo")(demo.command)
 
-BAD_INPUT = 2
+BAD_INPUT, INTERRUPTED = 2, 130
 
 # Typer gives no public name to the errors of its parser; they are what its BadParameter is one of.
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -41,12 +41,13 @@ def main() -> None:
     except _UsageError as error:
         _fail(error.format_message())  # type: ignore[attr-defined]
     except (KeyboardInterrupt, typer.Abort):
-        print("otter: interrupted", file=sys.stderr)
-        code = 130
+        code = INTERRUPTED
     except BrokenPipeError:
         code = 0
     except OSError as error:  # a full disk, a folder that may not be written
         _fail(str(error))
+    if code == INTERRUPTED:  # also what Typer makes of Ctrl-C, in silence
+        print("otter: interrupted", file=sys.stderr)
     sys.exit(code)
 
 

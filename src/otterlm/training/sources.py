@@ -6,6 +6,7 @@ once, it need not run again; what is left of a step is the thin inserted stream.
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from otterlm.errors import OtterError
 from otterlm.families import Family
 from otterlm.families.parts import inputs_of
 from otterlm.files import write_text
@@ -63,6 +65,9 @@ class RecordedBase:
         examples: all that will be asked for.
         folder: where the recording is kept, and looked for.
         batch_size: examples a recording pass.
+
+    Raises:
+        OtterError: the recording does not fit on the disk.
     """
 
     def __init__(self, model: OtterModel, examples: Sequence[Example], folder: Path, batch_size: int = 8) -> None:
@@ -92,9 +97,11 @@ class RecordedBase:
         folder.mkdir(parents=True, exist_ok=True)
         done, data = folder / "recording.json", folder / "recording.bf16"
         finished = done.exists() and done.read_text() == json.dumps(identity)
-        finished = finished and data.exists() and data.stat().st_size == tokens * width * torch.bfloat16.itemsize
+        size = tokens * width * torch.bfloat16.itemsize
+        finished = finished and data.exists() and data.stat().st_size == size
         if not finished:
             done.unlink(missing_ok=True)
+            _reserve(data, size)
         self._rows = torch.from_file(str(data), shared=True, size=tokens * width, dtype=torch.bfloat16).view(-1, width)
         if not finished:
             self._record(examples, batch_size)
@@ -150,6 +157,18 @@ class RecordedBase:
         if not hasattr(rotary, "layer_types"):
             return rotary(state, positions)
         return rotary(state, positions, self._model.base_model.config.layer_types[index])
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Claims a file's space on the disk: written through a map, a full disk would kill the process without a word."""
+    try:
+        with path.open("ab") as file:
+            file.truncate(size)
+            if hasattr(os, "posix_fallocate"):  # macOS has none
+                os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        what = f"{path} could not be written: {error.strerror or error}"
+        raise OtterError(f"{what}; the recording takes {size / 2**30:.1f} GiB") from error
 
 
 def _recorded_fields(family: Family) -> list[str]:

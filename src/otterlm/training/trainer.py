@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from otterlm.errors import OtterError
-from otterlm.files import write_text
+from otterlm.files import remove_unfinished, write_text
 from otterlm.progress import bar
 from otterlm.training.checkpoint import load_checkpoint, save_checkpoint, trainable
 from otterlm.training.packing import Example, collate, length_buckets
@@ -239,6 +239,7 @@ class _Log:
         from torch.utils.tensorboard import SummaryWriter
 
         path = out / "metrics.jsonl"
+        remove_unfinished(out)
         # What a killed run logged after its last checkpoint is going to be logged again.
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
@@ -247,10 +248,13 @@ class _Log:
         self._board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
 
     def write(self, phase: str, step: int, metrics: dict[str, float]) -> None:
-        self._file.write(json.dumps({"phase": phase, "step": step, **metrics}) + "\n")
-        self._file.flush()
-        for name, value in metrics.items():
-            self._board.add_scalar(f"{phase}/{name}", value, step)
+        try:
+            self._file.write(json.dumps({"phase": phase, "step": step, **metrics}) + "\n")
+            self._file.flush()
+            for name, value in metrics.items():
+                self._board.add_scalar(f"{phase}/{name}", value, step)
+        except OSError as error:
+            raise OtterError(f"{self._file.name} could not be written: {error.strerror or error}") from error
 
     def close(self) -> None:
         self._file.close()
