@@ -34,8 +34,9 @@ def tiny(monkeypatch) -> None:
 
 def test_methods_take_turns() -> None:
     called = []
-    taken = take_turns({"a": lambda: called.append("a"), "b": lambda: time.sleep(0.02)}, rounds=3)
-    assert len(called) == 4  # one to warm up
+    methods = {"a": lambda: called.append("a"), "b": lambda: called.append("b") or time.sleep(0.02)}
+    taken = take_turns(methods, {"a": lambda: called.append("warm")}, rounds=3)
+    assert called == ["warm", *"ababab"]
     assert len(taken["b"].rounds) == 3
     assert 0.02 <= taken["b"].median < 0.2
     assert Seconds((1.0, 2.0, 4.0)).median == 2.0
@@ -44,7 +45,9 @@ def test_methods_take_turns() -> None:
 
 def test_savings_are_what_the_seconds_say(monkeypatch) -> None:
     seconds = {BASE: 1.0, GUIDANCE: 1.5, ARGS_CACHED: 3.0, ARGS_ANEW: 11.0}
-    monkeypatch.setattr(overhead, "take_turns", lambda calls, rounds: {n: Seconds((s,)) for n, s in seconds.items()})
+    monkeypatch.setattr(
+        overhead, "take_turns", lambda calls, warm_up, rounds: {n: Seconds((s,)) for n, s in seconds.items()}
+    )
     rows = {row.method: row for row in measure(Setting("tiny", batch=2, prompt=3, new=5))}
     assert rows[GUIDANCE].tokens_per_second == pytest.approx(10 / 1.5)
     assert rows[GUIDANCE].base_tokens_per_second == pytest.approx(10)

@@ -5,7 +5,8 @@ same random prompts.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -98,14 +99,13 @@ def measure(setting: Setting, rounds: int = 3, dtype: torch.dtype = torch.float3
     base = random_base(setting.shape, dtype, device)
     otter = OtterModel(base, adapter_for(setting.shape)).eval()
     ids = torch.randint(3, base.config.vocab_size, (setting.batch, setting.prompt), device=device)
-    return _rows(setting, take_turns(_calls(base, otter, ids, setting), rounds), dtype)
+    calls = partial(_calls, base, otter, SeparateRewardModel.of(base).requires_grad_(False).eval(), ids)
+    return _rows(setting, take_turns(calls(setting), calls(replace(setting, new=2)), rounds), dtype)
 
 
 def _calls(
-    base: PreTrainedModel, otter: OtterModel, ids: torch.Tensor, setting: Setting
+    base: PreTrainedModel, otter: OtterModel, reward_model: SeparateRewardModel, ids: torch.Tensor, setting: Setting
 ) -> dict[str, Callable[[], object]]:
-    reward_model = SeparateRewardModel.of(base).requires_grad_(False).eval()
-
     def generate(model: Any, **settings: Any) -> object:
         return model.generate(
             ids,

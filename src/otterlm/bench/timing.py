@@ -27,20 +27,24 @@ class Seconds:
         return (max(self.rounds) - min(self.rounds)) / self.median
 
 
-def take_turns(methods: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Seconds]:
+def take_turns(
+    methods: Mapping[str, Callable[[], object]], warm_up: Mapping[str, Callable[[], object]], rounds: int
+) -> dict[str, Seconds]:
     """Times every method `rounds` times, in turn.
 
     Args:
-        methods: what to call; each is called once before, untimed, to warm up.
+        methods: what to call.
+        warm_up: what to call before, once and untimed: the same with little to do.
         rounds: how often.
     """
+    for call in warm_up.values():
+        call()
     taken: dict[str, list[float]] = {name: [] for name in methods}
-    for number in track(range(rounds + 1), "timing"):
+    for _ in track(range(rounds), "timing"):
         for name, call in methods.items():
             started = time.perf_counter()
             call()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            if number:
-                taken[name].append(time.perf_counter() - started)
+            taken[name].append(time.perf_counter() - started)
     return {name: Seconds(tuple(seconds)) for name, seconds in taken.items()}
