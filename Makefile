@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 BASE := smollm2-135m
 DATA ?= ../shared/data
 
-.PHONY: setup demo test test-slow test-vllm lint docs exactness adapters clean
+.PHONY: setup demo test test-slow real-weights test-vllm lint docs exactness adapters clean
 
 setup: $(VENV)/.ready
 
@@ -25,6 +25,10 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow
+
+# Gemma 3 270M and Qwen2.5-Coder 0.5B for the slow tests, into Otter's cache (750 MB).
+real-weights: setup
+	$(BIN)/python tests/real_weights.py
 
 # vLLM pins a Transformers of its own, so it has an environment of its own.
 .venv-vllm/.ready: pyproject.toml requirements-vllm.txt
