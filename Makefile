@@ -10,7 +10,7 @@ JUDGES := runs/judges
 JUDGES := runs/judges
 FLUENCY := $(HOME)/.cache/otter/gemma3-270m.gguf
 
-.PHONY: setup demo test test-slow test-vllm lint docs exactness adapters bench clean
+.PHONY: setup demo test test-slow real-weights test-vllm lint docs exactness adapters bench clean
 
 setup: $(VENV)/.ready
 
@@ -29,6 +29,10 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow
+
+# Gemma 3 270M and Qwen2.5-Coder 0.5B for the slow tests, into Otter's cache (750 MB).
+real-weights: setup
+	$(BIN)/python tests/real_weights.py
 
 # vLLM pins a Transformers of its own, so it has an environment of its own.
 .venv-vllm/.ready: pyproject.toml requirements-vllm.txt

