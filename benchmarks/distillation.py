@@ -2,9 +2,9 @@
 
     python benchmarks/distillation.py prompts --out runs/distil
     PYTHONPATH=benchmarks otter distill --base smollm2-135m --scorer distillation:sentiment \\
-        --prompts runs/distil/train.jsonl --limit 160 --out runs/distil/adapter --layers 11-29:2 \\
-        --max-new-tokens 32 --top-p 0.9 --epochs 3 --record
-    python benchmarks/distillation.py measure --out runs/distil --weights 1 2 4 --fluency MODEL --toxicity PACKAGE
+        --prompts runs/distil/train.jsonl --limit 80 --out runs/distil/adapter --layers 11-29:2 \\
+        --max-new-tokens 32 --top-p 0.9 --epochs 3 --batch-size 8 --places 4 --record
+    python benchmarks/distillation.py measure --out runs/distil --limit 40 --fluency MODEL --toxicity PACKAGE
 
 Needs vaderSentiment (the scorer) and textblob (another lexicon with other rules: the judge that nothing learned from).
 Every method samples the same prompts from the base's ten likeliest tokens, in turn; intervals are bootstrapped over the
@@ -211,7 +211,7 @@ def main() -> None:
     parser.add_argument("--base", default="smollm2-135m")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--weights", type=float, nargs="+", default=[1.0, 2.0, 4.0])
+    parser.add_argument("--weights", type=float, nargs="+", default=[8.0, 16.0, 32.0])
     parser.add_argument("--prompts", type=Path, help="others than OUT/test.jsonl, such as for a first look at weights")
     parser.add_argument("--limit", type=int)
     parser.add_argument("--samples", default="samples.jsonl", help="file in OUT that keeps the samples")
