@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import add_tiny_adapter, randomize, tiny_base, tokens
+from conftest import add_tiny_adapter, randomize, tiny_base
 from test_cli import answer, base, otter, refusal  # noqa: F401 - fixtures
 from test_packing import TEMPLATE, WORDS, tokenizer
 
@@ -64,24 +64,6 @@ def test_command(answer, refusal, base, contrast, tmp_path, monkeypatch) -> None
     assert "both" in refusal(*asked, "--expert", base)
     assert "NAME=FILE" in refusal(*asked, "--data", "p.jsonl")
     assert "pixagram" in refusal(*asked, "--toxicity", tmp_path)
-
-
-@torch.no_grad()
-def test_samples_are_those_of_plain_generation() -> None:
-    """Reading the prompts once for all their samples changes nothing but rounding."""
-    model = tiny_base(vocab_size=len(WORDS))
-    mask = torch.ones(4, 6, dtype=torch.long)
-    mask[2:, :2] = 0
-    ids = tokens(2, 6).clamp_max(len(WORDS) - 1).repeat_interleave(2, dim=0)
-    ids[2:, :2] = 0
-    settings = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-    original, detox.SAMPLES = detox.SAMPLES, 2
-    try:
-        cache = detox._read_prompts(model, {"input_ids": ids, "attention_mask": mask})
-    finally:
-        detox.SAMPLES = original
-    said = model.generate(ids, attention_mask=mask, past_key_values=cache, **settings)
-    assert torch.equal(said, model.generate(ids, attention_mask=mask, **settings))
 
 
 def test_the_judges_numbers() -> None:

@@ -14,6 +14,7 @@ from otterlm.decoding import (
     RewardStop,
     score_sequences,
 )
+from otterlm.decoding.prompt import read_once
 from otterlm.model import OtterModel
 
 
@@ -284,3 +285,15 @@ def test_search_refuses_a_window_shorter_than_the_text() -> None:
             assert generate(otter, custom_generate=CandidateSearch(1.0)).shape == (2, 7 + NEW)
         else:
             refused(lambda otter=otter: generate(otter, custom_generate=CandidateSearch(1.0)), "window", str(window))
+
+
+@pytest.mark.parametrize("length", [6, 1])
+def test_prompts_are_read_once_for_all_their_samples(otter, length) -> None:
+    ids, mask = tokens(2, length), torch.ones(2, length, dtype=torch.long)
+    if length > 1:
+        ids[1, :2], mask[1, :2] = 0, 0
+    repeated = {"input_ids": ids.repeat_interleave(3, dim=0), "attention_mask": mask.repeat_interleave(3, dim=0)}
+    settings = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    for model in (otter, otter.base_model):
+        said = model.generate(**repeated, past_key_values=read_once(model, ids, mask, 3), **settings)
+        assert torch.equal(said, model.generate(**repeated, **settings))

@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.bases import load_base
 from otterlm.bench.judges import Judge, Perplexity, distinct
 from otterlm.bench.records import measured
 from otterlm.decoding import Companion, CompanionContrast, ContrastGuidance
 from otterlm.decoding.contrast import nucleus
-from otterlm.masks import token_positions
+from otterlm.decoding.prompt import read_once
 from otterlm.model import OtterModel
 from otterlm.peers.dexperts import DExperts
 
@@ -169,6 +169,7 @@ def continue_all(
         batch = tokenizer(repeated, return_tensors="pt", padding=True).to(method.model.device)
         torch.manual_seed(1000 * seed + start // batch_size)
         started = time.perf_counter()
+        cache = read_once(method.model, batch["input_ids"][::SAMPLES], batch["attention_mask"][::SAMPLES], SAMPLES)
         output = method.model.generate(
             **batch,
             do_sample=True,
@@ -178,7 +179,7 @@ def continue_all(
             min_new_tokens=NEW,
             max_new_tokens=NEW,
             logits_processor=[method.steer(batch, repeated)],
-            past_key_values=_read_prompts(method.model, batch),
+            past_key_values=cache,
         )
         seconds = time.perf_counter() - started
         said = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -187,17 +188,6 @@ def continue_all(
     texts = hashlib.sha256("\n".join(prompts).encode()).hexdigest()
     kept = {"prompts": texts, "batch_size": batch_size, "seed": seed, **(identity or {})}
     return measured(groups, one, path, kept)
-
-
-@torch.no_grad()
-def _read_prompts(model: Any, batch: Mapping[str, Tensor]) -> DynamicCache:
-    """A KV cache of all but each prompt's last token, read once for all its samples."""
-    ids, mask = (batch[name][::SAMPLES] for name in ("input_ids", "attention_mask"))
-    cache = DynamicCache(config=model.config)
-    positions = token_positions(mask)[:, :-1]
-    model(ids[:, :-1], mask[:, :-1], positions, past_key_values=cache, logits_to_keep=1)
-    cache.batch_repeat_interleave(SAMPLES)
-    return cache
 
 
 def judge(

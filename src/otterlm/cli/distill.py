@@ -6,7 +6,7 @@ import typer
 
 from otterlm.bases import load_base, load_tokenizer
 from otterlm.cli.groups import Shape, Training, grouped
-from otterlm.cli.options import AsJson, Base, Dtype, Out, Prompts, Rank, parse_dtype, show_result
+from otterlm.cli.options import AsJson, Base, Candidates, Dtype, Out, Places, Prompts, Rank, parse_dtype, show_result
 from otterlm.config import RewardConfig
 from otterlm.training.continuations import read_prompts
 from otterlm.training.recipes import distill
@@ -29,6 +29,8 @@ def command(
     shape: Shape = Shape(),
     vocabulary_rank: Rank = 16,
     trace: Annotated[float, typer.Option("--lambda", help="Of TD(lambda); 1 is plain regression.")] = 1.0,
+    candidates: Candidates = 8,
+    places: Places = 8,
     training: Training = Training(),
     dtype: Dtype = "float32",
     as_json: AsJson = False,
@@ -38,5 +40,5 @@ def command(
     sampling = Sampling(per_prompt, max_prompt_tokens, max_new_tokens, temperature, top_p, seed=training.seed)
     found = read_prompts(prompts)[:limit]
     model, tokenizer = load_base(base, parse_dtype(dtype)), load_tokenizer(base)
-    reward = RewardTrainingConfig(trace=trace)
+    reward = RewardTrainingConfig(trace=trace, candidates=candidates, places=places)
     show_result(distill(model, tokenizer, scorer, found, config, reward, sampling, run), out, as_json)

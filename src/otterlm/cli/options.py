@@ -18,6 +18,10 @@ Prompts = Annotated[
     str, typer.Option(help="Prompts (prompt, question, text, or the dialogues of pairs): file or hub dataset.")
 ]
 Rank = Annotated[int, typer.Option("--vocabulary-rank", help="Rank of the vocabulary head; 0 for none.")]
+Candidates = Annotated[
+    int, typer.Option(help="Likeliest next tokens a place that the vocabulary head is fitted to; 0: not.", min=0)
+]
+Places = Annotated[int, typer.Option(help="Places of each example with candidates.", min=1)]
 AdapterFolder = Annotated[str, typer.Option("--adapter", help="Adapter: folder or hub id.")]
 NamedAdapters = Annotated[
     list[str], typer.Option("--adapter", help="Adapter: folder or hub id, or NAME=FOLDER; may be repeated.")

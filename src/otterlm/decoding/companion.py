@@ -1,14 +1,13 @@
 """Models that read along with a generation and say what they would say next: what DExperts runs beside the base, and
 what Otter does without. The base itself, under other prompts, is the contrast that needs no training."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor, PreTrainedModel
 
 from otterlm.decoding.checks import check_share, check_weight
 from otterlm.decoding.contrast import contrast
+from otterlm.decoding.prompt import read_once
 from otterlm.errors import OtterError
 from otterlm.masks import token_positions
 
@@ -37,31 +36,27 @@ class Companion:
         mask = torch.cat((self._mask, self._mask.new_ones(generated.shape)), dim=-1)
         known = self._read.shape[1]
         if self._cache is None or whole.shape[1] == known or not torch.equal(whole[:, :known], self._read):
-            self._cache = DynamicCache(config=self._model.config)
-            known = self._read_prompt_once(self._cache)
-        output = self._pass(whole[:, known:], mask, self._cache)
-        self._read = whole
-        return output.logits[:, -1]
-
-    def _read_prompt_once(self, cache: DynamicCache) -> int:
-        """Reads all but the prompt's last token where every prompt stands there several times in a row, as it does with
-        `num_return_sequences`; returns how many tokens were read."""
-        _, counts = torch.cat((self._prompt, self._mask), dim=-1).unique_consecutive(dim=0, return_counts=True)
-        repeats, before = int(counts[0]), self._prompt.shape[1] - 1
-        if repeats == 1 or before == 0 or not bool((counts == repeats).all()):
-            return 0
-        self._pass(self._prompt[::repeats, :-1], self._mask[::repeats, :-1], cache)
-        cache.batch_repeat_interleave(repeats)
-        return before
-
-    def _pass(self, new: Tensor, mask: Tensor, cache: DynamicCache) -> Any:
-        return self._model(
+            self._cache, known = self._start()
+        new = whole[:, known:]
+        output = self._model(
             input_ids=new,
             attention_mask=mask,
             position_ids=token_positions(mask)[:, -new.shape[1] :],
-            past_key_values=cache,
+            past_key_values=self._cache,
             logits_to_keep=1,
         )
+        self._read = whole
+        return output.logits[:, -1]
+
+    def _start(self) -> tuple[DynamicCache, int]:
+        """A KV cache, and how many tokens are in it: prompts that stand in a row, as `num_return_sequences` has them,
+        are read once."""
+        _, counts = torch.cat((self._prompt, self._mask), dim=-1).unique_consecutive(dim=0, return_counts=True)
+        samples = int(counts[0])
+        if samples == 1 or not bool((counts == samples).all()):
+            return DynamicCache(config=self._model.config), 0
+        cache = read_once(self._model, self._prompt[::samples], self._mask[::samples], samples)
+        return cache, self._prompt.shape[1] - 1
 
 
 class CompanionContrast(LogitsProcessor):

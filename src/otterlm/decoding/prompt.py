@@ -62,3 +62,23 @@ def read_prompt(
         **settings,
     )
     return Prompt(seen, cache, output, positions[:, -1] + 1)
+
+
+@torch.no_grad()
+def read_once(model: Any, input_ids: Tensor, attention_mask: Tensor, samples: int) -> DynamicCache:
+    """A KV cache of all but each prompt's last token, read once for all its samples.
+
+    Args:
+        model: a base or an `OtterModel`.
+        input_ids, attention_mask: `[B, P]`, padded on the left.
+        samples: how many of each prompt; row `samples * b + n` is the n-th of prompt b.
+
+    Returns:
+        For `generate(..., past_key_values=...)` of the prompts repeated, `[B samples, P]`.
+    """
+    cache = DynamicCache(config=model.config)
+    if input_ids.shape[1] > 1:
+        ids, mask, positions = (x[:, :-1] for x in (input_ids, attention_mask, token_positions(attention_mask)))
+        model(ids, mask, positions, past_key_values=cache, logits_to_keep=1)
+        cache.batch_repeat_interleave(samples)
+    return cache

@@ -12,6 +12,7 @@ import pyarrow.parquet
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from otterlm.decoding.prompt import read_once
 from otterlm.errors import OtterError
 from otterlm.files import write_files, write_text
 from otterlm.fingerprint import fingerprint
@@ -120,11 +121,13 @@ def _sample(
     number: int,
 ) -> pyarrow.Table:
     repeated = [prompt for prompt in encoded for _ in range(sampling.per_prompt)]
-    ids, mask = pad_left(repeated, tokenizer.pad_token_id or 0, base.device)
+    prompt, seen = pad_left(encoded, tokenizer.pad_token_id or 0, base.device)
+    ids, mask = (given.repeat_interleave(sampling.per_prompt, dim=0) for given in (prompt, seen))
     torch.manual_seed(sampling.seed * 1_000_003 + number)
     output = base.generate(
         ids,
         attention_mask=mask,
+        past_key_values=read_once(base, prompt, seen, sampling.per_prompt),
         max_new_tokens=sampling.max_new_tokens,
         do_sample=True,
         temperature=sampling.temperature,

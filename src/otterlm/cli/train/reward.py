@@ -6,7 +6,7 @@ import typer
 
 from otterlm.bases import load_base, load_tokenizer
 from otterlm.cli.groups import Shape, Texts, Training, grouped
-from otterlm.cli.options import AsJson, Base, Dtype, Out, Rank, parse_dtype, show_result
+from otterlm.cli.options import AsJson, Base, Candidates, Dtype, Out, Places, Rank, parse_dtype, show_result
 from otterlm.config import RewardConfig
 from otterlm.errors import OtterError
 from otterlm.training.recipes import train_reward
@@ -29,10 +29,8 @@ def command(
     vocabulary_weight: Annotated[float, typer.Option(help="Of the vocabulary head's loss.")] = 0.5,
     probe_start: Annotated[bool, typer.Option(help="Start the head from a linear probe (pairs only).")] = True,
     trace: Annotated[float, typer.Option("--lambda", help="Of TD(lambda), for given scores on prefixes.")] = 1.0,
-    candidates: Annotated[
-        int, typer.Option(help="Likeliest next tokens a place that the vocabulary head is fitted to; 0: not.", min=0)
-    ] = 8,
-    places: Annotated[int, typer.Option(help="Places of each example with candidates.", min=1)] = 8,
+    candidates: Candidates = 8,
+    places: Places = 8,
     training: Training = Training(),
     texts: Texts = Texts(),
     dtype: Dtype = "float32",

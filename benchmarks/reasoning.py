@@ -1,0 +1,213 @@
+"""Will this solution be right? Said by Otter, by a linear probe and by length, part of the way through.
+
+    python benchmarks/reasoning.py --out runs/reasoning
+
+Four models' solutions of GSM8K's questions, right or wrong, are read by SmolLM2; every prefix is trained towards 1 or
+0. The questions are split into parts, and each part is scored by what learned from the others. The probe is a ridge
+regression on the base's last hidden state at the same prefixes; its penalty and Otter's stopping are decided on a tenth
+of the questions that are learned from. AUC within each part, the mean over the parts; intervals are bootstrapped over
+the questions.
+"""
+
+import argparse
+import gzip
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from otterlm.bases import load_base, load_tokenizer
+from otterlm.config import OtterConfig, RewardConfig
+from otterlm.model import OtterModel
+from otterlm.training.packing import Example, Limits, collate, length_buckets, tokenize
+from otterlm.training.reward import RewardObjective, RewardTrainingConfig
+from otterlm.training.rows import Dialogue, ScoredRow
+from otterlm.training.sources import FinalState, RecordedBase, read_batch
+from otterlm.training.trainer import TrainingConfig, train
+
+PERCENTS = (25, 50, 75, 100)
+PENALTIES = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
+SOLUTIONS = 4  # of each question
+BOUNDS = torch.tensor([0.025, 0.975])
+
+
+def solutions(tokenizer: PreTrainedTokenizerBase, data: Path, questions: int, limits: Limits) -> list[ScoredRow]:
+    """All solutions of questions of which nothing has to be cut, `SOLUTIONS` rows a question."""
+    with gzip.open(data / "gsm8k_solutions" / "example_model_solutions.jsonl.gz", "rt") as file:
+        records = [json.loads(line) for line in file]
+    random.Random(0).shuffle(records)
+    rows: list[ScoredRow] = []
+    for record in records:
+        own = [value for value in record.values() if isinstance(value, dict)]
+        prompt = (("user", record["question"]),)
+        found = [ScoredRow(Dialogue(prompt, each["solution"]), float(each["is_correct"])) for each in own]
+        # The template takes 31 tokens of a prompt.
+        if len(tokenizer.encode(record["question"])) > limits.prompt - 31:
+            continue
+        if any(len(tokenizer.encode(row.text.response)) >= limits.response for row in found):
+            continue
+        rows += found
+        if len(rows) == SOLUTIONS * questions:
+            break
+    return rows
+
+
+def ends(length: int) -> list[int]:
+    """The last token of each part of a solution."""
+    return [max(1, length * percent // 100) - 1 for percent in PERCENTS]
+
+
+@torch.no_grad()
+def hidden_states(source: RecordedBase, examples: Sequence[Example]) -> list[Tensor]:
+    """The base's last hidden state after every token of each solution, `[tokens, d]` each, by row."""
+    states: dict[int, Tensor] = {}
+    for group in length_buckets(examples, 8):
+        reader = FinalState()
+        source.show(collate(group), reader)
+        assert reader.normed is not None
+        for state, example in zip(reader.normed, group, strict=True):
+            states[example.row] = state[len(example.prefix) : len(example)].clone()
+    return [states[example.row] for example in examples]
+
+
+def probe(states: list[Tensor], labels: Tensor, kept: list[int], held: list[int], test: list[int]) -> Tensor:
+    """`[test, percents]`: a ridge regression on all prefixes, each solution weighing the same, as Otter is trained."""
+    inputs = torch.cat([states[row] for row in kept]).double()
+    mean, spread = inputs.mean(dim=0), inputs.std(dim=0).clamp_min(1e-6)
+    targets = torch.cat([labels[row].expand(len(states[row])) for row in kept]).double()
+    share = torch.cat([torch.full((len(states[row]),), 1 / len(states[row])) for row in kept]).double()
+
+    def design(some: Tensor) -> Tensor:
+        return torch.cat(((some.double() - mean) / spread, torch.ones(len(some), 1, dtype=torch.double)), dim=1)
+
+    weighted = design(inputs) * share[:, None]
+    square, moment = weighted.T @ design(inputs), weighted.T @ targets
+
+    def fitted(penalty: float) -> Tensor:
+        ridge = penalty / 1000 * len(kept) * torch.eye(len(square), dtype=torch.double)
+        ridge[-1, -1] = 0  # the intercept is free
+        return torch.linalg.solve(square + ridge, moment)
+
+    def loss(weight: Tensor) -> float:
+        return sum(float((design(states[row]) @ weight - labels[row]).square().mean()) for row in held)
+
+    weight = min(map(fitted, PENALTIES), key=loss)
+    return torch.stack([(design(states[row]) @ weight)[ends(len(states[row]))] for row in test])
+
+
+def otter(
+    model: OtterModel,
+    source: RecordedBase,
+    kept: list[Example],
+    held: list[Example],
+    test: list[Example],
+    epochs: int,
+    out: Path,
+) -> Tensor:
+    """`[test, percents]`, by an adapter trained on `kept` and stopped by `held`."""
+    objective = RewardObjective(model, source, RewardTrainingConfig())
+    how = TrainingConfig(epochs=epochs, batch_size=16, learning_rate=1e-3, evaluations_per_epoch=2)
+    print(json.dumps(train(objective, kept, held, how, out)), flush=True)
+    model.eval()
+    said: dict[int, Tensor] = {}
+    with torch.no_grad():
+        for group in length_buckets(test, 8):
+            rewards = read_batch(model, source, collate(group), "reward").prefix
+            for row, example in zip(rewards, group, strict=True):
+                said[example.row] = row[len(example.prefix) : len(example)][ends(len(example.branches[0]))]
+    return torch.stack([said[example.row] for example in test])
+
+
+def auc(scores: Tensor, labels: Tensor) -> float:
+    """How often a right solution scores higher than a wrong one; a tie counts half. NaN without one of the two."""
+    gaps = scores[labels == 1][:, None] - scores[labels == 0][None]
+    return float(((gaps > 0).float() + (gaps == 0).float() / 2).mean())
+
+
+def all_questions(scores: Tensor, labels: Tensor, parts: list[Tensor]) -> float:
+    """Of `[questions, SOLUTIONS]` scores: any solution of a part against any other, the mean over the parts."""
+    return sum(auc(scores[part].flatten(), labels[part].flatten()) for part in parts) / len(parts)
+
+
+def same_question(scores: Tensor, labels: Tensor, parts: list[Tensor]) -> float:
+    """A question's solutions against each other only, so that how hard it is tells nothing; the mean over questions."""
+    gaps = scores[:, :, None] - scores[:, None]  # [questions, SOLUTIONS, SOLUTIONS]
+    compared = labels[:, :, None] * (1 - labels[:, None])
+    won = (((gaps > 0).float() + (gaps == 0).float() / 2) * compared).sum(dim=(1, 2)) / compared.sum(dim=(1, 2))
+    return float(won[torch.cat(parts)].nanmean())
+
+
+def report(scores: dict[str, Tensor], labels: Tensor, parts: list[Tensor], rounds: int = 500) -> None:
+    """Prints a line for each way of comparing and each percentage: AUC of each method and Otter's lead, with 95%."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = [
+        [part[torch.randint(len(part), (len(part),), generator=generator)] for part in parts] for _ in range(rounds)
+    ]
+    print(json.dumps({"solutions": labels.numel(), "questions": len(labels), "right": float(labels.mean())}))
+    for compare in (all_questions, same_question):
+        for place, percent in enumerate(PERCENTS):
+            values = {name: own.view(*labels.shape, -1)[..., place] for name, own in scores.items()}
+            found = {
+                name: torch.tensor([compare(own, labels, some) for some in (parts, *drawn)])
+                for name, own in values.items()
+            }
+            found["lead"] = found["otter"] - found["probe"]
+            row: dict[str, Any] = {"compare": compare.__name__, "percent": percent}
+            for name, each in found.items():
+                row[name] = [round(value, 4) for value in (each[0].item(), *each[1:].quantile(BOUNDS).tolist())]
+            print(json.dumps(row), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", default="smollm2-135m")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--questions", type=int, default=90)
+    parser.add_argument("--parts", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=2)
+    arguments = parser.parse_args()
+    limits = Limits(prompt=96, response=128)
+    tokenizer, base = load_tokenizer(arguments.base), load_base(arguments.base)
+    rows = solutions(tokenizer, arguments.data, arguments.questions, limits)
+    examples = tokenize(rows, tokenizer, limits)
+    labels = torch.tensor([row.score for row in rows])
+
+    layers = tuple(range(11, base.config.num_hidden_layers, 2))
+
+    def model() -> OtterModel:
+        torch.manual_seed(0)
+        signal = RewardConfig(vocabulary_rank=0)
+        return OtterModel(base, OtterConfig(layers=layers, signal=signal)).train()
+
+    source = RecordedBase(model(), examples, arguments.out / "recording")
+    states = hidden_states(source, examples)
+    questions = len(rows) // SOLUTIONS
+    parts = list(torch.arange(questions).tensor_split(arguments.parts))
+    scores = {name: torch.zeros(len(rows), len(PERCENTS)) for name in ("otter", "probe", "length")}
+    for number, part in enumerate(parts):
+        others = [question for question in range(questions) if question not in set(part.tolist())]
+        random.Random(number).shuffle(others)
+        held, kept, test = (
+            [SOLUTIONS * question + n for question in group for n in range(SOLUTIONS)]
+            for group in (others[: len(others) // 10], others[len(others) // 10 :], part.tolist())
+        )
+        scores["probe"][test] = probe(states, labels, kept, held, test).float()
+        scores["length"][test] = torch.tensor([[-float(len(states[row]))] * len(PERCENTS) for row in test])
+        scores["otter"][test] = otter(
+            model(),
+            source,
+            *([examples[row] for row in group] for group in (kept, held, test)),
+            arguments.epochs,
+            arguments.out / f"part-{number}",
+        )
+    report(scores, labels.view(-1, SOLUTIONS), parts)
+
+
+if __name__ == "__main__":
+    main()
