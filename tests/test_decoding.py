@@ -13,6 +13,7 @@ from otterlm.decoding import (
     RewardGuidance,
     RewardStop,
     score_sequences,
+    stream_tokens,
 )
 from otterlm.decoding.prompt import read_once
 from otterlm.model import OtterModel
@@ -159,6 +160,10 @@ def test_best_of_n_takes_the_best_of_what_it_sampled(otter, weight) -> None:
         close(output.rewards[row, -1], finals[best], 1e-4)
 
 
+def test_the_best_of_one_is_the_bases(otter) -> None:
+    assert torch.equal(generate(otter, custom_generate=BestOfN(1)), generate(otter.base_model))
+
+
 def test_best_of_n_judges_a_response_at_its_end(otter) -> None:
     """What stands behind the end of a sequence is padding and has no say."""
     torch.manual_seed(0)
@@ -249,6 +254,35 @@ def test_the_tokens_of_a_search_are_streamed(otter) -> None:
     assert heard.tokens == [*said[0].tolist(), -1]
 
 
+class Pairs:
+    """A tokenizer of which two tokens make a character."""
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        assert skip_special_tokens
+        whole = "".join(f"<{first} {second}>" for first, second in zip(ids[::2], ids[1::2], strict=False))
+        return whole + "\ufffd" * (len(ids) % 2)
+
+
+@pytest.mark.parametrize("sample", [False, True])
+def test_a_stream_says_what_generate_says(otter, sample) -> None:
+    settings = {"max_new_tokens": NEW, "do_sample": sample, "top_k": 0, "eos_token_id": None}
+    torch.manual_seed(0)
+    expected = otter.generate(tokens(1, 5), **settings)[0]
+    torch.manual_seed(0)
+    steps = list(stream_tokens(otter, Pairs(), tokens(1, 5), **settings))
+    said = [step.token for step in steps]
+    assert said == expected[5:].tolist()
+    assert [step.text for step in steps[::2]] == [""] * (NEW // 2)
+    assert [step.text for step in steps[1::2]] == [f"<{a} {b}>" for a, b in zip(said[::2], said[1::2], strict=True)]
+    rewards = torch.tensor([step.signals["reward"] for step in steps])
+    close(rewards, rewards_of(otter, expected)[5:], 1e-4)
+
+
+def test_a_stream_is_of_one_prompt(otter) -> None:
+    for ids in (tokens(2, 5), tokens(5)):
+        refused(lambda ids=ids: next(stream_tokens(otter, Pairs(), ids, max_new_tokens=1)), "one prompt")
+
+
 def test_the_cache_of_a_search_holds_only_what_was_chosen(otter) -> None:
     from otterlm.cache import keep_path
 
@@ -274,7 +308,7 @@ def test_bad_settings_are_refused(otter) -> None:
     refused(lambda: BestOfN(0), "n must be")
     refused(lambda: RewardStop(otter, float("nan")), "threshold")
     refused(lambda: ReplaceStopped(0.0, []), "replacement")
-    refused(lambda: generate(otter, custom_generate=BestOfN(3)), "do_sample")
+    refused(lambda: generate(otter, custom_generate=BestOfN(2)), "do_sample")
     refused(lambda: generate(otter, custom_generate=CandidateSearch(1.0, adapter_name="x")), "x")
 
 
