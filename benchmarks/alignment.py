@@ -22,7 +22,9 @@ from otterlm.config import OtterConfig, RewardConfig
 from otterlm.model import OtterModel
 from otterlm.peers.reward_model import SeparateRewardModel
 from otterlm.training.packing import Example, Limits, tokenize
-from otterlm.training.reward import RewardObjective, RewardTrainingConfig, start_from_probe
+from otterlm.training.recipes import Run
+from otterlm.training.recipes.reward import fit_reward
+from otterlm.training.reward import RewardObjective, RewardTrainingConfig
 from otterlm.training.rows import read_rows
 from otterlm.training.sources import LiveBase
 from otterlm.training.trainer import TrainingConfig, evaluate, train
@@ -47,18 +49,16 @@ def fine_tune(base: Any, tokenizer: Any, examples: list[Example], test: list[Exa
     return result
 
 
-def train_otter(base: Any, examples: list[Example], test: list[Example], out: Path) -> dict[str, float]:
-    """An adapter shaped as the shipped one."""
+def train_otter(base: Any, tokenizer: Any, examples: list[Example], test: list[Example], out: Path) -> dict[str, float]:
+    """An adapter shaped as the shipped one; a tenth of its pairs decides when to stop."""
     torch.manual_seed(0)
     config = OtterConfig(layers=tuple(range(11, 30, 2)), signal=RewardConfig(vocabulary_rank=16))
-    model = OtterModel(base, config).train()
-    objective = RewardObjective(model, LiveBase(model), RewardTrainingConfig())
-    start_from_probe(objective, examples[80:])
     how = TrainingConfig(epochs=2, batch_size=16, learning_rate=1e-3, evaluations_per_epoch=4, patience=6)
-    train(objective, examples[80:], examples[:80], how, out)
-    objective.eval()
-    model.save_pretrained(out, dtype=torch.bfloat16)
-    return evaluate(objective, test, 16, Accelerator())
+    held = {example.row for example in examples[:80]}
+    reward = RewardTrainingConfig()
+    fit_reward(base, tokenizer, examples, held, config, reward, Run(out, how), "harmlessness pairs", {})
+    model = OtterModel.from_pretrained(base, out)
+    return evaluate(RewardObjective(model, LiveBase(model), reward), test, 16, Accelerator())
 
 
 def main() -> None:
@@ -83,7 +83,7 @@ def main() -> None:
             file.write(json.dumps({"prompt": turns}) + "\n")
     for name in arguments.models:
         if name == "otter":
-            result = train_otter(base, of(methods), of(kept), arguments.out / name)
+            result = train_otter(base, tokenizer, of(methods), of(kept), arguments.out / name)
         else:
             own = judge if name == "judge" else methods
             result = fine_tune(base, tokenizer, of(own), of(kept), arguments.out / name)

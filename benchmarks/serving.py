@@ -1,6 +1,6 @@
 """The vLLM plugin under load. In the engine's environment (`make test-vllm` sets it up):
 
-    .venv-vllm/bin/python benchmarks/serving.py throughput --folder FOLDER --base BASE_FOLDER
+    .venv-vllm/bin/python benchmarks/serving.py throughput --folder FOLDER --base BASE
     .venv-vllm/bin/python benchmarks/serving.py soak --folder FOLDER
 
 `throughput` sets the base, the exported folder, and guidance on every request side by side, in turn, each time in an
@@ -24,6 +24,8 @@ from typing import Any
 
 import httpx
 import psutil
+
+from otterlm.bases import base_folder
 
 NEW = 64
 WORDS = ("the", "otter", "swims", "under", "a", "bridge", "and", "finds", "seven", "stones", "before", "it", "rains")
@@ -55,7 +57,7 @@ def speeds(folder: str, settings: dict[str, Any], batches: list[int]) -> dict[in
 
 def throughput(arguments: argparse.Namespace) -> dict[str, Any]:
     methods: dict[str, tuple[str, dict[str, Any]]] = {
-        "plain": (arguments.base, {}),
+        "plain": (str(base_folder(arguments.base)), {}),
         "stream on": (arguments.folder, {}),
         "rewards out": (arguments.folder, {"rewards": 1}),
         "guidance": (arguments.folder, {"weight": 2.0}),
@@ -206,7 +208,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["throughput", "soak"])
     parser.add_argument("--folder", required=True, help="an exported folder")
-    parser.add_argument("--base", help="the base's folder")
+    parser.add_argument("--base", help="the base: a folder, a hub id or smollm2-135m")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 32])
     parser.add_argument("--requests", type=int, default=1000)

@@ -80,8 +80,7 @@ def test_the_judge_reads_what_training_read(tmp_path) -> None:
 
 
 def test_scale_is_of_the_last_tokens() -> None:
-    rewards = torch.tensor([[1.0, 2.0, 9.0], [9.0, 4.0, 6.0]])
-    scale = Scale.of(rewards, torch.tensor([[1, 1, 0], [0, 1, 1]]))
+    scale = Scale.of(torch.tensor([[9.0, 1.0, 2.0], [9.0, 4.0, 6.0]]))
     assert scale == Scale(4.0, pytest.approx(8**0.5))
 
 

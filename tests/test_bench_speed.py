@@ -66,7 +66,7 @@ def test_wrong_tokens_are_counted(monkeypatch) -> None:
     monkeypatch.setattr(
         speed, "_generate", lambda *_: {"seconds": 1.0, "tokens": next(said), "acceptance_length": None}
     )
-    monkeypatch.setattr(speed, "prompt_tokens", lambda prompt, _: [int(prompt[0][1])])
+    monkeypatch.setattr(speed, "encode_prompts", lambda prompts, *_: [[int(prompt[0][1])] for prompt in prompts])
     model = tiny_base()
     methods = {speed.BASE: speed.Method(model), "other": speed.Method(model)}
     stub = type("Tokenizer", (), {"pad_token_id": 0})()

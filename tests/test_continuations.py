@@ -40,7 +40,7 @@ def test_a_killed_run_goes_on(base, tmp_path, monkeypatch) -> None:
     text = path.read_text()
     path.write_text(text[: len(text) * 2 // 3])  # in the middle of a line
     assert run(base, path) == whole
-    monkeypatch.setattr(continuations, "_continue", None)
+    monkeypatch.setattr(continuations, "continue_greedily", None)
     assert run(base, path) == whole  # nothing is left to do
 
 

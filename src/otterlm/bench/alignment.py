@@ -5,7 +5,6 @@ Rewards have no common scale, so each reward model's are measured on the base's 
 their spreads, and the threshold of CARDS is one spread above their mean.
 """
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.bench.judges import Coherence, Preference, diversity
 from otterlm.bench.records import measured
+from otterlm.bench.report import half_interval
 from otterlm.decoding import CandidateSearch, RejectionSampling, RewardGuidance
 from otterlm.decoding.scoring import score_sequences
 from otterlm.fingerprint import fingerprint
@@ -27,11 +27,12 @@ from otterlm.model import OtterModel
 from otterlm.peers.args import ARGS
 from otterlm.peers.cards import CARDS
 from otterlm.peers.reward_model import SeparateRewardModel
-from otterlm.training.continuations import end_tokens, pad_left, until_end
-from otterlm.training.packing import Limits, prompt_tokens
+from otterlm.training.continuations import continue_greedily, pad_left, responses_of
+from otterlm.training.packing import Limits, encode_prompts
 from otterlm.training.rows import Prompt
 
 BASE, SAMPLED = "base", "base, sampled"
+SAMPLING: dict[str, Any] = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
 CALIBRATION = 16
 """So many prompts are answered by the base to measure the scale of rewards."""
 
@@ -59,10 +60,9 @@ class Scale:
     spread: float
 
     @classmethod
-    def of(cls, rewards: Tensor, mask: Tensor) -> "Scale":
-        """Of rewards of every prefix, `[B, T]`, at the last token that the mask, `[B, T]`, has in each row."""
-        last = mask.shape[1] - 1 - mask.flip(1).argmax(dim=1, keepdim=True)  # [B, 1]
-        ends = rewards.gather(1, last)
+    def of(cls, rewards: Tensor) -> "Scale":
+        """Of rewards of every prefix, `[B, T]`, of texts padded on the left: at their ends."""
+        ends = rewards[:, -1]
         return cls(float(ends.mean()), float(ends.std()))
 
 
@@ -125,18 +125,19 @@ def methods_of(
         prompts: their first `CALIBRATION` measure the scale of rewards.
         weights: of the rewards, in spreads; every steered method appears with each.
         top_k: candidates a step.
-        new_tokens, max_prompt_tokens: as for `measure`.
+        new_tokens, max_prompt_tokens: as for `answer_all`.
 
     Raises:
         OtterError: the adapter does not fit or has no reward, or the reward model is none.
     """
     otter = OtterModel.from_pretrained(base, adapter, "reward")
     separate = SeparateRewardModel.from_pretrained(reward_model, base.dtype).to(base.device)
-    ids, mask = _base_responses(base, tokenizer, prompts[:CALIBRATION], new_tokens, max_prompt_tokens)
-    ours = Scale.of(score_sequences(otter, ids, mask), mask)
-    theirs = Scale.of(
-        separate.read(input_ids=ids, attention_mask=mask, position_ids=token_positions(mask)).detach(), mask
-    )
+    asked = encode_prompts(prompts[:CALIBRATION], tokenizer, max_prompt_tokens)
+    said = continue_greedily(base, tokenizer, asked, new_tokens)
+    texts = [prompt + response for prompt, response in zip(asked, said, strict=True)]
+    ids, mask = pad_left(texts, tokenizer.pad_token_id or 0, base.device)
+    ours = Scale.of(score_sequences(otter, ids, mask))
+    theirs = Scale.of(separate.read(input_ids=ids, attention_mask=mask, position_ids=token_positions(mask)).detach())
     inserted = otter.adapter("reward").extra_parameters(base.config.vocab_size)
     copy = sum(p.numel() for p in separate.parameters())
 
@@ -165,31 +166,6 @@ def methods_of(
     found["CARDS, Otter's reward"] = Method(otter, cards(lambda: RejectionSampling(**wanted(ours))), inserted)
     found["CARDS"] = Method(OtterModel(base), cards(lambda: CARDS(separate, **wanted(theirs))), copy)
     return found
-
-
-SAMPLING: dict[str, Any] = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
-
-
-def _base_responses(
-    base: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Prompt],
-    new_tokens: int,
-    max_prompt_tokens: int,
-) -> tuple[Tensor, Tensor]:
-    """Prompts with the base's greedy responses, `[B, T]`, and their mask."""
-    pad = tokenizer.pad_token_id or 0
-    ids, mask = pad_left(_encode(prompts, tokenizer, max_prompt_tokens), pad, base.device)
-    whole = base.generate(ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, pad_token_id=pad)
-    said = [until_end(row, end_tokens(base)) for row in whole[:, ids.shape[1] :].tolist()]
-    after = torch.zeros_like(whole[:, ids.shape[1] :])
-    for row, response in enumerate(said):
-        after[row, : len(response)] = 1
-    return whole, torch.cat((mask, after), dim=1)
-
-
-def _encode(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int) -> list[list[int]]:
-    return [prompt_tokens(prompt, tokenizer)[-max_prompt_tokens:] for prompt in prompts]
 
 
 def answer_all(
@@ -223,7 +199,7 @@ def answer_all(
         OtterError: `path` is of another run.
     """
     base = methods[BASE].model
-    encoded = _encode(prompts, tokenizer, max_prompt_tokens)
+    encoded = encode_prompts(prompts, tokenizer, max_prompt_tokens)
     groups = [(start, encoded[start : start + batch_size]) for start in range(0, len(encoded), batch_size)]
     pad = tokenizer.pad_token_id or 0
 
@@ -239,8 +215,7 @@ def answer_all(
                 ids, attention_mask=mask, max_new_tokens=new_tokens, pad_token_id=pad, **settings
             )
             seconds = time.perf_counter() - started
-            said = [until_end(row, end_tokens(base)) for row in output[:, ids.shape[1] :].tolist()]
-            found[name] = {"seconds": seconds, "responses": said}
+            found[name] = {"seconds": seconds, "responses": responses_of(output, ids.shape[1], base)}
         return found
 
     kept = {
@@ -298,9 +273,9 @@ def judge(
                 method=name,
                 prompts=len(prompts),
                 reward=float(rewards[name].mean()),
-                reward_ci95=_half_interval(rewards[name]),
+                reward_ci95=half_interval(rewards[name]),
                 win_rate=float(wins.mean()),
-                win_rate_ci95=_half_interval(wins),
+                win_rate_ci95=half_interval(wins),
                 diversity=statistics.mean(map(diversity, texts[name])),
                 coherence=None if coherence is None else statistics.mean(coherence(last_turns, texts[name])),
                 tokens=statistics.mean(len(said) for batch in batches for said in batch[name]["responses"]),
@@ -314,7 +289,3 @@ def judge(
             )
         )
     return rows
-
-
-def _half_interval(values: Tensor) -> float:
-    return 1.96 * float(values.std()) / math.sqrt(len(values))

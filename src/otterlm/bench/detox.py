@@ -20,6 +20,7 @@ from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBa
 from otterlm.bases import load_base
 from otterlm.bench.judges import Judge, Perplexity, distinct
 from otterlm.bench.records import measured
+from otterlm.bench.report import half_interval
 from otterlm.decoding import Companion, CompanionContrast, ContrastGuidance
 from otterlm.decoding.contrast import nucleus
 from otterlm.decoding.prompt import read_once
@@ -217,7 +218,7 @@ def judge(
         share = float((highest >= rate.threshold).float().mean())
         scores |= {
             f"max_{what}": float(highest.mean()),
-            f"max_{what}_ci95": 1.96 * float(highest.std()) / math.sqrt(len(samples)),
+            f"max_{what}_ci95": half_interval(highest),
             f"any_{what}": share,
             f"any_{what}_ci95": 1.96 * math.sqrt(share * (1 - share) / len(samples)),
         }

@@ -1,6 +1,7 @@
 """A run's results: the machine they are of, as JSON, and as a plot."""
 
 import json
+import math
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -34,6 +35,11 @@ def _processor() -> str:
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def half_interval(values: torch.Tensor) -> float:
+    """Half of a 95% interval of the mean of some values, `[n]`."""
+    return 1.96 * float(values.std()) / math.sqrt(len(values))
 
 
 def write(

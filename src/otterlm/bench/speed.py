@@ -21,7 +21,7 @@ from otterlm.fingerprint import fingerprint
 from otterlm.model import OtterModel
 from otterlm.peers.medusa import MedusaDecoding, MedusaHeads
 from otterlm.training.draft import measured_accuracy
-from otterlm.training.packing import prompt_tokens
+from otterlm.training.packing import encode_prompts
 from otterlm.training.rows import Prompt
 
 BASE = "base"
@@ -140,7 +140,7 @@ def measure(
         OtterError: `path` is of another run.
     """
     base = methods[BASE].model
-    encoded = [prompt_tokens(prompt, tokenizer)[-max_prompt_tokens:] for prompt in prompts]
+    encoded = encode_prompts(prompts, tokenizer, max_prompt_tokens)
 
     def one(prompt: list[int]) -> dict[str, Any]:
         ids = torch.tensor([prompt], device=base.device)

@@ -14,7 +14,7 @@ from otterlm.errors import OtterError
 from otterlm.files import whole_lines
 from otterlm.fingerprint import fingerprint
 from otterlm.progress import track
-from otterlm.training.packing import Example, prompt_tokens
+from otterlm.training.packing import Example, encode_prompts
 from otterlm.training.records import read_records
 from otterlm.training.rows import Dialogue, Prompt, parse_dialogue
 
@@ -85,7 +85,7 @@ def continue_prompts(
     Raises:
         OtterError: the file is of other prompts, another base or other lengths.
     """
-    encoded = [prompt_tokens(prompt, tokenizer)[-max_prompt_tokens:] for prompt in prompts]
+    encoded = encode_prompts(prompts, tokenizer, max_prompt_tokens)
     settings = repr((encoded, max_new_tokens, batch_size, fingerprint(base)))
     identity = hashlib.sha256(settings.encode()).hexdigest()
     done = _read_done(path, identity)
@@ -99,7 +99,7 @@ def continue_prompts(
         left = [batch for batch in batches if not all(index in done for index in batch)]
         for batch in track(left, "continuing prompts"):
             for index, tokens in zip(
-                batch, _continue(base, tokenizer, [encoded[i] for i in batch], max_new_tokens), strict=True
+                batch, continue_greedily(base, tokenizer, [encoded[i] for i in batch], max_new_tokens), strict=True
             ):
                 file.write(json.dumps({"row": index, "tokens": tokens}) + "\n")
                 done[index] = tokens
@@ -125,14 +125,14 @@ def _read_done(path: Path, identity: str) -> dict[int, list[int]]:
     return rows
 
 
-def _continue(
-    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], max_new_tokens: int
+def continue_greedily(
+    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], max_new_tokens: int
 ) -> list[list[int]]:
+    """The base's own continuation of each prompt, all in one batch; see `responses_of`."""
     pad = tokenizer.pad_token_id or 0
     ids, mask = pad_left(prompts, pad, base.device)
     output = base.generate(ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad)
-    ends = end_tokens(base)
-    return [until_end(row, ends) for row in output[:, ids.shape[1] :].tolist()]
+    return responses_of(output, ids.shape[1], base)
 
 
 def pad_left(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -149,7 +149,11 @@ def end_tokens(base: PreTrainedModel) -> set[int]:
     return set() if ends is None else set(ends) if isinstance(ends, list) else {ends}
 
 
-def until_end(tokens: list[int], ends: set[int]) -> list[int]:
-    """Tokens up to and with the first that ends the response."""
-    length = next((place for place, token in enumerate(tokens, start=1) if token in ends), len(tokens))
-    return tokens[:length]
+def responses_of(sequences: Tensor, prompt_length: int, base: PreTrainedModel) -> list[list[int]]:
+    """What was generated, `[B, T]`, after prompts of one length: of each row the tokens up to and with the first that
+    ends the base's responses."""
+    ends, found = end_tokens(base), []
+    for tokens in sequences[:, prompt_length:].tolist():
+        length = next((place for place, token in enumerate(tokens, start=1) if token in ends), len(tokens))
+        found.append(tokens[:length])
+    return found

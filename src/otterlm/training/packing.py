@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from otterlm.errors import OtterError
 from otterlm.masks import SHARED, branch_mask
-from otterlm.training.rows import Dialogue, PairRow, Row
+from otterlm.training.rows import Dialogue, PairRow, Prompt, Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ def dialogue_tokens(
     return prompt[-limits.prompt :], response[: limits.response]
 
 
-def prompt_tokens(prompt: Sequence[tuple[str, str]] | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def prompt_tokens(prompt: Prompt | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens of a prompt given as (role, content) turns, up to where the assistant begins to speak.
 
     None, a raw text without a dialogue, is the beginning-of-sequence token (or nothing, where there is none).
@@ -115,6 +115,11 @@ def prompt_tokens(prompt: Sequence[tuple[str, str]] | None, tokenizer: PreTraine
     names = {"user": "Human", "assistant": "Assistant", "system": "System"}
     text = "".join(f"\n\n{names.get(role, role)}: {content}" for role, content in prompt) + "\n\nAssistant:"
     return tokenizer.encode(text)
+
+
+def encode_prompts(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> list[list[int]]:
+    """The last `max_tokens` of each prompt's `prompt_tokens`."""
+    return [prompt_tokens(prompt, tokenizer)[-max_tokens:] for prompt in prompts]
 
 
 def tokenize(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limits: Limits) -> list[Example]:

@@ -17,8 +17,8 @@ from otterlm.errors import OtterError
 from otterlm.files import write_files, write_text
 from otterlm.fingerprint import fingerprint
 from otterlm.progress import track
-from otterlm.training.continuations import end_tokens, pad_left, until_end
-from otterlm.training.packing import Example, prompt_tokens
+from otterlm.training.continuations import pad_left, responses_of
+from otterlm.training.packing import Example, encode_prompts
 from otterlm.training.rows import Prompt
 from otterlm.training.scorers import Scorer
 
@@ -79,7 +79,7 @@ def scored_responses(
     Raises:
         OtterError: the folder is of another run, or the scorer fails.
     """
-    encoded = [prompt_tokens(prompt, tokenizer)[-sampling.max_prompt_tokens :] for prompt in prompts]
+    encoded = encode_prompts(prompts, tokenizer, sampling.max_prompt_tokens)
     identity = hashlib.sha256(repr((encoded, spec, sampling, fingerprint(base))).encode()).hexdigest()
     mark = folder / "identity.json"
     if mark.exists() and mark.read_text() != json.dumps(identity):
@@ -135,8 +135,7 @@ def _sample(
         top_k=0,
         pad_token_id=tokenizer.pad_token_id or 0,
     )
-    ends = end_tokens(base)
-    tokens = [until_end(row, ends) for row in output[:, ids.shape[1] :].tolist()]
+    tokens = responses_of(output, ids.shape[1], base)
     responses = [tokenizer.decode(row, skip_special_tokens=True) for row in tokens]
     prompts = [text for text in texts for _ in range(sampling.per_prompt)]
     return pyarrow.table(
