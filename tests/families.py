@@ -41,7 +41,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon sequential": ("falcon", {"ffn_hidden_size": 48, "parallel_attn": False, "multi_query": False}),
     "stablelm": ("stablelm", {"use_qkv_bias": True}),
     "stablelm parallel": ("stablelm", {"use_parallel_residual": True, "qk_layernorm": True}),
-    "cohere": ("cohere", {"use_qk_norm": True}),
+    "cohere": ("cohere", {}),
+    "cohere normed": ("cohere", {"use_qk_norm": True}),
 }
 
 

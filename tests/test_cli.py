@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from conftest import tiny_base, tiny_otter
 from safetensors.torch import load_file, save_file
 from test_packing import TEMPLATE, WORDS, tokenizer
 
 from otterlm.adapter_files import CONFIG, WEIGHTS
-from otterlm.cli import main
+from otterlm.cli import main, verify
 from otterlm.training import trainer
 
 
@@ -290,6 +291,34 @@ def test_people_get_tables(otter, base, adapter, pairs) -> None:
 def test_bad_settings(refusal, base, adapter, option, value, named) -> None:
     command = ["generate", "--base", base, "--adapter", adapter, "--prompt", "a", "--max-new-tokens", 2]
     assert named in refusal(*command, option, value)
+
+
+def test_a_mistyped_command(refusal, otter) -> None:
+    assert "--nonsense" in refusal("plan", "--nonsense", 1)
+    assert "telepathy" in refusal("telepathy")
+    code, out, err = otter()
+    assert (code, err) == (0, "")
+    assert "verify" in out
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "line"),
+    [
+        (
+            OSError(28, "No space left on device", "metrics.jsonl"),
+            2,
+            "otter: [Errno 28] No space left on device: 'metrics.jsonl'\n",
+        ),
+        (BrokenPipeError(), 0, ""),
+        (typer.Abort(), 130, "otter: interrupted\n"),
+    ],
+)
+def test_how_a_command_ends_that_cannot_go_on(otter, adapter, monkeypatch, raised, code, line) -> None:
+    def fail(*_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(verify, "load_tokenizer", fail)
+    assert otter("verify", "--base", "x", "--adapter", adapter) == (code, "", line)
 
 
 def test_bad_adapters(refusal, base, adapter, tmp_path) -> None:

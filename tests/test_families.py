@@ -42,7 +42,7 @@ def test_copy_starts_as_a_slice(name, head_dim) -> None:
     close(state[..., WIDTH:], state[..., :12], 1e-4)
 
 
-ONE_NORM_A_HEAD = {"olmo2", "stablelm parallel", "cohere"}
+ONE_NORM_A_HEAD = {"olmo2", "stablelm parallel", "cohere normed"}
 """Whose heads have norms of their own, or one for all: an extra head has the first one's."""
 
 

@@ -255,6 +255,16 @@ def test_ends_and_lengths_are_kept(otter) -> None:
     assert torch.equal(generate(otter, custom_generate=free, do_sample=True, top_k=0), expected)
 
 
+def test_rejection_streams_what_was_taken(otter) -> None:
+    heard = Listener()
+    torch.manual_seed(0)
+    loop = RejectionSampling(50.0, alpha=0.9, beta=0.3, shortest=1, longest=3, entropy=1.0, attempts=4)
+    ids = tokens(1, 5)
+    output = otter.generate(ids, max_new_tokens=NEW, eos_token_id=None, custom_generate=loop, streamer=heard, **SAMPLE)
+    assert sum(output.attempts) > sum(output.segments)
+    assert heard.tokens == [*output.sequences[0].tolist(), -1]
+
+
 def test_cards_with_a_separate_model_judges_the_same_texts(rewarding) -> None:
     judged = []
 
