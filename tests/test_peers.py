@@ -6,7 +6,7 @@ from functools import partial
 import conftest
 import pytest
 import torch
-from conftest import batch, close, randomize, refused, tiny_base, tiny_otter, tokens
+from conftest import Listener, batch, close, randomize, refused, tiny_base, tiny_otter, tokens
 from torch import Tensor
 
 from otterlm.decoding import RejectionSampling

@@ -85,15 +85,15 @@ def check_context(config: PretrainedConfig, tokens: int) -> None:
 def _load(auto: Any, name: str, **kwargs: Any) -> Any:
     if name == SMOLLM2:
         name = str(_smollm2())
-    path = Path(name)
+    path, folder = Path(name), name
     if path.suffix == ".gguf":
         if not path.is_file():
             raise OtterError(f"{name}: no such file")
-        name, kwargs["gguf_file"] = str(path.parent), path.name
+        folder, kwargs["gguf_file"] = str(path.parent), path.name
     elif not path.is_dir() and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
         raise OtterError(f"{name}: no such folder")
     try:
-        return auto.from_pretrained(name, trust_remote_code=False, **kwargs)
+        return auto.from_pretrained(folder, trust_remote_code=False, **kwargs)
     except Exception as error:
         raise OtterError(f"the base {name} cannot be loaded: {reason(error)}") from error
 

@@ -23,6 +23,7 @@ from otterlm.errors import OtterError
 from otterlm.families import Family
 from otterlm.families.parts import activation_of, inputs_of, is_biased, norm_eps, part_of
 from otterlm.masks import dense
+from otterlm.rotary import Rotation
 from otterlm.taps import LayerTaps, Visitor
 
 
@@ -147,7 +148,6 @@ class InsertedAttention(nn.Module):
         self.num_key_value_groups = widths.heads // widths.kv_heads
         scaling = getattr(attention, "scaling", widths.base_head_dim**-0.5)
         self.scaling = scaling * (widths.base_head_dim / widths.head_dim) ** 0.5
-        self.rotation = family.rotation
         biased = is_biased(block, family.query_key_value[0])
         channels = (widths.heads + 2 * widths.kv_heads) * widths.head_dim
         self.qkv = nn.Linear(widths.base + widths.inserted, channels, bias=biased, **factory)
@@ -158,23 +158,24 @@ class InsertedAttention(nn.Module):
             for norm in (part_of(block, family.query_norm), part_of(block, family.key_norm))
         )
 
-    def forward(self, inputs: Tensor, taps: LayerTaps, place: "CachePlace") -> Tensor:
+    def forward(self, inputs: Tensor, taps: LayerTaps, place: "CachePlace", rotation: Rotation | None) -> Tensor:
         """`[B, T, d + d']` to `[B, T, d']`."""
         w = self.widths
-        heads = self.qkv(inputs).unflatten(-1, (-1, w.head_dim)).transpose(1, 2)  # [B, H' + 2 KV', T, head_dim]
-        turned, value = heads.split((w.heads + w.kv_heads, w.kv_heads), dim=1)
+        heads = self.qkv(inputs).unflatten(-1, (-1, w.head_dim))  # [B, T, H' + 2 KV', head_dim]
+        turned, value = heads.split((w.heads + w.kv_heads, w.kv_heads), dim=2)
         if self.query_norm is not None and self.key_norm is not None:
-            query, key = turned.split((w.heads, w.kv_heads), dim=1)
-            turned = torch.cat((self.query_norm(query), self.key_norm(key)), dim=1)
-        if taps.rotary is not None:
-            turned = self._rotate(turned, *(self._frequencies(table).to(turned.dtype) for table in taps.rotary))
-        query, key = turned.split((w.heads, w.kv_heads), dim=1)
+            query, key = turned.split((w.heads, w.kv_heads), dim=2)
+            turned = torch.cat((self.query_norm(query), self.key_norm(key)), dim=2)
+        if rotation is not None:
+            turned = rotation(turned)
+        query, key = turned.split((w.heads, w.kv_heads), dim=2)
         extra = self.attend(query, key, value, taps, place)
         return self.out(taps.heads, extra)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, taps: LayerTaps, place: "CachePlace") -> Tensor:
-        """The kernel: `[B, H', T, head_dim]` queries, `[B, KV', T, head_dim]` keys and values to
+        """The kernel: `[B, T, H', head_dim]` queries, `[B, T, KV', head_dim]` keys and values to
         `[B, T, H' * head_dim]`. An engine has its own."""
+        query, key, value = (part.transpose(1, 2) for part in (query, key, value))
         if taps.cache is not None:
             key, value = update_inserted(taps.cache, key, value, place.block, place.layer, place.owners)
         mask, name = taps.mask, self.base_config._attn_implementation
@@ -188,26 +189,6 @@ class InsertedAttention(nn.Module):
         window = {} if self.sliding_window is None else {"sliding_window": self.sliding_window}
         extra, _ = kernel(self, query, key, value, mask, dropout=0.0, scaling=self.scaling, **window)
         return extra.flatten(2)
-
-    def _frequencies(self, table: Tensor) -> Tensor:
-        """RoPE of heads smaller than the base's: every n-th frequency, as it has. `[B, 1, T, rotated]`."""
-        stride = self.widths.base_head_dim // self.widths.head_dim
-        if stride > 1 and self.rotation == "halves":
-            table = table.unflatten(-1, (2, -1))[..., ::stride].flatten(-2)
-        elif stride > 1:
-            table = table.unflatten(-1, (-1, 2))[..., ::stride, :].flatten(-2)
-        return table.unsqueeze(1)
-
-    def _rotate(self, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Rotary position embedding (arXiv 2104.09864) of the first channels of each head, as many as are rotated."""
-        turned, rest = heads.split((cos.shape[-1], heads.shape[-1] - cos.shape[-1]), dim=-1)
-        if self.rotation == "halves":
-            left, right = turned.chunk(2, dim=-1)
-            quarter = torch.cat((-right, left), dim=-1)
-        else:
-            quarter = torch.stack((-turned[..., 1::2], turned[..., ::2]), dim=-1).flatten(-2)
-        turned = turned * cos + quarter * sin
-        return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
 
 
 class InsertedFFN(nn.Module):
@@ -262,10 +243,10 @@ class InsertedLayer(nn.Module):
         self.ffn = InsertedFFN(widths, block, family, activation, **factory)
         self.ffn_post_norm = norm(family.ffn_post_norm)
 
-    def forward(self, inserted: Tensor, taps: LayerTaps, place: "CachePlace") -> Tensor:
+    def forward(self, inserted: Tensor, taps: LayerTaps, place: "CachePlace", rotation: Rotation | None) -> Tensor:
         """h' before the block to h' after it, `[B, T, d']`."""
         x = torch.cat((taps.attention_input, _normed(self.attention_norm, inserted, taps.hidden)), dim=-1)
-        attended = self.attention(x, taps, place)
+        attended = self.attention(x, taps, place, rotation)
         attended = _normed(self.attention_post_norm, attended, taps.attended)
         middle = inserted + attended
         x = torch.cat(
@@ -304,6 +285,7 @@ class InsertedStream(nn.Module):
         decoder = base.get_decoder()
         blocks = decoder.get_submodule(family.layers)
         self.widths = widths = Widths.of(config, base, family)
+        self.rotation = family.rotation
         self.table = self.projection = None
         if config.embedding == "table":
             self.table = nn.Embedding(base.config.vocab_size, widths.inserted, **factory)
@@ -350,6 +332,8 @@ class StreamPass(Visitor):
             block: CachePlace(block, first_cache_layer + n, owners) for n, block in enumerate(stream.widths.layers)
         }
         self._inserted: Tensor | None = None
+        self._table: tuple[Tensor, Tensor] | None = None
+        self._rotation: Rotation | None = None
 
     def tokens(self, input_ids: Tensor) -> None:
         """E'[tokens], where there is a table."""
@@ -366,7 +350,17 @@ class StreamPass(Visitor):
             if self.stream.projection is None:
                 raise OtterError("this adapter embeds tokens (embedding: table): give input_ids, not inputs_embeds")
             self._inserted = self.stream.projection(taps.hidden)
-        self._inserted = self.stream.layers[str(index)](self._inserted, taps, place)
+        rotation = self._rotated_by(taps.rotary)
+        self._inserted = self.stream.layers[str(index)](self._inserted, taps, place, rotation)
+
+    def _rotated_by(self, table: tuple[Tensor, Tensor] | None) -> Rotation | None:
+        """The heads' rotation; blocks that follow each other mostly share one table."""
+        if table is not self._table:
+            widths = self.stream.widths
+            stride = widths.base_head_dim // widths.head_dim
+            self._rotation = table and Rotation(*table, stride, self.stream.rotation, self.stream.dtype)
+            self._table = table
+        return self._rotation
 
     def final(self, hidden: Tensor, normed: Tensor) -> None:
         """Joins the two states for the heads."""

@@ -47,7 +47,7 @@ class PagedAttention(InsertedAttention):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, taps: LayerTaps, place: CachePlace) -> Tensor:
         """See `InsertedAttention`; B is 1."""
-        query, key, value = (part[0].transpose(0, 1).flatten(1) for part in (query, key, value))  # [T, heads * dim]
+        query, key, value = (part[0].flatten(1) for part in (query, key, value))  # [T, heads * dim]
         return self.kernel(query, key, value).unsqueeze(0)
 
 
@@ -98,6 +98,7 @@ class Widening:
         self._passes: list[StreamPass] = []
         self._input_ids: Tensor | None = None
         self._positions: Tensor | None = None
+        self._tables: dict[nn.Module, tuple[Tensor, Tensor]] = {}
         decoder.embed_tokens.register_forward_pre_hook(self._tokens)
         decoder.layers[0].register_forward_pre_hook(self._begin)
         for index in sorted({layer for stream in streams.values() for layer in stream.widths.layers}):
@@ -109,6 +110,7 @@ class Widening:
 
     def _begin(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
         self._positions = inputs[0]
+        self._tables = {}
         self._passes = [StreamPass(stream, 0, ()) for stream in self._streams.values()]
         if self._input_ids is not None:
             for stream in self._passes:
@@ -147,8 +149,10 @@ class Widening:
 
     def _rotary(self, rotary: Any) -> tuple[Tensor, Tensor]:
         """Cos and sin of each token's position, `[1, T, rotated]`, from the table that the base itself uses."""
-        cos, sin = rotary.cos_sin_cache[self._positions].chunk(2, dim=-1)  # [T, rotated / 2]
-        return torch.cat((cos, cos), dim=-1).unsqueeze(0), torch.cat((sin, sin), dim=-1).unsqueeze(0)
+        if rotary not in self._tables:
+            cos, sin = rotary.cos_sin_cache[self._positions].unsqueeze(0).chunk(2, dim=-1)  # [1, T, rotated / 2]
+            self._tables[rotary] = torch.cat((cos, cos), dim=-1), torch.cat((sin, sin), dim=-1)
+        return self._tables[rotary]
 
     def _end(self, _: nn.Module, __: tuple[Tensor, ...], output: Any) -> tuple[Tensor, Tensor]:
         normed, hidden = output
