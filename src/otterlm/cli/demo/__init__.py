@@ -6,12 +6,13 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from otterlm.bases import SMOLLM2, load_base, load_tokenizer
+from otterlm.bases import load_base, load_tokenizer
 from otterlm.cli.demo import contrast, draft, reward
 from otterlm.cli.interventions import METHODS
 from otterlm.cli.options import AsJson, console, print_json
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
+from otterlm.smollm2 import SMOLLM2
 
 SHIPPED = Path("adapters")
 PARTS = {"reward": reward, "contrast": contrast, "draft": draft}

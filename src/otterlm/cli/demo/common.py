@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from otterlm.bases import SMOLLM2, load_config
+from otterlm.bases import load_config
 from otterlm.model import OtterModel
 from otterlm.plan import plan
+from otterlm.smollm2 import SMOLLM2
 from otterlm.training.packing import prompt_tokens
 
 
