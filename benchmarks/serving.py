@@ -35,14 +35,14 @@ def prompt(generator: random.Random, longest: int = 30) -> str:
     return " ".join(generator.choice(WORDS) for _ in range(generator.randint(2, longest)))
 
 
-def speeds(folder: str, settings: dict[str, Any], batches: list[int]) -> dict[int, float]:
+def speeds(folder: str, settings: dict[str, Any], batches: list[int], eager: bool) -> dict[int, float]:
     """Tokens a second of each batch size, by an engine of its own."""
     os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     from vllm import LLM, SamplingParams
 
     from otterlm.engines.vllm import client
 
-    llm = LLM(model=folder, dtype="float32", enforce_eager=True, max_model_len=512, max_num_seqs=max(batches))
+    llm = LLM(model=folder, dtype="float32", enforce_eager=eager, max_model_len=512, max_num_seqs=max(batches))
     own = client.request(folder, **settings) if settings else {}
     parameters = SamplingParams(temperature=0, max_tokens=NEW, ignore_eos=True, **own)
     found = {}
@@ -66,7 +66,9 @@ def throughput(arguments: argparse.Namespace) -> dict[str, Any]:
     for _ in range(arguments.repeats):
         for name, (folder, settings) in methods.items():
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-                runs[name].append(pool.submit(speeds, folder, settings, arguments.batches).result())
+                runs[name].append(
+                    pool.submit(speeds, folder, settings, arguments.batches, not arguments.compiled).result()
+                )
             print(name, runs[name][-1], file=sys.stderr, flush=True)
     median = {
         name: {size: statistics.median(run[size] for run in found) for size in arguments.batches}
@@ -82,7 +84,7 @@ def throughput(arguments: argparse.Namespace) -> dict[str, Any]:
         for name in methods
         for size in arguments.batches
     ]
-    return {"rows": rows, "repeats": arguments.repeats, "new_tokens": NEW}
+    return {"rows": rows, "repeats": arguments.repeats, "new_tokens": NEW, "compiled": arguments.compiled}
 
 
 WRONG = (
@@ -211,6 +213,7 @@ def main() -> None:
     parser.add_argument("--base", help="the base: a folder, a hub id or smollm2-135m")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 32])
+    parser.add_argument("--compiled", action="store_true", help="by torch.compile, as vLLM does by default")
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--at-once", type=int, default=24)
     parser.add_argument("--port", type=int, default=8123)
