@@ -132,3 +132,16 @@ def prompts(count: int, seed: int = 0) -> list[dict[str, list[int]]]:
 def said(outputs: list[Any]) -> list[list[int]]:
     """The tokens of each request's output."""
     return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+def tokens_of(found: list[Answer]) -> list[list[int]]:
+    return [answer.tokens for answer in found]
+
+
+def assert_rewards(model: Any, found: list[Answer], signal: str = "reward") -> None:
+    """The rewards are what the Transformers path says of the texts that each token was chosen after."""
+    for answer in found:
+        with torch.no_grad():
+            rewards = model(torch.tensor([[*answer.prompt, *answer.tokens]])).signals[signal].prefix[0]
+        told = torch.tensor(answer.rewards[signal])
+        torch.testing.assert_close(told, rewards[len(answer.prompt) - 1 : -1], atol=1e-4, rtol=0)

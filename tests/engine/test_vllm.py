@@ -8,7 +8,18 @@ from typing import Any
 import pytest
 import torch
 from conftest import ARCHITECTURES
-from engines import VOCABULARY, Answer, answers, engine, greedy, make_folder, prompts, said
+from engines import (
+    VOCABULARY,
+    Answer,
+    answers,
+    assert_rewards,
+    engine,
+    greedy,
+    make_folder,
+    prompts,
+    said,
+    tokens_of,
+)
 from vllm.exceptions import VLLMValidationError
 
 from otterlm.decoding import ContrastGuidance, RewardGuidance
@@ -42,17 +53,6 @@ def transformers_path(folder):
     return load_exported(folder)
 
 
-def tokens_of(found: list[Answer]) -> list[list[int]]:
-    return [answer.tokens for answer in found]
-
-
-def prefix_rewards(model: Any, answer: Answer, signal: str = "reward") -> torch.Tensor:
-    """What the Transformers path says of the texts that each token was chosen after."""
-    with torch.no_grad():
-        rewards = model(torch.tensor([[*answer.prompt, *answer.tokens]])).signals[signal].prefix[0]
-    return rewards[len(answer.prompt) - 1 : -1]
-
-
 def expected(model: Any, processors: list[Any]) -> list[list[int]]:
     found = []
     for prompt in PROMPTS:
@@ -83,10 +83,8 @@ def test_weight_zero_is_the_base(folder, plain, llm):
 def test_rewards_are_those_of_transformers(folder, plain, llm, transformers_path, signal):
     outputs = llm.generate(PROMPTS, greedy(**client.request(folder, rewards=1)), use_tqdm=False)
     assert said(outputs) == tokens_of(plain)[:8]
-    for output in outputs:
-        answer = Answer.of(output, llm.model_config.hf_config.otter_channels)
-        ours = torch.tensor(answer.rewards[signal])
-        torch.testing.assert_close(ours, prefix_rewards(transformers_path, answer, signal), atol=1e-4, rtol=0)
+    channels = llm.model_config.hf_config.otter_channels
+    assert_rewards(transformers_path, [Answer.of(output, channels) for output in outputs], signal)
 
 
 @pytest.mark.parametrize(
@@ -173,16 +171,28 @@ def test_rows_of_a_speculative_batch():
     assert last_rows([[], [7, 8], [9], [4, 5, 6]], [30, 12, 5, 9], [16, 13, 4, 8]) == [0, 2, 5, 8]
 
 
+@pytest.mark.slow
+def test_compiled(folder):
+    """vLLM compiles models by default; the hooks are traced with them."""
+    settings = {"enforce_eager": False}
+    (plain,) = answers(folder.parent / "base", (PROMPTS, greedy()), **settings)
+    ours, steered = answers(
+        folder,
+        (PROMPTS, greedy(**client.request(folder, rewards=1))),
+        (PROMPTS, greedy(**client.request(folder, weight=3.0, signal="reward"))),
+        **settings,
+    )
+    assert tokens_of(ours) == tokens_of(plain) != tokens_of(steered)
+    assert_rewards(load_exported(folder), ours)
+
+
 @pytest.mark.parametrize("model_type", [kind for kind in ARCHITECTURES if kind != "llama"])
 def test_other_families(tmp_path, model_type):
     folder = make_folder(tmp_path, model_type, ("reward",))
     (plain,) = answers(folder.parent / "base", (PROMPTS, greedy()))
     (ours,) = answers(folder, (PROMPTS, greedy(**client.request(folder, rewards=1))))
     assert tokens_of(ours) == tokens_of(plain)
-    model = load_exported(folder)
-    for answer in ours:
-        rewards = torch.tensor(answer.rewards["reward"])
-        torch.testing.assert_close(rewards, prefix_rewards(model, answer), atol=1e-4, rtol=0)
+    assert_rewards(load_exported(folder), ours)
 
 
 def steering(llm: Any) -> Steering:
