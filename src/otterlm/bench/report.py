@@ -73,5 +73,8 @@ def _plot(rows: list[dict[str, Any]], path: Path, x: str, y: str, mark: str | No
         axes.scatter([row[x] for row in own], [row[y] for row in own], s=sizes, label=method, alpha=0.7)
     sized = f"; size of a mark: {mark.replace('_', ' ')}" if mark else ""
     axes.set(xlabel=x.replace("_", " ") + sized, ylabel=y.replace("_", " "))
+    drawn = [row[x] for row in rows if row[x] is not None]
+    if min(drawn, default=0) > 0 and max(drawn) > 20 * min(drawn):
+        axes.set_xscale("log")
     axes.legend(fontsize="small", markerscale=0.5)
     figure.savefig(path, dpi=130)
