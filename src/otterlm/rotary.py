@@ -24,7 +24,7 @@ class Rotation:
         self._rotated = sin.shape[-1]
         # (a, b) becomes (a cos - b sin, b cos + a sin): the sign goes to the table, once a pass.
         sign = sin.new_ones(self._rotated)
-        sign[: self._rotated // 2 if kind == "halves" else None : 1 if kind == "halves" else 2] = -1
+        sign[slice(self._rotated // 2) if kind == "halves" else slice(None, None, 2)] = -1
         self._sin = sin * sign
 
     def __call__(self, heads: Tensor) -> Tensor:

