@@ -39,11 +39,14 @@ def medusa(tmp_path):
 def test_command(answer, refusal, base, draft, medusa, tmp_path) -> None:  # noqa: F811
     (tmp_path / "prompts.txt").write_text("\n".join(" ".join(WORDS[10 : 12 + n]) for n in range(6)))
     data = ("--base", base, "--data", tmp_path / "prompts.txt", "--limit", 3)
-    asked = ("bench", "speed", *data, "--adapter", f"mine={draft}", "--medusa", medusa, "--drafts", 2, "--drafts", 3)
+    methods = ("--adapter", f"mine={draft}", "--medusa", medusa, "--drafts", 2, "--drafts", 3)
+    asked = ("bench", "speed", *data, *methods, "--confidence", 0, "--confidence", 1)
     result = answer(*asked, "--max-new-tokens", 8, "--out", tmp_path / "out")
     rows = {row["method"]: row for row in result["rows"]}
-    names = ["base", "mine, 2 drafts", "mine, 3 drafts", "Medusa, 2 drafts", "Medusa, 3 drafts", "prompt lookup"]
-    assert list(rows) == names
+    sizes = ("2 drafts", "2 drafts above 1", "3 drafts", "3 drafts above 1")
+    drafted = [f"{name}, {size}" for name in ("mine", "Medusa") for size in sizes]
+    assert list(rows) == ["base", *drafted, "prompt lookup"]
+    assert all(rows[name]["acceptance_length"] == 1 for name in drafted if name.endswith("above 1"))
     assert all(row["identical"] == row["prompts"] == 3 for row in rows.values())
     assert rows["base"]["speed_over_base"] == 1
     assert rows["base"]["extra_space_saved"] == 1

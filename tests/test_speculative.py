@@ -1,6 +1,7 @@
 """Drafting never changes what is said: greedy output is the base's, samples have its distribution, ends are kept."""
 
 import math
+from contextlib import contextmanager
 from itertools import product
 
 import pytest
@@ -14,6 +15,7 @@ from transformers import StoppingCriteria
 
 from otterlm.config import DraftConfig
 from otterlm.decoding import DraftTree, RewardGuidance, RewardStop, SpeculativeDecoding
+from otterlm.decoding.speculative import propose
 from otterlm.model import OtterModel
 from otterlm.training.draft import DraftObjective, frequent_tokens, measured_accuracy
 from otterlm.training.packing import Example, collate
@@ -86,6 +88,58 @@ def test_greedy_output_is_the_bases(trained, tree) -> None:
         assert max(row) <= depth
         # Each pass gives the drafts that were kept and one more; the last may have more than was wanted.
         assert NEW <= 1 + sum(kept + 1 for kept in row) <= NEW + depth
+
+
+def test_unlikely_drafts_are_not_verified(trained) -> None:
+    found = {}
+    for confidence in (0.0, 0.3, 1.0):
+        loop = SpeculativeDecoding(tree=TREES["bush"], confidence=confidence)
+        passes = []
+        with counted(trained, passes):
+            output = generate(trained, custom_generate=loop, return_dict_in_generate=True)
+        assert torch.equal(output.sequences, generate(trained.base_model))
+        found[confidence] = output.acceptance_length, passes
+    assert set(found[0.0][1]) == {len(TREES["bush"])}
+    assert len(set(found[0.3][1])) > 1
+    assert max(found[0.3][1]) < len(TREES["bush"])
+    assert 1.1 < found[0.3][0] <= found[0.0][0]
+    assert found[1.0] == (1.0, [1] * (NEW - 1))
+
+
+@contextmanager
+def counted(otter: OtterModel, passes: list[int]):
+    """Notes how many tokens each pass reads, the one over the prompt aside."""
+    hook = otter.base_model.register_forward_pre_hook(
+        lambda _, args, kwargs: passes.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    try:
+        yield
+    finally:
+        hook.remove()
+        del passes[0]
+
+
+@pytest.mark.parametrize("confidence", [0.0, 0.2, 0.45])
+def test_the_tree_holds_what_is_likely(trained, confidence) -> None:
+    """Node by node: its chance is that of a path of guesses, each head's after the guesses before it."""
+    tree = TREES["bush"]
+    with torch.no_grad():
+        signal = trained(tokens(2, 6, seed=9)).signals["draft"]
+        state, root = signal.state[:, -1], tokens(2, 1)[:, 0]
+        found, kept = propose(signal, state, root, tree, confidence)
+        tokens_of, chances, codes = [root], [torch.ones(2)], [None]
+        for node in range(1, len(tree)):
+            parent, head = tree.parents[node], tree.depths[node] - 1
+            code = signal.code(head, state, tokens_of[parent], codes[parent])
+            shares, places = signal.scores(head, code).softmax(dim=-1).sort(descending=True)
+            tokens_of.append(signal.vocabulary[places[:, tree.ranks[node]]])
+            chances.append(chances[parent] * shares[:, tree.ranks[node]])
+            codes.append(code)
+    nodes = [node for node, chance in enumerate(chances) if chance.max() >= confidence]
+    assert kept == tree.only(nodes)
+    assert kept.depths == tuple(tree.depths[node] for node in nodes)
+    assert torch.equal(found, torch.stack([tokens_of[node] for node in nodes], dim=1))
+    assert len(nodes) == len(tree) if not confidence else len(nodes) < len(tree)
 
 
 def test_untrained_drafts_change_nothing() -> None:
@@ -221,6 +275,7 @@ def test_tokens_are_streamed(trained) -> None:
 
 def test_what_cannot_be_drafted_is_refused(trained) -> None:
     refused(lambda: SpeculativeDecoding(drafts=0), "drafts")
+    refused(lambda: SpeculativeDecoding(confidence=1.5), "confidence")
     refused(lambda: generate(trained, custom_generate=SpeculativeDecoding(tree=DraftTree.chain(4))), "3 heads")
     wide = DraftTree((-1, 0), (0, 60))
     refused(lambda: generate(trained, custom_generate=SpeculativeDecoding(tree=wide)), "vocabulary")

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,11 @@ class Row:
 
 
 def methods_of(
-    base: PreTrainedModel, adapters: Mapping[str, str | Path], medusa: Path | None, drafts: Sequence[int]
+    base: PreTrainedModel,
+    adapters: Mapping[str, str | Path],
+    medusa: Path | None,
+    drafts: Sequence[int],
+    confidences: Sequence[float] = (0.0,),
 ) -> dict[str, Method]:
     """The base, adapters and Medusa heads with trees of several sizes, and prompt lookup.
 
@@ -93,26 +98,31 @@ def methods_of(
         adapters: folders of draft adapters, by name.
         medusa: folder with `heads.safetensors` and `metrics.json` of trained heads; None: without.
         drafts: sizes of the draft trees.
+        confidences: see `SpeculativeDecoding`; with each of the sizes.
 
     Raises:
         OtterError: an adapter does not fit, or does not draft.
     """
     found = {BASE: Method(base)}
+    loops = [
+        (f"{size} drafts" + (f" above {confidence:g}" if confidence else ""), size, confidence)
+        for size, confidence in product(drafts, confidences)
+    ]
     for name, folder in adapters.items():
         model = OtterModel.from_pretrained(base, folder, "draft")
         adapter = model.adapter(model.adapter_name("draft", "draft"))
         extra = adapter.extra_parameters(base.config.vocab_size)
-        for size in drafts:
-            loop = {"custom_generate": SpeculativeDecoding(size)}
-            found[f"{name}, {size} drafts"] = Method(model, loop, extra)
+        for which, size, confidence in loops:
+            loop = {"custom_generate": SpeculativeDecoding(size, confidence=confidence)}
+            found[f"{name}, {which}"] = Method(model, loop, extra)
     if medusa is not None:
         heads = MedusaHeads(base)
         load_model(heads, str(medusa / "heads.safetensors"))
         accuracy = measured_accuracy(json.loads((medusa / "metrics.json").read_text()), len(heads.blocks))
-        for size in drafts:
-            loop = {"custom_generate": MedusaDecoding(heads, DraftTree.best(accuracy, size))}
+        for which, size, confidence in loops:
+            loop = {"custom_generate": MedusaDecoding(heads, DraftTree.best(accuracy, size), confidence)}
             extra = sum(p.numel() for p in heads.parameters())
-            found[f"Medusa, {size} drafts"] = Method(OtterModel(base), loop, extra)
+            found[f"Medusa, {which}"] = Method(OtterModel(base), loop, extra)
     # Of Transformers itself: drafts are what followed the same tokens earlier in the text.
     found["prompt lookup"] = Method(base, {"prompt_lookup_num_tokens": 10})
     return found

@@ -19,7 +19,7 @@ class Intervention:
         weight: of the reward.
         top_k: candidates a step (guidance, search) or responses (best-of-n).
         alpha, top_p: of a contrast.
-        drafts: verified a pass, of a draft.
+        drafts, confidence: of a draft, how many a pass verifies at most, and how likely each has to be.
         temperature: of a stochastic search; None for a greedy one.
     """
 
@@ -29,6 +29,7 @@ class Intervention:
     alpha: float = 2.0
     top_p: float = 0.9
     drafts: int = 8
+    confidence: float = 0.0
     temperature: float | None = None
 
     def settings(self, model: OtterModel) -> dict[str, Any]:
@@ -51,7 +52,7 @@ class Intervention:
             else:
                 processors.append(RewardGuidance(model, self.weight, self.top_k))
         if "draft" in kinds:
-            loops.append(SpeculativeDecoding(self.drafts))
+            loops.append(SpeculativeDecoding(self.drafts, confidence=self.confidence))
         if len(loops) > 1:
             raise OtterError(f"{self.method} and drafts both need the decoding loop: use --method guidance with drafts")
         settings: dict[str, Any] = {"logits_processor": processors} if processors else {}

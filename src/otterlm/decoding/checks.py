@@ -42,6 +42,17 @@ def check_share(name: str, value: float) -> float:
     return float(value)
 
 
+def check_chance(name: str, value: float) -> float:
+    """A number from 0 to 1.
+
+    Raises:
+        OtterError: it is not.
+    """
+    if not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise OtterError(f"{name} must be from 0 to 1, got {value!r}")
+    return float(value)
+
+
 def signal_of(model: OtterModel, adapter_name: str, scores: Tensor, what: str) -> Any:
     """The adapter's signal of the pass that gave `[B, V]` scores.
 

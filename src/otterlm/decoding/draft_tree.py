@@ -65,6 +65,11 @@ class DraftTree:
                 heapq.heappush(open_nodes, (chance * accuracy[depth][0], node, 0))
         return cls(tuple(parents), tuple(ranks))
 
+    def only(self, kept: Sequence[int]) -> "DraftTree":
+        """The tree of some of its nodes, in their order: the root, and no node without its parent."""
+        places = {node: place for place, node in enumerate(kept)} | {-1: -1}
+        return DraftTree(tuple(places[self.parents[node]] for node in kept), tuple(self.ranks[node] for node in kept))
+
     def __len__(self) -> int:
         return len(self.parents)
 

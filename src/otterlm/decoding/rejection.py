@@ -14,7 +14,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
 
-from otterlm.decoding.checks import check_count, check_weight
+from otterlm.decoding.checks import check_chance, check_count, check_weight
 from otterlm.decoding.prompt import read_prompt
 from otterlm.decoding.rows import Reading, join_rows, process_row
 from otterlm.errors import OtterError
@@ -69,9 +69,7 @@ class RejectionSampling:
         self.threshold = threshold if threshold == -math.inf else check_weight(threshold)
         if not beta > 0:
             raise OtterError(f"beta must be above 0, got {beta!r}")
-        if not 0 <= alpha <= 1:
-            raise OtterError(f"alpha must be from 0 to 1, got {alpha!r}")
-        self.alpha = alpha
+        self.alpha = check_chance("alpha", alpha)
         self.beta = beta
         self.entropy = entropy
         self.shortest = check_count("shortest", shortest)

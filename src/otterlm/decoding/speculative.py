@@ -17,7 +17,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
 
 from otterlm.cache import keep_path
-from otterlm.decoding.checks import check_count
+from otterlm.decoding.checks import check_chance, check_count
 from otterlm.decoding.draft_tree import DraftTree
 from otterlm.decoding.few_tokens import FewTokens
 from otterlm.decoding.prompt import read_prompt
@@ -52,9 +52,12 @@ class SpeculativeDecoding:
     Stopping criteria are asked after every token of a row.
 
     Args:
-        drafts: how many drafts a pass verifies.
+        drafts: how many drafts a pass verifies at most.
         tree: their shape; by default the best for the accuracy that the adapter's configuration records, or a chain.
         adapter_name: whose drafts; may be left out where there is one.
+        confidence: drafts that the heads themselves give a smaller chance of being right, in every row, are not
+            verified, so that an unsure step is a pass of one token (as in EAGLE-2, arXiv 2406.16858). 0 verifies all:
+            right where a pass of a few tokens costs what a pass of one does.
 
     Raises:
         OtterError: a setting is out of range.
@@ -62,10 +65,17 @@ class SpeculativeDecoding:
 
     pass_settings: ClassVar[dict[str, Any]] = {}
 
-    def __init__(self, drafts: int = 8, tree: DraftTree | None = None, adapter_name: str | None = None) -> None:
+    def __init__(
+        self,
+        drafts: int = 8,
+        tree: DraftTree | None = None,
+        adapter_name: str | None = None,
+        confidence: float = 0.0,
+    ) -> None:
         self.drafts = check_count("drafts", drafts)
         self.tree = tree
         self.adapter_name = adapter_name
+        self.confidence = check_chance("confidence", confidence)
 
     @torch.no_grad()
     def __call__(
@@ -86,26 +96,26 @@ class SpeculativeDecoding:
             raise OtterError(
                 "rows of a batch grow at their own pace here, and RewardStop counts them together: one row"
             )
-        tree = self.tree or self._tree(model)
+        whole = self.tree or self._tree(model)
         sample = generation_config.do_sample
         rows = [
             _Row(index, ids, len(input_ids), logits_processor, stopping_criteria, sample)
             for index, ids in enumerate(input_ids)
         ]
-        new_tokens = (generation_config.max_new_tokens or 0) + len(tree)
+        new_tokens = (generation_config.max_new_tokens or 0) + len(whole)
         prompt = read_prompt(model, input_ids, model_kwargs, new_tokens, **self.pass_settings)
         drafter = self._drafter(model, prompt.output)
-        if max(tree.depths) > drafter.heads or max(tree.ranks) >= len(drafter.vocabulary):
+        if max(whole.depths) > drafter.heads or max(whole.ranks) >= len(drafter.vocabulary):
             raise OtterError(f"the draft tree asks for more than {drafter.heads} heads or than the draft vocabulary")
         for row in rows:
             row.choose(model, prompt.output, -1)
         seen, state, position = prompt.seen, drafter.state[:, -1], prompt.position  # [B, P], [B, d + d'], [B]
-        depths = torch.tensor(tree.depths, device=input_ids.device)
         longest = getattr(model.config, "max_position_embeddings", None) or torch.iinfo(torch.long).max
         accepted: list[list[int]] = [[] for _ in rows]
         while not all(row.ended for row in rows):
             root = torch.stack([row.tokens[-1] for row in rows])
-            drafts = propose(drafter, state, root, tree)  # [B, N]
+            drafts, tree = propose(drafter, state, root, whole, self.confidence)  # [B, N]
+            depths = torch.tensor(tree.depths, device=drafts.device)
             with FewTokens():
                 output = model(
                     input_ids=drafts,
@@ -153,7 +163,9 @@ class SpeculativeDecoding:
         return output.signals[model.adapter_name(self.adapter_name, "draft")]
 
 
-def propose(drafter: Drafter, state: Tensor, root: Tensor, tree: DraftTree) -> Tensor:
+def propose(
+    drafter: Drafter, state: Tensor, root: Tensor, tree: DraftTree, confidence: float
+) -> tuple[Tensor, DraftTree]:
     """Fills a tree with guesses, level by level.
 
     Args:
@@ -161,23 +173,33 @@ def propose(drafter: Drafter, state: Tensor, root: Tensor, tree: DraftTree) -> T
         state: `[B, d + d']`, of the token before the root.
         root: `[B]`, the token that is decided.
         tree: what to fill.
+        confidence: a node that in no row has this chance, the product of what the heads give it and those before it,
+            is left out, and so is all that would follow it.
 
     Returns:
-        `[B, N]` token ids.
+        `[B, N]` token ids, and the tree of these N nodes.
     """
     tokens = root[:, None].repeat(1, len(tree))
+    chances: dict[int, Tensor] = {0: torch.ones_like(root, dtype=torch.float)}  # of each node, [B]
     codes: dict[int, Tensor] = {}
     for depth in range(max(tree.depths)):
-        parents = [node for node, at in enumerate(tree.depths) if at == depth and tree.children[node]]
+        parents = [node for node in chances if tree.depths[node] == depth and tree.children[node]]
+        if not parents:
+            break
         previous = None if depth == 0 else torch.stack([codes[node] for node in parents], dim=1)
         code = drafter.code(depth, state[:, None].expand(-1, len(parents), -1), tokens[:, parents], previous)
         most = 1 + max(tree.ranks[child] for node in parents for child in tree.children[node])
-        guesses = drafter.vocabulary[drafter.scores(depth, code).topk(most, dim=-1).indices]  # [B, parents, most]
+        shares, best = drafter.scores(depth, code).float().softmax(dim=-1).topk(most)  # [B, parents, most]
+        guesses = drafter.vocabulary[best]
         for place, node in enumerate(parents):
             for child in tree.children[node]:
-                tokens[:, child] = guesses[:, place, tree.ranks[child]]
-                codes[child] = code[:, place]
-    return tokens
+                chance = chances[node] * shares[:, place, tree.ranks[child]]
+                if chance.max() >= confidence:
+                    tokens[:, child] = guesses[:, place, tree.ranks[child]]
+                    chances[child] = chance
+                    codes[child] = code[:, place]
+    kept = sorted(chances)
+    return tokens[:, kept], tree.only(kept)
 
 
 def _follow(model: OtterModel, output: Any, row: "_Row", drafts: Sequence[int], tree: DraftTree) -> list[int]:

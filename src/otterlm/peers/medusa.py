@@ -93,12 +93,13 @@ class MedusaDecoding(SpeculativeDecoding):
     Args:
         medusa: the trained heads.
         tree: the shape of the drafts.
+        confidence: see `SpeculativeDecoding`.
     """
 
     pass_settings: ClassVar[dict[str, Any]] = {"output_hidden_states": True}
 
-    def __init__(self, medusa: MedusaHeads, tree: DraftTree) -> None:
-        super().__init__(tree=tree)
+    def __init__(self, medusa: MedusaHeads, tree: DraftTree, confidence: float = 0.0) -> None:
+        super().__init__(tree=tree, confidence=confidence)
         self.medusa = medusa
 
     def _drafter(self, model: OtterModel, output: Any) -> MedusaDrafter:

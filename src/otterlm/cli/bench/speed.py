@@ -23,6 +23,9 @@ def command(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="So many prompts, spread over all.", min=1)] = None,
     drafts: Annotated[list[int] | None, typer.Option(help="Size of a draft tree; may be repeated.", min=1)] = None,
+    confidence: Annotated[
+        list[float] | None, typer.Option(help="Chance that a draft needs to be verified; may be repeated.")
+    ] = None,
     medusa: Annotated[
         Path | None, typer.Option(help="Folder of trained Medusa heads: heads.safetensors and metrics.json.")
     ] = None,
@@ -39,7 +42,7 @@ def command(
         limit, sizes, max_new_tokens = 2, [8], 24
     if limit is not None and limit < len(prompts):
         prompts = [prompts[index * len(prompts) // limit] for index in range(limit)]
-    methods = methods_of(machine.load(base), named_adapters(adapter), medusa, sizes)
+    methods = methods_of(machine.load(base), named_adapters(adapter), medusa, sizes, confidence or [0.0])
     lines = None if out is None else out / "speed.jsonl"
     rows = [row.to_dict() for row in measure(methods, load_tokenizer(base), prompts, max_new_tokens, path=lines)]
     if out is not None:
