@@ -31,7 +31,7 @@ def command(
     top_k: Annotated[int, typer.Option(help="Candidates a step (guidance, search) or responses (best-of-n).")] = 10,
     alpha: Annotated[float, typer.Option(help="Of the contrast; 0 gives the base's tokens.")] = 2.0,
     top_p: Annotated[float, typer.Option(help="The nucleus of the base that a contrast chooses from.")] = 0.9,
-    drafts: Annotated[int, typer.Option(help="Drafts that a pass verifies at most.")] = 8,
+    drafts: Annotated[int, typer.Option(help="Drafts that a pass verifies at most.")] = 3,
     confidence: Annotated[float, typer.Option(help="Chance that a draft needs to be verified; 0 verifies all.")] = 0.0,
     max_new_tokens: Annotated[int, typer.Option(help="Length of the response.")] = 128,
     sample: Annotated[bool, typer.Option(help="Sample rather than take the best token.")] = False,

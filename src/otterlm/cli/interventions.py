@@ -28,7 +28,7 @@ class Intervention:
     top_k: int = 10
     alpha: float = 2.0
     top_p: float = 0.9
-    drafts: int = 8
+    drafts: int = 3
     confidence: float = 0.0
     temperature: float | None = None
 

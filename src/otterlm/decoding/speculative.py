@@ -53,7 +53,7 @@ class SpeculativeDecoding:
     Stopping criteria are asked after every token of a row.
 
     Args:
-        drafts: how many drafts a pass verifies at most.
+        drafts: how many drafts a pass verifies at most; three is right for a CPU, more may be where passes are free.
         tree: their shape; by default the best for the accuracy that the adapter's configuration records, or a chain.
         adapter_name: whose drafts; may be left out where there is one.
         confidence: drafts that the heads themselves give a smaller chance of being right, in every row, are not
@@ -68,7 +68,7 @@ class SpeculativeDecoding:
 
     def __init__(
         self,
-        drafts: int = 8,
+        drafts: int = 3,
         tree: DraftTree | None = None,
         adapter_name: str | None = None,
         confidence: float = 0.0,

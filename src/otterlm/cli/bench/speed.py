@@ -37,7 +37,7 @@ def command(
 ) -> None:
     """Tokens a second and acceptance length of greedy decoding, one sequence at a time."""
     prompts = [(("user", prompt),) for prompt in PROMPTS] if data is None else read_prompts(data)
-    sizes = drafts or [4, 8, 16]
+    sizes = drafts or [1, 3, 8]
     if quick:
         limit, sizes, max_new_tokens = 2, [8], 24
     if limit is not None and limit < len(prompts):

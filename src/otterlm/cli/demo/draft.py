@@ -15,7 +15,6 @@ PROMPTS = (
     "Explain how rain is made.",
     "Write a function in Python that adds two numbers.",
 )
-DRAFTS = 3  # what pays on a CPU
 COLOURS = ("green", "cyan")
 
 
@@ -27,8 +26,7 @@ def run(
     for prompt in PROMPTS:
         ids = chat_ids(tokenizer, prompt)
         _, original, original_speed = timed(model.base_model, ids, max_new_tokens=max_new_tokens)
-        loop = SpeculativeDecoding(DRAFTS)
-        output, drafted, speed = timed(model, ids, max_new_tokens=max_new_tokens, custom_generate=loop)
+        output, drafted, speed = timed(model, ids, max_new_tokens=max_new_tokens, custom_generate=SpeculativeDecoding())
         found.append(
             {
                 "original": answer_of(tokenizer, original, original_speed),
