@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("--base", default="smollm2-135m")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--questions", type=int, default=90)
+    parser.add_argument("--questions", type=int, default=300)
     parser.add_argument("--parts", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=2)
     arguments = parser.parse_args()
