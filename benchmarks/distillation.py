@@ -185,7 +185,7 @@ def measure(arguments: argparse.Namespace) -> None:
     ]
     rewards, correlated = correlation_rows(examples, model, len(prompts))
     print(json.dumps({"prompts": len(prompts), **correlated}), flush=True)
-    for judge in judges:
+    for judge in judges.keys() - {scorer}:
         agreement = torch.stack([values["base"][what].flatten() for what in (scorer, judge)])
         print(json.dumps({f"{scorer}_with_{judge}": round(float(torch.corrcoef(agreement)[0, 1]), 4)}))
     for name, keys in (("best of 4 by the scorer", values["base"][scorer]), ("best of 4 by the reward", rewards)):

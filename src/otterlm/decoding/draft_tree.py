@@ -67,6 +67,8 @@ class DraftTree:
 
     def only(self, kept: Sequence[int]) -> "DraftTree":
         """The tree of some of its nodes, in their order: the root, and no node without its parent."""
+        if len(kept) == len(self):
+            return self  # with what it has derived already
         places = {node: place for place, node in enumerate(kept)} | {-1: -1}
         return DraftTree(tuple(places[self.parents[node]] for node in kept), tuple(self.ranks[node] for node in kept))
 
