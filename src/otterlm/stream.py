@@ -95,7 +95,10 @@ class InsertedNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(inserted, **factory))
         biased = getattr(norm, "bias", None) is not None
         self.bias = nn.Parameter(torch.empty(inserted, **factory)) if biased else None
-        self.eps = norm_eps(norm)
+        # A tensor, because a number is made into one by every operation, which takes longer than the operation.
+        self.eps: Tensor
+        eps = torch.tensor(norm_eps(norm), device=factory.get("device"))
+        self.register_buffer("eps", eps, persistent=False)
         self.centred = centred
 
     def forward(self, inserted: Tensor, hidden: Tensor) -> Tensor:
@@ -103,10 +106,11 @@ class InsertedNorm(nn.Module):
         if self.centred:
             variance, mean = torch.var_mean(hidden.float(), dim=-1, correction=0, keepdim=True)  # [B, T, 1]
             inserted = inserted - mean.to(inserted.dtype)
+            shifted = variance + self.eps
         else:
             norm = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=torch.float32)
-            variance = norm.square() / hidden.shape[-1]
-        scale = torch.rsqrt(variance + self.eps)
+            shifted = torch.addcmul(self.eps, norm, norm, value=1 / hidden.shape[-1])
+        scale = torch.rsqrt(shifted)
         scaled = inserted * scale.to(inserted.dtype) * self.weight
         return scaled if self.bias is None else scaled + self.bias
 

@@ -96,7 +96,7 @@ class RewardSignal:
             gain = self._vocabulary_head(state, self._unembedding)
         else:
             gain = self.gain(state.unsqueeze(1), tokens)
-        return self.prefix[:, position, None] + gain
+        return gain.add_(self.prefix[:, position, None])
 
     def gain(self, state: Tensor, tokens: Tensor) -> Tensor:
         """How much each token is expected to change the reward of the prefix that ends in a state.

@@ -1,6 +1,7 @@
 """vLLM's model classes with what is inserted: `OtterLlamaForCausalLM` and its like."""
 
 from collections.abc import Iterable
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +23,7 @@ from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
 from otterlm.config import OtterConfig
 from otterlm.detection import recognize
 from otterlm.engines.exported import ADAPTERS, base_config, read_adapters
-from otterlm.engines.vllm.widening import PagedAttention, Widening, shard
+from otterlm.engines.vllm.widening import PagedAttention, Widening, narrowed, settle
 from otterlm.errors import OtterError
 from otterlm.signals import HEADS, Signal
 from otterlm.stream import InsertedStream
@@ -67,11 +68,14 @@ class Otter:
             for name, adapter_config in read_adapters(config).items()
         }
         model: Any = self
+        narrow = cache(narrowed)
         for name, adapter in adapters.items():
             inserted: dict[str, Any] = dict(adapter.stream.layers.items())
+            stride = adapter.stream.widths.base_head_dim // adapter.stream.widths.head_dim
             for index, layer in inserted.items():
-                kernel = model.model.layers[int(index)].self_attn.attn
-                layer.attention.attach(vllm_config, f"model.layers.{index}.otter_{name}.attn", kernel)
+                attention = model.model.layers[int(index)].self_attn
+                rotary = narrow(attention.rotary_emb, stride)
+                layer.attention.attach(vllm_config, f"model.layers.{index}.otter_{name}.attn", attention.attn, rotary)
         model.otter = nn.ModuleDict(adapters)
         self._widening = Widening(model.model, {name: adapter.stream for name, adapter in adapters.items()})
         self._widths = [config.hidden_size, *(adapter.config.hidden_size for adapter in adapters.values())]
@@ -105,7 +109,7 @@ class Otter:
             self._shared.steering.write_channels(logits)
         return logits
 
-    def signal(self, name: str, rows: Tensor | slice = slice(None)) -> Signal:
+    def signal(self, name: str, rows: Tensor | slice | list[int] = slice(None)) -> Signal:
         """What an adapter predicts at some rows of the latest `compute_logits`, one position each. Of numbers for the
         whole vocabulary each process has its part, see `gather`."""
         head = self.otter[name].head  # type: ignore[attr-defined]
@@ -139,7 +143,7 @@ class Otter:
         if missing := own.keys() - seen:
             raise OtterError(f"the folder lacks {len(missing)} tensors, such as {min(missing)}: export again")
         for adapter in model.otter.values():
-            shard(adapter.stream)
+            settle(adapter.stream)
         return set(loaded) | {f"{ADAPTERS}.{name}" for name, _ in model.otter.named_parameters()}
 
 

@@ -50,6 +50,9 @@ class Request:
 
 Rows = dict[int, Request]
 
+Which = slice | list[int]
+"""Rows of a tensor; all of them are a slice, which is a view and costs no copy."""
+
 
 class Steering(LogitsProcessor, LogitsProcessorV2):
     """See the module. vLLM makes one in every worker; with a model that is not ours it does nothing.
@@ -63,7 +66,7 @@ class Steering(LogitsProcessor, LogitsProcessorV2):
         config: Any = vllm_config.model_config.hf_config
         self._states: Any = place[0]
         self._requests: Rows = {}  # by row (first runner) or slot (second)
-        self._kept: list[tuple[int, int, Tensor]] = []
+        self._kept: list[tuple[Which, int, Tensor]] = []
         names = vllm_config.model_config.architectures or []
         self._active = any(f"Otter{name}" in names for name in ARCHITECTURES)
         if self._active:
@@ -145,43 +148,46 @@ class Steering(LogitsProcessor, LogitsProcessorV2):
             return None
         return Request(settings, channels, judged, said)
 
-    def _signal(self, name: str, rows: list[int], device: torch.device) -> Any:
-        return self._shared.model.signal(name, torch.tensor(rows, device=device))
+    def _signal(self, name: str, which: Which) -> Any:
+        return self._shared.model.signal(name, which)
 
-    def _write(self, rows: Rows, logits: Tensor) -> list[tuple[int, int, Tensor]]:
-        """Returns row, channel and logit of what it wrote over."""
-        asked = rows_by(rows, lambda request: request.channels)
+    def _write(self, rows: Rows, logits: Tensor) -> list[tuple[Which, int, Tensor]]:
+        """Returns rows, channel and logits of what it wrote over."""
+        asked = [(name, which_of(own, logits)) for name, own in rows_by(rows, lambda request: request.channels)]
         kept = []
-        for name, own in asked:
+        for name, which in asked:
             channel = self._channels[name]
-            kept += [(row, channel, logits[row, channel].clone()) for row in own]
-            logits[own, channel] = -torch.inf
-        for name, own in asked:
-            rewards = self._signal(name, own, logits.device).prefix[:, 0]
-            logits[own, self._channels[name]] = encode(rewards, logits[own]).to(logits.dtype)
+            kept.append((which, channel, logits[which, channel].clone()))
+            logits[which, channel] = -torch.inf
+        for name, which in asked:
+            rewards = self._signal(name, which).prefix[:, 0]
+            logits[which, self._channels[name]] = encode(rewards, logits[which]).to(logits.dtype)
         return kept
 
     def _restore(self, logits: Tensor) -> None:
-        for row, channel, logit in self._kept:
-            if logits[row, channel] != -torch.inf:  # ruled out meanwhile, by a grammar
-                logits[row, channel] = logit
+        for which, channel, kept in self._kept:
+            ruled_out = logits[which, channel] == -torch.inf  # meanwhile, by a grammar
+            logits[which, channel] = kept.masked_fill(ruled_out, -torch.inf)
         self._kept = []
 
     def _steer(self, name: str, top_k: int | None, top_p: float, rows: Rows, own: list[int], logits: Tensor) -> None:
-        scores, signal = logits[own], self._signal(name, own, logits.device)  # [n, V]
+        which = which_of(own, logits)
+        scores, signal = logits[which], self._signal(name, which)  # [n, V]
         weight = scores.new_tensor([rows[row].settings.weight for row in own])[:, None]
         gather = self._shared.model.gather
         if self._kinds[name] == "contrast":
-            logits[own] = contrast(scores, gather(signal.difference()).to(scores), weight, top_p)
+            logits[which] = contrast(scores, gather(signal.difference()).to(scores), weight, top_p)
             return
-        guided = scores + weight * gather(signal.vocabulary()).to(scores)
-        if top_k is not None:
-            best = scores.topk(top_k, dim=-1).indices
-            guided = torch.full_like(scores, -torch.inf).scatter(-1, best, guided.gather(-1, best))
-        logits[own] = guided
+        best = None if top_k is None else scores.topk(top_k, dim=-1).indices
+        scores.addcmul_(gather(signal.vocabulary()).to(scores), weight)
+        if best is not None:
+            guided = scores.gather(-1, best)
+            scores.fill_(-torch.inf).scatter_(-1, best, guided)
+        if isinstance(which, list):  # a copy until here
+            logits[which] = scores
 
     def _guard(self, name: str, rows: Rows, own: list[int], progress: dict[int, int], logits: Tensor) -> None:
-        rewards = self._signal(name, own, logits.device).prefix[:, 0].tolist()
+        rewards = self._signal(name, which_of(own, logits)).prefix[:, 0].tolist()
         for row, reward in zip(own, rewards, strict=True):
             request = rows[row]
             if progress[row] <= request.judged:
@@ -201,6 +207,11 @@ def rows_by(rows: Rows, keys: Callable[[Request], Iterable[Key] | None]) -> list
         for key in keys(request) or ():
             found.setdefault(key, []).append(row)
     return list(found.items())
+
+
+def which_of(own: list[int], logits: Tensor) -> Which:
+    """Some rows of the logits, in ascending order."""
+    return slice(None) if len(own) == len(logits) else own
 
 
 def _steering(request: Request) -> list[tuple[str, int | None, float]]:

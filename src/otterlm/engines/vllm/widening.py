@@ -6,7 +6,9 @@ appends h' to what the final norm gives, so the decoder returns [h, h'], and the
 prefill, prefix caching and prompt log probabilities carry both.
 """
 
+import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,22 +21,33 @@ from vllm.distributed import (
     tensor_model_parallel_all_reduce,
 )
 from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+from vllm.platforms import current_platform
 
 from otterlm.stream import CachePlace, InsertedAttention, InsertedStream, Joint, StreamPass
 from otterlm.taps import LayerTaps
 
 
-class PagedAttention(InsertedAttention):
-    """The extra heads with vLLM's own kernel and paged KV cache."""
+@dataclass(slots=True)
+class PagedTaps(LayerTaps):
+    """`LayerTaps`, and the tokens' positions, `[T]`."""
 
-    def attach(self, vllm_config: VllmConfig, prefix: str, base: Attention) -> None:
+    positions: Tensor | None = None
+
+
+class PagedAttention(InsertedAttention):
+    """The extra heads with vLLM's own kernels and paged KV cache."""
+
+    def attach(self, vllm_config: VllmConfig, prefix: str, base: Attention, rotary: nn.Module) -> None:
         """Makes the kernel, which allocates the cache.
 
         Args:
             vllm_config: the engine's.
             prefix: a name for the cache, with the block's number in it.
             base: the block's own kernel, whose window ours has, too.
+            rotary: turns queries and keys.
         """
+        self.rotary = rotary
         self.kernel = Attention(
             self.widths.heads,
             self.widths.head_dim,
@@ -46,12 +59,25 @@ class PagedAttention(InsertedAttention):
         )
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, taps: LayerTaps, place: CachePlace) -> Tensor:
-        """See `InsertedAttention`; B is 1."""
+        """See `InsertedAttention`; B is 1, and queries and keys are not rotated yet."""
+        assert isinstance(taps, PagedTaps)
         query, key, value = (part[0].flatten(1) for part in (query, key, value))  # [T, heads * dim]
+        query, key = self.rotary(taps.positions, query, key)
         return self.kernel(query, key, value).unsqueeze(0)
 
 
-class ShardedJoint(Joint):
+def narrowed(rotary: Any, stride: int) -> Any:
+    """A base's rotation for heads `stride` times narrower: of its frequencies every n-th."""
+    if stride == 1:
+        return rotary
+    own = copy.deepcopy(rotary)
+    own.head_size //= stride
+    own.rotary_dim //= stride
+    own.cos_sin_cache = torch.cat([table[:, ::stride] for table in rotary.cos_sin_cache.chunk(2, dim=-1)], dim=-1)
+    return own
+
+
+class ShardedJoint(nn.Module):
     """A `Joint` where each of several processes holds a part of what the base computed. What is inserted is small, and
     every process has all of it.
 
@@ -61,28 +87,52 @@ class ShardedJoint(Joint):
     """
 
     def __init__(self, whole: Joint, base: int) -> None:
-        nn.Module.__init__(self)
+        super().__init__()
         rank, size = get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()
         mine = whole.weight[:, :base].chunk(size, dim=1)[rank]
         self.base = nn.Parameter(mine.clone(), requires_grad=False)
         self.inserted = nn.Parameter(whole.weight[:, base:].clone(), requires_grad=False)
         self.bias = whole.bias
 
-    def forward(self, base: Tensor, inserted: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, base: Tensor, inserted: Tensor) -> Tensor:
         """See `Joint`, with this process's part of the base channels."""
         of_base = tensor_model_parallel_all_reduce(F.linear(base[0], self.base))
         return of_base.unsqueeze(0) + F.linear(inserted, self.inserted, self.bias)
 
 
-def shard(stream: InsertedStream) -> None:
-    """Leaves in a loaded stream the weights that this process needs."""
-    if get_tensor_model_parallel_world_size() == 1:
-        return
-    widths = stream.widths
-    for layer in stream.layers.children():
-        module: Any = layer
-        module.attention.out = ShardedJoint(module.attention.out, widths.base_heads * widths.base_head_dim)
-        module.ffn.down = ShardedJoint(module.ffn.down, widths.base_units)
+class PackedLinear(nn.Module):
+    """A projection as vLLM computes the base's on a CPU: its weights are reordered once.
+
+    Args:
+        linear: the projection.
+    """
+
+    cpu_linear: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+        dispatch_cpu_unquantized_gemm(self, remove_weight=True)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """What is to be projected; several parts lie side by side."""
+        x = inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=-1)
+        return self.cpu_linear(x, self.weight, self.bias)
+
+
+def settle(stream: InsertedStream) -> None:
+    """Leaves in a loaded stream the weights that this process needs, in the order in which it reads them."""
+    if get_tensor_model_parallel_world_size() > 1:
+        widths = stream.widths
+        for layer in stream.layers.children():
+            module: Any = layer
+            module.attention.out = ShardedJoint(module.attention.out, widths.base_heads * widths.base_head_dim)
+            module.ffn.down = ShardedJoint(module.ffn.down, widths.base_units)
+    if current_platform.is_cpu():
+        for module in [*stream.modules()]:
+            for name, part in module.named_children():
+                if isinstance(part, nn.Linear):
+                    setattr(module, name, PackedLinear(part))
 
 
 class Widening:
@@ -98,7 +148,6 @@ class Widening:
         self._passes: list[StreamPass] = []
         self._input_ids: Tensor | None = None
         self._positions: Tensor | None = None
-        self._tables: dict[nn.Module, tuple[Tensor, Tensor]] = {}
         decoder.embed_tokens.register_forward_pre_hook(self._tokens)
         decoder.layers[0].register_forward_pre_hook(self._begin)
         for index in sorted({layer for stream in streams.values() for layer in stream.widths.layers}):
@@ -110,7 +159,6 @@ class Widening:
 
     def _begin(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
         self._positions = inputs[0]
-        self._tables = {}
         self._passes = [StreamPass(stream, 0, ()) for stream in self._streams.values()]
         if self._input_ids is not None:
             for stream in self._passes:
@@ -136,7 +184,7 @@ class Widening:
             return hook
 
         def leave(_: nn.Module, __: tuple[Any, ...], ___: Any) -> None:
-            taps = LayerTaps(rotary=self._rotary(block.self_attn.rotary_emb), **seen)
+            taps = PagedTaps(rotary=None, positions=self._positions, **seen)
             seen.clear()
             for stream in self._passes:
                 stream.layer(index, taps)
@@ -146,13 +194,6 @@ class Widening:
         block.post_attention_layernorm.register_forward_hook(normed("ffn_input", "middle"))
         block.mlp.down_proj.register_forward_pre_hook(keep("units"))
         block.register_forward_hook(leave)
-
-    def _rotary(self, rotary: Any) -> tuple[Tensor, Tensor]:
-        """Cos and sin of each token's position, `[1, T, rotated]`, from the table that the base itself uses."""
-        if rotary not in self._tables:
-            cos, sin = rotary.cos_sin_cache[self._positions].unsqueeze(0).chunk(2, dim=-1)  # [1, T, rotated / 2]
-            self._tables[rotary] = torch.cat((cos, cos), dim=-1), torch.cat((sin, sin), dim=-1)
-        return self._tables[rotary]
 
     def _end(self, _: nn.Module, __: tuple[Tensor, ...], output: Any) -> tuple[Tensor, Tensor]:
         normed, hidden = output
