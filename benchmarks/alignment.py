@@ -5,11 +5,15 @@
         --judge runs/alignment/judge/model --data runs/alignment/prompts.jsonl --out runs/alignment/bench
 
 Of 1,800 pairs, 800 train the methods (Otter's adapter and the separate reward model of ARGS and CARDS), 800 others the
-judge; the prompts of the last 200 are answered, and their pairs say how good each of the three is.
+judge; the prompts of the last 200 are answered, and their pairs say how good each of the three is. `distilled` is an
+adapter that learned from no pairs but from what the separate reward model says of the base's own responses to prompts
+of the first 800; it is made after `args`.
 """
 
 import argparse
+import functools
 import json
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,18 +22,23 @@ import torch
 from accelerate import Accelerator
 
 from otterlm.bases import load_base, load_tokenizer
+from otterlm.bench.judges import Preference
 from otterlm.config import OtterConfig, RewardConfig
 from otterlm.model import OtterModel
 from otterlm.peers.reward_model import SeparateRewardModel
 from otterlm.training.packing import Example, Limits, tokenize
 from otterlm.training.recipes import Run
 from otterlm.training.recipes.reward import fit_reward
+from otterlm.training.responses import Sampling, scored_responses
 from otterlm.training.reward import RewardObjective, RewardTrainingConfig
-from otterlm.training.rows import read_rows
+from otterlm.training.rows import Prompt, read_rows
 from otterlm.training.sources import LiveBase
 from otterlm.training.trainer import TrainingConfig, evaluate, train
 
 FOR_METHODS, FOR_JUDGE = 800, 800
+LIMITS = Limits(prompt=96, response=64)
+PROMPTS = 240  # to distil on
+CONFIG = OtterConfig(layers=tuple(range(11, 30, 2)), signal=RewardConfig(vocabulary_rank=16))  # the shipped adapter's
 
 
 def split(count: int) -> list[set[int]]:
@@ -50,15 +59,26 @@ def fine_tune(base: Any, tokenizer: Any, examples: list[Example], test: list[Exa
 
 
 def train_otter(base: Any, tokenizer: Any, examples: list[Example], test: list[Example], out: Path) -> dict[str, float]:
-    """An adapter shaped as the shipped one; a tenth of its pairs decides when to stop."""
+    """An adapter; a tenth of its pairs decides when to stop."""
     torch.manual_seed(0)
-    config = OtterConfig(layers=tuple(range(11, 30, 2)), signal=RewardConfig(vocabulary_rank=16))
     how = TrainingConfig(epochs=2, batch_size=16, learning_rate=1e-3, evaluations_per_epoch=4, patience=6)
     held = {example.row for example in examples[:80]}
     reward = RewardTrainingConfig()
-    fit_reward(base, tokenizer, examples, held, config, reward, Run(out, how), "harmlessness pairs", {})
+    fit_reward(base, tokenizer, examples, held, CONFIG, reward, Run(out, how), "harmlessness pairs", {})
     model = OtterModel.from_pretrained(base, out)
     return evaluate(RewardObjective(model, LiveBase(model), reward), test, 16, Accelerator())
+
+
+def distil(base: Any, tokenizer: Any, prompts: list[Prompt], rewards: Preference, out: Path) -> dict[str, float]:
+    """An adapter that predicts from every prefix what a separate reward model will say of the whole response."""
+    sampling = Sampling(max_prompt_tokens=LIMITS.prompt, max_new_tokens=LIMITS.response, temperature=0.7, batch_size=16)
+    scorer = functools.partial(rewards, limits=LIMITS)
+    examples = scored_responses(base, tokenizer, prompts, scorer, "reward model", sampling, out / "responses")
+    torch.manual_seed(0)
+    how = TrainingConfig(epochs=3, batch_size=16, learning_rate=1e-3, evaluations_per_epoch=4, patience=6)
+    held = {example.row for example in examples if example.row // sampling.per_prompt < PROMPTS // 10}
+    run, name = Run(out, how), "the base's own responses, scored by a separate reward model"
+    return fit_reward(base, tokenizer, examples, held, CONFIG, RewardTrainingConfig(), run, name, asdict(sampling))
 
 
 def main() -> None:
@@ -66,12 +86,12 @@ def main() -> None:
     parser.add_argument("--base", default="smollm2-135m")
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--models", nargs="+", default=["otter", "args", "judge"], help="what to train")
+    parser.add_argument("--models", nargs="+", default=["otter", "args", "judge", "distilled"], help="what to train")
     arguments = parser.parse_args()
     tokenizer, base = load_tokenizer(arguments.base), load_base(arguments.base)
     rows = read_rows(arguments.data)
     methods, judge, kept = split(len(rows))
-    examples = tokenize(rows, tokenizer, Limits(prompt=96, response=64))
+    examples = tokenize(rows, tokenizer, LIMITS)
 
     def of(own: set[int]) -> list[Example]:
         return [example for example in examples if example.row in own]
@@ -84,6 +104,10 @@ def main() -> None:
     for name in arguments.models:
         if name == "otter":
             result = train_otter(base, tokenizer, of(methods), of(kept), arguments.out / name)
+        elif name == "distilled":
+            prompts = [rows[index].chosen.prompt or () for index in sorted(methods)[:PROMPTS]]
+            rewards = Preference(arguments.out / "args" / "model")
+            result = distil(base, tokenizer, prompts, rewards, arguments.out / name)
         else:
             own = judge if name == "judge" else methods
             result = fine_tune(base, tokenizer, of(own), of(kept), arguments.out / name)

@@ -10,9 +10,12 @@ from conftest import close, refused, tiny_base
 from test_cli import answer, base, otter, refusal  # noqa: F401 - fixtures
 from test_packing import TEMPLATE, WORDS, tokenizer
 
+from otterlm.peers.reward_model import SeparateRewardModel
 from otterlm.training import responses
 from otterlm.training.losses import lambda_returns
+from otterlm.training.packing import Limits, dialogue_tokens
 from otterlm.training.responses import Sampling, scored_responses
+from otterlm.training.rows import Dialogue, Prompt
 from otterlm.training.scorers import load_scorer
 
 PROMPTS = [(("user", " ".join(WORDS[10 : 11 + n])),) for n in range(5)]
@@ -43,11 +46,18 @@ def wrong(texts: list[str]) -> list[float]:
     return [1.0]
 
 
+def said(text: str) -> Prompt:
+    return (("user", text),)
+
+
+EMPTY = [said(""), said("")]
+
+
 def test_functions_pipelines_and_patterns() -> None:
-    assert load_scorer("test_distillation:letters")(["", ""], ["banana", "b"]) == [3.0, 0.0]
-    assert load_scorer("test_distillation:both")(["xy", ""], ["abc", ""]) == [5.0, 0.0]
-    assert load_scorer("test_distillation:PIPELINE")(["", ""], ["a", "b"]) == [0.25, 0.25]
-    assert load_scorer("regex:[aeiou]")([""], ["banana"]) == [3.0]
+    assert load_scorer("test_distillation:letters")(EMPTY, ["banana", "b"]) == [3.0, 0.0]
+    assert load_scorer("test_distillation:both")([said("xy"), said("")], ["abc", ""]) == [5.0, 0.0]
+    assert load_scorer("test_distillation:PIPELINE")(EMPTY, ["a", "b"]) == [0.25, 0.25]
+    assert load_scorer("regex:[aeiou]")(EMPTY[:1], ["banana"]) == [3.0]
 
 
 def test_a_judge_behind_an_endpoint() -> None:
@@ -68,11 +78,11 @@ def test_a_judge_behind_an_endpoint() -> None:
     url = f"http://127.0.0.1:{server.server_port}/v1"
     try:
         judge = load_scorer(f"openai:{url}#some-model")
-        assert judge(["p", "q"], ["r", "s"]) == [7.5, 7.5]
-        refused(lambda: judge(["p"], ["silence"]), "without a number")
+        assert judge([said("p"), said("q")], ["r", "s"]) == [7.5, 7.5]
+        refused(lambda: judge([said("p")], ["silence"]), "without a number")
     finally:
         server.shutdown()
-    refused(lambda: load_scorer("openai:http://127.0.0.1:9/v1#m")(["p"], ["r"]), "did not answer")
+    refused(lambda: load_scorer("openai:http://127.0.0.1:9/v1#m")([said("p")], ["r"]), "did not answer")
 
 
 def test_a_classifier_of_transformers(tmp_path) -> None:
@@ -85,10 +95,22 @@ def test_a_classifier_of_transformers(tmp_path) -> None:
     )
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
     tokenizer(TEMPLATE).save_pretrained(tmp_path)
-    good, bad = (load_scorer(f"hf:{tmp_path}#{label}")(["", ""], ["a b", "c"]) for label in ("good", "bad"))
+    good, bad = (load_scorer(f"hf:{tmp_path}#{label}")(EMPTY, ["a b", "c"]) for label in ("good", "bad"))
     close(torch.tensor(good) + torch.tensor(bad), torch.ones(2))
-    assert load_scorer(f"hf:{tmp_path}")([""], ["a b"]) == bad[:1]
+    assert load_scorer(f"hf:{tmp_path}")(EMPTY[:1], ["a b"]) == bad[:1]
     refused(lambda: load_scorer(f"hf:{tmp_path}#ugly"), "ugly", "bad, good")
+
+
+def test_a_reward_model_reads_the_dialogue(tmp_path) -> None:
+    torch.manual_seed(0)
+    SeparateRewardModel.of(tiny_base(vocab_size=len(WORDS))).save_pretrained(tmp_path)
+    tokenizer(TEMPLATE).save_pretrained(tmp_path)
+    scorer = load_scorer(f"hf:{tmp_path}")
+    first, second = scorer([said("a"), said("b c")], ["c", "c"])
+    assert first != second
+    prompt, response = dialogue_tokens(Dialogue(said("b c"), "c"), tokenizer(TEMPLATE), Limits())
+    read = SeparateRewardModel.from_pretrained(tmp_path).read(input_ids=torch.tensor([prompt + response]))
+    assert second == float(read[0, -1])
 
 
 @pytest.mark.parametrize(
@@ -108,8 +130,8 @@ def test_scorers_that_are_none(spec, named) -> None:
 
 
 def test_scorers_that_fail() -> None:
-    refused(lambda: load_scorer("test_distillation:wrong")(["", ""], ["", ""]), "one finite number")
-    refused(lambda: load_scorer("math:sqrt")([""], ["a"]), "failed", "TypeError")
+    refused(lambda: load_scorer("test_distillation:wrong")(EMPTY, ["", ""]), "one finite number")
+    refused(lambda: load_scorer("math:sqrt")(EMPTY[:1], ["a"]), "failed", "TypeError")
 
 
 def sample(tmp_path, seed=0, spec="test_distillation:letters"):

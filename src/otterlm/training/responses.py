@@ -95,8 +95,8 @@ def scored_responses(
     for number, group in enumerate(track(groups, "sampling and scoring")):
         path = folder / f"part-{number:05}.parquet"
         if not path.exists():
-            texts = [prompts[index][-1][1] for index in group]
-            table = _sample(base, tokenizer, [encoded[index] for index in group], texts, scorer, sampling, number)
+            own = [(prompts[index], encoded[index]) for index in group]
+            table = _sample(base, tokenizer, own, scorer, sampling, number)
             write_files(folder, {path.name: functools.partial(pyarrow.parquet.write_table, table)})
         try:
             rows = pyarrow.parquet.read_table(path).to_pylist()
@@ -114,14 +114,13 @@ def scored_responses(
 def _sample(
     base: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    encoded: list[list[int]],
-    texts: list[str],
+    prompts: list[tuple[Prompt, list[int]]],
     scorer: Scorer,
     sampling: Sampling,
     number: int,
 ) -> pyarrow.Table:
-    repeated = [prompt for prompt in encoded for _ in range(sampling.per_prompt)]
-    prompt, seen = pad_left(encoded, tokenizer.pad_token_id or 0, base.device)
+    repeated = [both for both in prompts for _ in range(sampling.per_prompt)]
+    prompt, seen = pad_left([encoded for _, encoded in prompts], tokenizer.pad_token_id or 0, base.device)
     ids, mask = (given.repeat_interleave(sampling.per_prompt, dim=0) for given in (prompt, seen))
     torch.manual_seed(sampling.seed * 1_000_003 + number)
     output = base.generate(
@@ -137,13 +136,12 @@ def _sample(
     )
     tokens = responses_of(output, ids.shape[1], base)
     responses = [tokenizer.decode(row, skip_special_tokens=True) for row in tokens]
-    prompts = [text for text in texts for _ in range(sampling.per_prompt)]
     return pyarrow.table(
         {
-            "prompt": prompts,
-            "prompt_tokens": repeated,
+            "prompt": [turns[-1][1] for turns, _ in repeated],
+            "prompt_tokens": [encoded for _, encoded in repeated],
             "response": responses,
             "response_tokens": tokens,
-            "score": scorer(prompts, responses),
+            "score": scorer([turns for turns, _ in repeated], responses),
         }
     )

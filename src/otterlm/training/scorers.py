@@ -1,6 +1,7 @@
 """Anything that rates a response: a Python function, a classifier of Transformers, a regular expression, a judge behind
 an OpenAI-compatible endpoint."""
 
+import functools
 import importlib
 import json
 import math
@@ -14,9 +15,11 @@ from typing import Any
 import torch
 
 from otterlm.errors import OtterError, reason
+from otterlm.training.packing import Limits
+from otterlm.training.rows import Prompt
 
-Scorer = Callable[[Sequence[str], Sequence[str]], list[float]]
-"""Called with prompts and responses, gives a number for each response."""
+Scorer = Callable[[Sequence[Prompt], Sequence[str]], list[float]]
+"""Called with prompts, as chat turns, and responses, gives a number for each response."""
 
 QUESTION = (
     "Rate the response to the prompt from 0 (very bad) to 10 (very good). Answer with the number only.\n\n"
@@ -30,11 +33,12 @@ def load_scorer(spec: str) -> Scorer:
     Args:
         spec: one of
 
-            - `module:name`, a function of (prompts, responses) or of (responses), or an object with `predict_proba`
-              such as a scikit-learn pipeline (the probability of its last class);
+            - `module:name`, a function of (last turns of the prompts, responses) or of (responses), or an object with
+              `predict_proba` such as a scikit-learn pipeline (the probability of its last class);
             - `regex:PATTERN`, how often the pattern is found in the response;
             - `hf:MODEL` or `hf:MODEL#LABEL`, a sequence classifier of Transformers: the probability of a label, or the
-              logit of the only one;
+              logit of the only one. One with one label and a chat template is a reward model: it reads the dialogue,
+              others the response;
             - `openai:URL#MODEL`, a chat model behind an OpenAI-compatible endpoint that is asked for a number from 0 to
               10; the key is in `OPENAI_API_KEY`.
 
@@ -51,7 +55,7 @@ def load_scorer(spec: str) -> Scorer:
 def _checked(scorer: Scorer, spec: str) -> Scorer:
     """The scorer, whose answers are made sure to be one finite number a response."""
 
-    def score(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    def score(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
         try:
             found = [float(value) for value in scorer(prompts, responses)]
         except OtterError:
@@ -78,7 +82,7 @@ def _imported(module: str, name: str) -> Scorer:
         raise OtterError(f"{module}:{name} can neither be called nor predict")
     code = getattr(found, "__code__", None)
     alone = code is not None and code.co_argcount == 1
-    return lambda prompts, responses: found(list(responses)) if alone else found(list(prompts), list(responses))
+    return lambda prompts, responses: found(*(() if alone else (_last_turns(prompts),)), list(responses))
 
 
 def _regex(pattern: str) -> Scorer:
@@ -92,6 +96,8 @@ def _regex(pattern: str) -> Scorer:
 def _classifier(spec: str) -> Scorer:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    from otterlm.bench.judges import Preference
+
     name, _, label = spec.partition("#")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
@@ -101,9 +107,12 @@ def _classifier(spec: str) -> Scorer:
     labels: dict[str, int] = model.config.label2id
     if label and label not in labels:
         raise OtterError(f"{name} has no label {label!r}; it has: {', '.join(labels)}")
+    if len(labels) == 1 and tokenizer.chat_template:
+        half = model.config.max_position_embeddings // 2
+        return functools.partial(Preference(name), limits=Limits(half, half))
 
     @torch.no_grad()
-    def score(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    def score(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
         found: list[float] = []
         for start in range(0, len(responses), 32):
             texts = list(responses[start : start + 32])
@@ -137,4 +146,8 @@ def _judge(spec: str) -> Scorer:
             raise OtterError(f"the judge at {url} answered without a number: {text!r}")
         return float(number.group())
 
-    return lambda prompts, responses: [ask(*pair) for pair in zip(prompts, responses, strict=True)]
+    return lambda prompts, responses: [ask(*pair) for pair in zip(_last_turns(prompts), responses, strict=True)]
+
+
+def _last_turns(prompts: Sequence[Prompt]) -> list[str]:
+    return [prompt[-1][1] for prompt in prompts]
