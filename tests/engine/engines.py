@@ -30,14 +30,14 @@ VOCABULARY = 320
 SIZES = {
     "hidden_size": 64,
     "intermediate_size": 96,
-    "head_dim": 32,
+    "head_dim": 64,
     "num_attention_heads": 2,
     "vocab_size": VOCABULARY,
     "max_position_embeddings": 512,
 }
 SIGNALS: dict[str, dict[str, Any]] = {
     "reward": {},
-    "guard": {"seed": 2},
+    "guard": {"seed": 2, "head_dim": 32},
     "contrast": {"signal": ContrastConfig(rank=8)},
     "draft": {"signal": DraftConfig(heads=3, width=16, rank=8, vocabulary_size=64)},
 }
