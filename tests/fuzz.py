@@ -127,7 +127,7 @@ def config_changed(config: bytes, draw: random.Random) -> bytes:
     """A configuration with other values in it."""
     try:
         values = json.loads(config)
-    except ValueError:
+    except (ValueError, RecursionError):
         return bytes_somewhere(config, draw)
     for _ in range(draw.choice((1, 1, 2, 4))):
         values = _changed(values, draw)
@@ -139,7 +139,7 @@ def header_changed(weights: bytes, draw: random.Random) -> bytes:
     try:
         length = struct.unpack("<Q", weights[:8])[0]
         header, body = json.loads(weights[8 : 8 + length]), weights[8 + length :]
-    except (struct.error, ValueError):
+    except (struct.error, ValueError, RecursionError):
         return bytes_somewhere(weights, draw)
     if draw.random() < 0.15:
         return struct.pack("<Q", draw.choice((0, 1, length - 1, length + 1, 1 << 40, (1 << 64) - 1))) + weights[8:]
