@@ -103,7 +103,9 @@ def test_a_classifier_of_transformers(tmp_path) -> None:
 
 def test_a_reward_model_reads_the_dialogue(tmp_path) -> None:
     torch.manual_seed(0)
-    SeparateRewardModel.of(tiny_base(vocab_size=len(WORDS))).save_pretrained(tmp_path)
+    model = SeparateRewardModel.of(tiny_base(vocab_size=len(WORDS)))
+    torch.nn.init.normal_(model.classifier.score.weight)
+    model.save_pretrained(tmp_path)
     tokenizer(TEMPLATE).save_pretrained(tmp_path)
     scorer = load_scorer(f"hf:{tmp_path}")
     first, second = scorer([said("a"), said("b c")], ["c", "c"])

@@ -84,6 +84,19 @@ def test_a_reward_model_is_a_classifier_of_transformers(rewarding, tmp_path) -> 
     refused(lambda: SeparateRewardModel.from_pretrained(tmp_path / "nothing"), "nothing is not a reward model")
 
 
+def test_a_shared_copy_takes_no_memory_and_reads_the_same() -> None:
+    base = tiny_base()
+    shared, own = (SeparateRewardModel.of(base, shared) for shared in (True, False))
+    for model in (shared, own):
+        randomize(model.classifier.score, 7)
+    with torch.no_grad():
+        assert torch.equal(shared.read(input_ids=tokens(2, 6)), own.read(input_ids=tokens(2, 6)))
+    known = {weight.data_ptr() for weight in base.parameters()}
+    assert [n for n, p in shared.named_parameters() if p.data_ptr() not in known] == ["classifier.score.weight"]
+    assert not known & {weight.data_ptr() for weight in own.parameters()}
+    assert all(weight.requires_grad for weight in own.parameters())
+
+
 def test_lora_is_merged_without_a_trace() -> None:
     base = tiny_base()
     model = SeparateRewardModel.lora(base, rank=2).eval()

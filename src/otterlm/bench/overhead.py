@@ -97,9 +97,11 @@ def measure(setting: Setting, rounds: int = 3, dtype: torch.dtype = torch.float3
         dtype, device: of all models.
     """
     base = random_base(setting.shape, dtype, device)
+    # The reward model and the experts have the base's own weights, which changes no time: none of them fits a cache.
+    reward_model = SeparateRewardModel.of(base, shared=True).eval()
     otter = OtterModel(base, adapter_for(setting.shape)).eval()
     ids = torch.randint(3, base.config.vocab_size, (setting.batch, setting.prompt), device=device)
-    calls = partial(_calls, base, otter, SeparateRewardModel.of(base).requires_grad_(False).eval(), ids)
+    calls = partial(_calls, base, otter, reward_model, ids)
     return _rows(setting, take_turns(calls(setting), calls(replace(setting, new=2)), rounds), dtype)
 
 
@@ -125,7 +127,6 @@ def _calls(
         SEARCH: lambda: generate(otter, custom_generate=CandidateSearch(1.0, k)),
         ARGS_CACHED: lambda: generate(base, logits_processor=[ARGS(reward_model, 1.0, k)]),
         ARGS_ANEW: lambda: generate(base, logits_processor=[ARGS(reward_model, 1.0, k, cached=False)]),
-        # The experts have the base's own weights here, which changes no time.
         TWO_EXPERTS: lambda: generate(base, logits_processor=[DExperts(base, base, ids)]),
     }
 

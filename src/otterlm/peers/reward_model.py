@@ -26,14 +26,22 @@ class SeparateRewardModel(nn.Module):
         self.classifier = classifier
 
     @classmethod
-    def of(cls, base: PreTrainedModel) -> Self:
-        """A copy of a language model, its score head zero."""
+    def of(cls, base: PreTrainedModel, shared: bool = False) -> Self:
+        """A copy of a language model, its score head zero.
+
+        Args:
+            base: the language model.
+            shared: let the copy have the base's own weights, frozen: for measuring time where two do not fit.
+        """
         config = copy.deepcopy(base.config)
         config.num_labels = 1
-        classifier = AutoModelForSequenceClassification.from_config(config, dtype=base.dtype).to(base.device)
-        classifier.base_model.load_state_dict(base.get_decoder().state_dict())
+        with torch.device("meta"):
+            classifier = AutoModelForSequenceClassification.from_config(config, dtype=base.dtype)
+        same = {id(weight): weight for weight in base.parameters()} if shared else {}
+        setattr(classifier, classifier.base_model_prefix, copy.deepcopy(base.get_decoder(), same))
+        classifier.score.to_empty(device=base.device)
         nn.init.zeros_(classifier.score.weight)
-        return cls(classifier)
+        return cls(classifier.requires_grad_(not shared))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> Self:
