@@ -1,8 +1,9 @@
 """Trains what `otter bench alignment` compares, on pairs that do not overlap.
 
     python benchmarks/alignment.py --data ../shared/data/hh_harmless/pairs.jsonl.gz --out runs/alignment
-    otter bench alignment --base smollm2-135m --adapter runs/alignment/distilled --reward-model runs/alignment/args/model \\
-        --judge runs/alignment/judge/model --data runs/alignment/prompts.jsonl --out runs/alignment/bench
+    otter bench alignment --base smollm2-135m --adapter runs/alignment/distilled \\
+        --reward-model runs/alignment/args/model --judge runs/alignment/judge/model \\
+        --data runs/alignment/prompts.jsonl --weight 1 --weight 2 --out runs/alignment/bench
 
 Of 1,800 pairs, 800 train the methods (Otter's adapter and the separate reward model of ARGS and CARDS), 800 others the
 judge; the prompts of the last 200 are answered, and their pairs say how good each of the three is. `distilled` is an

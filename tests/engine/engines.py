@@ -28,7 +28,7 @@ from otterlm.engines.vllm.channels import rewards_of
 
 VOCABULARY = 320
 SIZES = {
-    "hidden_size": 64,
+    "hidden_size": 128,
     "intermediate_size": 96,
     "head_dim": 64,
     "num_attention_heads": 2,
