@@ -93,6 +93,7 @@ def test_a_classifier_of_transformers(tmp_path) -> None:
     config = AutoConfig.for_model(
         "llama", **sizes, num_attention_heads=2, num_key_value_heads=2, pad_token_id=0, **labels
     )
+    torch.manual_seed(0)
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
     tokenizer(TEMPLATE).save_pretrained(tmp_path)
     good, bad = (load_scorer(f"hf:{tmp_path}#{label}")(EMPTY, ["a b", "c"]) for label in ("good", "bad"))

@@ -82,7 +82,9 @@ def _imported(module: str, name: str) -> Scorer:
         raise OtterError(f"{module}:{name} can neither be called nor predict")
     code = getattr(found, "__code__", None)
     alone = code is not None and code.co_argcount == 1
-    return lambda prompts, responses: found(*(() if alone else (_last_turns(prompts),)), list(responses))
+    if alone:
+        return lambda prompts, responses: found(list(responses))
+    return lambda prompts, responses: found(_last_turns(prompts), list(responses))
 
 
 def _regex(pattern: str) -> Scorer:
@@ -94,21 +96,22 @@ def _regex(pattern: str) -> Scorer:
 
 
 def _classifier(spec: str) -> Scorer:
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
     from otterlm.bench.judges import Preference
 
     name, _, label = spec.partition("#")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForSequenceClassification.from_pretrained(name).eval()
+        tokenizer, config = AutoTokenizer.from_pretrained(name), AutoConfig.from_pretrained(name)
+        reads_dialogues = config.num_labels == 1 and bool(tokenizer.chat_template)
+        model = None if reads_dialogues else AutoModelForSequenceClassification.from_pretrained(name).eval()
     except Exception as error:
         raise OtterError(f"the classifier {name} cannot be loaded: {reason(error)}") from error
-    labels: dict[str, int] = model.config.label2id
+    labels: dict[str, int] = config.label2id
     if label and label not in labels:
         raise OtterError(f"{name} has no label {label!r}; it has: {', '.join(labels)}")
-    if len(labels) == 1 and tokenizer.chat_template:
-        half = model.config.max_position_embeddings // 2
+    if model is None:
+        half = config.max_position_embeddings // 2
         return functools.partial(Preference(name), limits=Limits(half, half))
 
     @torch.no_grad()

@@ -148,9 +148,6 @@ class Steering(LogitsProcessor, LogitsProcessorV2):
             return None
         return Request(settings, channels, judged, said)
 
-    def _signal(self, name: str, which: Which) -> Any:
-        return self._shared.model.signal(name, which)
-
     def _write(self, rows: Rows, logits: Tensor) -> list[tuple[Which, int, Tensor]]:
         """Returns rows, channel and logits of what it wrote over."""
         asked = [(name, which_of(own, logits)) for name, own in rows_by(rows, lambda request: request.channels)]
@@ -160,7 +157,7 @@ class Steering(LogitsProcessor, LogitsProcessorV2):
             kept.append((which, channel, logits[which, channel].clone()))
             logits[which, channel] = -torch.inf
         for name, which in asked:
-            rewards = self._signal(name, which).prefix[:, 0]
+            rewards = self._shared.model.signal(name, which).prefix[:, 0]
             logits[which, self._channels[name]] = encode(rewards, logits[which]).to(logits.dtype)
         return kept
 
@@ -172,7 +169,7 @@ class Steering(LogitsProcessor, LogitsProcessorV2):
 
     def _steer(self, name: str, top_k: int | None, top_p: float, rows: Rows, own: list[int], logits: Tensor) -> None:
         which = which_of(own, logits)
-        scores, signal = logits[which], self._signal(name, which)  # [n, V]
+        scores, signal = logits[which], self._shared.model.signal(name, which)  # [n, V]
         weight = scores.new_tensor([rows[row].settings.weight for row in own])[:, None]
         gather = self._shared.model.gather
         if self._kinds[name] == "contrast":
@@ -187,7 +184,7 @@ class Steering(LogitsProcessor, LogitsProcessorV2):
             logits[which] = scores
 
     def _guard(self, name: str, rows: Rows, own: list[int], progress: dict[int, int], logits: Tensor) -> None:
-        rewards = self._signal(name, which_of(own, logits)).prefix[:, 0].tolist()
+        rewards = self._shared.model.signal(name, which_of(own, logits)).prefix[:, 0].tolist()
         for row, reward in zip(own, rewards, strict=True):
             request = rows[row]
             if progress[row] <= request.judged:
