@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 import typer
-from conftest import tiny_base, tiny_otter
+from conftest import randomize, tiny_base, tiny_otter
 from safetensors.torch import load_file, save_file
 from test_packing import TEMPLATE, WORDS, tokenizer
+from transformers import AutoModelForCausalLM
 
 from otterlm.adapter_files import CONFIG, WEIGHTS
 from otterlm.cli import main, verify
@@ -215,6 +216,28 @@ def test_train_contrast_and_generate(answer, refusal, base, tmp_path) -> None:
     (tmp_path / "scores.csv").write_text("text,score\na b c,1\n")
     score = ("score", "--base", base, "--adapter", tmp_path / "one", "--data", tmp_path / "scores.csv")
     assert "no adapter predicts reward; there are: contrast" in refusal(*score)
+
+
+def test_distil_experts_and_generate(answer, refusal, base, tmp_path) -> None:
+    (tmp_path / "texts.txt").write_text("".join(f"{a} {b}\n" for a in WORDS[10:18] for b in WORDS[10:13]))
+    for seed, side in enumerate(("expert", "anti"), start=5):
+        model = AutoModelForCausalLM.from_pretrained(base)
+        randomize(model, seed)
+        model.save_pretrained(tmp_path / side)
+    settings = ("--rank", 4, *SHAPE, "--epochs", 6, "--batch-size", 8, "--learning-rate", 0.01, "--eval-fraction", 0.25)
+    command = ("train", "contrast", "--base", base, *settings, "--max-new-tokens", 4)
+    sides = ("--expert", tmp_path / "expert", "--anti-expert", tmp_path / "anti")
+    texts = ("--texts", tmp_path / "texts.txt")
+    result = answer(*command, *sides, *texts, "--record", "--out", tmp_path / "out")
+    assert result["loss"] < result["base"]
+    assert "an expert and an anti-expert" in (tmp_path / "out" / "README.md").read_text()
+    prompt = ("generate", "--base", base, "--raw", "--prompt", "a b", "--max-new-tokens", 6, "--top-p", 1)
+    plain = answer(*prompt)
+    steered = answer(*prompt, "--adapter", tmp_path / "out", "--alpha", 20)
+    assert steered["tokens"] != plain["tokens"]
+    assert "together" in refusal(*command, *sides, "--out", tmp_path / "x")
+    assert "together" in refusal(*command, *sides, *texts, "--data", tmp_path / "texts.txt", "--out", tmp_path / "x")
+    assert "alpha" in refusal(*command, *sides, *texts, "--alpha", 0, "--out", tmp_path / "x")
 
 
 def test_train_draft_and_generate(answer, refusal, base, adapter, tmp_path) -> None:

@@ -8,7 +8,7 @@ from conftest import refused, tiny_base
 from test_packing import TEMPLATE, WORDS, tokenizer
 
 from otterlm.training import continuations
-from otterlm.training.continuations import continue_prompts, read_prompts
+from otterlm.training.continuations import continue_prompts, continue_texts, read_prompts
 from otterlm.training.packing import prompt_tokens
 
 PROMPTS = [(("user", " ".join(WORDS[10 : 11 + n])),) for n in range(7)]
@@ -54,6 +54,32 @@ def test_another_runs_file_is_refused(base, tmp_path) -> None:
     assert path.read_text() == before
     path.write_text("garbage\n")
     refused(lambda: run(base, path), "c.jsonl", "delete")
+
+
+def test_texts_are_continued_from_the_nucleus(base, tmp_path, monkeypatch) -> None:
+    texts = [" ".join(WORDS[10 : 11 + n]) for n in range(7)]
+
+    def sampled(name, **settings):
+        settings = {"max_new_tokens": 6, "batch_size": 3} | settings
+        return continue_texts(base, tokenizer(), texts, tmp_path / name, **settings)
+
+    whole = sampled("whole.jsonl")
+    for text, example in zip(texts, whole, strict=True):
+        given = tokenizer().encode(text)
+        assert example.prefix == ()
+        assert example.branches[0][: len(given)] == tuple(given)
+        assert 1 <= len(example) - len(given) <= 6
+    assert sampled("again.jsonl") == whole
+    assert sampled("other.jsonl", seed=1) != whole
+    path = tmp_path / "torn.jsonl"
+    path.write_text((tmp_path / "whole.jsonl").read_text()[:-30])  # the last batches are sampled as they were
+    assert sampled("torn.jsonl") == whole
+    refused(lambda: sampled("torn.jsonl", top_p=0.5), "torn.jsonl", "delete")
+    # A nucleus of next to nothing is the likeliest token.
+    greedy = sampled("greedy.jsonl", top_p=1e-6)[0].branches[0]
+    ids = torch.tensor([tokenizer().encode(texts[0])])
+    said = base.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
+    assert greedy == tuple(said[0].tolist())
 
 
 def test_prompts_are_read_once_each(tmp_path) -> None:

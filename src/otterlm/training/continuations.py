@@ -1,8 +1,9 @@
-"""The base's own greedy continuations of prompts: what a draft learns from, made once and kept (self-distillation)."""
+"""The base's own continuations, made once and kept: greedy ones of prompts, which a draft learns from
+(self-distillation), and sampled ones of plain texts."""
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,77 @@ def continue_prompts(
     """
     encoded = encode_prompts(prompts, tokenizer, max_prompt_tokens)
     settings = repr((encoded, max_new_tokens, batch_size, fingerprint(base)))
+
+    def greedily(group: list[list[int]], number: int) -> list[list[int]]:
+        return continue_greedily(base, tokenizer, group, max_new_tokens)
+
+    done = _continued(encoded, greedily, path, settings, batch_size)
+    return [Example(index, tuple(prompt), (tuple(done[index]),)) for index, prompt in enumerate(encoded)]
+
+
+def continue_texts(
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    path: Path,
+    max_text_tokens: int = 64,
+    max_new_tokens: int = 20,
+    top_p: float = 0.9,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> list[Example]:
+    """Samples one continuation of each plain text from the base's nucleus, in batches, kept as in `continue_prompts`.
+
+    Args:
+        base: the model.
+        tokenizer: its tokenizer, padding on the left.
+        texts: what is continued; a longer one keeps its start.
+        path: a JSON lines file.
+        max_text_tokens: of a text.
+        max_new_tokens: length of a continuation, unless it ends before.
+        top_p: of the nucleus (arXiv 1904.09751).
+        batch_size: texts a batch.
+        seed: of the samples.
+
+    Returns:
+        Examples: text and continuation as one branch.
+
+    Raises:
+        OtterError: the file is of other texts, another base or other settings.
+    """
+    encoded = [tokenizer.encode(text)[:max_text_tokens] for text in texts]
+    settings = repr((encoded, max_new_tokens, top_p, batch_size, seed, fingerprint(base)))
+
+    def sampled(group: list[list[int]], number: int) -> list[list[int]]:
+        ids, mask = pad_left(group, tokenizer.pad_token_id or 0, base.device)
+        torch.manual_seed(seed * 1_000_003 + number)
+        output = base.generate(
+            ids,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=top_p,
+            pad_token_id=tokenizer.pad_token_id or 0,
+        )
+        return responses_of(output, ids.shape[1], base)
+
+    done = _continued(encoded, sampled, path, settings, batch_size)
+    return [Example(index, (), ((*text, *done[index]),)) for index, text in enumerate(encoded)]
+
+
+def _continued(
+    encoded: list[list[int]],
+    continue_group: Callable[[list[list[int]], int], list[list[int]]],
+    path: Path,
+    settings: str,
+    batch_size: int,
+) -> dict[int, list[int]]:
+    """What follows each text, by its place: what a file holds of it, the rest made and added to the file.
+
+    `continue_group` gets a batch, and its number.
+    """
     identity = hashlib.sha256(settings.encode()).hexdigest()
     done = _read_done(path, identity)
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
@@ -96,15 +168,14 @@ def continue_prompts(
         if not done and path.stat().st_size == 0:
             file.write(json.dumps({"identity": identity}) + "\n")
         # A batch is made whole or not at all: the padding of its prompts is part of what a row's numbers round to.
-        left = [batch for batch in batches if not all(index in done for index in batch)]
-        for batch in track(left, "continuing prompts"):
-            for index, tokens in zip(
-                batch, continue_greedily(base, tokenizer, [encoded[i] for i in batch], max_new_tokens), strict=True
-            ):
+        left = [pair for pair in enumerate(batches) if not all(index in done for index in pair[1])]
+        for number, batch in track(left, "continuing"):
+            found = continue_group([encoded[index] for index in batch], number)
+            for index, tokens in zip(batch, found, strict=True):
                 file.write(json.dumps({"row": index, "tokens": tokens}) + "\n")
                 done[index] = tokens
             file.flush()
-    return [Example(index, tuple(encoded[index]), (tuple(done[index]),)) for index in range(len(encoded))]
+    return done
 
 
 def _read_done(path: Path, identity: str) -> dict[int, list[int]]:

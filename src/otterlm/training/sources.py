@@ -4,9 +4,6 @@ The base is frozen, so what it computes on an example is the same in every epoch
 once, it need not run again; what is left of a step is the thin inserted stream.
 """
 
-import hashlib
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,16 +11,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from otterlm.errors import OtterError
 from otterlm.families import Family
 from otterlm.families.parts import inputs_of
-from otterlm.files import write_text
 from otterlm.fingerprint import fingerprint
 from otterlm.masks import branch_mask
 from otterlm.model import OtterModel
 from otterlm.progress import track
 from otterlm.taps import LayerTaps, Visitor
 from otterlm.training.packing import Batch, Example, collate, length_buckets
+from otterlm.training.token_file import TokenFile
 
 
 class Source(Protocol):
@@ -84,28 +80,12 @@ class RecordedBase:
             "units": inputs_of(block(family.down)) if family.down else 0,
         }
         self._parts = [sizes.get(name, base) for name in self._fields]
-        self._offsets, tokens = {}, 0
-        for example in examples:
-            self._offsets[example.row] = tokens
-            tokens += len(example)
         width = len(self._layers) * sum(self._parts) + base
-        identity = {
-            "base": fingerprint(model.base_model),
-            "layers": self._layers,
-            "examples": hashlib.sha256(repr([(e.row, e.prefix, e.branches) for e in examples]).encode()).hexdigest(),
-        }
-        folder.mkdir(parents=True, exist_ok=True)
-        done, data = folder / "recording.json", folder / "recording.bf16"
-        finished = done.exists() and done.read_text() == json.dumps(identity)
-        size = tokens * width * torch.bfloat16.itemsize
-        finished = finished and data.exists() and data.stat().st_size == size
-        if not finished:
-            done.unlink(missing_ok=True)
-            _reserve(data, size)
-        self._rows = torch.from_file(str(data), shared=True, size=tokens * width, dtype=torch.bfloat16).view(-1, width)
-        if not finished:
+        identity = {"base": fingerprint(model.base_model), "layers": self._layers}
+        self._file = TokenFile(folder / "recording.bf16", examples, width, torch.bfloat16, identity)
+        if not self._file.finished:
             self._record(examples, batch_size)
-            write_text(done, json.dumps(identity))
+            self._file.finish()
 
     @torch.no_grad()
     def _record(self, examples: Sequence[Example], batch_size: int) -> None:
@@ -114,18 +94,12 @@ class RecordedBase:
         for group in track(batches, "recording the base"):
             recorder = _Recorder(self._fields)
             live.show(collate(group).to(self._model.device), recorder)
-            row = torch.cat(recorder.pieces, dim=-1).to("cpu", torch.bfloat16)  # [B, T, width]
-            for index, example in enumerate(group):
-                start = self._offsets[example.row]
-                self._rows[start : start + len(example)] = row[index, : len(example)]
+            self._file.write(group, torch.cat(recorder.pieces, dim=-1))
 
     def show(self, batch: Batch, visitor: Visitor) -> None:
         """See `Source`."""
         base, device = self._model.base_model, batch.input_ids.device
-        offsets = torch.tensor([self._offsets[row] for row in batch.rows.tolist()])[:, None]  # [B, 1]
-        # Padding repeats an example's first token: a state of zeros has no norm, and would be blown up by 1 / eps.
-        places = torch.arange(batch.segments.shape[1]) * (batch.segments >= 0).cpu()  # [B, T]
-        recorded = self._rows[offsets + places].to(device, base.dtype)  # [B, T, width]
+        recorded = self._file.read(batch).to(device, base.dtype)  # [B, T, width]
         mask = branch_mask(batch.segments, base.dtype)
         visitor.tokens(batch.input_ids)
         *blocks, final = recorded.split([*self._parts * len(self._layers), base.config.hidden_size], dim=-1)
@@ -157,18 +131,6 @@ class RecordedBase:
         if not hasattr(rotary, "layer_types"):
             return rotary(state, positions)
         return rotary(state, positions, self._model.base_model.config.layer_types[index])
-
-
-def _reserve(path: Path, size: int) -> None:
-    """Claims a file's space on the disk: written through a map, a full disk would kill the process without a word."""
-    try:
-        with path.open("ab") as file:
-            file.truncate(size)
-            if hasattr(os, "posix_fallocate"):  # macOS has none
-                os.posix_fallocate(file.fileno(), 0, size)
-    except OSError as error:
-        what = f"{path} could not be written: {error.strerror or error}"
-        raise OtterError(f"{what}; the recording takes {size / 2**30:.1f} GiB") from error
 
 
 def _recorded_fields(family: Family) -> list[str]:

@@ -1,0 +1,136 @@
+"""A contrast out of two models that exist already: what DExperts' expert and anti-expert (arXiv 2105.03023) say beside
+every token of some texts, written down once, and the objective that has the inserted stream say the same."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from otterlm.errors import OtterError
+from otterlm.model import OtterModel
+from otterlm.progress import track
+from otterlm.training.packing import Batch, Example, collate, length_buckets
+from otterlm.training.sources import Source, read_batch
+from otterlm.training.token_file import TokenFile
+
+CANDIDATES = 256
+"""How many of the base's likeliest next tokens the three models are compared over."""
+
+
+class ExpertOpinions:
+    """Over the base's likeliest next tokens, beside every token of some texts: the log-probabilities of the base, and
+    the logits of the expert less those of the anti-expert. Kept in a file, 3 KiB a token.
+
+    Args:
+        base: the model that is to be steered.
+        expert, anti_expert: language models with its vocabulary.
+        examples: the texts.
+        path: of the file.
+        batch_size: texts a pass.
+
+    Raises:
+        OtterError: the three have different vocabularies, or the file does not fit on the disk.
+    """
+
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        expert: PreTrainedModel,
+        anti_expert: PreTrainedModel,
+        examples: Sequence[Example],
+        path: Path,
+        batch_size: int = 16,
+    ) -> None:
+        sizes = [model.config.get_text_config().vocab_size for model in (base, expert, anti_expert)]
+        if len(set(sizes)) > 1:
+            raise OtterError(f"base, expert and anti-expert need one vocabulary; theirs have {sizes} tokens")
+        candidates = min(CANDIDATES, sizes[0])
+        models = base, expert, anti_expert
+        self.identity = hashlib.sha256(repr([_sampled_weights(model) for model in models]).encode()).hexdigest()
+        self._file = TokenFile(path, examples, 3 * candidates, torch.float32, {"models": self.identity})
+        if not self._file.finished:
+            for group in track(list(length_buckets(examples, batch_size)), "asking the experts"):
+                self._file.write(group, _compare(*models, collate(group).to(base.device), candidates))
+            self._file.finish()
+
+    def read(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Of a packed batch: tokens, likeliest first, the base's log-probabilities of them, and expert logits -
+        anti-expert logits, `[B, T, K]` each."""
+        tokens, likely, difference = self._file.read(batch).to(batch.input_ids.device).chunk(3, dim=-1)
+        return tokens.long(), likely, difference
+
+
+@torch.no_grad()
+def _compare(
+    base: PreTrainedModel, expert: PreTrainedModel, anti_expert: PreTrainedModel, batch: Batch, candidates: int
+) -> Tensor:
+    def logits(model: PreTrainedModel) -> Tensor:
+        return model(**batch.inputs(model.dtype)).logits.float()  # [B, T, V]
+
+    likely, tokens = logits(base).log_softmax(dim=-1).topk(candidates, dim=-1)  # [B, T, K]
+    difference = logits(expert).gather(-1, tokens) - logits(anti_expert).gather(-1, tokens)
+    return torch.cat((tokens.float(), likely, difference), dim=-1)  # as floats, ids up to 2^24 are exact
+
+
+def _sampled_weights(model: PreTrainedModel) -> list[list[float]]:
+    """A few numbers of every parameter: unlike `fingerprint`, which fine-tuned copies may share with their base."""
+    return [p.detach().flatten()[:: max(1, p.numel() // 3)].float().tolist() for p in model.parameters()]
+
+
+class ExpertsObjective(nn.Module):
+    """KL divergence from what DExperts samples from to what the contrast does, inside the base's nucleus, beside every
+    token.
+
+    Args:
+        model: the base with the adapter.
+        source: shows the base's intermediates.
+        opinions: of the experts on all texts.
+        alpha: how far both steer.
+        top_p: of the nucleus.
+        adapter_name: may be left out where there is one.
+    """
+
+    def __init__(
+        self,
+        model: OtterModel,
+        source: Source,
+        opinions: ExpertOpinions,
+        alpha: float = 2.0,
+        top_p: float = 0.9,
+        adapter_name: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.source = source
+        self.opinions = opinions
+        self.alpha = alpha
+        self.top_p = top_p
+        self.name = model.adapter_name(adapter_name, "contrast")
+        # What a checkpoint must agree with, beside the trainer's own settings.
+        settings = {"alpha": alpha, "top_p": top_p, "experts": opinions.identity}
+        self.identity = {"adapter": model.adapter(self.name).config.to_json(), **settings}
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Scalars: `loss`, a mean over tokens. In evaluation also `base`, that of the base without steering."""
+        state = read_batch(self.model, self.source, batch, self.name).state
+        inside = batch.segments >= 0
+        seen = state[inside]  # [n, d + d']
+        tokens, likely, wanted = (part[inside] for part in self.opinions.read(batch))  # [n, K]
+        head, unembedding = self.model.adapter(self.name).head, self.model.base_model.get_output_embeddings().weight
+        direction = head.expert.direction(seen) - head.anti_expert.direction(seen)  # [n, d]
+        given = torch.bmm(unembedding[tokens].to(direction.dtype), direction[:, :, None])[:, :, 0].float()
+        share = likely.exp()
+        likely = likely.masked_fill(share.cumsum(dim=-1) - share >= self.top_p, -torch.inf)
+        target = (likely + self.alpha * wanted).log_softmax(dim=-1)
+        metrics = {"loss": _divergence(target, (likely + self.alpha * given).log_softmax(dim=-1))}
+        return metrics if self.training else metrics | {"base": _divergence(target, likely.log_softmax(dim=-1))}
+
+
+def _divergence(target: Tensor, given: Tensor) -> Tensor:
+    """KL of `[n, K]` log-probabilities, minus infinity in the same places, the mean over n."""
+    possible = target.isfinite()
+    target, given = (part.masked_fill(~possible, 0.0) for part in (target, given))
+    return (possible * target.exp() * (target - given)).sum(dim=-1).mean()

@@ -1,0 +1,124 @@
+"""Two models into one contrast: what they say is written down as they say it, and the contrast learns to steer so."""
+
+import random
+
+import pytest
+import torch
+from conftest import close, randomize, refused, tiny_base, tiny_config
+
+from otterlm.config import ContrastConfig
+from otterlm.decoding.contrast import nucleus
+from otterlm.model import OtterModel
+from otterlm.training.experts import ExpertOpinions, ExpertsObjective
+from otterlm.training.packing import Example, collate
+from otterlm.training.sources import LiveBase, RecordedBase
+from otterlm.training.trainer import TrainingConfig, train
+
+
+def texts(count: int = 24) -> list[Example]:
+    """Of 2 to 9 tokens."""
+    draw = random.Random(0)
+    return [
+        Example(row, (), (tuple(draw.randrange(3, 97) for _ in range(draw.randint(2, 9))),)) for row in range(count)
+    ]
+
+
+def models():
+    """A base, and two that differ from it a little."""
+    base, *sides = (tiny_base() for _ in range(3))
+    for seed, side in enumerate(sides, start=1):
+        other = tiny_base(seed=seed)
+        with torch.no_grad():
+            for mine, theirs in zip(side.parameters(), other.parameters(), strict=True):
+                mine.add_(theirs, alpha=0.2)
+    return base, *sides
+
+
+def objective(folder, **settings) -> ExpertsObjective:
+    """An untrained contrast and what its experts say."""
+    base, *sides = models()
+    opinions = ExpertOpinions(base, *sides, texts(), folder / "opinions.f32", batch_size=5)
+    torch.manual_seed(0)
+    otter = OtterModel(base, tiny_config(signal=ContrastConfig(rank=16)))
+    return ExpertsObjective(otter, LiveBase(otter), opinions, **settings)
+
+
+@torch.no_grad()
+def test_opinions_are_what_the_models_say(tmp_path) -> None:
+    base, *sides = models()
+    opinions = ExpertOpinions(base, *sides, texts(), tmp_path / "opinions.f32", batch_size=5)
+    chosen = [texts()[7], texts()[2]]
+    tokens, likely, difference = opinions.read(collate(chosen))
+    for row, example in enumerate(chosen):
+        ids = torch.tensor(example.branches)
+        logits, expert, anti_expert = (model(ids).logits[0] for model in (base, *sides))
+        order = logits.sort(dim=-1, descending=True)
+        length = ids.shape[1]
+        assert torch.equal(tokens[row, :length], order.indices)
+        close(likely[row, :length], logits.log_softmax(dim=-1).gather(-1, order.indices), 1e-5)
+        close(difference[row, :length], (expert - anti_expert).gather(-1, order.indices), 1e-4)
+
+
+@torch.no_grad()
+def test_the_loss_is_the_divergence_of_what_is_sampled(tmp_path) -> None:
+    learner = objective(tmp_path, alpha=1.5, top_p=0.8).eval()
+    randomize(learner.model.adapter(), 5)
+    batch = collate(texts()[:4])
+    total = []
+    for example in texts()[:4]:
+        ids = torch.tensor(example.branches)
+        output = learner.model(ids)
+        logits = output.logits[0]
+        (signal,) = output.signals.values()
+        given = torch.cat([signal.difference(place) for place in range(ids.shape[1])])
+        expert, anti_expert = (model(ids).logits[0] for model in models()[1:])
+        inside = nucleus(logits, 0.8)
+        wanted, found = (
+            (logits + 1.5 * difference).masked_fill(~inside, -torch.inf).log_softmax(dim=-1)
+            for difference in (expert - anti_expert, given)
+        )
+        total += [(w[i].exp() * (w[i] - f[i])).sum() for w, f, i in zip(wanted, found, inside, strict=True)]
+    close(learner(batch)["loss"], torch.stack(total).mean(), 1e-4)
+
+
+def test_training_steers_as_the_experts_do(tmp_path) -> None:
+    learner = objective(tmp_path)
+    how = TrainingConfig(epochs=30, batch_size=8, learning_rate=1e-2, patience=99)
+    metrics = train(learner, texts(), texts(), how, tmp_path / "run")
+    assert metrics["loss"] < metrics["base"] / 3
+
+
+@torch.no_grad()
+def test_what_the_experts_said_is_kept(tmp_path, monkeypatch) -> None:
+    learner = objective(tmp_path)
+    before = (tmp_path / "opinions.f32").read_bytes()
+    monkeypatch.setattr("otterlm.training.experts._compare", None)
+    assert objective(tmp_path).identity == learner.identity  # the models are not asked again
+    assert (tmp_path / "opinions.f32").read_bytes() == before
+    base, *sides = models()
+    with pytest.raises(TypeError, match="not callable"):  # other models are
+        ExpertOpinions(base, *sides[::-1], texts(), tmp_path / "opinions.f32")
+
+
+@torch.no_grad()
+def test_a_recording_gives_the_same_loss(tmp_path) -> None:
+    learner = objective(tmp_path)
+    batch = collate(texts()[:6])
+    live = learner(batch)["loss"]
+    learner.source = RecordedBase(learner.model, texts(), tmp_path)
+    close(learner(batch)["loss"], live, 2e-2)
+
+
+def test_models_of_other_vocabularies_are_refused(tmp_path) -> None:
+    base, expert, _ = models()
+    refused(
+        lambda: ExpertOpinions(base, expert, tiny_base(vocab_size=50), texts(), tmp_path / "o.f32"),
+        "one vocabulary",
+        "[97, 97, 50]",
+    )
+
+
+def test_a_run_with_other_settings_is_refused(tmp_path) -> None:
+    how = TrainingConfig(epochs=1, batch_size=8)
+    train(objective(tmp_path), texts(), texts(), how, tmp_path / "run")
+    refused(lambda: train(objective(tmp_path, alpha=1.0), texts(), texts(), how, tmp_path / "run"), "checkpoint")
