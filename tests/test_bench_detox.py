@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -61,6 +62,8 @@ def test_command(answer, refusal, base, contrast, tmp_path, monkeypatch) -> None
     again = answer(*asked, *experts, "--fluency", "m", "--out", tmp_path / "out")
     assert again["rows"] == result["rows"]
     assert "otter-some.jsonl" in refusal(*asked, "--alpha", 1, "--out", tmp_path / "out")
+    shutil.copytree(contrast, tmp_path / "other")
+    assert "otter-some.jsonl" in refusal(*asked, "--adapter", tmp_path / "other", "--out", tmp_path / "out")
     assert "both" in refusal(*asked, "--expert", base)
     assert "NAME=FILE" in refusal(*asked, "--data", "p.jsonl")
     assert "pixagram" in refusal(*asked, "--toxicity", tmp_path)
