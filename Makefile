@@ -53,13 +53,13 @@ docs: setup
 exactness: setup
 	$(BIN)/python tests/exactness_matrix.py > docs/exactness.md
 
-# The recipes of the shipped adapters; about three hours on two cores.
+# The recipes of the shipped adapters; about four hours on two cores.
 adapters: setup
 	$(BIN)/python benchmarks/preference_accuracy.py --base $(BASE) --data $(PAIRS) \
 		--out runs --methods otter --seeds 0
 	cp runs/otter-0/adapter/adapter_* adapters/smollm2-135m-harmless/
-	$(BIN)/python benchmarks/detoxification.py --base $(BASE) --data $(DATA) --out runs/detox --methods otter
-	cp runs/detox/otter/adapter_* adapters/smollm2-135m-detox/
+	$(BIN)/python benchmarks/detoxification.py --base $(BASE) --data $(DATA) --out runs/detox --methods dexperts distilled
+	cp runs/detox/distilled/adapter_* adapters/smollm2-135m-detox/
 	$(BIN)/python benchmarks/drafting.py --base $(BASE) --data $(DATA) --out runs/draft --methods otter --record
 	cp runs/draft/otter/adapter_* adapters/smollm2-135m-draft/
 
@@ -77,7 +77,6 @@ bench: setup adapters $(JUDGES)/.ready test-vllm
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/preference_accuracy.py --base $(BASE) --data $(PAIRS) --out runs
 	$(BIN)/python benchmarks/alignment.py --base $(BASE) --data $(PAIRS) --out runs/alignment
-	$(BIN)/python benchmarks/detoxification.py --base $(BASE) --data $(DATA) --out runs/detox --methods dexperts
 	$(BIN)/python benchmarks/drafting.py --base $(BASE) --data $(DATA) --out runs/draft --methods medusa
 	$(BIN)/otter bench overhead --base $(BASE) --batch 1 --batch 8 --out runs/bench
 	$(BIN)/otter bench alignment --base $(BASE) --adapter runs/alignment/distilled --reward-model runs/alignment/args/model \

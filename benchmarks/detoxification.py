@@ -1,13 +1,15 @@
-"""Trains Otter's contrast and DExperts' two models on the same texts, to be set side by side.
+"""Trains DExperts' two models, the contrast that is distilled from them, and one that learns from the same texts
+without them, to be set side by side.
 
     python benchmarks/detoxification.py --out runs/detox
-    otter bench detox --base smollm2-135m --adapter runs/detox/otter \\
+    otter bench detox --base smollm2-135m --adapter runs/detox/distilled \\
         --expert runs/detox/expert/model --anti-expert runs/detox/anti_expert/model \\
         --data toxic=runs/detox/toxic.jsonl --data nontoxic=runs/detox/nontoxic.jsonl \\
         --toxicity PACKAGE --fluency MODEL --out runs/detox/bench
 
-The texts are prompts of RealToxicityPrompts, 3,000 toxic and as many non-toxic ones; the prompts to continue, which it
-writes beside, are others: 500 toxic ones and 500 non-toxic ones.
+The texts are prompts of RealToxicityPrompts, 3,000 toxic and as many non-toxic ones, and for distilling, which needs no
+labels, 2,000 of each with the base's continuations. The prompts to continue, which it writes beside, are others: 500
+toxic ones and 500 non-toxic ones.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import gzip
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,10 +27,11 @@ from otterlm.files import write_text
 from otterlm.peers.dexperts import FineTunedExpert
 from otterlm.training.contrast import EXPERT
 from otterlm.training.corpora import tokenize_corpora
-from otterlm.training.recipes import Run, train_contrast
+from otterlm.training.recipes import Run, distill_experts, train_contrast
 from otterlm.training.trainer import TrainingConfig, train
 
-LONGEST = 64
+LONGEST, NEW = 64, 20
+SIDES = ("expert", "anti_expert")
 LAYERS = tuple(range(11, 30, 2))
 
 
@@ -48,39 +52,55 @@ def corpora(data: Path, prompts: int, limit: int) -> tuple[list[str], list[str],
     return positive, negative, chosen
 
 
+def train_experts(arguments: argparse.Namespace, base: Any, tokenizer: Any, sides: tuple[list[str], list[str]]) -> None:
+    how = TrainingConfig(epochs=1, batch_size=16, learning_rate=2e-5, warmup=0.1, seed=arguments.seed)
+    examples = tokenize_corpora(*sides, tokenizer, LONGEST)
+    held = set(random.Random(arguments.seed).sample(range(len(examples)), len(examples) // 20))
+    for side in SIDES:
+        own = [e for e in examples if (e.score == EXPERT) == (side == "expert")]
+        kept, evaluated = ([e for e in own if (e.row in held) == out] for out in (False, True))
+        expert = FineTunedExpert(base)
+        print(side, train(expert, kept, evaluated, how, arguments.out / side), flush=True)
+        expert.model.save_pretrained(arguments.out / side / "model")
+        tokenizer.save_pretrained(arguments.out / side / "model")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default="smollm2-135m")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--methods", nargs="+", default=["otter", "dexperts"], help="what to train")
+    parser.add_argument("--methods", nargs="+", default=["dexperts", "distilled", "corpora"], help="what to train")
     parser.add_argument("--prompts", type=int, default=500, help="of each kind")
     parser.add_argument("--texts", type=int, default=3000, help="to train on, of each side")
+    parser.add_argument("--unlabelled", type=int, default=2000, help="to distil on, of each side")
+    parser.add_argument("--epochs", type=int, default=4, help="of distilling")
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    positive, negative, prompts = corpora(arguments.data, arguments.prompts, arguments.texts)
+    *sides, prompts = corpora(arguments.data, arguments.prompts, arguments.texts)
     for side, own in prompts.items():
         write_text(arguments.out / f"{side}.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in own))
     tokenizer, base = load_tokenizer(arguments.base), load_base(arguments.base)
-    if "otter" in arguments.methods:
-        config = OtterConfig(layers=LAYERS, signal=ContrastConfig(rank=arguments.rank))
+    config = OtterConfig(layers=LAYERS, signal=ContrastConfig(rank=arguments.rank))
+    if "dexperts" in arguments.methods:
+        train_experts(arguments, base, tokenizer, (sides[0], sides[1]))
+    if "distilled" in arguments.methods:
+        how = TrainingConfig(epochs=arguments.epochs, batch_size=16, learning_rate=1e-3, seed=arguments.seed)
+        run = Run(arguments.out / "distilled", how, eval_fraction=0.05, record=True)
+        experts = [load_base(str(arguments.out / side / "model")) for side in SIDES]
+        positive, negative, _ = corpora(arguments.data, arguments.prompts, arguments.unlabelled)
+        torch.manual_seed(arguments.seed)
+        metrics = distill_experts(
+            base, tokenizer, *experts, positive + negative, config, LONGEST, NEW, alpha=2.0, run=run
+        )
+        print("distilled", metrics, flush=True)
+    if "corpora" in arguments.methods:
         how = TrainingConfig(epochs=1, batch_size=16, learning_rate=1e-3, seed=arguments.seed)
         torch.manual_seed(arguments.seed)
-        run = Run(arguments.out / "otter", how, eval_fraction=0.05)
-        print("otter", train_contrast(base, tokenizer, positive, negative, config, LONGEST, run), flush=True)
-    if "dexperts" in arguments.methods:
-        how = TrainingConfig(epochs=1, batch_size=16, learning_rate=2e-5, warmup=0.1, seed=arguments.seed)
-        examples = tokenize_corpora(positive, negative, tokenizer, LONGEST)
-        held = set(random.Random(arguments.seed).sample(range(len(examples)), len(examples) // 20))
-        for side in ("expert", "anti_expert"):
-            own = [e for e in examples if (e.score == EXPERT) == (side == "expert")]
-            kept, evaluated = ([e for e in own if (e.row in held) == out] for out in (False, True))
-            expert = FineTunedExpert(base)
-            print(side, train(expert, kept, evaluated, how, arguments.out / side), flush=True)
-            expert.model.save_pretrained(arguments.out / side / "model")
-            tokenizer.save_pretrained(arguments.out / side / "model")
+        run = Run(arguments.out / "corpora", how, eval_fraction=0.05)
+        print("corpora", train_contrast(base, tokenizer, *sides, config, LONGEST, run), flush=True)
 
 
 if __name__ == "__main__":
