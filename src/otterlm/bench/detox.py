@@ -9,7 +9,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,13 @@ class Method:
         model: generates.
         steer: a batch of prompts, as tokens and as texts, to what steers its samples.
         extra_parameters: beside the base, derived ones included.
+        depends: what its samples depend on, beside the base.
     """
 
     model: PreTrainedModel | OtterModel
     steer: Steer
     extra_parameters: int = 0
+    depends: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,7 @@ def otter_method(base: PreTrainedModel, adapter: str | Path, alpha: float) -> Me
     model = OtterModel.from_pretrained(base, adapter, "contrast")
     guidance = ContrastGuidance(model, alpha, TOP_P)
     extra = model.adapter("contrast").extra_parameters(base.config.vocab_size)
-    return Method(model, lambda batch, prompts: guidance, extra)
+    return Method(model, lambda batch, prompts: guidance, extra, {"alpha": alpha, "adapter": str(adapter)})
 
 
 def dexperts_method(base: PreTrainedModel, expert: str, anti_expert: str, alpha: float) -> Method:
@@ -116,7 +118,8 @@ def dexperts_method(base: PreTrainedModel, expert: str, anti_expert: str, alpha:
     def steer(batch: Mapping[str, Tensor], prompts: Sequence[str]) -> LogitsProcessor:
         return DExperts(*sides, batch["input_ids"], batch["attention_mask"], alpha, TOP_P)
 
-    return Method(base, steer, sum(p.numel() for side in sides for p in side.parameters()))
+    extra = sum(p.numel() for side in sides for p in side.parameters())
+    return Method(base, steer, extra, {"alpha": alpha, "expert": expert, "anti_expert": anti_expert})
 
 
 def prompts_method(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, alpha: float) -> Method:
@@ -128,7 +131,7 @@ def prompts_method(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, al
         )
         return CompanionContrast(good, bad, batch["input_ids"].shape[1], alpha, TOP_P)
 
-    return Method(base, steer)
+    return Method(base, steer, depends={"alpha": alpha})
 
 
 def _companion(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Companion:

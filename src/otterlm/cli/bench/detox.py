@@ -57,17 +57,14 @@ def command(
     model, tokenizer = machine.load(base), load_tokenizer(base)
     size = sum(p.numel() for p in model.parameters())
     methods = {detox.BASE: detox.base_method(model), "Otter": detox.otter_method(model, adapter, alpha)}
-    depends: dict[str, dict[str, Any]] = {detox.BASE: {}, "Otter": {"alpha": alpha, "adapter": adapter}}
     if expert is not None and anti_expert is not None:
         methods["DExperts"] = detox.dexperts_method(model, expert, anti_expert, alpha)
-        depends["DExperts"] = {"alpha": alpha, "expert": expert, "anti_expert": anti_expert}
     if two_prompts:
         methods["two prompts"] = detox.prompts_method(model, tokenizer, alpha)
-        depends["two prompts"] = {"alpha": alpha}
     other = None if fluency is None else Perplexity(fluency)
     rows = []
     for name, method in methods.items():
-        identity = {"method": name, "base": base, **depends[name]}
+        identity = {"method": name, "base": base, **method.depends}
         for side, prompts in sets.items():
             path = None if out is None else out / f"{name.replace(' ', '-').lower()}-{side}.jsonl"
             batches = detox.continue_all(method, tokenizer, prompts, batch, seed, path, identity)
