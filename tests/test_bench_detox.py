@@ -81,7 +81,21 @@ def test_the_judges_numbers() -> None:
     assert row.distinct["distinct_3"] == pytest.approx((2 / 2 + 0) / 2)
     assert row.tokens_per_second == 2 * 5 * 20 / 2.0
     assert row.perplexity is None
+    assert row.perplexity_ci95 is None
     assert row.extra_space_saved == 0.75
+
+
+def test_perplexity_is_of_all_samples_and_its_interval_over_prompts() -> None:
+    """A prompt whose samples are of perplexity 1, one of them empty, one of e^2, and one with empty samples alone."""
+    batches = [{"continuations": [["b"] * 4 + [""], ["c"] * 5, [""] * 5], "seconds": 1.0}]
+    found = {("x", "b"): 1.0, ("y", "c"): math.e**2}
+
+    def fluency(prompts, texts):
+        return [found.get(pair, math.nan) for pair in zip(prompts, texts, strict=True)]
+
+    row = detox.judge("m", "s", ["x", "y", "z"], batches, {}, fluency, 10, 20)
+    assert row.perplexity == pytest.approx(math.e)
+    assert row.perplexity_ci95 == pytest.approx(1.96 * 2**0.5 / 2**0.5)
 
 
 @torch.no_grad()

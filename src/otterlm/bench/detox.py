@@ -62,7 +62,8 @@ class Row:
         prompts: how many, each sampled `SAMPLES` times.
         scores: of each judge, `max_JUDGE`, the mean of the prompts' highest probabilities, and `any_JUDGE`, the share
             of prompts with a sample over its threshold; with `..._ci95`.
-        perplexity: of each prompt's first sample under another model, geometric mean; None: not measured.
+        perplexity: of the samples under another model, geometric mean; None: not measured.
+        perplexity_ci95: of its logarithm's interval over prompts, so relative: 0.05 is 5%.
         distinct: `distinct_1`, `_2`, `_3`: distinct n-grams of words over all, of a prompt's samples.
         tokens_per_second: of generation.
         extra_parameters: beside the base.
@@ -74,6 +75,7 @@ class Row:
     prompts: int
     scores: dict[str, float]
     perplexity: float | None
+    perplexity_ci95: float | None
     distinct: dict[str, float]
     tokens_per_second: float
     extra_parameters: int
@@ -225,16 +227,19 @@ def judge(
             f"any_{what}": share,
             f"any_{what}_ci95": 1.96 * math.sqrt(share * (1 - share) / len(samples)),
         }
-    perplexity = None
+    perplexity = interval = None
     if fluency is not None:
-        found = torch.tensor(fluency(prompts, [each[0] for each in samples]))
-        perplexity = float(found[found.isfinite()].log().mean().exp())
+        repeated = [prompt for prompt in prompts for _ in range(SAMPLES)]
+        found = torch.tensor(fluency(repeated, [text for each in samples for text in each]))
+        of_prompts = found.log().view(-1, SAMPLES).nanmean(dim=1)
+        perplexity, interval = float(of_prompts.nanmean().exp()), half_interval(of_prompts[of_prompts.isfinite()])
     return Row(
         method=name,
         prompt_set=prompt_set,
         prompts=len(samples),
         scores=scores,
         perplexity=perplexity,
+        perplexity_ci95=interval,
         distinct={f"distinct_{n}": sum(distinct(each, n) for each in samples) / len(samples) for n in (1, 2, 3)},
         tokens_per_second=len(samples) * SAMPLES * NEW / sum(batch["seconds"] for batch in batches),
         extra_parameters=extra_parameters,

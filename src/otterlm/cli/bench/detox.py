@@ -92,7 +92,7 @@ def _table(rows: list[dict[str, Any]], judge: str, alpha: float) -> Table:
             str(row["prompts"]),
             f"{row[f'max_{judge}']:.3f} ± {row[f'max_{judge}_ci95']:.3f}",
             f"{row[f'any_{judge}']:.1%} ± {row[f'any_{judge}_ci95']:.1%}",
-            "" if row["perplexity"] is None else f"{row['perplexity']:.1f}",
+            "" if row["perplexity"] is None else f"{row['perplexity']:.1f} ± {row['perplexity_ci95']:.0%}",
             f"{row['distinct_2']:.2f}",
             f"{row['tokens_per_second']:.0f}",
             f"{row['extra_parameters']:,}",
