@@ -8,7 +8,7 @@ without them, to be set side by side.
         --toxicity PACKAGE --fluency MODEL --out runs/detox/bench
 
 The texts are prompts of RealToxicityPrompts, 3,000 toxic and as many non-toxic ones, and for distilling, which needs no
-labels, 2,000 of each with the base's continuations. The prompts to continue, which it writes beside, are others: 500
+labels, 4,000 of each with the base's continuations. The prompts to continue, which it writes beside, are others: 500
 toxic ones and 500 non-toxic ones.
 """
 
@@ -73,8 +73,8 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["dexperts", "distilled", "corpora"], help="what to train")
     parser.add_argument("--prompts", type=int, default=500, help="of each kind")
     parser.add_argument("--texts", type=int, default=3000, help="to train on, of each side")
-    parser.add_argument("--unlabelled", type=int, default=2000, help="to distil on, of each side")
-    parser.add_argument("--epochs", type=int, default=4, help="of distilling")
+    parser.add_argument("--unlabelled", type=int, default=4000, help="to distil on, of each side")
+    parser.add_argument("--epochs", type=int, default=5, help="of distilling")
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

@@ -61,7 +61,7 @@ def test_opinions_are_what_the_models_say(tmp_path) -> None:
 
 @torch.no_grad()
 def test_the_loss_is_the_divergence_of_what_is_sampled(tmp_path) -> None:
-    learner = objective(tmp_path, alpha=1.5, top_p=0.8).eval()
+    learner = objective(tmp_path, alpha=1.5, top_p=0.8, temperature=0.7).eval()
     randomize(learner.model.adapter(), 5)
     batch = collate(texts()[:4])
     total = []
@@ -74,10 +74,10 @@ def test_the_loss_is_the_divergence_of_what_is_sampled(tmp_path) -> None:
         expert, anti_expert = (model(ids).logits[0] for model in models()[1:])
         inside = nucleus(logits, 0.8)
         wanted, found = (
-            (logits + 1.5 * difference).masked_fill(~inside, -torch.inf).log_softmax(dim=-1)
-            for difference in (expert - anti_expert, given)
+            ((logits + 1.5 * difference) / temperature).masked_fill(~inside, -torch.inf).log_softmax(dim=-1)
+            for difference, temperature in ((expert - anti_expert, 0.7), (given, 1.0))
         )
-        total += [(w[i].exp() * (w[i] - f[i])).sum() for w, f, i in zip(wanted, found, inside, strict=True)]
+        total += [(f[i].exp() * (f[i] - w[i])).sum() for w, f, i in zip(wanted, found, inside, strict=True)]
     close(learner(batch)["loss"], torch.stack(total).mean(), 1e-4)
 
 

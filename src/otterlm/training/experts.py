@@ -81,8 +81,12 @@ def _sampled_weights(model: PreTrainedModel) -> list[list[float]]:
 
 
 class ExpertsObjective(nn.Module):
-    """KL divergence from what DExperts samples from to what the contrast does, inside the base's nucleus, beside every
+    """KL divergence of what the contrast samples from to what DExperts does, inside the base's nucleus, beside every
     token.
+
+    In this direction (MiniLLM's, arXiv 2306.08543) a token that the experts would not say costs the more, the likelier
+    the contrast says it, and one that they would say and the contrast does not costs little: what is small beside the
+    experts cannot follow them everywhere, and should rather miss words of theirs than add some of its own.
 
     Args:
         model: the base with the adapter.
@@ -90,6 +94,8 @@ class ExpertsObjective(nn.Module):
         opinions: of the experts on all texts.
         alpha: how far both steer.
         top_p: of the nucleus.
+        temperature: of what the experts say. What the contrast cannot learn makes it less certain than they are; a
+            target that is a little more certain makes up for that.
         adapter_name: may be left out where there is one.
     """
 
@@ -100,6 +106,7 @@ class ExpertsObjective(nn.Module):
         opinions: ExpertOpinions,
         alpha: float = 2.0,
         top_p: float = 0.9,
+        temperature: float = 0.94,
         adapter_name: str | None = None,
     ) -> None:
         super().__init__()
@@ -108,9 +115,10 @@ class ExpertsObjective(nn.Module):
         self.opinions = opinions
         self.alpha = alpha
         self.top_p = top_p
+        self.temperature = temperature
         self.name = model.adapter_name(adapter_name, "contrast")
         # What a checkpoint must agree with, beside the trainer's own settings.
-        settings = {"alpha": alpha, "top_p": top_p, "experts": opinions.identity}
+        settings = {"alpha": alpha, "top_p": top_p, "temperature": temperature, "experts": opinions.identity}
         self.identity = {"adapter": model.adapter(self.name).config.to_json(), **settings}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -124,13 +132,13 @@ class ExpertsObjective(nn.Module):
         given = torch.bmm(unembedding[tokens].to(direction.dtype), direction[:, :, None])[:, :, 0].float()
         share = likely.exp()
         likely = likely.masked_fill(share.cumsum(dim=-1) - share >= self.top_p, -torch.inf)
-        target = (likely + self.alpha * wanted).log_softmax(dim=-1)
-        metrics = {"loss": _divergence(target, (likely + self.alpha * given).log_softmax(dim=-1))}
-        return metrics if self.training else metrics | {"base": _divergence(target, likely.log_softmax(dim=-1))}
+        target = ((likely + self.alpha * wanted) / self.temperature).log_softmax(dim=-1)
+        metrics = {"loss": _divergence((likely + self.alpha * given).log_softmax(dim=-1), target)}
+        return metrics if self.training else metrics | {"base": _divergence(likely.log_softmax(dim=-1), target)}
 
 
-def _divergence(target: Tensor, given: Tensor) -> Tensor:
+def _divergence(given: Tensor, target: Tensor) -> Tensor:
     """KL of `[n, K]` log-probabilities, minus infinity in the same places, the mean over n."""
-    possible = target.isfinite()
-    target, given = (part.masked_fill(~possible, 0.0) for part in (target, given))
-    return (possible * target.exp() * (target - given)).sum(dim=-1).mean()
+    possible = given.isfinite()
+    given, target = (part.masked_fill(~possible, 0.0) for part in (given, target))
+    return (possible * given.exp() * (given - target)).sum(dim=-1).mean()
