@@ -53,7 +53,7 @@ docs: setup
 exactness: setup
 	$(BIN)/python tests/exactness_matrix.py > docs/exactness.md
 
-# The recipes of the shipped adapters; about four hours on two cores.
+# The recipes of the shipped adapters; about five hours on two cores, and recordings of the base of up to 19 GB each.
 adapters: setup
 	$(BIN)/python benchmarks/preference_accuracy.py --base $(BASE) --data $(PAIRS) \
 		--out runs --methods otter --seeds 0
