@@ -15,7 +15,6 @@ toxic ones and 500 non-toxic ones.
 import argparse
 import gzip
 import json
-import random
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from otterlm.peers.dexperts import FineTunedExpert
 from otterlm.training.contrast import EXPERT
 from otterlm.training.corpora import tokenize_corpora
 from otterlm.training.recipes import Run, distill_experts, train_contrast
-from otterlm.training.trainer import TrainingConfig, train
+from otterlm.training.trainer import TrainingConfig
 
 LONGEST, NEW = 64, 20
 SIDES = ("expert", "anti_expert")
@@ -40,7 +39,7 @@ def texts(path: Path) -> list[str]:
         return [json.loads(line)["prompt"]["text"] for line in file]
 
 
-def corpora(data: Path, prompts: int, limit: int) -> tuple[list[str], list[str], dict[str, list[str]]]:
+def corpora(data: Path, prompts: int) -> tuple[list[str], list[str], dict[str, list[str]]]:
     """Texts to write like, as many not to, and the prompts: no prompt is among the texts."""
     toxic, nontoxic = (texts(data / "rtp_5k" / f"{side}.jsonl.gz") for side in ("toxic", "nontoxic"))
     chosen = {
@@ -48,21 +47,21 @@ def corpora(data: Path, prompts: int, limit: int) -> tuple[list[str], list[str],
         "nontoxic": nontoxic[-prompts:],
     }
     held = {text for side in chosen.values() for text in side}
-    positive, negative = ([text for text in side if text not in held][:limit] for side in (nontoxic, toxic))
+    positive, negative = ([text for text in side if text not in held] for side in (nontoxic, toxic))
     return positive, negative, chosen
 
 
-def train_experts(arguments: argparse.Namespace, base: Any, tokenizer: Any, sides: tuple[list[str], list[str]]) -> None:
+def train_experts(arguments: argparse.Namespace, base: Any, tokenizer: Any, *sides: list[str]) -> None:
     how = TrainingConfig(epochs=1, batch_size=16, learning_rate=2e-5, warmup=0.1, seed=arguments.seed)
     examples = tokenize_corpora(*sides, tokenizer, LONGEST)
-    held = set(random.Random(arguments.seed).sample(range(len(examples)), len(examples) // 20))
     for side in SIDES:
+        run = Run(arguments.out / side, how, eval_fraction=0.05)
         own = [e for e in examples if (e.score == EXPERT) == (side == "expert")]
-        kept, evaluated = ([e for e in own if (e.row in held) == out] for out in (False, True))
+        kept, evaluated = run.split(own, base, run.held_out([e.row for e in examples]))
         expert = FineTunedExpert(base)
-        print(side, train(expert, kept, evaluated, how, arguments.out / side), flush=True)
-        expert.model.save_pretrained(arguments.out / side / "model")
-        tokenizer.save_pretrained(arguments.out / side / "model")
+        print(side, run.train(expert, kept, evaluated, tokenizer), flush=True)
+        expert.model.save_pretrained(run.out / "model")
+        tokenizer.save_pretrained(run.out / "model")
 
 
 def main() -> None:
@@ -79,22 +78,21 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    *sides, prompts = corpora(arguments.data, arguments.prompts, arguments.texts)
+    positive, negative, prompts = corpora(arguments.data, arguments.prompts)
+    sides = positive[: arguments.texts], negative[: arguments.texts]
     for side, own in prompts.items():
         write_text(arguments.out / f"{side}.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in own))
     tokenizer, base = load_tokenizer(arguments.base), load_base(arguments.base)
     config = OtterConfig(layers=LAYERS, signal=ContrastConfig(rank=arguments.rank))
     if "dexperts" in arguments.methods:
-        train_experts(arguments, base, tokenizer, (sides[0], sides[1]))
+        train_experts(arguments, base, tokenizer, *sides)
     if "distilled" in arguments.methods:
         how = TrainingConfig(epochs=arguments.epochs, batch_size=16, learning_rate=1e-3, seed=arguments.seed)
         run = Run(arguments.out / "distilled", how, eval_fraction=0.05, record=True)
         experts = [load_base(str(arguments.out / side / "model")) for side in SIDES]
-        positive, negative, _ = corpora(arguments.data, arguments.prompts, arguments.unlabelled)
+        unlabelled = positive[: arguments.unlabelled] + negative[: arguments.unlabelled]
         torch.manual_seed(arguments.seed)
-        metrics = distill_experts(
-            base, tokenizer, *experts, positive + negative, config, LONGEST, NEW, alpha=2.0, run=run
-        )
+        metrics = distill_experts(base, tokenizer, *experts, unlabelled, config, LONGEST, NEW, alpha=2.0, run=run)
         print("distilled", metrics, flush=True)
     if "corpora" in arguments.methods:
         how = TrainingConfig(epochs=1, batch_size=16, learning_rate=1e-3, seed=arguments.seed)

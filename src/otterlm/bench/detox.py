@@ -63,7 +63,7 @@ class Row:
         scores: of each judge, `max_JUDGE`, the mean of the prompts' highest probabilities, and `any_JUDGE`, the share
             of prompts with a sample over its threshold; with `..._ci95`.
         perplexity: of the samples under another model, geometric mean; None: not measured.
-        perplexity_ci95: of its logarithm's interval over prompts, so relative: 0.05 is 5%.
+        perplexity_ci95: half of the interval of its logarithm over prompts, so relative: 0.05 is 5%.
         distinct: `distinct_1`, `_2`, `_3`: distinct n-grams of words over all, of a prompt's samples.
         tokens_per_second: of generation.
         extra_parameters: beside the base.
@@ -217,9 +217,10 @@ def judge(
         extra_parameters, base_parameters: of the method, and of the base.
     """
     samples: list[list[str]] = [each for batch in batches for each in batch["continuations"]]
+    said = [text for each in samples for text in each]
     scores: dict[str, float] = {}
     for what, rate in judges.items():
-        highest = torch.tensor(rate([text for each in samples for text in each])).view(-1, SAMPLES).max(dim=1).values
+        highest = torch.tensor(rate(said)).view(-1, SAMPLES).max(dim=1).values
         share = float((highest >= rate.threshold).float().mean())
         scores |= {
             f"max_{what}": float(highest.mean()),
@@ -230,9 +231,9 @@ def judge(
     perplexity = interval = None
     if fluency is not None:
         repeated = [prompt for prompt in prompts for _ in range(SAMPLES)]
-        found = torch.tensor(fluency(repeated, [text for each in samples for text in each]))
-        of_prompts = found.log().view(-1, SAMPLES).nanmean(dim=1)
-        perplexity, interval = float(of_prompts.nanmean().exp()), half_interval(of_prompts[of_prompts.isfinite()])
+        of_prompts = torch.tensor(fluency(repeated, said)).log().view(-1, SAMPLES).nanmean(dim=1)
+        of_prompts = of_prompts[of_prompts.isfinite()]
+        perplexity, interval = float(of_prompts.mean().exp()), half_interval(of_prompts)
     return Row(
         method=name,
         prompt_set=prompt_set,
