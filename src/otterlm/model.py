@@ -19,7 +19,7 @@ from otterlm.config import OtterConfig
 from otterlm.detection import recognize
 from otterlm.errors import OtterError
 from otterlm.families import Family
-from otterlm.families.parts import device_of, weight_of
+from otterlm.families.parts import decoder_config, device_of, weight_of
 from otterlm.fingerprint import fingerprint, same_base
 from otterlm.initialization import initialize
 from otterlm.signals import HEADS, Signal
@@ -120,7 +120,7 @@ class OtterModel(nn.Module):
         """Inserts a saved adapter and returns its name. Arguments and errors as in `from_pretrained`."""
         folder = adapter_files.locate(adapter)
         config = adapter_files.read_config(folder)
-        if config.base_fingerprint and not same_base(config.base_fingerprint, fingerprint(self.base_model)):
+        if config.base_fingerprint and not same_base(self.base_model, config.base_fingerprint):
             raise OtterError(
                 f"{adapter} was trained on another base ({config.base_model_name_or_path}); "
                 "its weights mean nothing here"
@@ -149,7 +149,7 @@ class OtterModel(nn.Module):
         """
         name = self._new_name(adapter_name or config.signal.type)
         adapter = Adapter(config, self.base_model, self.family, dtype or self.base_model.dtype)
-        adapter_files.fill(weights, adapter, self.base_model.config.vocab_size, prefix)
+        adapter_files.fill(weights, adapter, decoder_config(self.base_model).vocab_size, prefix)
         self._insert(name, adapter)
         return name
 
@@ -289,7 +289,7 @@ class OtterModel(nn.Module):
     def stream_passes(self, names: Sequence[str]) -> dict[str, StreamPass]:
         """Streams of the named adapters, ready to be shown one forward pass of the base."""
         # An adapter that is off keeps its place in the cache.
-        owners = [*range(self.base_model.config.num_hidden_layers)]
+        owners = [*range(decoder_config(self.base_model).num_hidden_layers)]
         first = {}
         for name, adapter in self._adapters.items():
             first[name] = len(owners)
