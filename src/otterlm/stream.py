@@ -34,7 +34,6 @@ class Widths:
     """The sizes of a base and of what is inserted into it."""
 
     depth: int  # blocks
-    vocabulary: int
     base: int  # d
     base_heads: int  # H
     base_kv_heads: int
@@ -61,7 +60,6 @@ class Widths:
         kv_heads = base.num_attention_heads if family.kv_heads is None else getattr(base, family.kv_heads)
         widths = cls(
             depth=base.num_hidden_layers,
-            vocabulary=base.vocab_size,
             base=base.hidden_size,
             base_heads=base.num_attention_heads,
             base_kv_heads=int(kv_heads or base.num_attention_heads),
@@ -310,7 +308,7 @@ class InsertedStream(nn.Module):
         self.rotation = family.rotation
         self.table = self.projection = None
         if config.embedding == "table":
-            self.table = nn.Embedding(widths.vocabulary, widths.inserted, **factory)
+            self.table = nn.Embedding(decoder_config(base).vocab_size, widths.inserted, **factory)
         else:
             self.projection = nn.Linear(widths.base, widths.inserted, bias=False, **factory)
         activation = activation_of(decoder_config(base))
@@ -319,6 +317,13 @@ class InsertedStream(nn.Module):
         )
         norm = decoder.get_submodule(family.final_norm)
         self.final_norm = InsertedNorm(widths.inserted, norm, family.centred, **factory)
+
+    def resize_table(self, rows: int | None) -> None:
+        """Puts an uninitialised table of so many rows in place of the one there is; None changes nothing."""
+        if self.table is not None and rows not in (None, self.table.num_embeddings):
+            weight = self.table.weight
+            self.table = nn.Embedding(rows, self.widths.inserted, dtype=weight.dtype, device=weight.device)
+            self.table.weight.requires_grad_(weight.requires_grad)
 
     @property
     def dtype(self) -> torch.dtype:
