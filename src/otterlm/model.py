@@ -233,7 +233,7 @@ class OtterModel(NamedAdapters):
     @property
     def signals(self) -> dict[str, Signal]:
         """The signals of the latest pass in this thread, by adapter; what a `LogitsProcessor` reads."""
-        return self._thread.signals
+        return self._thread.state.signals
 
     def signal(self, name: str | None = None) -> Any:
         """One of `signals`. Errors as for `adapter_name`."""
@@ -259,8 +259,10 @@ class OtterModel(NamedAdapters):
     def read_signals(self, states: dict[str, Tensor]) -> dict[str, Signal]:
         """Reads the signals of widened states, `[B, T, d + d']` each, and makes them this thread's latest."""
         unembedding = weight_of(self.base_model.get_output_embeddings())
-        self._thread.signals = {name: self._adapters[name].head(state, unembedding) for name, state in states.items()}
-        return self._thread.signals
+        self._thread.state.signals = {
+            name: self._adapters[name].head(state, unembedding) for name, state in states.items()
+        }
+        return self._thread.state.signals
 
     def visit(self, visitor: Visitor) -> AbstractContextManager[None]:
         """A context in which the base's passes, in this thread, are shown to `visitor` rather than to the adapters."""

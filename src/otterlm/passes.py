@@ -14,12 +14,25 @@ if TYPE_CHECKING:
     from otterlm.model import OtterModel
 
 
-class ThreadState(threading.local):
-    """What each thread is doing with a model, so that two do not mix."""
+class State:
+    """What one thread is doing with a model.
+
+    Attributes:
+        chosen: the adapters that `use_adapters` named; None: those that the model runs everywhere.
+        signals: of the latest pass.
+    """
 
     def __init__(self) -> None:
         self.chosen: tuple[str, ...] | None = None
         self.signals: dict[str, Signal] = {}
+
+
+class ThreadState(threading.local):
+    """The state of each thread, so that two do not mix. It is an object of its own, because a compiler does not write to
+    a `local`."""
+
+    def __init__(self) -> None:
+        self.state = State()
 
 
 class Passes(Visitor):
