@@ -28,8 +28,10 @@ class State:
 
 
 class ThreadState(threading.local):
-    """The state of each thread, so that two do not mix. It is an object of its own, because a compiler does not write to
-    a `local`."""
+    """The state of each thread, so that two do not mix.
+
+    It is an object of its own, because a compiler does not write to a `local`.
+    """
 
     def __init__(self) -> None:
         self.state = State()
