@@ -41,7 +41,8 @@ def recognize(base: PreTrainedModel) -> Family:
         return family_of(config)
     identity = _identity(base, config)
     if identity not in _recognized:
-        _recognized[identity] = _by_trial(base, config.model_type)
+        with torch.random.fork_rng(devices=[]):  # the caller's random state stays
+            _recognized[identity] = _by_trial(base, config.model_type)
     return _recognized[identity]
 
 
