@@ -8,7 +8,9 @@ from transformers.cache_utils import DynamicLayer, QuantizedLayer
 
 SLIDING = {"model_type": "mistral", "sliding_window": 4}
 HYBRID = {
-    **{"model_type": "gemma3_text", "head_dim": 16, "sliding_window": 4},
+    "model_type": "gemma3_text",
+    "head_dim": 16,
+    "sliding_window": 4,
     "layer_types": ["sliding_attention", "full_attention"] * 2,
 }
 GPT2 = {"model_type": "gpt2", "n_inner": 48}

@@ -91,7 +91,9 @@ def test_a_table_gets_rows_for_new_tokens(tmp_path):
         assert model(torch.tensor([[5, VOCABULARY + 1]])).signals["reward"].prefix.isfinite().all()
         assert not any(parameter.requires_grad for parameter in model.base_model.parameters())
     fewer = OtterModel.from_pretrained(resized(FEWER), tmp_path)
-    assert torch.equal(fewer(tokens(2, 7) % 80).signals["reward"].prefix, otter(tokens(2, 7) % 80).signals["reward"].prefix)
+    assert torch.equal(
+        fewer(tokens(2, 7) % 80).signals["reward"].prefix, otter(tokens(2, 7) % 80).signals["reward"].prefix
+    )
 
 
 @torch.no_grad()

@@ -120,8 +120,12 @@ def test_an_export_of_a_recognised_base_loads_in_a_fresh_process(tmp_path):
 
 
 TEXT = {
-    **{"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2},
-    **{"num_attention_heads": 4, "num_key_value_heads": 2},
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
 }
 
 
@@ -173,9 +177,7 @@ def test_an_image_changes_the_rewards_and_no_logit():
 
 
 def encoder():
-    return BertForMaskedLM(
-        BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
-    )
+    return BertForMaskedLM(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32))
 
 
 def encoder_decoder():

@@ -28,7 +28,7 @@ def tensor_of(module: nn.Module, name: str) -> Tensor | None:
     tensor = getattr(module, name, None)
     if not isinstance(tensor, Tensor):
         return None
-    hook = getattr(module, "_hf_hook", None)
+    hook: Any = getattr(module, "_hf_hook", None)
     for part in getattr(hook, "hooks", (hook,)) if tensor.is_meta else ():
         if getattr(part, "weights_map", None) is not None:
             return part.weights_map[name].to(part.execution_device)
