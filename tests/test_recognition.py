@@ -22,10 +22,15 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from otterlm.config import ContrastConfig
 from otterlm.engines.exported import export
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
 from otterlm.plan import plan
+from otterlm.training.contrast import ContrastObjective
+from otterlm.training.packing import Example, collate
+from otterlm.training.reward import RewardObjective, RewardTrainingConfig
+from otterlm.training.sources import LiveBase, RecordedBase
 
 PLAIN = {"embedding_multiplier": 3.0, "residual_multiplier": 1.0, "attention_multiplier": 0.35, "logits_scaling": 2.0}
 UNLISTED = {
@@ -117,6 +122,29 @@ def test_an_export_of_a_recognised_base_loads_in_a_fresh_process(tmp_path):
     assert done.returncode == 0, done.stderr
     expected = otter(torch.arange(3, 9)[None]).signals["reward"].prefix
     assert torch.equal(torch.load(tmp_path / "rewards"), expected)
+
+
+def test_a_contrast_on_granite_knows_its_scaled_logits():
+    base, text = unlisted("granite", **PLAIN), tokens(1, 6)
+    otter = OtterModel(base, tiny_config(signal=ContrastConfig(rank=4)))
+    batch = collate([Example(0, (), (tuple(text[0].tolist()),), 1.0)])
+    loss = ContrastObjective(otter, LiveBase(otter)).eval()(batch)["loss"].detach()
+    close(loss, base(text, labels=text).loss, 1e-4)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: unlisted("nanochat"), lambda: unlisted("gemma", head_dim=16), lambda: gemma3()]
+)
+def test_recorded_training_is_live_training_of_recognised_bases(make, tmp_path):
+    otter = tiny_otter(make(), layers=(0, 1))
+    examples = [Example(0, (5, 6, 7), ((8, 9), (10, 11, 12))), Example(1, (20,), ((21, 22, 23), (24, 25)))]
+    losses = []
+    for source in (LiveBase(otter), RecordedBase(otter, examples, tmp_path)):
+        otter.zero_grad()
+        metrics = RewardObjective(otter, source, RewardTrainingConfig())(collate(examples))
+        metrics["loss"].backward()
+        losses.append(metrics["preference"].detach())
+    close(losses[1], losses[0], 5e-2)
 
 
 TEXT = {

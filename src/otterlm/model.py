@@ -25,9 +25,8 @@ from otterlm.fingerprint import fingerprint, same_base
 from otterlm.initialization import fit_table, initialize
 from otterlm.named import NamedAdapters
 from otterlm.passes import Passes as _Passes
-from otterlm.passes import with_tensors
+from otterlm.passes import StreamPass, with_tensors
 from otterlm.signals import Signal
-from otterlm.stream import StreamPass
 from otterlm.taps import Visitor
 
 
