@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 
 from otterlm.config import OtterConfig
 from otterlm.families import Family
-from otterlm.families.parts import gate_up, matrix, query_key_value
-from otterlm.stream import HeadNorm, InsertedLayer, InsertedNorm, InsertedStream, Widths
+from otterlm.families.parts import decoder_config, gate_up, matrix, query_key_value, tensor_of, weight_of
+from otterlm.stream import HeadNorm, InsertedLayer, InsertedNorm, InsertedStream
+from otterlm.widths import Widths
 
 
 @torch.no_grad()
@@ -40,11 +41,31 @@ def initialize(stream: InsertedStream, config: OtterConfig, base: PreTrainedMode
         _copy_slices(stream, base, family)
 
 
+@torch.no_grad()
+def fit_table(stream: InsertedStream, base: PreTrainedModel, family: Family) -> None:
+    """Gives the stream's table, where it has one, a row for each token that the base has now.
+
+    Rows for tokens that it does not know yet start as slices of the base's.
+    """
+    rows = decoder_config(base).vocab_size
+    if stream.table is not None and stream.table.num_embeddings != rows:
+        former = stream.table.weight
+        stream.resize_table(rows)
+        stream.table.weight.copy_(_embedding_slice(stream, base, family))
+        kept = min(rows, len(former))
+        stream.table.weight[:kept] = former[:kept]
+
+
+def _embedding_slice(stream: InsertedStream, base: PreTrainedModel, family: Family) -> Tensor:
+    embedding: Any = base.get_decoder().get_submodule(family.embedding)
+    rows = decoder_config(base).vocab_size
+    return weight_of(embedding)[:rows, : stream.widths.inserted] * getattr(embedding, "embed_scale", 1)
+
+
 def _copy_slices(stream: InsertedStream, base: PreTrainedModel, family: Family) -> None:
     decoder, width = base.get_decoder(), stream.widths.inserted
     if stream.table is not None:
-        embedding: Any = decoder.get_submodule(family.embedding)
-        stream.table.weight.copy_(embedding.weight[:, :width] * getattr(embedding, "embed_scale", 1))
+        stream.table.weight.copy_(_embedding_slice(stream, base, family))
     if stream.projection is not None:
         stream.projection.weight.copy_(torch.eye(width, stream.widths.base))
     for index, layer in stream.layers.items():
@@ -80,8 +101,10 @@ def _copy_layer(layer: nn.Module, block: nn.Module, family: Family, widths: Widt
     for head_norm, path in ((attention.query_norm, family.query_norm), (attention.key_norm, family.key_norm)):
         if head_norm is not None and path is not None:
             # Where the base's heads have a norm each, or one over all of them, the first head's.
-            weight = next(block.get_submodule(path).parameters()).reshape(-1, widths.base_head_dim)[0]
-            head_norm.weight.copy_(weight[channels] + family.norm_offset)
+            found = (tensor_of(part, "weight") for part in block.get_submodule(path).modules())
+            weight = next((weight for weight in found if weight is not None), None)
+            if weight is not None:
+                head_norm.weight.copy_(weight.reshape(-1, widths.base_head_dim)[0][channels] + family.norm_offset)
 
 
 def _fill(target: nn.Linear, parts: list[tuple[Tensor, Tensor | None, Tensor]]) -> None:
@@ -94,10 +117,10 @@ def _fill(target: nn.Linear, parts: list[tuple[Tensor, Tensor | None, Tensor]]) 
 
 
 def _copy_norm(norm: InsertedNorm, base_norm: nn.Module, channels: Tensor, family: Family) -> None:
-    weight, bias = getattr(base_norm, "weight", None), getattr(base_norm, "bias", None)
-    if isinstance(weight, Tensor):
+    weight, bias = tensor_of(base_norm, "weight"), tensor_of(base_norm, "bias")
+    if weight is not None:
         norm.weight.copy_(weight[channels] + family.norm_offset)
-    if norm.bias is not None and isinstance(bias, Tensor):
+    if norm.bias is not None and bias is not None:
         norm.bias.copy_(bias[channels])
 
 

@@ -24,7 +24,9 @@ from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.platforms import current_platform
 
-from otterlm.stream import CachePlace, InsertedAttention, InsertedStream, Joint, StreamPass
+from otterlm.cache import CachePlace
+from otterlm.passes import StreamPass
+from otterlm.stream import InsertedAttention, InsertedStream, Joint
 from otterlm.taps import LayerTaps
 
 

@@ -12,7 +12,8 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.bases import check_context
-from otterlm.errors import OtterError
+from otterlm.errors import OtterError, reason
+from otterlm.families.parts import device_of
 from otterlm.model import OtterModel
 from otterlm.training.packing import Example
 from otterlm.training.rows import check_fraction
@@ -114,5 +115,19 @@ class Run:
 
 
 def on_device(base: PreTrainedModel) -> PreTrainedModel:
-    """The base on the device this process trains on."""
-    return base.to(PartialState().device)
+    """The base on the device this process trains on; one that is dispatched over devices and disk stays as it is.
+
+    Raises:
+        OtterError: it computes elsewhere and cannot be moved.
+    """
+    device = PartialState().device
+    computes = device_of(base.get_input_embeddings())
+    if computes == device:
+        return base
+    try:
+        return base.to(device)
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        raise OtterError(
+            f"the base computes on {computes} and training runs on {device}, but it cannot be moved "
+            f"({reason(error)}): load it with device_map={{'': '{device}'}}"
+        ) from error

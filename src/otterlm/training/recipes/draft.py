@@ -9,6 +9,7 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.config import OtterConfig
+from otterlm.families.parts import decoder_config
 from otterlm.model import OtterModel
 from otterlm.training.continuations import continue_prompts
 from otterlm.training.draft import DraftObjective, frequent_tokens, measured_accuracy
@@ -49,7 +50,7 @@ def train_draft(
     train_examples, eval_examples = run.split(examples, base)
     model = OtterModel(base, config).train()
     adapter = model.adapter()
-    vocabulary = frequent_tokens(train_examples, len(adapter.head.vocabulary), base.config.vocab_size)
+    vocabulary = frequent_tokens(train_examples, len(adapter.head.vocabulary), decoder_config(base).vocab_size)
     with torch.no_grad():
         adapter.head.vocabulary.copy_(vocabulary)
     objective = DraftObjective(model, run.source(model, examples))

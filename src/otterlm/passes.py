@@ -1,0 +1,167 @@
+"""Drives the inserted streams over the base's passes, and keeps their signals."""
+
+import threading
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import ModelOutput
+
+from otterlm.cache import CachePlace
+from otterlm.errors import OtterError
+from otterlm.rotary import Rotation
+from otterlm.signals import Signal
+from otterlm.stream import InsertedStream
+from otterlm.taps import LayerTaps, Visitor
+
+if TYPE_CHECKING:
+    from otterlm.model import OtterModel
+
+
+class StreamPass(Visitor):
+    """One forward pass of an inserted stream, driven by the base's.
+
+    Args:
+        stream: the parameters.
+        first_cache_layer: where its keys and values start in the KV cache.
+        owners: the block that each layer of the KV cache belongs to.
+
+    Attributes:
+        state: [h, h'] after the final norm, `[B, T, d + d']`, once the pass is over.
+    """
+
+    def __init__(self, stream: InsertedStream, first_cache_layer: int, owners: tuple[int, ...]) -> None:
+        self.stream = stream
+        self.state: Tensor | None = None
+        self._places = {
+            block: CachePlace(block, first_cache_layer + n, owners, stream.number)
+            for n, block in enumerate(stream.widths.layers)
+        }
+        self._inserted: Tensor | None = None
+        self._table: tuple[Tensor, Tensor] | None = None
+        self._rotation: Rotation | None = None
+
+    def tokens(self, input_ids: Tensor) -> None:
+        """E'[tokens], where there is a table."""
+        if self.stream.table is not None:
+            self._inserted = self.stream.table(input_ids)
+
+    def layer(self, index: int, taps: LayerTaps) -> None:
+        """Moves h' through one block, if it is widened."""
+        place = self._places.get(index)
+        if place is None:
+            return
+        taps = _cast(taps, self.stream.dtype)
+        if self._inserted is None:
+            if self.stream.projection is None:
+                raise OtterError("this adapter embeds tokens (embedding: table): give input_ids, not inputs_embeds")
+            self._inserted = self.stream.projection(taps.hidden)
+        rotation = self._rotated_by(taps.rotary)
+        self._inserted = self.stream.layers[str(index)](self._inserted, taps, place, rotation)
+
+    def _rotated_by(self, table: tuple[Tensor, Tensor] | None) -> Rotation | None:
+        """The heads' rotation; blocks that follow each other mostly share one table."""
+        if table is not self._table:
+            widths = self.stream.widths
+            stride = widths.base_head_dim // widths.head_dim
+            self._rotation = table and Rotation(*table, stride, self.stream.rotation, self.stream.dtype)
+            self._table = table
+        return self._rotation
+
+    def final(self, hidden: Tensor, normed: Tensor) -> None:
+        """Joins the two states for the heads."""
+        assert self._inserted is not None
+        inserted = self.stream.final_norm(self._inserted, hidden)
+        self.state = torch.cat((normed.to(inserted.dtype), inserted), dim=-1)
+
+
+def _cast(taps: LayerTaps, dtype: torch.dtype) -> LayerTaps:
+    """The taps in the stream's own precision, where the base runs in another."""
+    if taps.heads.dtype == dtype:
+        return taps
+    names = ("hidden", "attention_input", "heads", "middle", "ffn_input", "units", "attended", "produced")
+    found = {name: getattr(taps, name) for name in names}
+    return replace(taps, **{name: value.to(dtype) for name, value in found.items() if value is not None})
+
+
+class State:
+    """What one thread is doing with a model.
+
+    Attributes:
+        chosen: the adapters that `use_adapters` named; None: those that the model runs everywhere.
+        signals: of the latest pass.
+    """
+
+    def __init__(self) -> None:
+        self.chosen: tuple[str, ...] | None = None
+        self.signals: dict[str, Signal] = {}
+
+
+class ThreadState(threading.local):
+    """The state of each thread, so that two do not mix.
+
+    It is an object of its own, because a compiler does not write to a `local`.
+    """
+
+    def __init__(self) -> None:
+        self.state = State()
+
+
+class Passes(Visitor):
+    """Shows the base's passes to the streams of the adapters that are on, and keeps their signals."""
+
+    def __init__(self, model: "OtterModel") -> None:
+        self._model = model
+        self._streams: dict[str, StreamPass] | None = None
+
+    def _begin(self) -> dict[str, StreamPass]:
+        self._streams = self._model.stream_passes(self._model.active_adapters)
+        return self._streams
+
+    def tokens(self, input_ids: Tensor) -> None:
+        """See `Visitor`, as of the other methods."""
+        for stream in self._begin().values():
+            stream.tokens(input_ids)
+
+    def layer(self, index: int, taps: LayerTaps) -> None:
+        streams = self._begin() if self._streams is None else self._streams
+        for stream in streams.values():
+            stream.layer(index, taps)
+
+    def final(self, hidden: Tensor, normed: Tensor) -> None:
+        streams, self._streams = self._streams or {}, None
+        for stream in streams.values():
+            stream.final(hidden, normed)
+        self._model.read_signals({name: stream.state for name, stream in streams.items() if stream.state is not None})
+
+    def output(self, output: Any) -> None:
+        if isinstance(output, ModelOutput):
+            output.signals = self._model.signals
+
+
+@dataclass
+class ExportedOutput(CausalLMOutputWithPast):
+    """What a program of `torch.export` returns: only tensors can leave it.
+
+    Attributes:
+        signals: by adapter, `state`, `[B, T, d + d']`, of which `OtterModel.read_signals` makes signals, and for a
+            reward `prefix`, `[B, T]`.
+    """
+
+    signals: dict[str, dict[str, Tensor]] | None = None
+
+
+_FIELDS = tuple(field.name for field in fields(ExportedOutput))
+
+
+def with_tensors(output: Any, signals: dict[str, Signal]) -> Any:
+    """The output of a pass with its signals as tensors among its fields; a tuple with them at its end."""
+    tensors = {
+        name: {part: getattr(signal, part) for part in ("state", "prefix") if hasattr(signal, part)}
+        for name, signal in signals.items()
+    }
+    if isinstance(output, tuple):
+        return (*output, tensors)
+    return ExportedOutput(**{name: value for name, value in output.items() if name in _FIELDS}, signals=tensors)
