@@ -8,7 +8,7 @@ from otterlm.bases import load_base, load_tokenizer
 from otterlm.cli.groups import Shape, Training, grouped
 from otterlm.cli.options import AsJson, Base, Dtype, Out, Prompts, parse_dtype, show_result
 from otterlm.config import DraftConfig
-from otterlm.training.prompts import read_prompts
+from otterlm.training.continuations import read_prompts
 from otterlm.training.recipes import train_draft
 
 
