@@ -9,6 +9,8 @@ from chat_tokenizer import CHAT, SPECIAL, STRICT, chat_tokenizer
 from conftest import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from otterlm.training.conversations import parse_dialogue, read_turns
 from otterlm.training.packing import Limits, dialogue_tokens, encode_prompts, prompt_tokens, tokenize
@@ -419,3 +421,39 @@ def test_a_turn_that_the_template_passes_over_is_refused():
     assert prompt_tokens(turns[:1], silent) == TOKENIZERS["chat"].encode(Q)
     refused(lambda: prompt_tokens(turns, silent), "leaves out", "tool")
     assert 3 in prompt_tokens(turns, TOKENIZERS["chat"])
+
+
+def test_a_tokenizer_may_have_several_templates():
+    several = chat_tokenizer({"default": CHAT, "tool_use": STRICT})
+    assert prompt_tokens((("user", "Q </s>"),), several) == prompt_tokens((("user", "Q </s>"),), TOKENIZERS["chat"])
+
+
+def test_a_pair_in_the_template_on_one_side_is_refused():
+    rows = read_rows([{"chosen": f"{Q}a", "rejected": "b"}])
+    refused(lambda: tokenize(rows, TOKENIZERS["chat"], LONG), "row 1", "the other was not")
+
+
+def test_what_is_learnt_of_a_tokenizer_follows_its_changes():
+    changed = chat_tokenizer()
+    assert prompt_tokens((("user", "Q <new>"),), changed) == prompt_tokens((("user", "Q <new>"),), TOKENIZERS["chat"])
+    changed.add_special_tokens({"additional_special_tokens": ["<new>"]})
+    assert max(prompt_tokens((("user", "Q <new>"),), changed)) < 300
+
+
+def test_a_text_goes_on_after_a_marker_without_a_space():
+    """Tokenizers such as Llama 2's put a space before a text; the words after a special token in a content get none."""
+    inner = Tokenizer(models.BPE(unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    trainer = trainers.BpeTrainer(vocab_size=120, special_tokens=["<unk>", *SPECIAL], show_progress=False)
+    inner.train_from_iterator(["the user said </s><|im_end|>and\nassistant"] * 9, trainer)
+    spaced = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    spaced.chat_template = CHAT
+    tokens = spaced.convert_ids_to_tokens(prompt_tokens((("user", "the</s>user said"),), spaced))
+    assert "".join(tokens[tokens.index("the") : tokens.index("<|im_end|>")]) == "the</s>user▁said"
+
+
+def test_a_special_token_that_has_no_plain_form_is_refused():
+    inner = Tokenizer(models.Unigram([("<unk>", 0.0), ("</s>", 0.0), ("▁", -1.0), ("a", -1.0)], unk_id=0))
+    plain = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", eos_token="</s>")
+    assert prompt_tokens((("user", "a"),), plain)
+    refused(lambda: prompt_tokens((("user", "a </s> a"),), plain), "the prompt", "</s>")
