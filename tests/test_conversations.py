@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from otterlm.training.conversations import parse_dialogue, read_turns
+from otterlm.training.corpora import tokenize_corpora
 from otterlm.training.packing import Limits, dialogue_tokens, encode_prompts, prompt_tokens, tokenize
 from otterlm.training.prompts import read_prompts
 from otterlm.training.rows import read_rows
@@ -85,6 +86,17 @@ def as_arrays(prompt, *sides):
     return [numpy.array(side, dtype=object) for side in as_messages(prompt, *sides)]
 
 
+def as_lists(prompt, *sides):
+    """As `datasets.Sequence` keeps lists of messages."""
+    return [
+        {name: [turn[name] for turn in side] for name in ("role", "content")} for side in as_messages(prompt, *sides)
+    ]
+
+
+def as_wrapped(prompt, *sides):
+    return [{"messages": side} for side in as_messages(prompt, *sides)]
+
+
 def as_hh(prompt, *sides, first="\n\n", end="\n"):
     prompt, sides = [(role, content.strip()) for role, content in prompt], [side.strip() for side in sides]
     contents = [content.replace("\r\n", "\n") for content in (*(content for _, content in prompt), *sides)]
@@ -108,6 +120,10 @@ WHOLE = {
     "printed": as_printed,
     "numpy printed": as_numpy_printed,
     "arrays": as_arrays,
+    "lists": as_lists,
+    "printed lists": lambda *turns: list(map(str, as_lists(*turns))),
+    "wrapped": as_wrapped,
+    "wrapped json": lambda *turns: list(map(json.dumps, as_wrapped(*turns))),
     "hh": as_hh,
     "hh without a blank line": lambda *turns: as_hh(*turns, first=""),
     "hh after spaces": lambda *turns: as_hh(*turns, first="  \n"),
@@ -319,6 +335,7 @@ REFUSED = {
     "an unknown role": ([USER, {"role": "narrator", "content": "x"}], "narrator"),
     "texts": (["Q", "a"], "str"),
     "no messages": ([], "missing or empty"),
+    "a printed message without content": (str([USER, {"role": "assistant"}]), "message 2"),
     "printed messages cut short": ("[{'role': 'user', 'content': 'Q'}", "printed messages"),
     "half a character": ("\ud83d", "half of a character"),
     "one line feed before the assistant": ("Human: Q\nAssistant: a", "blank line"),
@@ -457,3 +474,10 @@ def test_a_special_token_that_has_no_plain_form_is_refused():
     plain = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", eos_token="</s>")
     assert prompt_tokens((("user", "a"),), plain)
     refused(lambda: prompt_tokens((("user", "a </s> a"),), plain), "the prompt", "</s>")
+
+
+def test_corpora_spell_no_special_tokens():
+    positive, negative = tokenize_corpora(["the </s> dog"], ["is <|im_start|> nice"], TOKENIZERS["chat"], 99)
+    for example, text in ((positive, "the </s> dog"), (negative, "is <|im_start|> nice")):
+        assert TOKENIZERS["chat"].decode(example.branches[0]) == text
+        assert min(example.branches[0]) > 4
