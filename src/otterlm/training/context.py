@@ -51,10 +51,14 @@ def _read_asked(columns: Mapping[str, Any], where: str) -> list[Turn]:
     first = next(iter(read), "")
     turns = read.get(first, [])
     for name, others in read.items():
-        lost = [text for _, text in strip(others) if not any(text in said for _, said in turns)]
-        if lost:
+        if others and not _says_all(turns, others):
             raise OtterError(f"{where}: columns {first} and {name} hold different prompts: keep one")
     return turns
+
+
+def _says_all(turns: Sequence[Turn], others: Sequence[Turn]) -> bool:
+    """Whether turns hold the words of other turns, which are no loss then."""
+    return bool(others) and all(any(text in said for _, said in turns) for _, text in strip(others))
 
 
 def _says(value: Any) -> bool:
@@ -88,7 +92,7 @@ def _merge(context: list[Turn], turns: list[Turn], where: str) -> list[Turn]:
         raise OtterError(f"{where}: the dialogue and another column hold different system turns: keep one")
     system = system or other_system
     answered = bool(asked) and asked[-1][0] == "assistant"
-    if repeats(asked, dialogue):
+    if repeats(asked, dialogue) or _says_all(dialogue[:-1], asked):
         return [*system, *dialogue]
     if asked and not answered and (not dialogue or dialogue[0][0] != "assistant"):
         raise OtterError(f"{where}: the dialogue does not begin with the prompt that another column holds")
