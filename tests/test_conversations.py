@@ -256,6 +256,22 @@ SAME = {
         "a",
         "b",
     ),
+    "further turns that hold the prompt's words": (
+        {
+            "prompt": "P",
+            "chosen": [{"role": "assistant", "content": "R"}, *chat("Q", "a")],
+            "rejected": [{"role": "assistant", "content": "R"}, *chat("Q", "P")],
+        },
+        TWO,
+        "a",
+        "P",
+    ),
+    "a prompt made of an instruction and its input": (
+        {"prompt": "Do: x, Q", "instruction": "Do", "input": "Q", "chosen": "a", "rejected": "b"},
+        Q.replace("Q", "Do: x, Q"),
+        "a",
+        "b",
+    ),
     "UltraFeedback": (
         {
             "prompt": "Q",
