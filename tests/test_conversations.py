@@ -388,6 +388,12 @@ def test_columns_that_clash_are_named(name):
     refused(lambda: read_prompts([record]), "row 1", named)
 
 
+def test_what_was_found_is_named():
+    refused(lambda: read_rows([{"prompt": "P", "completion": "a", "label": True}]), "row 1", "score", "label")
+    settings = {"chat_template_kwargs": {"enable_thinking": False}}
+    refused(lambda: read_rows([{"prompt": "P", "chosen": "a", "rejected": "b", **settings}]), "chat_template_kwargs")
+
+
 def test_dialogues_without_their_prompt_or_of_two_kinds_are_refused():
     dialogues = {"chosen": chat("Q", "a"), "rejected": chat("Q", "b")}
     refused(lambda: read_rows([{"prompt": "P", **dialogues}]), "row 1", "does not begin with the prompt")

@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
+from chat_tokenizer import CHAT, chat_tokenizer
 from conftest import ARCHITECTURES, close, refused, tiny_base, tiny_otter
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -55,6 +56,17 @@ def test_chat_template():
     prompt, response = dialogue_tokens(Dialogue(TURNS, "e f"), tokenizer(TEMPLATE), LONG)
     assert words(prompt) == "user : a b assistant : c user : d assistant :"
     assert words(response) == "e f <eos>"
+
+
+@pytest.mark.parametrize("begun", ["<think>\n", "<think>\n\n</think>\n\n"])
+def test_what_the_template_begins_to_say_is_not_said_twice(begun):
+    """As templates of reasoning models open the thoughts (TRL, pull request 6433)."""
+    thinking = chat_tokenizer(CHAT.replace("assistant\n{% endif %}", f"assistant\n{begun}{{% endif %}}"))
+    told, repeated = (dialogue_tokens(Dialogue(TURNS, text), thinking, LONG) for text in ("yes", f"{begun}yes"))
+    assert told == repeated
+    assert thinking.decode(told[0] + told[1]).endswith(f"assistant\n{begun}yes</s>")
+    plain = dialogue_tokens(Dialogue(TURNS, f"{begun}yes"), chat_tokenizer(), LONG)
+    assert chat_tokenizer().decode(plain[1]) == f"{begun}yes</s>"
 
 
 def test_raw_text_starts_with_bos():

@@ -5,6 +5,7 @@ says why it cannot. Tests of exporters are left out: they take the model's own f
 """
 
 from collections.abc import Iterator
+from logging import getLogger
 from typing import Any
 
 import pytest
@@ -59,6 +60,7 @@ def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     can be captured."""
     compile_ = torch.compile
     monkeypatch.setattr(torch, "compile", lambda *args, **kwargs: compile_(*args, **kwargs | {"backend": "eager"}))
+    monkeypatch.setattr(getLogger("torch"), "propagate", False)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     yield

@@ -23,12 +23,14 @@ class Markers:
         ends: what ends a response: the end-of-sequence token, and what the template writes after the assistant's words.
         opening, answer: what the template begins with, and what it writes before the assistant's words; empty where it
             writes no special tokens.
+        begun: the end of `answer` that is the assistant's already, such as `<think>`.
     """
 
     special: re.Pattern[str]
     ends: tuple[str, ...]
     opening: str = ""
     answer: str = ""
+    begun: str = ""
 
     def wrote(self, text: str) -> bool:
         """Whether a text looks like one that the template wrote, up to where the assistant speaks or further."""
@@ -52,14 +54,17 @@ def _find_markers(tokenizer: PreTrainedTokenizerBase, state: tuple[object, ...])
     try:
         asked, answered = [("user", "Q")], [("user", "Q"), ("assistant", "A\ue000")]
         before, after = (_render(asked, tokenizer, begin) for begin in (False, True))
-        ended = special.match(_render(answered, tokenizer, False).partition("\ue000")[2].lstrip())
+        spoken = _render(answered, tokenizer, False)
+        ended = special.match(spoken.partition("\ue000")[2].lstrip())
     except Exception:  # a template that wants other turns: what it writes around them is not known
         return Markers(special, ends)
     ends += (ended.group(),) if ended else ()
     opening, answer = special.match(before), after.removeprefix(before)
+    head = spoken.removeprefix(before).partition("A\ue000")[0]
+    begun = answer.removeprefix(head).strip() if answer.startswith(head) else ""
     if opening is None or not special.search(answer):
-        return Markers(special, ends)
-    return Markers(special, ends, opening.group(), answer)
+        return Markers(special, ends, begun=begun)
+    return Markers(special, ends, opening.group(), answer, begun)
 
 
 def chat_tokens(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, where: str) -> list[int]:
@@ -123,6 +128,12 @@ def without_end(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
     while text.endswith(ends):
         text = next(text.removesuffix(end) for end in ends if text.endswith(end)).rstrip()
     return text
+
+
+def continued(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the assistant says after what the chat template begins to say for it, which a text may repeat."""
+    begun = markers(tokenizer).begun
+    return text.removeprefix(begun).lstrip("\n") if begun and text.startswith(begun) else text
 
 
 def raw_content(text: str, tokenizer: PreTrainedTokenizerBase) -> str:

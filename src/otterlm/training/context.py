@@ -11,7 +11,18 @@ ASKED = ("prompt", "question", "query", "instruction", "input")
 CONVERSATIONS = ("messages", "conversations", "conversation")
 """The columns that can hold turns, read where none of the above says something."""
 SYSTEM = ("system", "system_prompt")
-UNREAD = ("context", "history", "documents", "tools", "image", "images", "audio", "video", "videos")
+UNREAD = (
+    "context",
+    "history",
+    "documents",
+    "tools",
+    "chat_template_kwargs",
+    "image",
+    "images",
+    "audio",
+    "video",
+    "videos",
+)
 """Columns that change what a response means, and that there is no way to read."""
 
 
@@ -29,7 +40,9 @@ def read_context(record: Mapping[str, Any], where: str, responses: Collection[st
     columns = {name: value for name, value in record.items() if name not in responses and _says(value)}
     unread = [name for name in UNREAD if name in columns]
     if unread:
-        raise OtterError(f"{where}: column {unread[0]} cannot be read: put what it says into the prompt")
+        raise OtterError(
+            f"{where}: column {unread[0]} cannot be read: leave it out, or put what it says into the prompt"
+        )
     turns = _read_asked(columns, where)
     for name in (name for name in SYSTEM if name in columns):
         if not isinstance(columns[name], str):

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from otterlm.errors import OtterError
 from otterlm.masks import SHARED, branch_mask
-from otterlm.training.chat import chat_tokens, plain_tokens, raw_content, split_rendered, without_end
+from otterlm.training.chat import chat_tokens, continued, plain_tokens, raw_content, split_rendered, without_end
 from otterlm.training.conversations import Dialogue, Prompt, clean
 from otterlm.training.rows import PairRow, Row
 
@@ -106,7 +106,7 @@ def dialogue_tokens(
         prompt, text = prompt_tokens(None, tokenizer), raw_content(dialogue.response, tokenizer)
     else:
         prompt, text = prompt_tokens(dialogue.prompt, tokenizer, where), without_end(dialogue.response, tokenizer)
-        text = text if tokenizer.chat_template else f" {text}"
+        text = continued(text, tokenizer) if tokenizer.chat_template else f" {text}"
     response = plain_tokens(text, tokenizer, where)
     if tokenizer.eos_token_id is not None:
         response.append(tokenizer.eos_token_id)

@@ -94,7 +94,8 @@ def _read_score(record: Mapping[str, Any], where: str) -> float:
     try:
         score = float({"true": 1.0, "false": 0.0}.get(str(value).strip().lower(), value))
     except (TypeError, ValueError, OverflowError):
-        raise OtterError(f"{where}: column score is missing or not a number") from None
+        present = ", ".join(sorted(map(str, record)))
+        raise OtterError(f"{where}: column score is missing or not a number (columns there: {present})") from None
     if not math.isfinite(score):
         raise OtterError(f"{where}: score is {score}; it must be finite")
     return score
