@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import add_tiny_adapter, close, refused, tiny_base, tiny_otter, tokens
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from otterlm import files
 from otterlm.config import OtterConfig
@@ -51,6 +52,14 @@ def test_round_trip(tmp_path, model_type, dtype):
         assert torch.equal(again.adapter().state_dict()[name], tensor)
     assert torch.equal(again(tokens(2, 7)).signals["reward"].prefix, otter(tokens(2, 7)).signals["reward"].prefix)
     assert sorted(contents(tmp_path)) == ["README.md", CONFIG, WEIGHTS]
+
+
+def test_an_adapter_is_not_written_beside_a_model(tmp_path):
+    """Transformers would look for PEFT's adapter there, and no longer load the model."""
+    base = tiny_base()
+    base.save_pretrained(tmp_path)
+    refused(lambda: tiny_otter(base).save_pretrained(tmp_path), "holds a model")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).config.vocab_size == base.config.vocab_size
 
 
 def test_only_inserted_tensors_are_saved(saved):

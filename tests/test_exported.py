@@ -70,6 +70,7 @@ def test_what_cannot_be_exported_or_loaded_is_refused(tmp_path) -> None:
     base, out = str(tmp_path / "base"), tmp_path / "out"
     refused(lambda: export(base, {}, out), "at least one")
     refused(lambda: export(base, adapters, base), "own folder")
+    refused(lambda: export(base, adapters, adapters["reward"]), "holds an adapter")
     refused(lambda: export(str(tmp_path / "reward" / "x.gguf"), adapters, out), "gguf")
     refused(lambda: export("no/such", adapters, out), "no/such")
     tiny_base(seed=5).save_pretrained(tmp_path / "other")

@@ -113,8 +113,11 @@ def write(
     """Writes an adapter folder.
 
     Raises:
-        OtterError: it cannot be written (what was there before stays), or `dtype` is none that can be read back.
+        OtterError: it cannot be written (what was there before stays), it holds a model, or `dtype` is none that can be
+            read back.
     """
+    if (folder / "config.json").exists():
+        raise OtterError(f"{folder} holds a model, which could not be loaded beside an adapter: choose another folder")
     if dtype not in (None, torch.float32, torch.float16, torch.bfloat16):
         raise OtterError(f"adapters are saved as float32, float16 or bfloat16, not {dtype}")
     base = config.base_model_name_or_path

@@ -28,7 +28,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-from otterlm import files
+from otterlm import adapter_files, files
 from otterlm.bases import base_folder
 from otterlm.config import OtterConfig, RewardConfig
 from otterlm.engines.vllm.channels import choose_channels
@@ -67,6 +67,8 @@ def export(base: str, adapters: Mapping[str, str | Path], out: str | Path) -> No
         raise OtterError(f"{base} has no .safetensors files to link: save it with save_pretrained first")
     if target.resolve() == source.resolve():
         raise OtterError(f"{out} is the base's own folder: choose another")
+    if (target / adapter_files.CONFIG).exists():
+        raise OtterError(f"{out} holds an adapter, and a model could not be loaded beside it: choose another folder")
     # Loading checks the fingerprint, the shapes and the values.
     model = OtterModel(AutoModelForCausalLM.from_pretrained(source, dtype="auto"))
     inserted: dict[str, torch.Tensor] = {}
