@@ -24,9 +24,10 @@ from accelerate import Accelerator
 
 from otterlm.bases import load_base, load_tokenizer
 from otterlm.bench.judges import Preference
-from otterlm.config import OtterConfig, RewardConfig
+from otterlm.config import OtterConfig
 from otterlm.model import OtterModel
 from otterlm.peers.reward_model import SeparateRewardModel
+from otterlm.signals.reward.config import RewardConfig
 from otterlm.training.packing import Example, Limits, tokenize
 from otterlm.training.recipes import Run
 from otterlm.training.recipes.reward import fit_reward

@@ -21,9 +21,10 @@ from typing import Any
 import torch
 
 from otterlm.bases import load_base, load_tokenizer
-from otterlm.config import ContrastConfig, OtterConfig
+from otterlm.config import OtterConfig
 from otterlm.files import write_text
 from otterlm.peers.dexperts import FineTunedExpert
+from otterlm.signals.contrast.config import ContrastConfig
 from otterlm.training.contrast import EXPERT
 from otterlm.training.corpora import tokenize_corpora
 from otterlm.training.recipes import Run, distill_experts, train_contrast

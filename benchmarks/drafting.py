@@ -16,9 +16,10 @@ import torch
 from safetensors.torch import save_model
 
 from otterlm.bases import load_base, load_tokenizer
-from otterlm.config import DraftConfig, OtterConfig
+from otterlm.config import OtterConfig
 from otterlm.model import OtterModel
 from otterlm.peers.medusa import MedusaHeads, MedusaObjective
+from otterlm.signals.draft.config import DraftConfig
 from otterlm.training.continuations import continue_prompts, read_prompts
 from otterlm.training.recipes import Run, train_draft
 from otterlm.training.sources import RecordedBase

@@ -13,9 +13,10 @@ import torch
 from accelerate import Accelerator
 
 from otterlm.bases import load_base, load_tokenizer
-from otterlm.config import OtterConfig, RewardConfig
+from otterlm.config import OtterConfig
 from otterlm.model import OtterModel
 from otterlm.peers.reward_model import SeparateRewardModel
+from otterlm.signals.reward.config import RewardConfig
 from otterlm.training.packing import Example, Limits, tokenize
 from otterlm.training.probe import fit_probe
 from otterlm.training.reward import RewardObjective, RewardTrainingConfig, last_states, start_from_probe

@@ -22,8 +22,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from otterlm.bases import load_base, load_tokenizer
-from otterlm.config import OtterConfig, RewardConfig
+from otterlm.config import OtterConfig
 from otterlm.model import OtterModel
+from otterlm.signals.reward.config import RewardConfig
 from otterlm.training.packing import Example, Limits, collate, length_buckets, tokenize
 from otterlm.training.reward import RewardObjective, RewardTrainingConfig
 from otterlm.training.rows import Dialogue, ScoredRow

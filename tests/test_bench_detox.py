@@ -13,8 +13,8 @@ from test_packing import TEMPLATE, WORDS, tokenizer
 from otterlm.bench import detox
 from otterlm.bench.judges import Perplexity
 from otterlm.cli.bench import detox as command
-from otterlm.config import ContrastConfig
 from otterlm.model import OtterModel
+from otterlm.signals.contrast.config import ContrastConfig
 
 
 class Vowels:

@@ -10,9 +10,9 @@ from test_packing import WORDS
 
 from otterlm.bench import speed
 from otterlm.bench.records import measured
-from otterlm.config import MAX_GUESSES, DraftConfig
 from otterlm.model import OtterModel
 from otterlm.peers.medusa import MedusaHeads
+from otterlm.signals.draft.config import MAX_GUESSES, DraftConfig
 
 
 @pytest.fixture

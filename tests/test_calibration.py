@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from test_cli import adapter, answer, base, otter, refusal  # noqa: F401 - fixtures
 
 from otterlm.bases import load_base
-from otterlm.config import Calibration, RewardConfig
 from otterlm.model import OtterModel
+from otterlm.signals.reward.config import Calibration, RewardConfig
 from otterlm.training.calibration import calibrate, isotonic
 from otterlm.training.packing import Example
 from otterlm.training.scoring import Scored

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from conftest import batch, close, generate, randomize, refused, tiny_base, tiny_config, tiny_otter, tokens
 from torch import Tensor
 
-from otterlm.config import ContrastConfig
 from otterlm.decoding import Companion, CompanionContrast, ContrastGuidance
 from otterlm.decoding.contrast import FEW, nucleus
 from otterlm.model import OtterModel
 from otterlm.peers.dexperts import DExperts, FineTunedExpert
+from otterlm.signals.contrast.config import ContrastConfig
 from otterlm.training.contrast import ANTI_EXPERT, EXPERT, ContrastObjective
 from otterlm.training.corpora import read_labelled, read_texts
 from otterlm.training.packing import Example, collate

@@ -6,9 +6,9 @@ import pytest
 import torch
 from conftest import close, randomize, refused, tiny_base, tiny_config
 
-from otterlm.config import ContrastConfig
 from otterlm.decoding.contrast import nucleus
 from otterlm.model import OtterModel
+from otterlm.signals.contrast.config import ContrastConfig
 from otterlm.training.experts import ExpertOpinions, ExpertsObjective
 from otterlm.training.packing import Example, collate
 from otterlm.training.sources import LiveBase, RecordedBase

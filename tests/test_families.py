@@ -10,8 +10,9 @@ from families import FAMILIES, SIZES, family_base
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from otterlm import families
-from otterlm.config import ContrastConfig, DraftConfig
 from otterlm.model import OtterModel
+from otterlm.signals.contrast.config import ContrastConfig
+from otterlm.signals.draft.config import DraftConfig
 from otterlm.training.contrast import ContrastObjective
 from otterlm.training.packing import Example, collate
 from otterlm.training.reward import RewardObjective, RewardTrainingConfig

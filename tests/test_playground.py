@@ -21,11 +21,13 @@ from conftest import add_tiny_adapter, refused, tiny_base, tiny_otter
 from test_packing import TEMPLATE, WORDS, tokenizer
 
 from otterlm.cli import main
-from otterlm.config import ContrastConfig, DraftConfig, RewardConfig
 from otterlm.decoding import ContrastGuidance, RewardGuidance, StreamedToken
 from otterlm.model import OtterModel
 from otterlm.playground import render
 from otterlm.playground.session import Comparison, Session, Settings
+from otterlm.signals.contrast.config import ContrastConfig
+from otterlm.signals.draft.config import DraftConfig
+from otterlm.signals.reward.config import RewardConfig
 from otterlm.training.packing import prompt_tokens
 
 ROOT = Path(__file__).parent.parent
@@ -147,10 +149,10 @@ def test_bad_input_is_a_line(session, prompt, wrong, named) -> None:
 
 
 def test_a_draft_is_listed_and_does_not_steer(session) -> None:
-    assert session.kinds == {"reward": "reward", "calm": "contrast", "quick": "draft"}
+    assert list(session.signals) == ["reward", "calm", "quick"]
     assert session.steering == ["reward", "calm"]
     alone = tiny_otter(tiny_base(), signal=DraftConfig(heads=2, width=16, rank=4, vocabulary_size=10))
-    refused(lambda: Session(alone, tokenizer()), "reward or a contrast")
+    refused(lambda: Session(alone, tokenizer()), "nothing to colour with")
 
 
 def test_bytes(session, model) -> None:

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import StoppingCriteria
 
-from otterlm.config import DraftConfig
 from otterlm.decoding import DraftTree, RewardGuidance, RewardStop, SpeculativeDecoding
 from otterlm.decoding.speculative import propose
 from otterlm.model import OtterModel
+from otterlm.signals.draft.config import DraftConfig
 from otterlm.training.draft import DraftObjective, frequent_tokens, measured_accuracy
 from otterlm.training.packing import Example, collate
 from otterlm.training.sources import LiveBase

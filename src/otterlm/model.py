@@ -22,7 +22,8 @@ from otterlm.families import Family
 from otterlm.families.parts import device_of, weight_of
 from otterlm.fingerprint import fingerprint, same_base
 from otterlm.initialization import initialize
-from otterlm.signals import HEADS, Signal
+from otterlm.signals import head_class
+from otterlm.signals.base import NOTHING, Capability, Signal, describe
 from otterlm.stream import InsertedStream, StreamPass
 from otterlm.taps import LayerTaps, Taps, Visitor
 
@@ -36,7 +37,7 @@ class Adapter(nn.Module):
         device = device_of(base.get_input_embeddings())
         self.stream = InsertedStream(config, base, family, dtype, device)
         widths = self.stream.widths
-        head: Any = HEADS[type(config.signal)]
+        head = head_class(config.signal)
         self.head = head(config.signal, widths.base + widths.inserted, widths.base, dtype=dtype, device=device)
 
     def extra_parameters(self, vocabulary_size: int) -> int:
@@ -204,27 +205,27 @@ class OtterModel(nn.Module):
         """An adapter by name; without one, the only adapter. Errors as for `adapter_name`."""
         return self._adapters[self.adapter_name(name)]
 
-    def adapter_name(self, name: str | None = None, kind: str | None = None) -> str:
-        """The name of the adapter that is meant.
+    def adapter_name(self, name: str | None = None, needs: Capability = NOTHING) -> str:
+        """Returns the name of the adapter that is meant.
 
         Args:
-            name: its name; None: the only one (of its kind).
-            kind: what it must predict: `reward`, `contrast` or `draft`; None: anything.
+            name: its name; None: the only one that can do what is needed.
+            needs: what its signal must be able to do.
 
         Raises:
-            OtterError: there is none of this name, it predicts something else, or no name was given and there are
-                several.
+            OtterError: there is none of this name, its signal cannot do what is needed, or no name was given and there
+                are several.
         """
-        kinds = {name: adapter.config.signal.type for name, adapter in self._adapters.items()}
-        fitting = [name for name in kinds if kind in (None, kinds[name])]
+        signals = {name: adapter.config.signal for name, adapter in self._adapters.items()}
+        fitting = [name for name, signal in signals.items() if needs in signal.capabilities]
         if name is None and len(fitting) == 1:
             return fitting[0]
-        if name is None or name not in kinds:
-            what = "name an adapter" if fitting else f"no adapter predicts {kind or 'anything'}"
+        if name is None or name not in signals:
+            what = "name an adapter" if fitting else f"no adapter {describe(needs)}"
             what = what if name is None else f"unknown signal {name!r}"
             raise OtterError(f"{what}; there are: {', '.join(self.adapters) or 'none'}")
         if name not in fitting:
-            raise OtterError(f"adapter {name!r} predicts {kinds[name]}, not {kind}")
+            raise OtterError(f"adapter {name!r} ({signals[name].type}) is not one that {describe(needs)}")
         return name
 
     # -- running -------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from otterlm.decoding import DraftTree, SpeculativeDecoding
 from otterlm.fingerprint import fingerprint
 from otterlm.model import OtterModel
 from otterlm.peers.medusa import MedusaDecoding, MedusaHeads
+from otterlm.signals.base import Capability
 from otterlm.training.draft import measured_accuracy
 from otterlm.training.packing import encode_prompts
 from otterlm.training.rows import Prompt
@@ -110,7 +111,7 @@ def methods_of(
     ]
     for name, folder in adapters.items():
         model = OtterModel.from_pretrained(base, folder, "draft")
-        adapter = model.adapter(model.adapter_name("draft", "draft"))
+        adapter = model.adapter(model.adapter_name("draft", Capability.DRAFTS))
         extra = adapter.extra_parameters(base.config.vocab_size)
         for which, size, confidence in loops:
             loop = {"custom_generate": SpeculativeDecoding(size, confidence=confidence)}

@@ -10,8 +10,8 @@ from otterlm import adapter_files, files
 from otterlm.cli.groups import HeldOut, Machine, Texts, grouped
 from otterlm.cli.options import AdapterFolder, AsJson, Base, console, print_json
 from otterlm.cli.scored import score_rows
-from otterlm.config import Calibration
 from otterlm.errors import OtterError
+from otterlm.signals.reward.config import Calibration
 from otterlm.training.calibration import calibrate
 from otterlm.training.rows import read_rows
 

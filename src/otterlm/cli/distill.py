@@ -7,7 +7,7 @@ import typer
 from otterlm.bases import load_base, load_tokenizer
 from otterlm.cli.groups import Shape, Training, grouped
 from otterlm.cli.options import AsJson, Base, Candidates, Dtype, Out, Places, Prompts, Rank, parse_dtype, show_result
-from otterlm.config import RewardConfig
+from otterlm.signals.reward.config import RewardConfig
 from otterlm.training.continuations import read_prompts
 from otterlm.training.recipes import distill
 from otterlm.training.responses import Sampling

@@ -18,9 +18,10 @@ import typer
 from transformers import PreTrainedModel
 
 from otterlm.bases import load_base
-from otterlm.cli.layers import parse_layers
 from otterlm.cli.options import parse_dtype
-from otterlm.config import OtterConfig, SignalConfig
+from otterlm.config import OtterConfig
+from otterlm.layers import parse_layers
+from otterlm.signals.base import SignalConfig
 from otterlm.training.packing import Limits
 from otterlm.training.recipes import Run
 from otterlm.training.rows import Row, hold_out

@@ -9,8 +9,8 @@ from otterlm import adapter_files
 from otterlm.bases import load_config
 from otterlm.cli.groups import Shape, grouped
 from otterlm.cli.options import AsJson, Base, Dtype, Rank, console, parse_dtype, print_json
-from otterlm.config import RewardConfig
 from otterlm.plan import plan
+from otterlm.signals.reward.config import RewardConfig
 
 
 @grouped

@@ -34,8 +34,7 @@ def command(
         model.load_adapter(folder, name)
     session = Session(model.eval(), load_tokenizer(base))
     # The first passes of a process are slow: not while somebody waits.
-    name = session.steering[0]
-    list(session.compare(base, Settings(name, name, weight=0, max_new_tokens=1)))
+    list(session.compare(base, Settings(session.coloured[0], None, max_new_tokens=1)))
     page, address = serve(session, base, host, port)
     if as_json:
         print_json({"url": address})

@@ -13,6 +13,7 @@ from otterlm.decoding.prompt import prompt_mask
 from otterlm.decoding.scoring import score_sequences
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
+from otterlm.signals.base import Capability
 
 
 class BestOfN:
@@ -45,7 +46,7 @@ class BestOfN:
         **model_kwargs: Any,
     ) -> RewardedOutput | Tensor:
         """Called by `generate`. Returns the sequences, `[B, T]`, or a `RewardedOutput` if asked for a dict."""
-        model.adapter_name(self.adapter_name, "reward")
+        model.adapter_name(self.adapter_name, Capability.PREFIX)
         if self.weight == 0:
             return model._sample(
                 input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer, **model_kwargs

@@ -6,7 +6,8 @@ from transformers import LogitsProcessor
 
 from otterlm.decoding.checks import check_share, check_weight, signal_of
 from otterlm.model import OtterModel
-from otterlm.signals import ContrastSignal
+from otterlm.signals.base import Capability
+from otterlm.signals.contrast.head import ContrastSignal
 
 FEW = 4096
 """How many of the likeliest tokens are tried first for a nucleus."""
@@ -31,7 +32,7 @@ class ContrastGuidance(LogitsProcessor):
         self.model = model
         self.alpha = check_weight(alpha)
         self.top_p = check_share("top_p", top_p)
-        self.adapter_name = model.adapter_name(adapter_name, "contrast")
+        self.adapter_name = model.adapter_name(adapter_name, Capability.REPLACES)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """`[B, T]` tokens so far and `[B, V]` scores of the next to `[B, V]`."""

@@ -6,7 +6,8 @@ from transformers import LogitsProcessor
 
 from otterlm.decoding.checks import check_count, check_weight, signal_of
 from otterlm.model import OtterModel
-from otterlm.signals import RewardSignal
+from otterlm.signals.base import Capability
+from otterlm.signals.reward.head import RewardSignal
 
 
 class RewardGuidance(LogitsProcessor):
@@ -30,7 +31,7 @@ class RewardGuidance(LogitsProcessor):
         self.model = model
         self.weight = check_weight(weight)
         self.top_k = None if top_k is None else check_count("top_k", top_k)
-        self.adapter_name = model.adapter_name(adapter_name, "reward")
+        self.adapter_name = model.adapter_name(adapter_name, Capability.ADDS)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """`[B, T]` tokens so far and `[B, V]` scores of the next to `[B, V]`."""

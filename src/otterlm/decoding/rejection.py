@@ -20,6 +20,7 @@ from otterlm.decoding.rows import Reading, join_rows, process_row
 from otterlm.errors import OtterError
 from otterlm.masks import additive
 from otterlm.model import OtterModel
+from otterlm.signals.base import Capability
 
 
 @dataclass
@@ -169,7 +170,7 @@ class RejectionSampling:
 
     def _rewards(self, model: OtterModel, output: Any, rows: list["Segments"], judged: list[int]) -> list[float]:
         """The rewards of some rows as they stand, from the pass that has just been made."""
-        signal = output.signals[model.adapter_name(self.adapter_name, "reward")]
+        signal = output.signals[model.adapter_name(self.adapter_name, Capability.PREFIX)]
         return signal.prefix[judged, -1].tolist()
 
 

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from otterlm.masks import token_positions
 from otterlm.model import OtterModel
+from otterlm.signals.base import Capability
 
 
 @torch.no_grad()
@@ -22,7 +23,7 @@ def score_sequences(
     Returns:
         `[B, T]` float32; NaN at padding.
     """
-    name = model.adapter_name(adapter_name, "reward")
+    name = model.adapter_name(adapter_name, Capability.PREFIX)
     model(
         input_ids=sequences,
         attention_mask=attention_mask,

@@ -20,6 +20,7 @@ from otterlm.decoding.prompt import read_prompt
 from otterlm.errors import OtterError
 from otterlm.masks import tree_mask
 from otterlm.model import OtterModel
+from otterlm.signals.base import Capability
 
 
 class CandidateSearch:
@@ -69,7 +70,7 @@ class CandidateSearch:
         **model_kwargs: Any,
     ) -> RewardedOutput | Tensor:
         """Called by `generate`. Returns the sequences, `[B, T]`, or a `RewardedOutput` if asked for a dict."""
-        name = model.adapter_name(self.adapter_name, "reward")
+        name = model.adapter_name(self.adapter_name, Capability.PREFIX)
         if self.weight == 0:
             return model._sample(
                 input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer, **model_kwargs

@@ -27,7 +27,8 @@ from otterlm.decoding.stop import RewardStop
 from otterlm.errors import OtterError
 from otterlm.masks import tree_mask
 from otterlm.model import OtterModel
-from otterlm.signals.draft import Drafter
+from otterlm.signals.base import Capability
+from otterlm.signals.draft.head import Drafter
 
 
 @dataclass
@@ -155,13 +156,13 @@ class SpeculativeDecoding:
         )
 
     def _tree(self, model: OtterModel) -> DraftTree:
-        signal: Any = model.adapter(model.adapter_name(self.adapter_name, "draft")).config.signal
+        signal: Any = model.adapter(model.adapter_name(self.adapter_name, Capability.DRAFTS)).config.signal
         if signal.accuracy:
             return DraftTree.best(signal.accuracy, self.drafts)
         return DraftTree.chain(min(self.drafts, signal.heads))
 
     def _drafter(self, model: OtterModel, output: Any) -> Drafter:
-        return output.signals[model.adapter_name(self.adapter_name, "draft")]
+        return output.signals[model.adapter_name(self.adapter_name, Capability.DRAFTS)]
 
 
 def propose(

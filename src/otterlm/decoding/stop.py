@@ -12,6 +12,7 @@ from transformers.generation.streamers import BaseStreamer
 from otterlm.decoding.checks import check_count
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
+from otterlm.signals.base import Capability
 
 
 class RewardStop(StoppingCriteria):
@@ -39,7 +40,7 @@ class RewardStop(StoppingCriteria):
         self.model = model
         self.threshold = threshold
         self.patience = check_count("patience", patience)
-        self.adapter_name = model.adapter_name(adapter_name, "reward")
+        self.adapter_name = model.adapter_name(adapter_name, Capability.PREFIX)
         self.stopped: Tensor | None = None
         self._under: Tensor | None = None
         self._ended: Tensor | None = None

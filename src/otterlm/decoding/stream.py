@@ -16,7 +16,7 @@ from transformers import (
 
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
-from otterlm.signals import ContrastSignal, RewardSignal, Signal
+from otterlm.signals.base import Capability
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,17 +90,9 @@ def _tokens(
             input_ids = torch.cat((input_ids, token), dim=-1)
             output = model(input_ids=token, past_key_values=cache)
             unfinished = not bool(stopping_criteria(input_ids, scores).all())
-            values = _values(int(token), before, output.signals)
+            values = {
+                name: signal.beside(int(token), before[name])
+                for name, signal in output.signals.items()
+                if Capability.BESIDE in model.adapter(name).config.signal.capabilities
+            }
         yield int(token), values
-
-
-def _values(token: int, before: dict[str, Signal], after: dict[str, Signal]) -> dict[str, float]:
-    """What the pass that chose a token and the pass that read it say of it, by adapter."""
-    values = {}
-    for name, signal in after.items():
-        chose = before[name]
-        if isinstance(signal, RewardSignal):
-            values[name] = float(signal.prefix[0, -1])
-        elif isinstance(chose, ContrastSignal):
-            values[name] = float(chose.difference()[0, token])
-    return values

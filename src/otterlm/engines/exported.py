@@ -29,11 +29,12 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from otterlm import files
 from otterlm.bases import base_folder
-from otterlm.config import OtterConfig, RewardConfig
+from otterlm.config import OtterConfig
 from otterlm.engines.vllm.channels import choose_channels
 from otterlm.errors import OtterError
 from otterlm.families import FAMILIES
 from otterlm.model import OtterModel
+from otterlm.signals.reward.config import RewardConfig
 from otterlm.training.continuations import end_tokens
 
 PREFIX = "otter_"

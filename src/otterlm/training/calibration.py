@@ -4,8 +4,8 @@ alarm with a chosen rate of false ones."""
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from otterlm.config import Calibration
 from otterlm.errors import OtterError
+from otterlm.signals.reward.config import Calibration
 from otterlm.training.scoring import Scored
 
 

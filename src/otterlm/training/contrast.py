@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from otterlm.model import OtterModel
+from otterlm.signals.base import Capability
 from otterlm.training.losses import followed_tokens
 from otterlm.training.packing import Batch
 from otterlm.training.sources import Source, read_batch
@@ -26,7 +27,7 @@ class ContrastObjective(nn.Module):
         super().__init__()
         self.model = model
         self.source = source
-        self.name = model.adapter_name(adapter_name, "contrast")
+        self.name = model.adapter_name(adapter_name, Capability.REPLACES)
         # What a checkpoint must agree with, beside the trainer's own settings.
         self.identity = {"adapter": model.adapter(self.name).config.to_json()}
 

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from otterlm.config import MAX_GUESSES
 from otterlm.model import OtterModel
-from otterlm.signals.draft import Drafter
+from otterlm.signals.base import Capability
+from otterlm.signals.draft.config import MAX_GUESSES
+from otterlm.signals.draft.head import Drafter
 from otterlm.training.losses import CHOSEN, followed_tokens
 from otterlm.training.packing import Batch, Example
 from otterlm.training.sources import Source, read_batch
@@ -32,7 +33,7 @@ class DraftObjective(nn.Module):
         super().__init__()
         self.model = model
         self.source = source
-        self.name = model.adapter_name(adapter_name, "draft")
+        self.name = model.adapter_name(adapter_name, Capability.DRAFTS)
         adapter = model.adapter(self.name)
         # What a checkpoint must agree with, beside the trainer's own settings.
         self.identity = {"adapter": adapter.config.to_json(), "vocabulary": adapter.head.vocabulary.tolist()}

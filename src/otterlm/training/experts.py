@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
 from otterlm.progress import track
+from otterlm.signals.base import Capability
 from otterlm.training.packing import Batch, Example, collate, length_buckets
 from otterlm.training.sources import Source, read_batch
 from otterlm.training.token_file import TokenFile
@@ -116,7 +117,7 @@ class ExpertsObjective(nn.Module):
         self.alpha = alpha
         self.top_p = top_p
         self.temperature = temperature
-        self.name = model.adapter_name(adapter_name, "contrast")
+        self.name = model.adapter_name(adapter_name, Capability.REPLACES)
         # What a checkpoint must agree with, beside the trainer's own settings.
         settings = {"alpha": alpha, "top_p": top_p, "temperature": temperature, "experts": opinions.identity}
         self.identity = {"adapter": model.adapter(self.name).config.to_json(), **settings}

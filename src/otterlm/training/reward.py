@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
 from otterlm.progress import track
-from otterlm.signals.reward import RewardSignal
+from otterlm.signals.base import Capability
+from otterlm.signals.reward.head import RewardSignal
 from otterlm.training.losses import (
     CHOSEN,
     REJECTED,
@@ -62,15 +63,15 @@ class RewardObjective(nn.Module):
     """
 
     def __init__(
-        self, model: OtterModel, source: Source, config: RewardTrainingConfig, adapter_name: str = "reward"
+        self, model: OtterModel, source: Source, config: RewardTrainingConfig, adapter_name: str | None = None
     ) -> None:
         super().__init__()
         self.model = model
         self.source = source
         self.config = config
-        self.name = adapter_name
+        self.name = model.adapter_name(adapter_name, Capability.PREFIX)
         # What a checkpoint must agree with, beside the trainer's own settings.
-        self.identity = asdict(config) | {"adapter": model.adapter(adapter_name).config.to_json()}
+        self.identity = asdict(config) | {"adapter": model.adapter(self.name).config.to_json()}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Scalars, means over the batch: `loss`, `preference` or `regression`, `vocabulary`, and `accuracy` for

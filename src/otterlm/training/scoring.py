@@ -9,6 +9,7 @@ import torch
 
 from otterlm.model import OtterModel
 from otterlm.progress import track
+from otterlm.signals.base import Capability
 from otterlm.training.packing import Example, collate, length_buckets
 from otterlm.training.sources import LiveBase, read_batch
 
@@ -26,7 +27,7 @@ def score_examples(
     model: OtterModel, examples: Sequence[Example], batch_size: int = 8, adapter_name: str | None = None
 ) -> list[Scored]:
     """Scores examples, in their order; a pair's shared prefix is computed once."""
-    name = model.adapter_name(adapter_name, "reward")
+    name = model.adapter_name(adapter_name, Capability.PREFIX)
     source, scored = LiveBase(model), []
     for group in track(list(length_buckets(examples, batch_size)), "scoring"):
         batch = collate(group).to(model.device)

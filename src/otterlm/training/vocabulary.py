@@ -17,6 +17,7 @@ from transformers import DynamicCache
 from otterlm.masks import additive, branch_mask
 from otterlm.model import OtterModel
 from otterlm.progress import track
+from otterlm.signals.base import Capability
 from otterlm.signals.low_rank import LowRankHead
 from otterlm.training.losses import followed_tokens
 from otterlm.training.packing import Batch, Example, collate, length_buckets
@@ -58,7 +59,7 @@ def read_candidates(
         batch_size: examples a pass.
         adapter_name: whose reward; may be left out where there is one.
     """
-    name = model.adapter_name(adapter_name, "reward")
+    name = model.adapter_name(adapter_name, Capability.ADDS)
     generator = torch.Generator().manual_seed(seed)
     found = []
     for group in track(list(length_buckets(examples, batch_size)), "reading candidates"):

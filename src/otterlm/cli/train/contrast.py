@@ -7,8 +7,8 @@ import typer
 from otterlm.bases import load_base, load_tokenizer
 from otterlm.cli.groups import Shape, Training, grouped
 from otterlm.cli.options import AsJson, Base, Dtype, Out, parse_dtype, show_result
-from otterlm.config import ContrastConfig
 from otterlm.errors import OtterError
+from otterlm.signals.contrast.config import ContrastConfig
 from otterlm.training.corpora import read_labelled, read_texts
 from otterlm.training.recipes import distill_experts, train_contrast
 

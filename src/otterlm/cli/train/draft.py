@@ -7,7 +7,7 @@ import typer
 from otterlm.bases import load_base, load_tokenizer
 from otterlm.cli.groups import Shape, Training, grouped
 from otterlm.cli.options import AsJson, Base, Dtype, Out, Prompts, parse_dtype, show_result
-from otterlm.config import DraftConfig
+from otterlm.signals.draft.config import DraftConfig
 from otterlm.training.continuations import read_prompts
 from otterlm.training.recipes import train_draft
 

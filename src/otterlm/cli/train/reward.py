@@ -7,8 +7,8 @@ import typer
 from otterlm.bases import load_base, load_tokenizer
 from otterlm.cli.groups import Shape, Texts, Training, grouped
 from otterlm.cli.options import AsJson, Base, Candidates, Dtype, Out, Places, Rank, parse_dtype, show_result
-from otterlm.config import RewardConfig
 from otterlm.errors import OtterError
+from otterlm.signals.reward.config import RewardConfig
 from otterlm.training.recipes import train_reward
 from otterlm.training.reward import RewardTrainingConfig
 

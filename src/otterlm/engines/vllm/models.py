@@ -25,7 +25,8 @@ from otterlm.detection import recognize
 from otterlm.engines.exported import ADAPTERS, base_config, read_adapters
 from otterlm.engines.vllm.widening import PagedAttention, Widening, narrowed, settle
 from otterlm.errors import OtterError
-from otterlm.signals import HEADS, Signal
+from otterlm.signals import head_class
+from otterlm.signals.base import Signal
 from otterlm.stream import InsertedStream
 
 
@@ -43,7 +44,7 @@ class EngineAdapter(nn.Module):
         self.config = config
         self.stream = InsertedStream(config, base, recognize(base), dtype, attention=PagedAttention)
         widths = self.stream.widths
-        head: Any = HEADS[type(config.signal)]
+        head = head_class(config.signal)
         self.head = head(config.signal, widths.base + widths.inserted, widths.base, dtype=dtype)
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from otterlm.config import DraftConfig
+from otterlm.signals.draft.config import DraftConfig
 from otterlm.signals.low_rank import Fold
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from otterlm.config import ContrastConfig
+from otterlm.signals.contrast.config import ContrastConfig
 from otterlm.signals.low_rank import LowRankHead
 
 
@@ -48,6 +48,10 @@ class ContrastSignal:
         self.state = state
         self._head = head
         self._unembedding = unembedding
+
+    def beside(self, token: int, before: "ContrastSignal") -> float:
+        """Returns the expert's logit of the token less the anti-expert's, in the pass that chose it."""
+        return float(before.difference()[0, token])
 
     def expert(self, position: int = -1) -> Tensor:
         """Expert logits - base logits of the token after `position` of this pass, `[B, V]` float32."""

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from otterlm.config import RewardConfig
 from otterlm.errors import OtterError
 from otterlm.signals.low_rank import LowRankHead
+from otterlm.signals.reward.config import RewardConfig
 
 
 class RewardHead(nn.Module):
@@ -60,6 +60,10 @@ class RewardSignal:
     def prefix(self) -> Tensor:
         """The reward of every prefix that ends in this pass, `[B, T]` float32."""
         return self._head.prefix(self.state).squeeze(-1).float()
+
+    def beside(self, token: int, before: "RewardSignal") -> float:
+        """Returns the reward of the prefix that ends with the token."""
+        return float(self.prefix[0, -1])
 
     @property
     def calibrated(self) -> Tensor:
