@@ -27,7 +27,7 @@ from otterlm.peers.dexperts import FineTunedExpert
 from otterlm.signals.contrast.config import ContrastConfig
 from otterlm.training.contrast import EXPERT
 from otterlm.training.corpora import tokenize_corpora
-from otterlm.training.recipes import Run, distill_experts, train_contrast
+from otterlm.training.recipes import ContrastRecipe, ExpertsRecipe, Run
 from otterlm.training.trainer import TrainingConfig
 
 LONGEST, NEW = 64, 20
@@ -90,16 +90,17 @@ def main() -> None:
     if "distilled" in arguments.methods:
         how = TrainingConfig(epochs=arguments.epochs, batch_size=16, learning_rate=1e-3, seed=arguments.seed)
         run = Run(arguments.out / "distilled", how, eval_fraction=0.05, record=True)
-        experts = [load_base(str(arguments.out / side / "model")) for side in SIDES]
+        experts = [str(arguments.out / side / "model") for side in SIDES]
+        recipe = ExpertsRecipe(*experts, str(arguments.data), max_tokens=LONGEST, max_new_tokens=NEW)
         unlabelled = positive[: arguments.unlabelled] + negative[: arguments.unlabelled]
         torch.manual_seed(arguments.seed)
-        metrics = distill_experts(base, tokenizer, *experts, unlabelled, config, LONGEST, NEW, alpha=2.0, run=run)
-        print("distilled", metrics, flush=True)
+        print("distilled", recipe.train(base, tokenizer, unlabelled, config, run), flush=True)
     if "corpora" in arguments.methods:
         how = TrainingConfig(epochs=1, batch_size=16, learning_rate=1e-3, seed=arguments.seed)
         torch.manual_seed(arguments.seed)
         run = Run(arguments.out / "corpora", how, eval_fraction=0.05)
-        print("corpora", train_contrast(base, tokenizer, *sides, config, LONGEST, run), flush=True)
+        recipe = ContrastRecipe(max_tokens=LONGEST)
+        print("corpora", recipe.train(base, tokenizer, sides, config, run), flush=True)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from otterlm.model import OtterModel
 from otterlm.peers.medusa import MedusaHeads, MedusaObjective
 from otterlm.signals.draft.config import DraftConfig
 from otterlm.training.continuations import continue_prompts, read_prompts
-from otterlm.training.recipes import Run, train_draft
+from otterlm.training.recipes import DraftRecipe, Run
 from otterlm.training.sources import RecordedBase
 from otterlm.training.trainer import TrainingConfig, train
 
@@ -54,9 +54,8 @@ def train_otter(arguments: argparse.Namespace, base: Any, tokenizer: Any, prompt
     shared, own = arguments.out / "continuations.jsonl", run.out / "continuations.jsonl"
     if shared.exists() and not own.exists():
         own.symlink_to(shared.resolve())
-    print(
-        arguments.label, train_draft(base, tokenizer, prompts, adapter_config(arguments), PROMPT, NEW, run), flush=True
-    )
+    recipe = DraftRecipe(str(arguments.data), max_prompt_tokens=PROMPT, max_new_tokens=NEW)
+    print(arguments.label, recipe.train(base, tokenizer, prompts, adapter_config(arguments), run), flush=True)
 
 
 def train_medusa(arguments: argparse.Namespace, base: Any, tokenizer: Any, prompts: list[Any]) -> None:

@@ -191,4 +191,4 @@ def test_the_whole_way(answer, refusal, base, tmp_path) -> None:  # noqa: F811
     assert (tmp_path / "out" / "adapter_config.json").exists()
     assert "same score" in refusal(*command[:-1], 7, "--out", tmp_path / "x", "--scorer", "regex:zzz")
     assert "lambda" in refusal(*command, "--scorer", "regex:a", "--lambda", 2)
-    assert "per_prompt" in refusal(*command, *scorer, "--per-prompt", 0)
+    assert "--per-prompt" in refusal(*command, *scorer, "--per-prompt", 0)

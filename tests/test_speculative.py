@@ -281,7 +281,10 @@ def test_what_cannot_be_drafted_is_refused(trained) -> None:
     refused(lambda: generate(trained, custom_generate=SpeculativeDecoding(tree=wide)), "vocabulary")
     refused(lambda: generate(trained, custom_generate=SpeculativeDecoding(), num_beams=2), "num_beams")
     refused(lambda: generate(trained, custom_generate=SpeculativeDecoding(adapter_name="x")), "x")
-    refused(lambda: RewardGuidance(trained, 1.0, adapter_name="draft"), "predicts draft, not reward")
+    refused(
+        lambda: RewardGuidance(trained, 1.0, adapter_name="draft"),
+        "'draft' (draft) is not one that scores every next token",
+    )
     refused(lambda: DraftTree((-1, 2, 1), (0, 0, 0)), "before its children")
     refused(lambda: DraftTree((0,), (0,)), "root")
 

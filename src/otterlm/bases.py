@@ -91,3 +91,15 @@ def _load(auto: Any, name: str, **kwargs: Any) -> Any:
         return auto.from_pretrained(folder, trust_remote_code=False, **kwargs)
     except Exception as error:
         raise OtterError(f"the base {name} cannot be loaded: {reason(error)}") from error
+
+
+def parse_dtype(name: str) -> torch.dtype:
+    """A floating dtype by name.
+
+    Raises:
+        OtterError: it is none of the three.
+    """
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in dtypes:
+        raise OtterError(f"the dtype must be one of {', '.join(dtypes)}, got {name!r}")
+    return dtypes[name]

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from otterlm.cli import bench, calibrate, demo, distill, export, generate, plan, playground, score, train, verify
+from otterlm.cli import bench, calibrate, demo, export, generate, plan, playground, score, train, verify
 from otterlm.errors import OtterError
 
 app = typer.Typer(
@@ -13,8 +13,8 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command("plan")(plan.command)
-app.add_typer(train.app, name="train")
-app.command("distill")(distill.command)
+app.add_typer(train.train, name="train")
+app.add_typer(train.distill, name="distill")
 app.command("calibrate")(calibrate.command)
 app.command("score")(score.command)
 app.command("generate")(generate.command)

@@ -7,12 +7,13 @@ from typing import Annotated, Any
 import typer
 
 from otterlm import adapter_files, files
-from otterlm.cli.groups import HeldOut, Machine, Texts, grouped
+from otterlm.cli.groups import HeldOut, Machine, grouped
 from otterlm.cli.options import AdapterFolder, AsJson, Base, console, print_json
 from otterlm.cli.scored import score_rows
 from otterlm.errors import OtterError
 from otterlm.signals.reward.config import Calibration
 from otterlm.training.calibration import calibrate
+from otterlm.training.packing import Limits
 from otterlm.training.rows import read_rows
 
 
@@ -25,7 +26,7 @@ def command(
     false_alarm_rate: Annotated[float, typer.Option(help="Share of good responses that may set the alarm off.")] = 0.05,
     plot: Annotated[Path | None, typer.Option(help="Draw the curve here, as PNG.")] = None,
     save: Annotated[bool, typer.Option(help="Keep the calibration in the adapter's configuration.")] = True,
-    texts: Texts = Texts(),
+    limits: Limits = Limits(),
     held_out: HeldOut = HeldOut(),
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
     machine: Machine = Machine(),
@@ -35,7 +36,7 @@ def command(
     folder = adapter_files.locate(adapter)
     config = adapter_files.read_config(folder)
     rows = held_out.choose(read_rows(data))
-    scored, _ = score_rows(rows, base, adapter, texts.limits(), batch_size, machine)
+    scored, _ = score_rows(rows, base, adapter, limits, batch_size, machine)
     calibration, alarm = calibrate(scored, bad_below, false_alarm_rate)
     if plot is not None:
         _draw(calibration, plot)

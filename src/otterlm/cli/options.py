@@ -5,7 +5,6 @@ import math
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 
@@ -13,15 +12,9 @@ from otterlm import adapter_files
 from otterlm.errors import OtterError
 
 Base = Annotated[str, typer.Option(help="Base model: hub id, folder, .gguf file, or smollm2-135m.")]
-Out = Annotated[Path, typer.Option(help="Folder for the adapter, its metrics and its checkpoint.")]
 Prompts = Annotated[
     str, typer.Option(help="Prompts (prompt, question, text, or the dialogues of pairs): file or hub dataset.")
 ]
-Rank = Annotated[int, typer.Option("--vocabulary-rank", help="Rank of the vocabulary head; 0 for none.")]
-Candidates = Annotated[
-    int, typer.Option(help="Likeliest next tokens a place that the vocabulary head is fitted to; 0: not.", min=0)
-]
-Places = Annotated[int, typer.Option(help="Places of each example with candidates.", min=1)]
 AdapterFolder = Annotated[str, typer.Option("--adapter", help="Adapter: folder or hub id.")]
 NamedAdapters = Annotated[
     list[str], typer.Option("--adapter", help="Adapter: folder or hub id, or NAME=FOLDER; may be repeated.")
@@ -33,18 +26,6 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, for
 Dtype = Annotated[str, typer.Option(help="Of the parameters: float32, bfloat16 or float16.")]
 
 console = Console()
-
-
-def parse_dtype(name: str) -> torch.dtype:
-    """A floating dtype by name.
-
-    Raises:
-        OtterError: it is none of the three.
-    """
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in dtypes:
-        raise OtterError(f"--dtype must be one of {', '.join(dtypes)}, got {name!r}")
-    return dtypes[name]
 
 
 def named_adapters(given: list[str]) -> dict[str, str]:

@@ -6,28 +6,24 @@ import typer
 from rich.table import Table
 
 from otterlm import adapter_files
-from otterlm.bases import load_config
-from otterlm.cli.groups import Shape, grouped
-from otterlm.cli.options import AsJson, Base, Dtype, Rank, console, parse_dtype, print_json
+from otterlm.bases import load_config, parse_dtype
+from otterlm.cli.groups import grouped
+from otterlm.cli.options import AsJson, Base, Dtype, console, print_json
+from otterlm.config import OtterConfig
 from otterlm.plan import plan
-from otterlm.signals.reward.config import RewardConfig
 
 
 @grouped
 def command(
     base: Base,
     adapter: Annotated[str | None, typer.Option(help="A saved adapter; else one of the shape given below.")] = None,
-    shape: Shape = Shape(),
-    vocabulary_rank: Rank = 16,
+    shape: OtterConfig = OtterConfig(),
     context: Annotated[int, typer.Option(help="Tokens attended to, for the FLOPs.", min=1)] = 512,
     dtype: Dtype = "float32",
     as_json: AsJson = False,
 ) -> None:
     """Parameters, bytes, KV bytes and FLOPs per token, of the base and inserted, from configurations alone."""
-    if adapter is not None:
-        config = adapter_files.read_config(adapter_files.locate(adapter))
-    else:
-        config = shape.config(RewardConfig(vocabulary_rank))
+    config = shape if adapter is None else adapter_files.read_config(adapter_files.locate(adapter))
     result = plan(load_config(base), config, parse_dtype(dtype), context)
     if as_json:
         print_json(result.to_dict())

@@ -6,12 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
-from otterlm.cli.groups import HeldOut, Machine, Texts, grouped
+from otterlm.cli.groups import HeldOut, Machine, grouped
 from otterlm.cli.options import AdapterFolder, AsJson, Base, console, print_json
 from otterlm.cli.scored import score_rows
 from otterlm.colour import coloured_html, page
 from otterlm.errors import OtterError
 from otterlm.files import write_text
+from otterlm.training.packing import Limits
 from otterlm.training.rows import read_rows
 from otterlm.training.scoring import summarize
 
@@ -26,7 +27,7 @@ def command(
         Path | None, typer.Option(help="Write the texts here as a page, tokens coloured by reward.")
     ] = None,
     tokens: Annotated[bool, typer.Option(help="With --out: also the reward after every token.")] = False,
-    texts: Texts = Texts(),
+    limits: Limits = Limits(),
     held_out: HeldOut = HeldOut(),
     limit: Annotated[int | None, typer.Option(help="Only the first rows.", min=1)] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
@@ -37,7 +38,7 @@ def command(
     if tokens and out is None:
         raise OtterError("--tokens writes into the rows: give --out FILE too")
     rows = held_out.choose(read_rows(data)[:limit])
-    scored, tokenizer = score_rows(rows, base, adapter, texts.limits(), batch_size, machine)
+    scored, tokenizer = score_rows(rows, base, adapter, limits, batch_size, machine)
     summary = summarize(scored)
     if out is not None:
         lines: list[dict[str, Any]] = []

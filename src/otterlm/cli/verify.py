@@ -7,8 +7,8 @@ import torch
 import typer
 from rich.table import Table
 
-from otterlm.bases import load_base, load_tokenizer
-from otterlm.cli.options import AdapterFolder, AsJson, Base, console, parse_dtype, print_json
+from otterlm.bases import load_base, load_tokenizer, parse_dtype
+from otterlm.cli.options import AdapterFolder, AsJson, Base, console, print_json
 from otterlm.verification import Check, verify
 
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from otterlm.errors import OtterError
 from otterlm.masks import SHARED, branch_mask
+from otterlm.settings import setting
 from otterlm.training.rows import Dialogue, PairRow, Prompt, Row
 
 
@@ -18,8 +19,8 @@ from otterlm.training.rows import Dialogue, PairRow, Prompt, Row
 class Limits:
     """How many tokens of a prompt (its end is kept) and of a response (its start is kept) are used."""
 
-    prompt: int = 256
-    response: int = 256
+    prompt: int = setting(256, "A longer prompt keeps its end.", minimum=1, option="--max-prompt-tokens")
+    response: int = setting(256, "A longer response keeps its start.", minimum=1, option="--max-response-tokens")
 
     def __post_init__(self) -> None:
         if self.prompt < 1 or self.response < 1:

@@ -17,6 +17,7 @@ from otterlm.errors import OtterError
 from otterlm.files import write_files, write_text
 from otterlm.fingerprint import fingerprint
 from otterlm.progress import track
+from otterlm.settings import check_settings, setting
 from otterlm.training.continuations import pad_left, responses_of
 from otterlm.training.packing import Example, encode_prompts
 from otterlm.training.rows import Prompt
@@ -36,18 +37,16 @@ class Sampling:
         seed: of the samples.
     """
 
-    per_prompt: int = 4
-    max_prompt_tokens: int = 128
-    max_new_tokens: int = 64
-    temperature: float = 1.0
-    top_p: float = 1.0
-    batch_size: int = 8
+    per_prompt: int = setting(4, "Responses sampled of each prompt.", minimum=1)
+    max_prompt_tokens: int = setting(128, "A longer prompt keeps its end.", minimum=1)
+    max_new_tokens: int = setting(64, "Of a response.", minimum=1)
+    temperature: float = setting(1.0, "Of the samples.")
+    top_p: float = setting(1.0, "Of the samples.")
+    batch_size: int = setting(8, minimum=1)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("per_prompt", "max_prompt_tokens", "max_new_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise OtterError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_settings(self)
         if not self.temperature > 0 or not 0 < self.top_p <= 1:
             raise OtterError(f"temperature must be above 0 and top_p up to 1, got {self.temperature} and {self.top_p}")
 

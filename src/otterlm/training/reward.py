@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
 from otterlm.progress import track
+from otterlm.settings import check_settings, setting
 from otterlm.signals.base import Capability
 from otterlm.signals.reward.head import RewardSignal
 from otterlm.training.losses import (
@@ -24,6 +25,8 @@ from otterlm.training.losses import (
 from otterlm.training.packing import Batch, Example, collate, length_buckets
 from otterlm.training.probe import fit_probe
 from otterlm.training.sources import FinalState, Source, read_batch
+
+Compare = Literal["prefixes", "last"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +43,19 @@ class RewardTrainingConfig:
             at so many places of each example, see `otterlm.training.vocabulary`; 0 candidates leave it as trained.
     """
 
-    compare: Literal["prefixes", "last"] = "prefixes"
-    vocabulary_weight: float = 0.5
-    probe_start: bool = True
-    trace: float = 1.0
-    candidates: int = 8
-    places: int = 8
+    compare: Compare = setting("prefixes", "Train the reward of all prefixes, or of the last token only.")
+    vocabulary_weight: float = setting(0.5, "Of the vocabulary head's loss.")
+    probe_start: bool = setting(True, "Start the head from a linear probe (pairs only).")
+    trace: float = setting(1.0, "Of TD(lambda), for scores on prefixes; 1 is plain regression.", option="--lambda")
+    candidates: int = setting(
+        8, "Likeliest next tokens a place that the vocabulary head is fitted to; 0: not.", minimum=0
+    )
+    places: int = setting(8, "Places of each example with candidates.", minimum=1)
 
     def __post_init__(self) -> None:
+        if self.compare not in get_args(Compare):
+            raise OtterError(f"compare must be {' or '.join(get_args(Compare))}, got {self.compare!r}")
+        check_settings(self)
         if not 0 <= self.trace <= 1:
             raise OtterError(f"lambda must be from 0 to 1, got {self.trace}")
 

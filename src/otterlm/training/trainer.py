@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from otterlm.errors import OtterError
 from otterlm.files import remove_unfinished, write_text
 from otterlm.progress import bar
+from otterlm.settings import check_settings, setting
 from otterlm.training.checkpoint import load_checkpoint, save_checkpoint, trainable
 from otterlm.training.packing import Example, collate, length_buckets
 
@@ -40,21 +41,19 @@ class TrainingConfig:
         seed: of the order of the data and of dropout.
     """
 
-    epochs: int = 1
-    batch_size: int = 8
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    warmup: float = 0.06
+    epochs: int = setting(1, "Passes over the data.", minimum=1)
+    batch_size: int = setting(8, "Examples a step, over all processes.", minimum=1)
+    learning_rate: float = setting(1e-3, "The peak, after the warm-up.")
+    weight_decay: float = setting(0.01, "AdamW's.")
+    warmup: float = setting(0.06, "Fraction of the steps.")
     max_grad_norm: float = 1.0
-    evaluations_per_epoch: int = 2
-    checkpoint_every: int = 50
-    patience: int = 4
-    seed: int = 0
+    evaluations_per_epoch: int = setting(2, "How often the held-out part is scored.", minimum=1)
+    checkpoint_every: int = setting(50, minimum=1)
+    patience: int = setting(4, "Evaluations without a lower loss before training stops.", minimum=1)
+    seed: int = setting(0, "Of what is held out, of the order and of the initialisation.")
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "evaluations_per_epoch", "checkpoint_every", "patience"):
-            if getattr(self, name) < 1:
-                raise OtterError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_settings(self)
         for name in ("learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise OtterError(f"{name} must be above 0, got {getattr(self, name)}")

@@ -7,10 +7,11 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from otterlm.bases import parse_dtype
 from otterlm.bench import report
 from otterlm.bench.overhead import Setting, measure
 from otterlm.bench.shapes import SHAPES, check_shape
-from otterlm.cli.options import AsJson, Dtype, console, parse_dtype, print_json
+from otterlm.cli.options import AsJson, Dtype, console, print_json
 
 
 def command(

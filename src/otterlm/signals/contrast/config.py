@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from otterlm.settings import check_whole, setting
+from otterlm.settings import check_settings, setting
 from otterlm.signals.base import Capability, SignalConfig
 
 
@@ -16,10 +16,10 @@ class ContrastConfig(SignalConfig):
     """
 
     type: ClassVar[str] = "contrast"
-    rank: int = setting(32, "Rank of each side's correction of the logits.")
+    rank: int = setting(32, "Rank of each side's correction of the logits.", minimum=1)
 
     def __post_init__(self) -> None:
-        check_whole("rank", self.rank, minimum=1)
+        check_settings(self)
 
     @property
     def capabilities(self) -> Capability:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from otterlm.errors import OtterError
-from otterlm.settings import check_whole, setting
+from otterlm.settings import check_settings, setting
 from otterlm.signals.base import Capability, SignalConfig
 
 MAX_GUESSES = 16
@@ -26,18 +26,17 @@ class DraftConfig(SignalConfig):
     """
 
     type: ClassVar[str] = "draft"
-    heads: int = setting(4, "Tokens drafted one after the other.", option="--draft-heads")
-    width: int = setting(512, "Hidden units of a draft head.", option="--draft-width")
-    rank: int = setting(256, "Size of the codes that the vocabulary is scored with.", option="--draft-rank")
+    heads: int = setting(4, "Tokens drafted one after the other.", minimum=1, option="--draft-heads")
+    width: int = setting(512, "Hidden units of a draft head.", minimum=1, option="--draft-width")
+    rank: int = setting(256, "Size of the codes that the vocabulary is scored with.", minimum=1, option="--draft-rank")
     vocabulary_size: int = setting(
-        8192, "How many tokens, the most frequent, can be drafted.", option="--draft-vocabulary"
+        8192, "How many tokens, the most frequent, can be drafted.", minimum=1, option="--draft-vocabulary"
     )
     sequential: bool = setting(True, "Let a head see the tokens drafted before.")
     accuracy: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("heads", "width", "rank", "vocabulary_size"):
-            check_whole(name, getattr(self, name), minimum=1)
+        check_settings(self)
         if not isinstance(self.sequential, bool):
             raise OtterError(f"sequential must be true or false, got {self.sequential!r}")
         object.__setattr__(self, "accuracy", tuple(tuple(row) for row in self.accuracy))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from otterlm.errors import OtterError
-from otterlm.settings import check_whole, setting
+from otterlm.settings import check_settings, setting
 from otterlm.signals.base import Capability, SignalConfig
 
 
@@ -43,11 +43,11 @@ class RewardConfig(SignalConfig):
     """
 
     type: ClassVar[str] = "reward"
-    vocabulary_rank: int = setting(16, "Rank of the vocabulary head; 0 for none.")
+    vocabulary_rank: int = setting(16, "Rank of the vocabulary head; 0 for none.", minimum=0)
     calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
-        check_whole("vocabulary_rank", self.vocabulary_rank, minimum=0)
+        check_settings(self)
         if isinstance(self.calibration, dict):  # from JSON
             object.__setattr__(self, "calibration", Calibration(**self.calibration))
         if self.calibration is not None and not isinstance(self.calibration, Calibration):

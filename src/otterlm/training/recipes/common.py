@@ -6,14 +6,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from otterlm.bases import check_context
+from otterlm.bases import check_context, parse_dtype
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
+from otterlm.settings import setting
 from otterlm.training.packing import Example
 from otterlm.training.rows import check_fraction
 from otterlm.training.sources import LiveBase, RecordedBase, Source
@@ -32,11 +32,14 @@ class Run:
         save_dtype: of the saved tensors.
     """
 
-    out: Path
+    out: Path = setting(help="Folder for the adapter, its metrics and its checkpoint.")
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    eval_fraction: float = 0.1
-    record: bool = False
-    save_dtype: torch.dtype = torch.bfloat16
+    eval_fraction: float = setting(0.1, "Part of the data held out to decide when to stop.")
+    record: bool = setting(False, "Keep the base's intermediates on disk, so that only the first epoch runs it.")
+    save_dtype: str = setting("bfloat16", "Of the saved tensors: float32, bfloat16 or float16.")
+
+    def __post_init__(self) -> None:
+        parse_dtype(self.save_dtype)
 
     @property
     def resumes(self) -> bool:
@@ -110,7 +113,7 @@ class Run:
             f"bit for bit (arXiv 2408.10764).\n\n{data} On the rows held out to decide when to stop:\n\n"
             f"| metric | value |\n|---|---|\n{measured}\n\n| setting | value |\n|---|---|\n{used}\n"
         )
-        model.save_pretrained(self.out, card=card, dtype=self.save_dtype)
+        model.save_pretrained(self.out, card=card, dtype=parse_dtype(self.save_dtype))
 
 
 def on_device(base: PreTrainedModel) -> PreTrainedModel:
