@@ -4,7 +4,7 @@ The registry knows the signals of this package and those of other packages, whic
 group `otterlm.signals`:
 
     [project.entry-points."otterlm.signals"]
-    uncertainty = "own_signal:SIGNAL"
+    mood = "my_package:SIGNAL"
 """
 
 import functools
