@@ -1,9 +1,10 @@
 """Adapter folders, with PEFT's names: `adapter_config.json`, `adapter_model.safetensors`, `README.md`."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -83,6 +84,15 @@ def fill(path: Path, module: nn.Module, vocabulary_size: int, prefix: str = "") 
         raise OtterError(f"{path} is damaged or not a safetensors file: {error}") from error
 
 
+def rows(path: Path, name: str) -> int | None:
+    """How many rows a tensor of a safetensors file has; None where there is no such tensor or file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return int(file.get_slice(name).get_shape()[0])
+    except (SafetensorError, OSError, IndexError):
+        return None
+
+
 def _check_header(path: Path, file: object, expected: dict[str, Tensor], prefix: str) -> None:
     names = {name for name in file.keys() if name.startswith(prefix)}  # type: ignore[attr-defined]  # noqa: SIM118
     for what, odd in (("lacks", set(expected) - names), ("has unknown", names - set(expected))):
@@ -109,10 +119,7 @@ def write(
         raise OtterError(f"adapters are saved as float32, float16 or bfloat16, not {dtype}")
     base = config.base_model_name_or_path
     front = "---\nlibrary_name: otter-lm\n" + (f"base_model: {base}\n" if base else "") + "---\n\n"
-    converted = {
-        name: tensor.detach().to("cpu", dtype if dtype and tensor.is_floating_point() else tensor.dtype)
-        for name, tensor in tensors.items()
-    }
+    converted = {name: tensor.detach().to("cpu", _saved_as(tensor, dtype)) for name, tensor in tensors.items()}
     files.write_files(
         folder,
         {
@@ -121,3 +128,23 @@ def write(
             CARD: files.text(front + (card or "# An Otter adapter\n\nSee https://pypi.org/project/otter-lm.\n")),
         },
     )
+
+
+def _saved_as(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    if not tensor.is_floating_point():
+        return tensor.dtype
+    return dtype or (torch.float32 if tensor.dtype == torch.float64 else tensor.dtype)
+
+
+def upload(folder: str, repo_id: str, private: bool | None = None, token: Any = None, **kwargs: Any) -> Any:
+    """Uploads an adapter folder, and returns what `HfApi.upload_folder` returns.
+
+    Raises:
+        OtterError: it cannot be uploaded.
+    """
+    api = HfApi(token=token)
+    try:
+        url = api.create_repo(repo_id, private=private, exist_ok=True)
+        return api.upload_folder(repo_id=url.repo_id, folder_path=folder, **kwargs)
+    except Exception as error:
+        raise OtterError(f"the adapter could not be uploaded to {repo_id}: {reason(error)}") from error

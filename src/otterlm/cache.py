@@ -4,16 +4,19 @@ Layer L + i of the cache, after the base's L layers, belongs to the i-th widened
 cache (reorder for beams, repeat, crop, offload) it does to ours with the same call.
 """
 
+import copy
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import Cache
-from transformers.cache_utils import CacheLayerMixin
+from transformers.cache_utils import EncoderDecoderCache
 
 from otterlm.errors import OtterError
 
 
 def update_inserted(
-    cache: Cache, key: Tensor, value: Tensor, base_layer: int, cache_layer: int, owners: tuple[int, ...]
+    cache: Cache, key: Tensor, value: Tensor, base_layer: int, cache_layer: int, owners: tuple[int, ...], stream: int
 ) -> tuple[Tensor, Tensor]:
     """Appends keys and values of one widened block, `[B, KV', T, head_dim]`, and returns all of them so far.
 
@@ -23,32 +26,53 @@ def update_inserted(
         base_layer: the widened block.
         cache_layer: the layer of the cache that is ours.
         owners: the block that each layer of the cache belongs to, the base's own and then all adapters'.
+        stream: a number that tells inserted streams apart.
 
     Raises:
-        OtterError: the cache was filled while this adapter was off.
+        OtterError: the cache was filled while this adapter was off, or with another adapter in its slot.
     """
+    if isinstance(cache, EncoderDecoderCache):
+        cache = cache.self_attention_cache
     while len(cache.layers) <= cache_layer:
         owner = owners[len(cache.layers)]
         # A cache that grows on demand has no layers of blocks to come; its layers are all of one kind.
-        cache.layers.append(_new_layer_like(cache.layers[owner if owner < len(cache.layers) else base_layer]))
+        cache.layers.append(_empty_like(cache.layers[owner if owner < len(cache.layers) else base_layer]))
+    ours: Any = cache.layers[cache_layer]
+    new = not ours.is_initialized
+    if new:
+        ours.otter_stream = stream
+    elif getattr(ours, "otter_stream", stream) != stream:
+        raise OtterError("the KV cache was filled by other adapters than are inserted now: start from an empty cache")
     key, value = cache.update(key, value, cache_layer)
-    ours, base = cache.get_seq_length(cache_layer), cache.get_seq_length(base_layer)
-    if ours != base:
+    _check_lengths(cache.get_seq_length(base_layer), cache.get_seq_length(cache_layer), new)
+    return key, value
+
+
+def _check_lengths(base: int | Tensor, ours: int | Tensor, new: bool) -> None:
+    if isinstance(base, Tensor):
+        # Of a static cache. To look at a number on a GPU waits for the GPU, and cannot be compiled: there a cache is
+        # looked at once, when its first inserted keys arrive.
+        if torch.compiler.is_compiling() or not (new or base.device.type == "cpu"):
+            return
+        base, ours = int(base), int(ours)
+    if base != ours:
         raise OtterError(
             f"the KV cache holds {base} tokens of the base but {ours} of the adapter: "
             "it was filled while the adapter was off; start from an empty cache"
         )
-    return key, value
 
 
-def _new_layer_like(layer: CacheLayerMixin) -> CacheLayerMixin:
-    """An empty cache layer of the same kind and size, so that a mask made for the base's keys fits ours."""
-    sizes = {name: getattr(layer, name) for name in ("sliding_window", "max_cache_len") if hasattr(layer, name)}
-    if layer.is_sliding and "sliding_window" not in sizes:  # a static one keeps only the smaller of the two
-        sizes["sliding_window"] = sizes["max_cache_len"]
-    new = type(layer)(**sizes)
-    if hasattr(layer, "record_past"):
-        new.record_past = layer.record_past
+def _empty_like(layer: Any) -> Any:
+    """An empty cache layer of the same kind and settings, so that a mask made for the base's keys fits ours."""
+    new = copy.copy(layer)
+    for name, value in vars(layer).items():
+        if isinstance(value, Tensor):
+            # Counters are cleared where they are; keys and values are made anew for our heads.
+            setattr(new, name, None if name in ("keys", "values") else value.clone())
+        elif isinstance(value, dict | list):
+            setattr(new, name, copy.copy(value))
+    new.is_initialized = False
+    new.reset()
     return new
 
 

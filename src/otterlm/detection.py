@@ -4,18 +4,21 @@ What is checked is behaviour, not names: a stream that starts as a copy must car
 state through every block. Whatever a block does that the facts do not say (a multiplier, another norm) breaks that.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from itertools import product
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from otterlm.config import OtterConfig
-from otterlm.errors import OtterError
-from otterlm.families import FAMILIES, KNOWN, Family, family_of, register
-from otterlm.families.parts import device_of, part_of
+from otterlm.errors import OtterError, reason
+from otterlm.families import FAMILIES, KNOWN, Family, family_of
+from otterlm.families.parts import decoder_config, device_of, part_of
 from otterlm.initialization import initialize
+from otterlm.replica import replica
 from otterlm.stream import InsertedStream, StreamPass
 from otterlm.taps import Taps
 
@@ -23,57 +26,84 @@ CHANNELS, TOKENS = 8, 6
 TOLERANCE = 1e-3
 """Relative to the state's largest value."""
 
+_recognized: dict[str, Family] = {}
+"""By all of the configuration: two models of one type may differ in what their blocks do."""
+
 
 def recognize(base: PreTrainedModel) -> Family:
-    """The family of a base: by its name if it is listed, else by trial.
+    """The family of a base: by its name if it is listed, else by trial. Of its parameters only the shapes are read.
 
     Raises:
         OtterError: it is neither; says what was not found in it.
     """
-    kind = base.config.model_type
-    if kind in FAMILIES:
-        return family_of(base.config)
-    lacking: dict[str, list[str]] = {}
-    for family in KNOWN:
-        missing = _missing(base, family)
-        if not missing:
-            for variant in _variants(family):
-                if _carries_the_state(base, variant):
-                    found = replace(variant, model_types=(kind,))
-                    register(found)
-                    return found
-        lacking[family.model_types[0]] = missing
-    closest = min(lacking, key=lambda name: len(lacking[name]))
-    if lacking[closest]:
-        why = f"the closest, {closest}, has {', '.join(lacking[closest])}, which this has not"
+    config = decoder_config(base)
+    if config.model_type in FAMILIES:
+        return family_of(config)
+    identity = _identity(base, config)
+    if identity not in _recognized:
+        _recognized[identity] = _by_trial(base, config.model_type)
+    return _recognized[identity]
+
+
+def _identity(base: PreTrainedModel, config: Any) -> str:
+    values = config.to_dict()
+    for name in ("_name_or_path", "transformers_version", "dtype", "quantization_config", "use_cache"):
+        values.pop(name, None)
+    return json.dumps([type(base.get_decoder()).__qualname__, values], sort_keys=True, default=str)
+
+
+def _by_trial(base: PreTrainedModel, kind: str) -> Family:
+    lacking = {family: _missing(base, family) for family in KNOWN}
+    alike = [family for family in KNOWN if not lacking[family]]
+    failures = []
+    small = replica(base) if alike else None
+    for family in alike:
+        for variant in _variants(family):
+            failure = _failure(small, variant)
+            if failure is None:
+                return replace(variant, model_types=(kind,))
+            failures.append((failure, family.model_types[0]))
+    if failures:
+        failure, name = min(failures, key=lambda pair: pair[0] != MISFIT)
+        why = f"its parts are named as {name}'s but {failure}"
     else:
-        why = f"its parts are named as {closest}'s but act otherwise"
+        closest = min(KNOWN, key=lambda family: len(lacking[family]) / len(_paths(family)))
+        why = f"the closest, {closest.model_types[0]}, has {', '.join(lacking[closest])}, which this has not"
     raise OtterError(
         f"architecture {kind!r} is not known and no known family fits: {why} (see docs/families.md to add it)"
     )
 
 
-def _missing(base: PreTrainedModel, family: Family) -> list[str]:
-    """The family's parts that the base lacks."""
-    decoder = base.get_decoder()
-    top = ("layers", "embedding", "final_norm", "rotary")
-    missing = [path for name in top if (path := getattr(family, name)) and part_of(decoder, path) is None]
-    if family.layers in missing:
-        return missing
-    optional = ("query_norm", "key_norm")
-    block = decoder.get_submodule(family.layers)[0]
-    for field in fields(family):
-        value = getattr(family, field.name)
-        if field.name in top or field.name in optional or field.name not in _PATHS or value is None:
-            continue
-        missing += [path for path in ([value] if isinstance(value, str) else value) if part_of(block, path) is None]
-    return missing
-
-
-_PATHS = (
+_TOP = ("layers", "embedding", "final_norm", "rotary")
+_BLOCK = (
     *("attention", "query_key_value", "attention_output", "ffn", "gate_up", "down"),
     *("attention_norm", "ffn_norm", "attention_post_norm", "ffn_post_norm"),
 )
+
+
+def _paths(family: Family) -> list[tuple[bool, str]]:
+    """The family's parts: whether each is a part of a block, and where it is."""
+    found = []
+    for field in fields(family):
+        value = getattr(family, field.name)
+        if field.name in (*_TOP, *_BLOCK) and value is not None:
+            found += [(field.name in _BLOCK, path) for path in ([value] if isinstance(value, str) else value)]
+    return found
+
+
+def _missing(base: PreTrainedModel, family: Family) -> list[str]:
+    """The family's parts that the base, or one of its blocks, lacks."""
+    decoder: Any = base.get_decoder()
+    blocks: Any = part_of(decoder, family.layers) or ()
+    return [
+        path
+        for in_block, path in _paths(family)
+        if (
+            (not len(blocks) or any(part_of(block, path) is None for block in blocks))
+            if in_block
+            else part_of(decoder, path) is None
+        )
+    ]
 
 
 def _variants(family: Family) -> Iterator[Family]:
@@ -83,25 +113,30 @@ def _variants(family: Family) -> Iterator[Family]:
         yield replace(family, parallel=parallel, centred=centred, norm_offset=offset)
 
 
+MISFIT = "act otherwise"
+
+
 @torch.no_grad()
-def _carries_the_state(base: PreTrainedModel, family: Family) -> bool:
-    """Whether a copied stream goes through the base as the base's own first channels do, and leaves its logits."""
+def _failure(base: Any, family: Family) -> str | None:
+    """Why the facts do not hold: a copied stream does not go through the base as its own first channels do, or changes
+    what it computes. None where they hold."""
     config = OtterConfig(hidden_size=CHANNELS, num_attention_heads=1, intermediate_size=1)
     device = device_of(base.get_input_embeddings())
     ids = torch.arange(1, TOKENS + 1, device=device)[None]
     try:
         stream = InsertedStream(config, base, family, base.dtype, device)
         initialize(stream, config, base, family)
-        plain = base(ids, use_cache=False).logits
+        plain = base(ids, use_cache=False)[0]
         taps = Taps(base, family, stream.widths.layers)
-        seen = StreamPass(stream, base.config.num_hidden_layers, ())
+        seen = StreamPass(stream, stream.widths.depth, ())
         with taps.visit(seen):
-            logits = base(ids, use_cache=False).logits
+            output = base(ids, use_cache=False)[0]
         taps.remove()
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError, OtterError):
-        return False  # a part of this name is another kind of part
-    if seen.state is None or not torch.equal(plain, logits):
-        return False
-    width = base.config.hidden_size
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError, OtterError) as error:
+        return f"cannot be read so ({reason(error)})"  # a part of this name is another kind of part
+    if seen.state is None or not torch.equal(plain, output):
+        return MISFIT
+    width = stream.widths.base
     ours, theirs = seen.state[..., width:].float(), seen.state[..., :CHANNELS].float()
-    return bool((ours - theirs).abs().max() <= TOLERANCE * seen.state.abs().max())
+    same = ours.shape == theirs.shape and (ours - theirs).abs().max() <= TOLERANCE * seen.state.abs().max()
+    return None if same else MISFIT

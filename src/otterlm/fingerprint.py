@@ -1,34 +1,85 @@
-"""Recognises the base an adapter was trained on, whatever its dtype or quantisation: a few sampled weights, not a
-hash."""
+"""Recognises the base an adapter was trained on, whatever its dtype, quantisation or padding rows: a few sampled
+weights, not a hash."""
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from otterlm.families import family_of
+from otterlm.detection import recognize
 from otterlm.families.parts import weight_of
 
-SAMPLES = 32
+SAMPLES, ROWS = 32, 24
+"""Values of the last norm, and rows of the embedding table of which one value each is read."""
 TOLERANCE = 0.02
 """Relative; rounding to bf16 moves a weight by at most 0.004."""
+FORMER = 2 * SAMPLES
+"""How many values fingerprints had whose positions depended on the number of rows; there are now fewer."""
 
 
 @torch.no_grad()
 def fingerprint(base: PreTrainedModel) -> tuple[float, ...]:
-    """Evenly spaced values of the embedding table and of the last norm, which quantisation leaves alone."""
-    family, decoder = family_of(base.config), base.get_decoder()
-    parts: list[Tensor] = []
-    for path in (family.embedding, family.final_norm):
-        weight = weight_of(decoder.get_submodule(path)).flatten()
-        # A whole number of steps that shares no factor with powers of two, so that columns vary too.
-        index = torch.arange(SAMPLES, device=weight.device) * max(1, weight.numel() // SAMPLES - 1)
-        parts.append(weight[index % weight.numel()])
+    """Values of the last norm and of the first rows of the embedding table, which quantisation leaves alone.
+
+    Where they lie does not depend on how many rows there are: tables are padded, and get rows for new tokens.
+    """
+    embedding, norm = _parts(base)
+    row = torch.arange(ROWS) * torch.arange(1, ROWS + 1) // 2  # 0, 1, 3, 6, ...: denser where every table has rows
+    row = row[row < embedding.shape[0]].to(embedding.device)
+    values = embedding[row, (row * 7919) % embedding.shape[1]]
+    return _numbers(norm[_spread(norm.numel(), norm.device)], values)
+
+
+@torch.no_grad()
+def same_base(base: PreTrainedModel, expected: tuple[float, ...]) -> bool:
+    """Whether a fingerprint is of this base, as it was or with more or fewer rows in its embedding table."""
+    if len(expected) == FORMER:
+        return _same_former(base, torch.tensor(expected))
+    actual = torch.tensor(fingerprint(base))
+    shared = min(len(expected), len(actual))
+    return len(expected) <= SAMPLES + ROWS and bool(_close(torch.tensor(expected)[:shared], actual[:shared]).all())
+
+
+def _same_former(base: PreTrainedModel, expected: Tensor) -> bool:
+    """The same for values at positions that were spread over a table of as many rows as there were then.
+
+    That number was not kept, so all that could be are tried: up to twice as many as there are, of which the first half
+    of the positions can still be looked at.
+    """
+    embedding, norm = _parts(base)
+    values = norm[_spread(norm.numel(), norm.device)].float().cpu()
+    table, width = embedding.flatten(), embedding.shape[1]
+    if not _close(expected[SAMPLES:], values).all() or not _close(expected[:1], table[:1].float().cpu()).all():
+        return False
+    likely = torch.tensor([embedding.shape[0]])
+    others = torch.arange(1, 2 * embedding.shape[0] + 1)
+    for rows in (likely, *others.split(1 << 14)):
+        position = torch.arange(SAMPLES) * (rows[:, None] * width // SAMPLES - 1).clamp_min(1)
+        position = position % (rows[:, None] * width)  # [N, SAMPLES]
+        there = position < table.numel()
+        read = table[position.where(there, 0).to(table.device)].float().cpu()
+        if (_close(expected[:SAMPLES], read) | ~there).all(dim=-1).any():
+            return True
+    return False
+
+
+def _parts(base: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    """The embedding table, `[V, d]`, and the last norm's weight, `[d]`, or nothing where it has none."""
+    family, decoder = recognize(base), base.get_decoder()
+    table, norm = weight_of(decoder.get_submodule(family.embedding)), decoder.get_submodule(family.final_norm)
+    if getattr(norm, "weight", None) is None:
+        return table, table.new_empty(0)
+    return table, weight_of(norm)
+
+
+def _spread(length: int, device: torch.device) -> Tensor:
+    """Evenly spaced positions; of nothing none."""
+    steps = torch.arange(SAMPLES, device=device) * max(1, length // SAMPLES - 1)
+    return steps % length if length else steps[:0]
+
+
+def _numbers(*parts: Tensor) -> tuple[float, ...]:
     return tuple(float(f"{value:.5g}") for value in torch.cat([part.float().cpu() for part in parts]).tolist())
 
 
-def same_base(expected: tuple[float, ...], actual: tuple[float, ...]) -> bool:
-    """Whether two fingerprints are of one base."""
-    if len(expected) != len(actual):
-        return False
-    left, right = torch.tensor(expected), torch.tensor(actual)
-    return bool(((left - right).abs() <= TOLERANCE * left.abs() + 1e-6).all())
+def _close(expected: Tensor, actual: Tensor) -> Tensor:
+    return (expected - actual).abs() <= TOLERANCE * expected.abs() + 1e-6

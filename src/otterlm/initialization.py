@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from otterlm.config import OtterConfig
 from otterlm.families import Family
-from otterlm.families.parts import gate_up, matrix, query_key_value
+from otterlm.families.parts import decoder_config, gate_up, matrix, query_key_value, weight_of
 from otterlm.stream import HeadNorm, InsertedLayer, InsertedNorm, InsertedStream, Widths
 
 
@@ -40,11 +40,31 @@ def initialize(stream: InsertedStream, config: OtterConfig, base: PreTrainedMode
         _copy_slices(stream, base, family)
 
 
+@torch.no_grad()
+def fit_table(stream: InsertedStream, base: PreTrainedModel, family: Family) -> None:
+    """Gives the stream's table, where it has one, a row for each token that the base has now.
+
+    Rows for tokens that it does not know yet start as slices of the base's.
+    """
+    rows = decoder_config(base).vocab_size
+    if stream.table is not None and stream.table.num_embeddings != rows:
+        former = stream.table.weight
+        stream.resize_table(rows)
+        stream.table.weight.copy_(_embedding_slice(stream, base, family))
+        kept = min(rows, len(former))
+        stream.table.weight[:kept] = former[:kept]
+
+
+def _embedding_slice(stream: InsertedStream, base: PreTrainedModel, family: Family) -> Tensor:
+    embedding: Any = base.get_decoder().get_submodule(family.embedding)
+    rows = decoder_config(base).vocab_size
+    return weight_of(embedding)[:rows, : stream.widths.inserted] * getattr(embedding, "embed_scale", 1)
+
+
 def _copy_slices(stream: InsertedStream, base: PreTrainedModel, family: Family) -> None:
     decoder, width = base.get_decoder(), stream.widths.inserted
     if stream.table is not None:
-        embedding: Any = decoder.get_submodule(family.embedding)
-        stream.table.weight.copy_(embedding.weight[:, :width] * getattr(embedding, "embed_scale", 1))
+        stream.table.weight.copy_(_embedding_slice(stream, base, family))
     if stream.projection is not None:
         stream.projection.weight.copy_(torch.eye(width, stream.widths.base))
     for index, layer in stream.layers.items():

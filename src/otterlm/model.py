@@ -1,9 +1,10 @@
 """OtterModel: a frozen base with one or more adapters, each an inserted stream and the signal read from it."""
 
 import functools
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+import inspect
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -12,41 +13,24 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.utils import ModelOutput
 
 from otterlm import adapter_files
+from otterlm.adapter import Adapter
+from otterlm.causal import check_causal
 from otterlm.config import OtterConfig
 from otterlm.detection import recognize
 from otterlm.errors import OtterError
-from otterlm.families import Family
-from otterlm.families.parts import device_of, weight_of
+from otterlm.families.parts import decoder_config, weight_of
 from otterlm.fingerprint import fingerprint, same_base
-from otterlm.initialization import initialize
-from otterlm.signals import head_class
-from otterlm.signals.base import NOTHING, Capability, Signal, describe
-from otterlm.stream import InsertedStream, StreamPass
-from otterlm.taps import LayerTaps, Taps, Visitor
+from otterlm.initialization import fit_table, initialize
+from otterlm.named import NamedAdapters
+from otterlm.passes import Passes as _Passes
+from otterlm.signals.base import Signal
+from otterlm.stream import StreamPass
+from otterlm.taps import Visitor
 
 
-class Adapter(nn.Module):
-    """An inserted stream and its head."""
-
-    def __init__(self, config: OtterConfig, base: PreTrainedModel, family: Family, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.config = config
-        device = device_of(base.get_input_embeddings())
-        self.stream = InsertedStream(config, base, family, dtype, device)
-        widths = self.stream.widths
-        head = head_class(config.signal)
-        self.head = head(config.signal, widths.base + widths.inserted, widths.base, dtype=dtype, device=device)
-
-    def extra_parameters(self, vocabulary_size: int) -> int:
-        """How many numbers it keeps in memory: its parameters, and those derived from them and the unembedding."""
-        inserted = sum(parameter.numel() for parameter in self.parameters())
-        return inserted + self.config.signal.derived_parameters(vocabulary_size)
-
-
-class OtterModel(nn.Module):
+class OtterModel(NamedAdapters):
     """A causal language model whose forward pass also gives signals.
 
     `output.logits` is the base's, bit for bit; `output.signals[name]` is what adapter `name` predicts. Everything else
@@ -70,12 +54,9 @@ class OtterModel(nn.Module):
         adapter_name: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        self.base_model = base_model.requires_grad_(False).eval()
-        self.family = recognize(base_model)
-        self.adapters = nn.ModuleDict()
-        self._taps = Taps(base_model, self.family, ())
-        self._thread = _ThreadState()
+        check_causal(base_model)
+        family = recognize(base_model)
+        super().__init__(base_model, family)
         if config is not None:
             self.add_adapter(config, adapter_name, dtype)
 
@@ -121,7 +102,7 @@ class OtterModel(nn.Module):
         """Inserts a saved adapter and returns its name. Arguments and errors as in `from_pretrained`."""
         folder = adapter_files.locate(adapter)
         config = adapter_files.read_config(folder)
-        if config.base_fingerprint and not same_base(config.base_fingerprint, fingerprint(self.base_model)):
+        if config.base_fingerprint and not same_base(self.base_model, config.base_fingerprint):
             raise OtterError(
                 f"{adapter} was trained on another base ({config.base_model_name_or_path}); "
                 "its weights mean nothing here"
@@ -150,108 +131,82 @@ class OtterModel(nn.Module):
         """
         name = self._new_name(adapter_name or config.signal.type)
         adapter = Adapter(config, self.base_model, self.family, dtype or self.base_model.dtype)
-        adapter_files.fill(weights, adapter, self.base_model.config.vocab_size, prefix)
+        adapter.stream.resize_table(adapter_files.rows(weights, f"{prefix}stream.table.weight"))
+        adapter_files.fill(weights, adapter, decoder_config(self.base_model).vocab_size, prefix)
+        fit_table(adapter.stream, self.base_model, self.family)
         self._insert(name, adapter)
-        return name
-
-    @property
-    def _adapters(self) -> dict[str, Adapter]:
-        return {name: module for name, module in self.adapters.items() if isinstance(module, Adapter)}
-
-    def _new_name(self, name: str) -> str:
-        if name in self.adapters:
-            raise OtterError(f"there is already an adapter named {name!r}: give adapter_name")
-        if not name.isidentifier() or hasattr(self.adapters, name):
-            raise OtterError(f"an adapter cannot be named {name!r}: choose another identifier")
         return name
 
     def _insert(self, name: str, adapter: Adapter) -> None:
         self.adapters[name] = adapter.train(self.training)
-        self._taps.remove()
-        self._taps = Taps(self.base_model, self.family, self.watched_layers)
-
-    @property
-    def watched_layers(self) -> tuple[int, ...]:
-        """The blocks that one adapter or another widens."""
-        return tuple(sorted({layer for a in self._adapters.values() for layer in a.stream.widths.layers}))
+        self.watch()
 
     def save_pretrained(
         self,
-        folder: str | Path,
+        save_directory: str | Path,
         adapter_name: str | None = None,
         card: str | None = None,
         dtype: torch.dtype | None = None,
+        is_main_process: bool = True,
     ) -> None:
         """Writes an adapter: `adapter_config.json`, `adapter_model.safetensors` (inserted tensors only), `README.md`.
 
         Args:
-            folder: created if need be.
+            save_directory: created if need be.
             adapter_name: which; may be left out where there is one.
             card: text of the README, after a line of metadata; a short one is made by default.
-            dtype: of the file's tensors; as they are by default.
+            dtype: of the file's tensors; as they are by default, and float32 of a float64 adapter.
+            is_main_process: whether this process is the one of several that writes.
 
         Raises:
             OtterError: it cannot be written (what was there before stays).
         """
+        if not is_main_process:
+            return
         adapter = self.adapter(adapter_name)
         config = replace(
             adapter.config,
             base_model_name_or_path=adapter.config.base_model_name_or_path or self.base_model.config._name_or_path,
             base_fingerprint=fingerprint(self.base_model),
         )
-        adapter_files.write(Path(folder), config, adapter.state_dict(), card, dtype)
+        adapter_files.write(Path(save_directory), config, adapter.state_dict(), card, dtype)
 
-    def adapter(self, name: str | None = None) -> Adapter:
-        """An adapter by name; without one, the only adapter. Errors as for `adapter_name`."""
-        return self._adapters[self.adapter_name(name)]
-
-    def adapter_name(self, name: str | None = None, needs: Capability = NOTHING) -> str:
-        """Returns the name of the adapter that is meant.
+    def push_to_hub(
+        self,
+        repo_id: str,
+        adapter_name: str | None = None,
+        card: str | None = None,
+        dtype: torch.dtype | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Uploads an adapter's folder to the hub.
 
         Args:
-            name: its name; None: the only one that can do what is needed.
-            needs: what its signal must be able to do.
+            repo_id: `OWNER/NAME`; created if need be.
+            adapter_name, card, dtype: as for `save_pretrained`.
+            kwargs: `private`, `token`, and those of `huggingface_hub.HfApi.upload_folder`, such as `commit_message`,
+                `revision` or `create_pr`.
+
+        Returns:
+            What `upload_folder` returns.
 
         Raises:
-            OtterError: there is none of this name, its signal cannot do what is needed, or no name was given and there
-                are several.
+            OtterError: it cannot be uploaded.
         """
-        signals = {name: adapter.config.signal for name, adapter in self._adapters.items()}
-        fitting = [name for name, signal in signals.items() if needs in signal.capabilities]
-        if name is None and len(fitting) == 1:
-            return fitting[0]
-        if name is None or name not in signals:
-            what = "name an adapter" if fitting else f"no adapter {describe(needs)}"
-            what = what if name is None else f"unknown signal {name!r}"
-            raise OtterError(f"{what}; there are: {', '.join(self.adapters) or 'none'}")
-        if name not in fitting:
-            raise OtterError(f"adapter {name!r} ({signals[name].type}) is not one that {describe(needs)}")
-        return name
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, adapter_name, card, dtype)
+            return adapter_files.upload(folder, repo_id, **kwargs)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As the base's; an adapter's table gets rows for new tokens that start as slices of the base's."""
+        embedding = self.base_model.resize_token_embeddings(*args, **kwargs)
+        self.base_model.requires_grad_(False)
+        for adapter in self._adapters.values():
+            fit_table(adapter.stream, self.base_model, self.family)
+        self.watch()
+        return embedding
 
     # -- running -------------------------------------------------------------------------------------------------
-
-    @property
-    def active_adapters(self) -> list[str]:
-        """Names of the adapters that run with the base, in this thread."""
-        chosen = self._thread.chosen
-        return [name for name in self.adapters if chosen is None or name in chosen]
-
-    @contextmanager
-    def disable_adapter(self) -> Iterator[None]:
-        """Inside the block, in this thread, the base runs alone."""
-        with self.use_adapters(()):
-            yield
-
-    @contextmanager
-    def use_adapters(self, names: Sequence[str]) -> Iterator[None]:
-        """Inside the block, in this thread, only these adapters run."""
-        for name in names:
-            self.adapter(name)
-        outer, self._thread.chosen = self._thread.chosen, tuple(names)
-        try:
-            yield
-        finally:
-            self._thread.chosen = outer
 
     def forward(self, *args: Any, **kwargs: Any) -> CausalLMOutputWithPast:
         """One pass of the base; takes and returns what the base does, with `signals` on the output.
@@ -290,7 +245,7 @@ class OtterModel(nn.Module):
     def stream_passes(self, names: Sequence[str]) -> dict[str, StreamPass]:
         """Streams of the named adapters, ready to be shown one forward pass of the base."""
         # An adapter that is off keeps its place in the cache.
-        owners = [*range(self.base_model.config.num_hidden_layers)]
+        owners = [*range(decoder_config(self.base_model).num_hidden_layers)]
         first = {}
         for name, adapter in self._adapters.items():
             first[name] = len(owners)
@@ -311,67 +266,14 @@ class OtterModel(nn.Module):
         """A context in which the base's passes, in this thread, are shown to `visitor` rather than to the adapters."""
         return self._taps.visit(visitor)
 
-    # -- as PEFT and Transformers users expect ---------------------------------------------------------------------
 
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "base_model":
-                raise
-            return getattr(self.base_model, name)
-
-    def train(self, mode: bool = True) -> Self:
-        """Training mode for the adapters; the frozen base stays in evaluation mode."""
-        super().train(mode)
-        self.base_model.eval()
-        return self
-
-    def get_nb_trainable_parameters(self) -> tuple[int, int]:
-        """Inserted parameters that are trained, and all parameters."""
-        trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
-        return trainable, sum(p.numel() for p in self.parameters())
-
-    def print_trainable_parameters(self) -> None:
-        """Prints `get_nb_trainable_parameters` and the share."""
-        trainable, total = self.get_nb_trainable_parameters()
-        print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f}")
-
-
-class _Passes(Visitor):
-    """Shows the base's passes to the streams of the adapters that are on, and keeps their signals."""
-
-    def __init__(self, model: OtterModel) -> None:
-        self._model = model
-        self._streams: dict[str, StreamPass] | None = None
-
-    def _begin(self) -> dict[str, StreamPass]:
-        self._streams = self._model.stream_passes(self._model.active_adapters)
-        return self._streams
-
-    def tokens(self, input_ids: Tensor) -> None:
-        for stream in self._begin().values():
-            stream.tokens(input_ids)
-
-    def layer(self, index: int, taps: LayerTaps) -> None:
-        streams = self._begin() if self._streams is None else self._streams
-        for stream in streams.values():
-            stream.layer(index, taps)
-
-    def final(self, hidden: Tensor, normed: Tensor) -> None:
-        streams, self._streams = self._streams or {}, None
-        for stream in streams.values():
-            stream.final(hidden, normed)
-        self._model.read_signals({name: stream.state for name, stream in streams.items() if stream.state is not None})
-
-    def output(self, output: Any) -> None:
-        if isinstance(output, ModelOutput):
-            output.signals = self._model.signals
-
-
-class _ThreadState(threading.local):
-    """What each thread is doing with the model, so that two do not mix."""
-
-    def __init__(self) -> None:
-        self.chosen: tuple[str, ...] | None = None
-        self.signals: dict[str, Signal] = {}
+_INPUTS = ("input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds", "labels", "use_cache")
+# Trainer keeps the columns of a dataset that are named here, and knows by `labels` that there is a loss.
+OtterModel.forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+    [
+        inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD),
+        inspect.Parameter(_INPUTS[0], inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None),
+        *(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in _INPUTS[1:]),
+        inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD),
+    ]
+)

@@ -1,15 +1,18 @@
 """What an adapter costs, from configurations alone: the models are built on the meta device, nothing is loaded."""
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
+from otterlm.adapter import Adapter
+from otterlm.causal import check_causal
 from otterlm.config import OtterConfig
-from otterlm.families import family_of
-from otterlm.model import Adapter
+from otterlm.detection import recognize
+from otterlm.errors import OtterError, reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +55,18 @@ def plan(
     """Costs of an adapter on a base.
 
     Raises:
-        OtterError: the architecture is not known, or the adapter does not fit it.
+        OtterError: the architecture is neither known nor recognised, or the adapter does not fit it.
     """
+    base = _without_weights(base_config, dtype)
+    check_causal(base)
+    family = recognize(base)
     with torch.device("meta"):
-        base = AutoModelForCausalLM.from_config(base_config, dtype=dtype)
-        adapter = Adapter(config, base, family_of(base_config), dtype)
+        adapter = Adapter(config, base, family, dtype)
     widths, size = adapter.stream.widths, dtype.itemsize
     vocabulary = base.get_output_embeddings().weight.shape[0]
     derived = config.signal.derived_parameters(vocabulary)
     base_parameters, inserted = _count(base), _count(adapter)
-    layers = base_config.num_hidden_layers
+    layers = widths.depth
     base_attention = 4 * context * layers * widths.base_heads * widths.base_head_dim
     extra_attention = 4 * context * len(widths.layers) * widths.heads * widths.head_dim
     # The unembedding is a product with every token; the embedding is a look-up.
@@ -80,6 +85,16 @@ def plan(
         context=context,
         dtype=str(dtype).removeprefix("torch."),
     )
+
+
+def _without_weights(config: PretrainedConfig, dtype: torch.dtype) -> Any:
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except Exception as error:
+        raise OtterError(
+            f"no causal language model can be made of this {config.model_type!r}: {reason(error)}"
+        ) from error
 
 
 def _count(module: nn.Module) -> int:

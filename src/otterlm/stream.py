@@ -8,8 +8,10 @@ Shapes: B batch, T tokens, d and d' the widths of the base's state h and the ins
 f and f' FFN units.
 """
 
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +23,7 @@ from otterlm.cache import update_inserted
 from otterlm.config import OtterConfig
 from otterlm.errors import OtterError
 from otterlm.families import Family
-from otterlm.families.parts import activation_of, inputs_of, is_biased, norm_eps, part_of
+from otterlm.families.parts import activation_of, decoder_config, inputs_of, is_biased, norm_eps, part_of
 from otterlm.masks import dense
 from otterlm.rotary import Rotation
 from otterlm.taps import LayerTaps, Visitor
@@ -31,6 +33,7 @@ from otterlm.taps import LayerTaps, Visitor
 class Widths:
     """The sizes of a base and of what is inserted into it."""
 
+    depth: int  # blocks
     base: int  # d
     base_heads: int  # H
     base_kv_heads: int
@@ -50,12 +53,13 @@ class Widths:
         Raises:
             OtterError: what is to be inserted does not fit the base.
         """
-        base = base_model.config
+        base = decoder_config(base_model)
         block = base_model.get_decoder().get_submodule(family.layers)[0]
         head_dim = getattr(base, "head_dim", None) or base.hidden_size // base.num_attention_heads
         layers = config.layers or tuple(range(base.num_hidden_layers))
         kv_heads = base.num_attention_heads if family.kv_heads is None else getattr(base, family.kv_heads)
         widths = cls(
+            depth=base.num_hidden_layers,
             base=base.hidden_size,
             base_heads=base.num_attention_heads,
             base_kv_heads=int(kv_heads or base.num_attention_heads),
@@ -101,14 +105,22 @@ class InsertedNorm(nn.Module):
         self.register_buffer("eps", eps, persistent=False)
         self.centred = centred
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Epsilon moves with the rest but keeps its precision: 1e-6 is not a number of float16."""
+        eps = self.eps
+        super()._apply(fn, recurse)
+        self.eps = eps.to(self.eps.device)
+        return self
+
     def forward(self, inserted: Tensor, hidden: Tensor) -> Tensor:
         """`[B, T, d']`, `[B, T, d]` to `[B, T, d']`."""
+        precision = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         if self.centred:
-            variance, mean = torch.var_mean(hidden.float(), dim=-1, correction=0, keepdim=True)  # [B, T, 1]
+            variance, mean = torch.var_mean(hidden.to(precision), dim=-1, correction=0, keepdim=True)  # [B, T, 1]
             inserted = inserted - mean.to(inserted.dtype)
             shifted = variance + self.eps
         else:
-            norm = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=torch.float32)
+            norm = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=precision)
             shifted = torch.addcmul(self.eps, norm, norm, value=1 / hidden.shape[-1])
         scale = torch.rsqrt(shifted)
         scaled = inserted * scale.to(inserted.dtype) * self.weight
@@ -181,7 +193,7 @@ class InsertedAttention(nn.Module):
         `[B, T, H' * head_dim]`. An engine has its own."""
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))
         if taps.cache is not None:
-            key, value = update_inserted(taps.cache, key, value, place.block, place.layer, place.owners)
+            key, value = update_inserted(taps.cache, key, value, place.block, place.layer, place.owners, place.stream)
         mask, name = taps.mask, self.base_config._attn_implementation
         # SDPA computes the same from the same mask. "eager" is a function of each base's own file, and flex attention
         # has no backward pass on a CPU.
@@ -264,6 +276,9 @@ def _normed(norm: InsertedNorm | None, inserted: Tensor, hidden: Tensor | None) 
     return inserted if norm is None or hidden is None else norm(inserted, hidden)
 
 
+_numbers = itertools.count()
+
+
 class InsertedStream(nn.Module):
     """The whole inserted stream.
 
@@ -285,6 +300,7 @@ class InsertedStream(nn.Module):
         attention: type[InsertedAttention] = InsertedAttention,
     ) -> None:
         super().__init__()
+        self.number = next(_numbers)
         factory = {"dtype": dtype, "device": device}
         decoder = base.get_decoder()
         blocks = decoder.get_submodule(family.layers)
@@ -292,15 +308,22 @@ class InsertedStream(nn.Module):
         self.rotation = family.rotation
         self.table = self.projection = None
         if config.embedding == "table":
-            self.table = nn.Embedding(base.config.vocab_size, widths.inserted, **factory)
+            self.table = nn.Embedding(decoder_config(base).vocab_size, widths.inserted, **factory)
         else:
             self.projection = nn.Linear(widths.base, widths.inserted, bias=False, **factory)
-        activation = activation_of(base.config)
+        activation = activation_of(decoder_config(base))
         self.layers = nn.ModuleDict(
             {str(i): InsertedLayer(widths, blocks[i], family, activation, attention, **factory) for i in widths.layers}
         )
         norm = decoder.get_submodule(family.final_norm)
         self.final_norm = InsertedNorm(widths.inserted, norm, family.centred, **factory)
+
+    def resize_table(self, rows: int | None) -> None:
+        """Puts an uninitialised table of so many rows in place of the one there is; None changes nothing."""
+        if self.table is not None and rows not in (None, self.table.num_embeddings):
+            weight = self.table.weight
+            self.table = nn.Embedding(rows, self.widths.inserted, dtype=weight.dtype, device=weight.device)
+            self.table.weight.requires_grad_(weight.requires_grad)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -315,6 +338,7 @@ class CachePlace:
     block: int
     layer: int
     owners: tuple[int, ...]
+    stream: int
 
 
 class StreamPass(Visitor):
@@ -333,7 +357,8 @@ class StreamPass(Visitor):
         self.stream = stream
         self.state: Tensor | None = None
         self._places = {
-            block: CachePlace(block, first_cache_layer + n, owners) for n, block in enumerate(stream.widths.layers)
+            block: CachePlace(block, first_cache_layer + n, owners, stream.number)
+            for n, block in enumerate(stream.widths.layers)
         }
         self._inserted: Tensor | None = None
         self._table: tuple[Tensor, Tensor] | None = None

@@ -1,14 +1,15 @@
 """Reads a base's intermediates during its own forward pass, by hooks on unmodified modules. Knows no maths of ours.
 
-The hooks are inert until a visitor is set for the running thread, and hold nothing but that slot, so a base that
-carries them is the base, and two threads do not see each other's passes.
+The hooks do nothing until a visitor is set for the running thread, so a base that carries them is the base, and two
+threads do not see each other's passes. A copy of a base, or one that was pickled, carries hooks that never do anything.
 """
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -76,21 +77,23 @@ class Taps:
     """
 
     def __init__(self, base: PreTrainedModel, family: Family, layers: tuple[int, ...]) -> None:
-        self._slot = _Slot()
+        remove_copied_hooks(base)
+        self._slot = slot = _Slot(bool(layers))
         decoder = base.get_decoder()
         handles = [
-            base.register_forward_hook(self._slot.on_output),
-            decoder.get_submodule(family.embedding).register_forward_pre_hook(self._slot.on_tokens),
-            decoder.get_submodule(family.final_norm).register_forward_hook(self._slot.on_final_norm),
+            base.register_forward_hook(_Hook(slot.on_output)),
+            decoder.get_submodule(family.embedding).register_forward_pre_hook(_Hook(slot.on_tokens)),
+            decoder.get_submodule(family.final_norm).register_forward_hook(_Hook(slot.on_final_norm)),
         ]
         for index in layers:
-            handles += _LayerHooks(self._slot, index, family).attach(decoder.get_submodule(family.layers)[index])
+            handles += _LayerHooks(slot, index, family).attach(decoder.get_submodule(family.layers)[index])
         self.remove = weakref.finalize(self, _remove_all, handles)
 
     @contextmanager
     def visit(self, visitor: Visitor) -> Iterator[None]:
         """Shows the passes of this thread inside the block to `visitor`."""
         outer, self._slot.visitor = self._slot.visitor, visitor
+        self._slot.waits = self._slot.watches
         try:
             yield
         finally:
@@ -102,23 +105,47 @@ def _remove_all(handles: list[Any]) -> None:
         handle.remove()
 
 
+class _Hook(partial[None]):
+    """A hook that stays with the base it was made for.
+
+    A copied or pickled one does nothing: it becomes a method of the standard library that takes any arguments and gives
+    None, so that a pickled base can be read without Otter.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (nullcontext(), "__exit__")
+
+
+def remove_copied_hooks(base: nn.Module) -> None:
+    """Removes the hooks that do nothing from a copied base."""
+    for module in base.modules():
+        for hooks, with_kwargs in (
+            (module._forward_hooks, module._forward_hooks_with_kwargs),
+            (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
+        ):
+            for key in [key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), nullcontext)]:
+                del hooks[key]
+                with_kwargs.pop(key, None)
+
+
 class _Slot(threading.local):
     """The visitor of each thread, and what the current block has shown so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, watches: bool) -> None:
         self.visitor: Visitor | None = None
         self.seen: dict[str, Any] = {}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Slot":
-        """A copy of the base carries hooks that nobody listens to."""
-        return _Slot()
+        self.watches = watches
+        self.waits = watches
+        """For a block: some families norm the embeddings with the module of their final norm."""
 
     def on_tokens(self, _: nn.Module, inputs: tuple[Tensor]) -> None:
         if self.visitor is not None:
+            self.waits = self.watches
             self.visitor.tokens(inputs[0])
 
     def on_final_norm(self, _: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        if self.visitor is not None:
+        if self.visitor is not None and not self.waits:
+            self.waits = self.watches
             self.visitor.final(inputs[0], output)
 
     def on_output(self, _: nn.Module, __: tuple[()], output: Any) -> None:
@@ -138,11 +165,11 @@ class _LayerHooks:
         """Hooks the parts of a block; returns the handles."""
         family, part = self._family, block.get_submodule
         handles = [
-            block.register_forward_pre_hook(self.on_enter, with_kwargs=True),
-            part(family.attention).register_forward_pre_hook(self.on_attention, with_kwargs=True),
-            part(family.attention_output).register_forward_pre_hook(self.keeper("heads")),
-            part(family.ffn).register_forward_pre_hook(self.keeper("ffn_input")),
-            block.register_forward_hook(self.on_leave),
+            block.register_forward_pre_hook(_Hook(self.on_enter), with_kwargs=True),
+            part(family.attention).register_forward_pre_hook(_Hook(self.on_attention), with_kwargs=True),
+            part(family.attention_output).register_forward_pre_hook(_Hook(self.on_input, "heads")),
+            part(family.ffn).register_forward_pre_hook(_Hook(self.on_input, "ffn_input")),
+            block.register_forward_hook(_Hook(self.on_leave)),
         ]
         for path, name in (
             (family.down, "units"),
@@ -151,19 +178,15 @@ class _LayerHooks:
             (family.ffn_post_norm, "produced"),
         ):
             if path is not None:
-                handles.append(part(path).register_forward_pre_hook(self.keeper(name)))
+                handles.append(part(path).register_forward_pre_hook(_Hook(self.on_input, name)))
         if family.down is None and family.ffn_post_norm is None:
-            handles.append(part(family.ffn).register_forward_hook(self.on_ffn_output))
+            handles.append(part(family.ffn).register_forward_hook(_Hook(self.on_ffn_output)))
         return handles
 
-    def keeper(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        """A hook that keeps the first input of a part."""
-
-        def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if self._slot.visitor is not None:
-                self._slot.seen[name] = inputs[0]
-
-        return keep
+    def on_input(self, name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """Keeps the first input of a part."""
+        if self._slot.visitor is not None:
+            self._slot.seen[name] = inputs[0]
 
     def on_enter(self, _: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._slot.visitor is not None:
@@ -186,7 +209,7 @@ class _LayerHooks:
         visitor = self._slot.visitor
         if visitor is None:
             return
-        seen, self._slot.seen = self._slot.seen, {}
+        seen, self._slot.seen, self._slot.waits = self._slot.seen, {}, False
         hidden = seen["hidden"]
         # Some families flatten batch and time on the way.
         for name in ("ffn_input", "middle", "units", "produced"):

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from otterlm.config import OtterConfig
 from otterlm.model import OtterModel
 from otterlm.settings import check_settings, setting
-from otterlm.training.continuations import continue_prompts, read_prompts
+from otterlm.training.continuations import continue_prompts
+from otterlm.training.prompts import read_prompts
 from otterlm.training.recipes.common import Run, on_device
 from otterlm.training.rows import Prompt
 from own_signal.objective import UncertaintyObjective

@@ -25,6 +25,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from otterlm import files
@@ -33,6 +34,7 @@ from otterlm.config import OtterConfig
 from otterlm.engines.vllm.channels import choose_channels
 from otterlm.errors import OtterError
 from otterlm.families import FAMILIES
+from otterlm.families.parts import decoder_config
 from otterlm.model import OtterModel
 from otterlm.signals.reward.config import RewardConfig
 from otterlm.training.continuations import end_tokens
@@ -81,7 +83,9 @@ def export(base: str, adapters: Mapping[str, str | Path], out: str | Path) -> No
         "model_type": PREFIX + config["model_type"],
         "architectures": [f"Otter{kind}" for kind in config.get("architectures") or [type(model.base_model).__name__]],
         ADAPTERS: configs,
-        CHANNELS: choose_channels(rewards, _tokenizer(source), config["vocab_size"], end_tokens(model.base_model)),
+        CHANNELS: choose_channels(
+            rewards, _tokenizer(source), decoder_config(model.base_model).vocab_size, end_tokens(model.base_model)
+        ),
     }
     written = {
         "config.json": files.text(json.dumps(config, indent=2, sort_keys=True) + "\n"),
@@ -188,14 +192,29 @@ class _Exported:
 
 
 def register() -> None:
-    """Makes Transformers' auto classes know exported folders of every listed family."""
-    for kind in FAMILIES:
-        if PREFIX + kind in CONFIG_MAPPING:
-            continue
-        base: Any = CONFIG_MAPPING[kind]
-        fields = {"model_type": PREFIX + kind, ADAPTERS: None, CHANNELS: None, "__module__": __name__}
-        config_class: Any = type(f"Otter{base.__name__}", (_Exported, base), fields)
-        # Engines send configurations to other processes by the name of their class.
-        globals()[config_class.__name__] = config_class
-        AutoConfig.register(PREFIX + kind, config_class)
-        AutoModelForCausalLM.register(config_class, _AutoModel(config_class))
+    """Makes Transformers' auto classes know exported folders of every causal language model, listed or not."""
+    for kind in {**FAMILIES, **MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}:
+        if kind in CONFIG_MAPPING and PREFIX + kind not in CONFIG_MAPPING:
+            AutoConfig.register(PREFIX + kind, _config_class(kind) if kind in FAMILIES else _unread(kind))
+
+
+def _unread(kind: str) -> Any:
+    """Stands for the configuration of exported folders of a type until one is read: to make all takes a while."""
+
+    def from_dict(*args: Any, **kwargs: Any) -> Any:
+        made = _config_class(kind)
+        AutoConfig.register(PREFIX + kind, made, exist_ok=True)
+        return made.from_dict(*args, **kwargs)
+
+    return type(f"Otter_{kind}", (), {"__module__": __name__, "from_dict": staticmethod(from_dict)})
+
+
+def _config_class(kind: str) -> Any:
+    """The configuration of exported folders of a type, made known to `AutoModelForCausalLM`."""
+    base: Any = CONFIG_MAPPING[kind]
+    fields = {"model_type": PREFIX + kind, ADAPTERS: None, CHANNELS: None, "__module__": __name__}
+    made: Any = type(f"Otter{base.__name__}", (_Exported, base), fields)
+    # Engines send configurations to other processes by the name of their class.
+    globals()[made.__name__] = made
+    AutoModelForCausalLM.register(made, _AutoModel(made), exist_ok=True)
+    return made

@@ -30,10 +30,10 @@ def register(family: Family) -> None:
 
 
 def family_of(config: PretrainedConfig) -> Family:
-    """The family of a base.
+    """The family of a listed architecture; `otterlm.detection.recognize` knows others, too.
 
     Raises:
-        OtterError: Otter does not know this architecture.
+        OtterError: it is not listed, or a variant that is not supported.
     """
     family = FAMILIES.get(config.model_type)
     if family is None:

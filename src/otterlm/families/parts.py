@@ -18,10 +18,20 @@ def part_of(block: nn.Module, path: str | None) -> nn.Module | None:
     return module
 
 
+def decoder_config(base: Any) -> Any:
+    """The configuration of a base's decoder: its own, or of a model that also sees or hears, the part for text."""
+    return base.config.get_text_config(decoder=True)
+
+
 def weight_of(module: nn.Module) -> Tensor:
-    """A module's weight, also while accelerate keeps it offloaded (then it is read for this one use)."""
-    weight = module.weight
-    assert isinstance(weight, Tensor)
+    """A module's weight, also while accelerate keeps it offloaded (then it is read for this one use).
+
+    Raises:
+        OtterError: it has none.
+    """
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor):
+        raise OtterError(f"the base's {type(module).__name__} has no weight")
     if weight.is_meta and (hook := getattr(module, "_hf_hook", None)) is not None and hook.weights_map is not None:
         return hook.weights_map["weight"].to(hook.execution_device)
     return weight

@@ -5,7 +5,6 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,47 +15,8 @@ from otterlm.files import whole_lines
 from otterlm.fingerprint import fingerprint
 from otterlm.progress import track
 from otterlm.training.packing import Example, encode_prompts
-from otterlm.training.records import read_records
-from otterlm.training.rows import Dialogue, Prompt, parse_dialogue
-
-
-def read_prompts(source: str | Path) -> list[Prompt]:
-    """Prompts as chat turns, each once.
-
-    Args:
-        source: see `otterlm.training.records.read_records`. Of each record `prompt` (a text or chat messages), else
-            `question`, else `text`, else the first of `turns` (as MT-Bench has them), else what precedes the response
-            in `chosen` (of preference pairs).
-
-    Raises:
-        OtterError: it cannot be read, a row has none of the columns, or there are no rows.
-    """
-    prompts: dict[Prompt, None] = {}
-    for number, record in enumerate(read_records(source), start=1):
-        where = f"{source}, row {number}"
-        if not isinstance(record, dict):
-            raise OtterError(f"{where}: expected an object with named columns, found {type(record).__name__}")
-        column = next((name for name in ("prompt", "question", "text", "turns", "chosen") if record.get(name)), None)
-        if column is None:
-            raise OtterError(f"{where}: no column prompt, question, text, turns or chosen")
-        prompts[_turns(record[column], column, where)] = None
-    if not prompts:
-        raise OtterError(f"{source} holds no prompts")
-    return list(prompts)
-
-
-def _turns(value: Any, column: str, where: str) -> Prompt:
-    if column == "chosen":
-        dialogue: Dialogue = parse_dialogue(value, where)
-        return dialogue.prompt or (("user", dialogue.response),)
-    if column == "turns" and isinstance(value, list):
-        value = value[0]
-    if isinstance(value, str):
-        return (("user", value),)
-    try:
-        return tuple((str(turn["role"]), str(turn["content"])) for turn in value)
-    except (TypeError, KeyError):
-        raise OtterError(f"{where}: {column} must be a text or chat messages with role and content") from None
+from otterlm.training.prompts import read_prompts as read_prompts
+from otterlm.training.rows import Prompt
 
 
 @torch.no_grad()

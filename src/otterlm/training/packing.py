@@ -12,7 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from otterlm.errors import OtterError
 from otterlm.masks import SHARED, branch_mask
 from otterlm.settings import setting
-from otterlm.training.rows import Dialogue, PairRow, Prompt, Row
+from otterlm.training.chat import chat_tokens, plain_tokens, raw_content, split_rendered, without_end
+from otterlm.training.conversations import Dialogue, Prompt, clean
+from otterlm.training.rows import PairRow, Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,43 +86,57 @@ class Batch:
 
 
 def dialogue_tokens(
-    dialogue: Dialogue, tokenizer: PreTrainedTokenizerBase, limits: Limits
+    dialogue: Dialogue, tokenizer: PreTrainedTokenizerBase, limits: Limits, where: str = "the dialogue"
 ) -> tuple[list[int], list[int]]:
     """The tokens of a prompt and of its response, apart, as generation would see them.
 
-    Uses the tokenizer's chat template; without one, the HH format. The response ends with the end-of-sequence token
-    unless it was cut.
+    Uses the tokenizer's chat template; without one, the HH format. A raw text that the chat template wrote is the
+    dialogue it shows. The response ends with the end-of-sequence token, once, unless it was cut. Special tokens that
+    somebody says are plain text.
 
     Returns:
         The last `limits.prompt` tokens of the prompt and the first `limits.response` of the response.
+
+    Raises:
+        OtterError: the chat template refuses the prompt; the message begins with `where`.
     """
-    prompt = prompt_tokens(dialogue.prompt, tokenizer)
-    plain = dialogue.prompt is None or tokenizer.chat_template
-    text = dialogue.response if plain else f" {dialogue.response}"
-    response = tokenizer.encode(text, add_special_tokens=False)
+    rendered = split_rendered(dialogue.response, tokenizer) if dialogue.prompt is None else None
+    if rendered is not None:
+        prompt, text = tokenizer.encode(rendered[0], add_special_tokens=False), rendered[1]
+    elif dialogue.prompt is None:
+        prompt, text = prompt_tokens(None, tokenizer), raw_content(dialogue.response, tokenizer)
+    else:
+        prompt, text = prompt_tokens(dialogue.prompt, tokenizer, where), without_end(dialogue.response, tokenizer)
+        text = text if tokenizer.chat_template else f" {text}"
+    response = plain_tokens(text, tokenizer, where)
     if tokenizer.eos_token_id is not None:
         response.append(tokenizer.eos_token_id)
     return prompt[-limits.prompt :], response[: limits.response]
 
 
-def prompt_tokens(prompt: Prompt | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def prompt_tokens(prompt: Prompt | None, tokenizer: PreTrainedTokenizerBase, where: str = "the prompt") -> list[int]:
     """The tokens of a prompt given as (role, content) turns, up to where the assistant begins to speak.
 
     None, a raw text without a dialogue, is the beginning-of-sequence token (or nothing, where there is none).
+
+    Raises:
+        OtterError: the chat template refuses the prompt; the message begins with `where`.
     """
     if prompt is None:
         return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    said = ((role, clean(text, where)) for role, text in prompt)
+    turns = [(role, without_end(text, tokenizer) if role == "assistant" else text) for role, text in said]
     if tokenizer.chat_template:
-        messages = [{"role": role, "content": content} for role, content in prompt]
-        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        return chat_tokens(turns, tokenizer, where)
     names = {"user": "Human", "assistant": "Assistant", "system": "System"}
-    text = "".join(f"\n\n{names.get(role, role)}: {content}" for role, content in prompt) + "\n\nAssistant:"
-    return tokenizer.encode(text)
+    text = "".join(f"\n\n{names.get(role, role)}: {content}" for role, content in turns) + "\n\nAssistant:"
+    return plain_tokens(text, tokenizer, where, add_special_tokens=True)
 
 
 def encode_prompts(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> list[list[int]]:
     """The last `max_tokens` of each prompt's `prompt_tokens`."""
-    return [prompt_tokens(prompt, tokenizer)[-max_tokens:] for prompt in prompts]
+    names = (getattr(prompt, "where", f"prompt {number}") for number, prompt in enumerate(prompts, start=1))
+    return [prompt_tokens(prompt, tokenizer, where)[-max_tokens:] for prompt, where in zip(prompts, names, strict=True)]
 
 
 def tokenize(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limits: Limits) -> list[Example]:
@@ -139,12 +155,12 @@ def tokenize(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limits: Li
 
 def _tokenize_row(index: int, row: Row, tokenizer: PreTrainedTokenizerBase, limits: Limits) -> Example | None:
     if not isinstance(row, PairRow):
-        prompt, response = dialogue_tokens(row.text, tokenizer, limits)
+        prompt, response = dialogue_tokens(row.text, tokenizer, limits, row.where)
         if not response:
             return None
         return Example(index, tuple(prompt), (tuple(response),), row.score)
-    prompt, chosen = dialogue_tokens(row.chosen, tokenizer, limits)
-    other_prompt, rejected = dialogue_tokens(row.rejected, tokenizer, limits)
+    prompt, chosen = dialogue_tokens(row.chosen, tokenizer, limits, row.where)
+    other_prompt, rejected = dialogue_tokens(row.rejected, tokenizer, limits, row.where)
     if (chosen == rejected and prompt == other_prompt) or not chosen or not rejected:
         return None
     first, second = prompt + chosen, other_prompt + rejected

@@ -1,146 +1,136 @@
 """Preference pairs and scored texts out of records, checked row by row."""
 
+import math
 import random
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 from otterlm.errors import OtterError
-from otterlm.training.records import read_records
+from otterlm.training.context import CONVERSATIONS, join, read_context
+from otterlm.training.conversations import Dialogue as Dialogue  # these three are part of this module's face
+from otterlm.training.conversations import Prompt as Prompt
+from otterlm.training.conversations import Turn, clean, is_given, read_turns, starts_with_turn
+from otterlm.training.conversations import parse_dialogue as parse_dialogue
+from otterlm.training.records import Records, numbered_records, source_name
 
-Message = dict[str, str]
-"""A chat message, `{"role": "user" | "assistant" | "system", "content": ...}`."""
-
-Prompt = tuple[tuple[str, str], ...]
-"""The (role, content) turns before a response."""
-
-
-@dataclass(frozen=True, slots=True)
-class Dialogue:
-    """A prompt and the response that is judged.
-
-    `prompt` holds the chat messages before the response; None means a raw text with no dialogue in it.
-    """
-
-    prompt: Prompt | None
-    response: str
+TEXTS = ("text", "response", "completion")
+"""The columns that can hold a scored text; else one of `CONVERSATIONS`."""
 
 
 @dataclass(frozen=True, slots=True)
 class PairRow:
-    """Of two responses, `chosen` is the better one."""
+    """Of two responses, `chosen` is the better one. `where` is what errors call the row."""
 
     chosen: Dialogue
     rejected: Dialogue
+    where: str = field(default="a pair", compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredRow:
-    """A response with a score given to it (any real number)."""
+    """A response with a score given to it (any real number). `where` is what errors call the row."""
 
     text: Dialogue
     score: float
+    where: str = field(default="a scored text", compare=False, repr=False)
 
 
 Row = PairRow | ScoredRow
 
 
-def read_rows(source: str | Path, split: str = "train") -> list[Row]:
+def read_rows(source: Records, split: str = "train") -> list[Row]:
     """Reads preference pairs or scored texts.
 
     Args:
-        source: a local `.json`, `.jsonl` or `.csv` file (also with `.gz`), or the name of a dataset on the hub.
-        split: which split of a hub dataset.
+        source: see `otterlm.training.records.read_records`.
+        split: which split, where there are several.
 
     Returns:
-        One row per record: `PairRow` where it has `chosen` and `rejected` (and perhaps `prompt`), `ScoredRow` where it
-            has
-        `text` and `score`. Texts are dialogues in the HH format ("\\n\\nHuman: ...\\n\\nAssistant: ..."), lists of
-        chat messages, or plain strings.
+        One row a record: `PairRow` where it has `chosen` and `rejected`, `ScoredRow` where it has one of `TEXTS` (or of
+        `CONVERSATIONS`) and `score`. They hold conversations (see `otterlm.training.conversations.read_turns`),
+        responses to what other columns hold (see `otterlm.training.context.read_context`), or raw texts.
 
     Raises:
-        OtterError: the file is missing, empty, not what its name says, or a row lacks a column; the row is named.
+        OtterError: the source cannot be read or is empty, or a row cannot be read; the row is named.
     """
-    records = enumerate(read_records(source, split), start=1)
-    rows = [_parse_row(record, f"{source}, row {number}") for number, record in records]
+    rows = [parse_row(record, where) for where, record in numbered_records(source, split)]
     if not rows:
-        raise OtterError(f"{source} holds no rows; expected columns chosen and rejected, or text and score")
+        raise OtterError(
+            f"{source_name(source)} holds no rows; expected columns chosen and rejected, or text and score"
+        )
     return rows
 
 
-def _parse_row(record: Any, where: str) -> Row:
-    if not isinstance(record, Mapping):
-        raise OtterError(f"{where}: expected an object with named columns, found {type(record).__name__}")
-    if "chosen" in record or "rejected" in record:
-        chosen, rejected = (_parse_text(record, column, where) for column in ("chosen", "rejected"))
-        return PairRow(chosen, rejected)
-    text = _parse_text(record, "text", where)
+def parse_row(record: Mapping[str, Any], where: str) -> Row:
+    """One record as a row. Errors as for `read_rows`."""
+    text = _text_column(record, where)
+    sides = [column for column in ("chosen", "rejected") if column in record]
+    if any(is_given(record[column]) for column in sides) or (sides and text is None):
+        chosen, rejected = read_dialogues(record, ("chosen", "rejected"), where)
+        return PairRow(chosen, rejected, where)
+    (dialogue,) = read_dialogues(record, (text or "text",), where)
+    return ScoredRow(dialogue, _read_score(record.get("score"), where), where)
+
+
+def _text_column(record: Mapping[str, Any], where: str) -> str | None:
+    texts = [column for column in TEXTS if is_given(record.get(column))]
+    if len(texts) > 1:
+        raise OtterError(f"{where}: columns {' and '.join(texts)} both hold a text: keep one")
+    texts += [column for column in CONVERSATIONS if is_given(record.get(column))]
+    texts += [column for column in TEXTS if isinstance(record.get(column), str)]  # an empty response to a prompt
+    return next(iter(texts), None)
+
+
+def _read_score(value: Any, where: str) -> float:
+    named = {"true": 1.0, "false": 0.0}  # as pandas and JSON print them
     try:
-        score = float(record["score"])
-    except (KeyError, TypeError, ValueError, OverflowError):
+        score = named.get(str(value).strip().lower(), value)
+        score = float(score)
+    except (TypeError, ValueError, OverflowError):
         raise OtterError(f"{where}: column score is missing or not a number") from None
-    if score != score or score in (float("inf"), float("-inf")):
+    if not math.isfinite(score):
         raise OtterError(f"{where}: score is {score}; it must be finite")
-    return ScoredRow(text, score)
+    return score
 
 
-def _parse_text(record: Mapping[str, Any], column: str, where: str) -> Dialogue:
-    value = record.get(column)
-    if not value:
-        present = ", ".join(sorted(str(name) for name in record)) or "none"
-        raise OtterError(f"{where}: column {column} is missing or empty (columns there: {present})")
-    if not isinstance(value, str | list):
-        raise OtterError(f"{where}: column {column} must be a text or a list of messages, not {type(value).__name__}")
-    prompt = record.get("prompt")
-    if isinstance(value, str) and prompt and not (isinstance(prompt, str) and value.startswith(prompt)):
-        return Dialogue(tuple(_prompt_turns(prompt, where)), value)
-    if isinstance(value, list) and isinstance(prompt, list):
-        value = prompt + value
-    return parse_dialogue(value, where)
-
-
-def _prompt_turns(prompt: Any, where: str) -> list[tuple[str, str]]:
-    """A prompt given apart from its response: chat messages, the HH format, or what the user says."""
-    turns = _turns(prompt, where)
-    while turns and turns[-1] == ("assistant", ""):  # the HH format's "Assistant:" that the response follows
-        turns.pop()
-    return turns or [("user", str(prompt))]
-
-
-def _turns(value: Any, where: str) -> list[tuple[str, str]]:
-    """Chat messages or the HH format as (role, content); a text without turns gives none."""
-    if isinstance(value, list):
-        try:
-            return [(str(message["role"]), str(message["content"])) for message in value]
-        except (TypeError, KeyError):
-            raise OtterError(f"{where}: a chat message needs role and content") from None
-    before, *pieces = _TURN.split(str(value))
-    roles = {"Human": "user", "Assistant": "assistant"}
-    turns = [(roles[name], text.strip()) for name, text in zip(pieces[::2], pieces[1::2], strict=True)]
-    return [("system", before.strip()), *turns] if turns and before.strip() else turns
-
-
-_TURN = re.compile(r"\n\n(Human|Assistant):")
-
-
-def parse_dialogue(value: str | list[Message], where: str = "text") -> Dialogue:
-    """Splits a dialogue into what came before its last assistant turn and that turn.
-
-    Args:
-        value: the HH format ("\\n\\nHuman: ...\\n\\nAssistant: ..."), a list of chat messages, or a raw text.
-        where: what to name in an error.
+def read_dialogues(record: Mapping[str, Any], columns: Sequence[str], where: str) -> list[Dialogue]:
+    """The dialogues that columns of one record hold, all of them read in one way.
 
     Raises:
-        OtterError: the dialogue does not end with an assistant turn.
+        OtterError: a column is missing or cannot be read, or one holds a dialogue and another a raw text.
     """
-    turns = _turns(value, where)
-    if not turns and isinstance(value, str):
-        return Dialogue(None, value)
-    if not turns or turns[-1][0] != "assistant":
-        raise OtterError(f"{where}: the dialogue must end with an assistant turn")
-    return Dialogue(tuple(turns[:-1]), turns[-1][1])
+    context = read_context(record, where, columns)
+    values = {column: record.get(column) for column in columns}
+    for column, value in values.items():
+        empty = isinstance(value, str) and not value.strip()
+        if not (context if empty else is_given(value)):
+            present = ", ".join(sorted(map(str, record))) or "none"
+            raise OtterError(f"{where}: column {column} is missing or empty (columns there: {present})")
+    if context:
+        return [join(context, response, where) for response in _read_responses(values, where)]
+    dialogues = [parse_dialogue(value, f"{where}, column {column}") for column, value in values.items()]
+    if len({dialogue.prompt is None for dialogue in dialogues}) > 1:
+        raise OtterError(f"{where}: of {' and '.join(columns)} one is a dialogue and the other a text without a prompt")
+    return dialogues
+
+
+def _read_responses(values: Mapping[str, Any], where: str) -> list[str | list[Turn]]:
+    """Responses beside a prompt: texts, or turns. A text may hold the words that a dialogue begins with. So texts are
+    dialogues only where all of them begin and end as one."""
+    places = [(f"{where}, column {column}", value) for column, value in values.items()]
+    texts = [(place, value) for place, value in places if isinstance(value, str) and value.strip()]
+    whole = all(_is_whole(value, place) for place, value in texts)
+    responses: list[str | list[Turn]] = []
+    for place, value in places:
+        turns = None if isinstance(value, str) and not whole else read_turns(value, place)
+        responses.append(clean(value, place) if turns is None else turns)
+    return responses
+
+
+def _is_whole(text: str, where: str) -> bool:
+    turns = read_turns(text, where) if starts_with_turn(text, where) else None
+    return bool(turns) and turns[-1][0] == "assistant"
 
 
 def check_fraction(fraction: float) -> None:
@@ -165,18 +155,26 @@ def hold_out(rows: Sequence[Row], fraction: float, seed: int) -> set[int]:
         The indices of the held-out rows.
 
     Raises:
-        OtterError: the fraction is out of range.
+        OtterError: the fraction is out of range, or all rows have one prompt.
     """
     check_fraction(fraction)
     groups: dict[object, list[int]] = {}
     for index, row in enumerate(rows):
         text = row.chosen if isinstance(row, PairRow) else row.text
         groups.setdefault(text.prompt if text.prompt else index, []).append(index)
+    wanted = round(fraction * len(rows))
+    if wanted and len(groups) == 1:
+        raise OtterError(
+            f"all {len(rows)} rows have one prompt, and rows of one prompt stay on one side, so no part can be held "
+            "out: give rows of other prompts to evaluate on (--eval-data)"
+        )
     order = list(groups.values())
     random.Random(seed).shuffle(order)
+    order.sort(key=lambda group: len(group) > wanted)  # a prompt of more rows than that only where nothing else is left
     held: set[int] = set()
     for group in order:
-        if len(held) >= round(fraction * len(rows)):
+        if len(held) >= wanted:
             break
-        held.update(group)
+        if len(held) + len(group) < len(rows):
+            held.update(group)
     return held

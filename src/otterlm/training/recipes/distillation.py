@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from otterlm.config import OtterConfig
 from otterlm.errors import OtterError
 from otterlm.settings import check_settings, setting
-from otterlm.training.continuations import read_prompts
+from otterlm.training.prompts import read_prompts
 from otterlm.training.recipes.common import Run, on_device
 from otterlm.training.recipes.reward import fit_reward
 from otterlm.training.responses import Sampling, scored_responses
@@ -26,7 +26,7 @@ class DistillationRecipe:
 
     Attributes:
         scorer: see `otterlm.training.scorers.load_scorer`.
-        prompts: see `otterlm.training.continuations.read_prompts`; a part of them is held out whole.
+        prompts: see `otterlm.training.prompts.read_prompts`; a part of them is held out whole.
         limit: only the first prompts; None: all.
         sampling: of the responses; its seed is the run's.
         learning: what is learned.

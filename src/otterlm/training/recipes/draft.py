@@ -11,8 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from otterlm.config import OtterConfig
 from otterlm.model import OtterModel
 from otterlm.settings import check_settings, setting
-from otterlm.training.continuations import continue_prompts, read_prompts
+from otterlm.training.continuations import continue_prompts
 from otterlm.training.draft import DraftObjective, frequent_tokens, measured_accuracy
+from otterlm.training.prompts import read_prompts
 from otterlm.training.recipes.common import Run, on_device
 from otterlm.training.rows import Prompt
 
@@ -22,7 +23,7 @@ class DraftRecipe:
     """Trains drafts on what the base itself says after prompts.
 
     Attributes:
-        prompts: see `otterlm.training.continuations.read_prompts`.
+        prompts: see `otterlm.training.prompts.read_prompts`.
         limit: only the first prompts; None: all.
         max_prompt_tokens: a longer prompt keeps its end.
         max_new_tokens: length of a continuation.

@@ -1,0 +1,32 @@
+"""Says of a thing that is no base what it is and what to give instead."""
+
+from typing import Any
+
+from torch import nn
+
+from otterlm.errors import OtterError
+
+
+def check_causal(base: Any) -> None:
+    """Checks that `base` is a causal language model of Transformers.
+
+    Raises:
+        OtterError: it is something else.
+    """
+    kind = base.__name__ if isinstance(base, type) else type(base).__name__
+    load = "load one with AutoModelForCausalLM.from_pretrained or otterlm.bases.load_base"
+    if hasattr(base, "_orig_mod"):
+        raise OtterError("the base is compiled by torch.compile: wrap it as it was, then compile the OtterModel")
+    if not isinstance(base, nn.Module):
+        inside = isinstance(getattr(base, "model", None), nn.Module)
+        raise OtterError(f"a base is a model, not a {kind}: " + (f"give the {kind}'s .model" if inside else load))
+    if isinstance(inner := getattr(base, "module", None), nn.Module):
+        raise OtterError(f"{kind} wraps a model: give its .module ({type(inner).__name__})")
+    if kind == "OtterModel":
+        raise OtterError("the base is an OtterModel already: insert more with add_adapter or load_adapter")
+    if not all(hasattr(base, name) for name in ("config", "get_decoder", "can_generate")):
+        raise OtterError(f"{kind} is not a language model of Transformers: {load}")
+    if getattr(base.config, "is_encoder_decoder", False):
+        raise OtterError(f"{kind} is an encoder-decoder model; Otter reads decoder-only ones: {load}")
+    if not base.can_generate() or base.get_output_embeddings() is None:
+        raise OtterError(f"{kind} is not a causal language model (it predicts no next token): {load}")

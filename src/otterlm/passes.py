@@ -1,0 +1,54 @@
+"""Drives the inserted streams over the base's passes, and keeps their signals."""
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from transformers.utils import ModelOutput
+
+from otterlm.signals.base import Signal
+from otterlm.stream import StreamPass
+from otterlm.taps import LayerTaps, Visitor
+
+if TYPE_CHECKING:
+    from otterlm.model import OtterModel
+
+
+class ThreadState(threading.local):
+    """What each thread is doing with a model, so that two do not mix."""
+
+    def __init__(self) -> None:
+        self.chosen: tuple[str, ...] | None = None
+        self.signals: dict[str, Signal] = {}
+
+
+class Passes(Visitor):
+    """Shows the base's passes to the streams of the adapters that are on, and keeps their signals."""
+
+    def __init__(self, model: "OtterModel") -> None:
+        self._model = model
+        self._streams: dict[str, StreamPass] | None = None
+
+    def _begin(self) -> dict[str, StreamPass]:
+        self._streams = self._model.stream_passes(self._model.active_adapters)
+        return self._streams
+
+    def tokens(self, input_ids: Tensor) -> None:
+        """See `Visitor`, as of the other methods."""
+        for stream in self._begin().values():
+            stream.tokens(input_ids)
+
+    def layer(self, index: int, taps: LayerTaps) -> None:
+        streams = self._begin() if self._streams is None else self._streams
+        for stream in streams.values():
+            stream.layer(index, taps)
+
+    def final(self, hidden: Tensor, normed: Tensor) -> None:
+        streams, self._streams = self._streams or {}, None
+        for stream in streams.values():
+            stream.final(hidden, normed)
+        self._model.read_signals({name: stream.state for name, stream in streams.items() if stream.state is not None})
+
+    def output(self, output: Any) -> None:
+        if isinstance(output, ModelOutput):
+            output.signals = self._model.signals

@@ -1,0 +1,228 @@
+"""The one reader of a conversation, however it is written down: chat messages, their printed form, or the HH format.
+
+The same conversation gives the same turns in every shape. Around what a turn says, white space does not count, and a
+line ends with a line feed.
+"""
+
+import ast
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from otterlm.errors import OtterError
+
+Turn = tuple[str, str]
+"""A role and what it says."""
+
+Prompt = tuple[Turn, ...]
+"""The turns before a response."""
+
+ROLES = {
+    "user": ("user", "human", "prompter"),
+    "assistant": ("assistant", "gpt", "bot", "chatbot", "model", "ai"),
+    "system": ("system",),
+    # Templates know these or refuse them.
+    "developer": ("developer",),
+    "tool": ("tool",),
+    "function": ("function",),
+}
+_ROLE_OF = {name: role for role, names in ROLES.items() for name in names}
+_UNREAD = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "images", "audio", "videos")
+
+
+@dataclass(frozen=True, slots=True)
+class Dialogue:
+    """A prompt and the response that is judged.
+
+    `prompt` holds the turns before the response; None means a raw text with no dialogue in it.
+    """
+
+    prompt: Prompt | None
+    response: str
+
+
+def read_turns(value: Any, where: str) -> list[Turn] | None:
+    """The turns of a conversation.
+
+    Args:
+        value: chat messages (mappings with `role` and `content`, or `from` and `value`), one message, a text that holds
+            printed messages (JSON, or as Python or NumPy print them), or a text in the HH format
+            ("\\n\\nHuman: ...\\n\\nAssistant: ...").
+        where: what to name in an error.
+
+    Returns:
+        The turns, contents as they stand; None for any other text.
+
+    Raises:
+        OtterError: it is none of these.
+    """
+    if hasattr(value, "tolist"):  # a NumPy array, as pandas reads lists from parquet
+        value = value.tolist()
+    if isinstance(value, str):
+        text = clean(value, where)
+        printed = _read_printed(text, where)
+        return _split_hh(text) if printed is None else _read_messages(printed, where)
+    if isinstance(value, Mapping):
+        value = value["messages"] if "messages" in value else [value]
+    if not isinstance(value, Sequence) or isinstance(value, bytes):
+        raise OtterError(f"{where} must be a text or a list of messages, not {type(value).__name__}")
+    return _read_messages(value, where)
+
+
+def read_prompt(value: Any, where: str) -> list[Turn]:
+    """The turns of a prompt: those of a conversation, or a text that the user says. An empty last turn of the
+    assistant, as the HH format has it where the response follows, is none. Errors as for `read_turns`."""
+    turns = read_turns(value, where)
+    if turns is None:
+        return [("user", clean(str(value), where))]
+    while turns and turns[-1][0] == "assistant" and not turns[-1][1].strip():
+        turns.pop()
+    return turns
+
+
+def starts_with_turn(text: str, where: str) -> bool:
+    """Whether a text is a conversation from its first word on: in the HH format, or printed messages."""
+    return bool(_FIRST_TURN.match(text)) or _read_printed(text, where) is not None
+
+
+def parse_dialogue(value: Any, where: str = "text") -> Dialogue:
+    """Splits a dialogue into what came before its last assistant turn and that turn.
+
+    Args:
+        value: see `read_turns`; a text without turns is a raw text.
+        where: what to name in an error.
+
+    Raises:
+        OtterError: the dialogue cannot be read or does not end with an assistant turn.
+    """
+    turns = read_turns(value, where)
+    return Dialogue(None, clean(value, where)) if turns is None else split_response(turns, where)
+
+
+def split_response(turns: Sequence[Turn], where: str) -> Dialogue:
+    """A dialogue out of its turns; what they say is stripped of white space around it.
+
+    Raises:
+        OtterError: the last turn is not the assistant's.
+    """
+    if not turns or turns[-1][0] != "assistant":
+        raise OtterError(f"{where}: the dialogue must end with an assistant turn")
+    *prompt, (_, response) = strip(turns)
+    return Dialogue(tuple(prompt), response)
+
+
+def strip(turns: Sequence[Turn]) -> Prompt:
+    """The turns without white space around what they say."""
+    return tuple((role, content.strip()) for role, content in turns)
+
+
+def is_given(value: Any) -> bool:
+    """Whether a record or message says something in a column: not null, not NaN (a null of pandas), not empty."""
+    if value is None or (isinstance(value, float) and value != value):
+        return False
+    return not hasattr(value, "__len__") or len(value) > 0
+
+
+def clean(text: str, where: str) -> str:
+    """A text with line feeds as line ends, and halves of a character (UTF-16 surrogates) made whole.
+
+    Raises:
+        OtterError: a half is alone.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        try:
+            text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+        except UnicodeDecodeError:
+            raise OtterError(f"{where} holds half of a character (a lone UTF-16 surrogate)") from None
+    return text.replace("\r\n", "\n")
+
+
+_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+_FIRST_TURN = re.compile(r"\s*(?:Human|Assistant):")
+_SYSTEM = re.compile(r"\A\s*System:")
+
+
+def _split_hh(text: str) -> list[Turn] | None:
+    before, *pieces = _TURN.split(text)
+    if not pieces:
+        return None
+    roles = {"Human": "user", "Assistant": "assistant"}
+    turns = [(roles[name], content) for name, content in zip(pieces[::2], pieces[1::2], strict=True)]
+    return [("system", _SYSTEM.sub("", before)), *turns] if before.strip() else turns
+
+
+# Strings first, so that what they hold stays as it is; then what NumPy's printing of arrays adds or leaves out.
+_NUMPY = re.compile(
+    r"""(?P<string>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")|array\(|,\s*dtype=object\)|(?P<gap>\}\s+\{)""", re.DOTALL
+)
+_LIKE_MESSAGES = re.compile(r"""\s*(?:array\()?\[?\s*\{\s*['"](?:role|content|from|value)['"]\s*:""")
+
+
+def _read_printed(text: str, where: str) -> list[Any] | None:
+    """The messages that a text prints, as JSON or as Python or NumPy do; None where it prints none."""
+    if not text.lstrip().startswith(("[", "{", "array(")):
+        return None
+    listed = _NUMPY.sub(lambda found: found["string"] or ("}, {" if found["gap"] else ""), text)
+    for parse, printed in ((json.loads, text), (ast.literal_eval, listed)):
+        try:
+            value = parse(printed.strip())
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            continue
+        messages = value if isinstance(value, list) else [value]
+        return messages if messages and all(map(_is_message, messages)) else None
+    if _LIKE_MESSAGES.match(text):
+        raise OtterError(f"{where} begins like printed messages but cannot be read as such")
+    return None
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, Mapping) and ({"role", "content"} <= value.keys() or {"from", "value"} <= value.keys())
+
+
+def _read_messages(messages: Sequence[Any], where: str) -> list[Turn]:
+    if not messages:
+        raise OtterError(f"{where} is empty")
+    return [_read_message(message, f"{where}, message {n}") for n, message in enumerate(messages, start=1)]
+
+
+def _read_message(message: Any, where: str) -> Turn:
+    if not isinstance(message, Mapping):
+        raise OtterError(f"{where}: a chat message needs role and content, found {type(message).__name__}")
+    names = ("from", "value") if "from" in message and "role" not in message else ("role", "content")
+    role, content = (message.get(name) for name in names)
+    unread = [name for name in _UNREAD if is_given(message.get(name))]
+    if unread:
+        raise OtterError(f"{where}: {unread[0]} cannot be read, only text")
+    if role is None or content is None:
+        present = [str(name) for name, value in message.items() if value is not None]
+        raise OtterError(f"{where}: a chat message needs role and content (there: {', '.join(present) or 'nothing'})")
+    if str(role).lower() not in _ROLE_OF:
+        raise OtterError(f"{where}: the role {role!r} is unknown; known are {', '.join(_ROLE_OF)}")
+    return _ROLE_OF[str(role).lower()], clean(_text(content, where), where)
+
+
+def _text(content: Any, where: str) -> str:
+    """What a message says: a text, or text in parts, which follow each other as chat templates print them."""
+    if hasattr(content, "tolist"):
+        content = content.tolist()
+    if isinstance(content, str):
+        return content
+    parts = [content] if isinstance(content, Mapping) else content
+    if not isinstance(parts, list | tuple):
+        raise OtterError(f"{where}: content must be a text or a list of parts, not {type(content).__name__}")
+    return "".join(_text_of_part(part, where) for part in parts)
+
+
+def _text_of_part(part: Any, where: str) -> str:
+    if isinstance(part, str):
+        return part
+    kind = part.get("type", "text") if isinstance(part, Mapping) else type(part).__name__
+    if kind not in ("text", "input_text", "output_text"):
+        raise OtterError(f"{where} holds a part of type {kind}: only text can be read")
+    if not isinstance(part.get("text"), str):
+        raise OtterError(f"{where} holds a part without text")
+    return part["text"]

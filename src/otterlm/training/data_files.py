@@ -1,0 +1,133 @@
+"""Records out of one data file: JSON, CSV, lines of text, parquet or Arrow, packed or not."""
+
+import bz2
+import codecs
+import contextlib
+import csv
+import gzip
+import io
+import json
+import lzma
+import sys
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow
+import pyarrow.parquet
+
+from otterlm.errors import OtterError, reason
+
+PACKED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": pyarrow.input_stream}
+READABLE = {".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet", ".arrow"}
+UNREADABLE = {".xlsx", ".xls", ".ods", ".feather", ".pkl", ".pickle", ".zip", ".tar", ".tgz", ".7z", ".sqlite", ".db"}
+
+csv.field_size_limit(sys.maxsize)  # csv refuses fields over 131,072 characters by default; responses can be longer
+
+
+def suffix_of(path: Path) -> str:
+    """The lower-case suffix of a data file without that of its compression: `.csv` of `PAIRS.CSV.gz`."""
+    packed = path.suffix.lower() in PACKED
+    return (path.with_suffix("") if packed else path).suffix.lower()
+
+
+def read_file(path: Path) -> Iterator[Mapping[str, Any]]:
+    """Reads the records of a data file one by one. A file whose suffix says nothing is read as JSON.
+
+    Raises:
+        OtterError: the file is missing, of a kind that cannot be read, or not what its name says.
+    """
+    if not path.is_file():
+        raise OtterError(f"{path}: no such file")
+    kind = suffix_of(path)
+    if kind in UNREADABLE:
+        raise OtterError(f"{path}: {kind} files cannot be read; save it as one of {', '.join(sorted(READABLE))}")
+    readers = {".csv": _read_csv, ".tsv": _read_csv, ".txt": _read_lines, ".parquet": _read_parquet}
+    try:
+        if kind == ".arrow":
+            from datasets import Dataset
+
+            yield from Dataset.from_file(str(path))
+        else:
+            with _open(path) as file:
+                yield from readers.get(kind, _read_json)(file, path)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, csv.Error, pyarrow.ArrowException) as error:
+        raise OtterError(f"{path} cannot be read: {reason(error)}") from error
+    except UnicodeDecodeError as error:
+        raise OtterError(f"{path} cannot be read: it is not UTF-8 text ({error}); save it as UTF-8") from error
+
+
+def _open(path: Path) -> IO[bytes]:
+    opener: Any = PACKED.get(path.suffix.lower(), open)
+    return opener(str(path)) if opener is pyarrow.input_stream else opener(path, "rb")
+
+
+def _decode(file: IO[bytes], path: Path) -> str:
+    """The text of a file in UTF-8, or in UTF-16 where it says so by a byte-order mark, as Windows writes it."""
+    content = bytes(file.read())
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    text = content.decode("utf-16" if marked else "utf-8-sig")
+    if "\0" in text[:1000]:
+        raise OtterError(f"{path} cannot be read: it is not UTF-8 text; save it as UTF-8")
+    return text
+
+
+def _read_csv(file: IO[bytes], path: Path) -> Iterator[Mapping[str, Any]]:
+    lines = io.StringIO(_decode(file, path), newline="")  # keeps the line ends inside cells as they are
+    reader = csv.DictReader(lines, delimiter="\t" if suffix_of(path) == ".tsv" else ",", strict=True)
+    names = reader.fieldnames or []
+    if len(set(names)) < len(names):
+        raise OtterError(f"{path} cannot be read: two of its columns have one name ({', '.join(names)})")
+    for number, record in enumerate(reader, start=1):
+        if None in record:
+            raise OtterError(f"{path}, row {number} has more cells than there are columns: quote cells with commas")
+        yield record
+
+
+def _read_lines(file: IO[bytes], path: Path) -> Iterator[Mapping[str, Any]]:
+    for line in _decode(file, path).split("\n"):
+        if line.strip():
+            yield {"text": line.removesuffix("\r")}
+
+
+def _read_parquet(file: IO[bytes], path: Path) -> Iterator[Mapping[str, Any]]:
+    with pyarrow.parquet.ParquetFile(pyarrow.BufferReader(file.read())) as table:
+        for batch in table.iter_batches():
+            yield from batch.to_pylist()
+
+
+def _read_json(file: IO[bytes], path: Path) -> Iterator[Mapping[str, Any]]:
+    """One array, `{"data": [...]}`, or one object a line, whatever the file is called."""
+    text = _decode(file, path)
+    # Not splitlines(): JSON strings may hold U+2028 and friends, which are line ends to it and not to JSON.
+    lines = ((number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip())
+    first = next(lines, None)
+    if first is None:
+        return
+    whole = _whole(text, path)
+    if whole is not None:
+        yield from whole
+        return
+    yield _parse(first[1], f"{path}, line {first[0]}")
+    for number, line in lines:
+        yield _parse(line, f"{path}, line {number}")
+
+
+def _whole(text: str, path: Path) -> list[Any] | None:
+    """The records of a text that is one JSON value; None where it is one value a line."""
+    if text.lstrip().startswith("["):
+        return _parse(text, str(path))
+    with contextlib.suppress(ValueError, RecursionError):
+        value = json.loads(text)
+        if isinstance(value, dict):
+            inner = value.get("data")
+            return inner if len(value) == 1 and isinstance(inner, list) else [value]
+    return None
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise OtterError(f"{where} is not valid JSON: {error}") from error

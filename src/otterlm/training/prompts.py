@@ -1,0 +1,68 @@
+"""Prompts out of records, as the same columns are read beside responses."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from otterlm.errors import OtterError
+from otterlm.training.context import CONVERSATIONS, read_context
+from otterlm.training.conversations import Prompt, Turn, is_given, read_prompt, strip
+from otterlm.training.records import Records, numbered_records, source_name
+from otterlm.training.rows import read_dialogues
+
+
+class ReadPrompt(tuple[Turn, ...]):
+    """A prompt that remembers where it was read: `where` is what errors call it, and no part of its value."""
+
+    where: str
+
+
+def read_prompts(source: Records, split: str = "train") -> list[Prompt]:
+    """Reads prompts as chat turns, each once.
+
+    Args:
+        source: see `otterlm.training.records.read_records`. Of each record what precedes the response in `chosen`,
+            else what `otterlm.training.context.read_context` reads (`prompt`, `question`, ...), else `text`, else the
+            first of `turns` (as MT-Bench has them). The response that ends a dialogue is left out.
+        split: which split, where there are several.
+
+    Raises:
+        OtterError: it cannot be read, a row has none of the columns, or there are no rows.
+    """
+    prompts: dict[Prompt, None] = {}
+    for where, record in numbered_records(source, split):
+        prompt = ReadPrompt(_read(record, where))
+        if not prompt:
+            raise OtterError(f"{where}: no prompt stands before the response")
+        prompt.where = where
+        prompts.setdefault(prompt)
+    if not prompts:
+        raise OtterError(f"{source_name(source)} holds no prompts")
+    return list(prompts)
+
+
+def _read(record: Mapping[str, Any], where: str) -> Prompt:
+    sides = [column for column in ("chosen", "rejected") if is_given(record.get(column))]
+    if "chosen" in sides:
+        return read_dialogues(record, sides, where)[0].prompt or ()
+    turns = read_context(record, where, CONVERSATIONS)
+    if any(role != "system" for role, _ in turns):
+        if turns[-1][0] == "assistant":
+            raise OtterError(f"{where}: the prompt ends with the assistant's words; it must end with what is answered")
+        return strip(turns)
+    column = next((name for name in ("text", "turns", *CONVERSATIONS) if is_given(record.get(name))), None)
+    if column is None and turns:
+        return strip(turns)
+    if column is None:
+        present = ", ".join(sorted(map(str, record))) or "none"
+        raise OtterError(f"{where}: no column prompt, question, text, turns, messages or chosen (there: {present})")
+    asked = read_prompt(_first(record[column], where) if column == "turns" else record[column], f"{where}, {column}")
+    if asked and asked[-1][0] == "assistant":
+        asked.pop()
+    return strip([*turns, *asked])
+
+
+def _first(turns: Any, where: str) -> Any:
+    """The first turn of a list of texts; messages as they are."""
+    if isinstance(turns, str) or not hasattr(turns, "__getitem__"):
+        raise OtterError(f"{where}: turns must be a list, not {type(turns).__name__}")
+    return turns[0] if isinstance(turns[0], str) else turns

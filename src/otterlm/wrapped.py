@@ -1,0 +1,163 @@
+"""A frozen base and what may be asked of it through the model that wraps it."""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from otterlm.errors import OtterError, reason
+from otterlm.signals.low_rank import Fold
+
+
+def _moving(name: str) -> Callable[..., Any]:
+    """A method of `nn.Module` that moves or converts, for base and adapters."""
+
+    def method(self: "WrappedModel", *args: Any, **kwargs: Any) -> Any:
+        try:
+            getattr(self.base_model, name)(*args, **kwargs)
+        except (RuntimeError, ValueError, NotImplementedError, AssertionError) as error:
+            raise OtterError(f"the base cannot be moved or converted: {reason(error)}") from error
+        getattr(self.adapters, name)(*args, **kwargs)
+        for module in self.adapters.modules():
+            if isinstance(fold := getattr(module, "_fold", None), Fold):
+                fold.clear()
+        return self
+
+    method.__name__, method.__doc__ = name, f"As `nn.Module.{name}`, of the base and the adapters."
+    return method
+
+
+def _replacing(name: str) -> Callable[..., Any]:
+    """A method of the base that may put other modules in the place of hooked ones."""
+
+    def method(self: "WrappedModel", *args: Any, **kwargs: Any) -> Any:
+        result = getattr(self.base_model, name)(*args, **kwargs)
+        self.base_model.requires_grad_(False).eval()
+        self.watch()
+        return result
+
+    method.__name__, method.__doc__ = name, f"As `base_model.{name}`; the adapters read the base as it is then."
+    return method
+
+
+def _refusing(name: str, why: str) -> Callable[..., Any]:
+    """A method that others have and this model cannot have."""
+
+    def method(self: "WrappedModel", *args: Any, **kwargs: Any) -> Any:
+        raise OtterError(f"an OtterModel has no {name}: {why}")
+
+    method.__name__, method.__doc__ = name, f"Raises an OtterError: {why}."
+    return method
+
+
+_NO_MERGE = "nothing of an adapter can be merged, for the base stays as it is; unload() gives it back"
+_PAGED = "inserted streams do not run in the base's paged attention; use generate, or the vLLM plugin"
+_WEIGHTS = "it would change the frozen base; call it on base_model before it is wrapped"
+
+
+class WrappedModel(nn.Module):
+    """A frozen base beside its adapters. What is not defined here or in a subclass is the base's.
+
+    Args:
+        base_model: is frozen and put into evaluation mode.
+    """
+
+    _hf_peft_config_loaded = True
+    """Tells Trainer that a quantised base is not what is trained."""
+
+    def __init__(self, base_model: PreTrainedModel) -> None:
+        super().__init__()
+        self.base_model = base_model.requires_grad_(False).eval()
+        self.adapters = nn.ModuleDict()
+
+    def watch(self) -> None:
+        """Hooks the base as it is now."""
+        raise NotImplementedError
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            # Special methods of the base, such as __deepcopy__, would act on the base alone.
+            if name == "base_model" or (name.startswith("__") and name.endswith("__")):
+                raise
+            return getattr(self.base_model, name)
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode for the adapters; the frozen base stays in evaluation mode."""
+        super().train(mode)
+        self.base_model.eval()
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Of the adapters; the base stays frozen."""
+        self.adapters.requires_grad_(requires_grad)
+        return self
+
+    def enable_input_require_grads(self) -> None:
+        """Does nothing: the adapters' gradients never pass through the base."""
+
+    def disable_input_require_grads(self) -> None:
+        """Does nothing, see `enable_input_require_grads`."""
+
+    # -- sizes and tensors, of base and adapters -------------------------------------------------------------------
+
+    num_parameters = PreTrainedModel.num_parameters
+    get_memory_footprint = PreTrainedModel.get_memory_footprint
+
+    def get_nb_trainable_parameters(self) -> tuple[int, int]:
+        """Inserted parameters that are trained, and all parameters."""
+        return self.num_parameters(only_trainable=True), self.num_parameters()
+
+    def print_trainable_parameters(self) -> None:
+        """Prints `get_nb_trainable_parameters` and the share."""
+        trainable, total = self.get_nb_trainable_parameters()
+        print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f}")
+
+    def _tied(self) -> dict[str, str]:
+        """Names of parameters that are another's, to that one's name."""
+        first = {parameter: name for name, parameter in self.named_parameters()}
+        every = self.named_parameters(remove_duplicate=False)
+        return {name: first[parameter] for name, parameter in every if first[parameter] != name}
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Tensors of base and adapters, tied ones once, so that they can be saved as safetensors."""
+        state, prefix = super().state_dict(*args, **kwargs), kwargs.get("prefix", "")
+        for name in self._tied():
+            state.pop(prefix + name, None)
+        return state
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """As `nn.Module.load_state_dict`, of what `state_dict` gives."""
+        state = dict(state_dict)
+        for name, first in self._tied().items():
+            if first in state:
+                state.setdefault(name, state[first])
+        return super().load_state_dict(state, strict, assign)
+
+    to, half, float, double = _moving("to"), _moving("half"), _moving("float"), _moving("double")
+    bfloat16, cpu, cuda, to_empty = _moving("bfloat16"), _moving("cpu"), _moving("cuda"), _moving("to_empty")
+
+    # -- of the base, with care ------------------------------------------------------------------------------------
+
+    set_input_embeddings = _replacing("set_input_embeddings")
+    set_output_embeddings = _replacing("set_output_embeddings")
+    set_decoder = _replacing("set_decoder")
+    tie_weights = _replacing("tie_weights")
+
+    # -- what cannot be --------------------------------------------------------------------------------------------
+
+    merge_and_unload = _refusing("merge_and_unload", _NO_MERGE)
+    merge_adapter = _refusing("merge_adapter", _NO_MERGE)
+    unmerge_adapter = _refusing("unmerge_adapter", _NO_MERGE)
+    add_weighted_adapter = _refusing("add_weighted_adapter", "signals are added by who reads them, not adapters")
+    enable_peft_hotswap = _refusing("enable_peft_hotswap", "use load_adapter and delete_adapter")
+    generate_batch = _refusing("generate_batch", _PAGED)
+    init_continuous_batching = _refusing("init_continuous_batching", _PAGED)
+    continuous_batching_context_manager = _refusing("continuous_batching_context_manager", _PAGED)
+    init_weights = _refusing("init_weights", _WEIGHTS)
+    initialize_weights = _refusing("initialize_weights", _WEIGHTS)
+    post_init = _refusing("post_init", _WEIGHTS)
+    dequantize = _refusing("dequantize", _WEIGHTS)
+    save_distributed_checkpoint = _refusing("save_distributed_checkpoint", "save_pretrained writes an adapter")
