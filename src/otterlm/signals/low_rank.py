@@ -48,6 +48,13 @@ class Fold:
     def __init__(self) -> None:
         self._made: tuple[tuple[tuple[int, int], ...], Tensor] | None = None
 
+    def clear(self) -> None:
+        """Forgets the product."""
+        self._made = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Fold, ()  # a copy's weights lie elsewhere
+
     def __call__(self, up: Tensor, unembedding: Tensor, rows: Tensor | None = None) -> Tensor:
         """The product, made anew when a weight has changed.
 
