@@ -28,7 +28,7 @@ def prose(page: str) -> str:
     page = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", page)
     page = re.sub(r"<[^>]+>", "", page)
     page = re.sub(r"`[^`]+`", "code", page)
-    page = re.sub(r"\d[\d.,:–]*(?<=\d)", "9", page)  # the point in 0.5 ends no sentence
+    page = re.sub(r"\d[\d.,:]*(?<=\d)", "9", page)  # the point in 0.5 ends no sentence
     page = re.sub(r"^ *(?:[-*]|\d+\.) ", "\n", page, flags=re.MULTILINE)
     paragraphs = (" ".join(part.split()).replace("*", "") for part in re.split(r"\n\s*\n", page))
     return "\n".join(part if part[-1] in ".!?" else f"{part}." for part in paragraphs if part)
