@@ -1,8 +1,7 @@
 """OtterModel: a frozen base with one or more adapters, each an inserted stream and the signal read from it."""
 
-import functools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,8 @@ from otterlm.errors import OtterError
 from otterlm.families import Family
 from otterlm.families.parts import device_of, weight_of
 from otterlm.fingerprint import fingerprint, same_base
+from otterlm.generation import Generation
+from otterlm.generation import generate as generate_with
 from otterlm.initialization import initialize
 from otterlm.signals import HEADS, Signal
 from otterlm.stream import InsertedStream, StreamPass
@@ -260,24 +261,53 @@ class OtterModel(nn.Module):
         with self._taps.visit(_Passes(self)):
             return self.base_model(*args, **kwargs)
 
-    def generate(self, *args: Any, custom_generate: str | Callable[..., Any] | None = None, **kwargs: Any) -> Any:
-        """`base_model.generate`, every pass of it with signals. A callable `custom_generate` is given this model."""
-        if callable(custom_generate):
-            method = custom_generate
-            # Transformers gives the prompt to a streamer, but keeps the streamer from a callable.
-            own = {"streamer": streamer} if (streamer := kwargs.get("streamer")) is not None else {}
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """`base_model.generate`, every pass of it with signals. A callable `custom_generate` is given this model.
 
-            @functools.wraps(method)
-            def custom_generate(_: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
-                return method(self, *args, **kwargs, **own)
-
+        Raises:
+            OtterError: an intervention cannot honour a setting, or Transformers refuses the call.
+        """
         with self._taps.visit(_Passes(self)):
-            return self.base_model.generate(*args, custom_generate=custom_generate, **kwargs)
+            return generate_with(self, args, kwargs)
+
+    @property
+    def generation(self) -> Generation | None:
+        """The call of `generate` that is running in this thread, if any."""
+        return self._thread.generation
+
+    @contextmanager
+    def generating(self, generation: Generation) -> Iterator[None]:
+        """Inside the block, in this thread, a call of `generate` is running."""
+        outer, self._thread.generation = self._thread.generation, generation
+        try:
+            with self._taps.visit(_Passes(self)):
+                yield
+        finally:
+            self._thread.generation = outer
 
     @property
     def signals(self) -> dict[str, Signal]:
         """The signals of the latest pass in this thread, by adapter; what a `LogitsProcessor` reads."""
         return self._thread.signals
+
+    @contextmanager
+    def show_signals(self, signals: dict[str, Signal]) -> Iterator[None]:
+        """Inside the block, in this thread, `signals` are these."""
+        outer, self._thread.signals = self._thread.signals, signals
+        try:
+            yield
+        finally:
+            self._thread.signals = outer
+
+    def check_read(self, input_ids: Tensor) -> None:
+        """That the latest pass in this thread ended with the last of these tokens, `[B, T]`.
+
+        Raises:
+            OtterError: it read something else.
+        """
+        read = self._thread.tokens
+        if read is not None and (read.shape > input_ids.shape or not torch.equal(read, input_ids[:, -read.shape[1] :])):
+            raise OtterError("the latest pass of this OtterModel read another text: generate with the OtterModel")
 
     def signal(self, name: str | None = None) -> Any:
         """One of `signals`. Errors as for `adapter_name`."""
@@ -300,10 +330,14 @@ class OtterModel(nn.Module):
             if name in names
         }
 
+    def heads(self, states: dict[str, Tensor]) -> dict[str, Signal]:
+        """The signals of widened states, `[B, T, d + d']` each, by adapter."""
+        unembedding = weight_of(self.base_model.get_output_embeddings())
+        return {name: self._adapters[name].head(state, unembedding) for name, state in states.items()}
+
     def read_signals(self, states: dict[str, Tensor]) -> dict[str, Signal]:
         """Reads the signals of widened states, `[B, T, d + d']` each, and makes them this thread's latest."""
-        unembedding = weight_of(self.base_model.get_output_embeddings())
-        self._thread.signals = {name: self._adapters[name].head(state, unembedding) for name, state in states.items()}
+        self._thread.signals = self.heads(states)
         return self._thread.signals
 
     def visit(self, visitor: Visitor) -> AbstractContextManager[None]:
@@ -343,12 +377,14 @@ class _Passes(Visitor):
     def __init__(self, model: OtterModel) -> None:
         self._model = model
         self._streams: dict[str, StreamPass] | None = None
+        self._read: Tensor | None = None
 
     def _begin(self) -> dict[str, StreamPass]:
         self._streams = self._model.stream_passes(self._model.active_adapters)
         return self._streams
 
     def tokens(self, input_ids: Tensor) -> None:
+        self._read = input_ids
         for stream in self._begin().values():
             stream.tokens(input_ids)
 
@@ -362,6 +398,7 @@ class _Passes(Visitor):
         for stream in streams.values():
             stream.final(hidden, normed)
         self._model.read_signals({name: stream.state for name, stream in streams.items() if stream.state is not None})
+        self._model._thread.tokens, self._read = self._read, None
 
     def output(self, output: Any) -> None:
         if isinstance(output, ModelOutput):
@@ -374,3 +411,5 @@ class _ThreadState(threading.local):
     def __init__(self) -> None:
         self.chosen: tuple[str, ...] | None = None
         self.signals: dict[str, Signal] = {}
+        self.tokens: Tensor | None = None  # [B, T] of the latest pass; None for embeddings
+        self.generation: Generation | None = None
