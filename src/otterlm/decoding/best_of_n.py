@@ -38,6 +38,7 @@ class BestOfN(Loop):
         self.weight = check_weight(weight)
         self.adapter_name = adapter_name
         self.off = self.weight == 0
+        self.samples = 1 if self.off else self.n
 
     def reads(self, model: OtterModel) -> str:
         """See `Intervention`."""
@@ -46,14 +47,14 @@ class BestOfN(Loop):
     def check(self, model: OtterModel, request: Request) -> None:
         """See `Intervention`."""
         super().check(model, request)
-        if not request.config.do_sample and self.n > 1 and not self.off:
+        if not request.config.do_sample and self.samples > 1:
             raise OtterError("best-of-n needs do_sample=True, or all n responses are the same")
 
     def prepare(self, request: Request) -> dict[str, Any]:
         """Has `generate` prepare n rows for each response."""
-        if self.off or self.n == 1:
+        arguments, n = request.arguments, self.samples
+        if n == 1:
             return {}
-        arguments, n = request.arguments, self.n
         changed: dict[str, Any] = {"num_return_sequences": n * (request.config.num_return_sequences or 1)}
         if (allowed := arguments.get("prefix_allowed_tokens_fn")) is not None:
             changed["prefix_allowed_tokens_fn"] = lambda row, ids: allowed(row // n, ids)

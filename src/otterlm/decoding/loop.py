@@ -107,6 +107,7 @@ class Loop(Intervention, ABC):
     Attributes:
         supports: settings of `generate` that are honoured.
         output: what is returned where a dict is asked for; its other fields are None where the loop is off.
+        samples: how many rows are generated for each that is returned.
     """
 
     supports = Supports(
@@ -119,6 +120,7 @@ class Loop(Intervention, ABC):
         unpadded=False,
     )
     output: ClassVar[type[ModelOutput]]
+    samples = 1
 
     @torch.no_grad()
     def __call__(
@@ -139,7 +141,7 @@ class Loop(Intervention, ABC):
             model, generation, input_ids, logits_processor, stopping_criteria, generation_config, streamer, inputs
         )
         if streamer is not None:
-            streamer.put(input_ids.cpu())
+            streamer.put(input_ids[:: self.samples].cpu())
         if self.off:
             output = self.output(sequences=run.sample(streamer))
         else:

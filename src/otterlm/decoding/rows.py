@@ -60,3 +60,14 @@ def join_rows(rows: list[Tensor], config: GenerationConfig) -> Tensor:
     if pad is None and len({len(row) for row in rows}) > 1:
         raise OtterError("responses of several lengths are padded: give pad_token_id")
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=0 if pad is None else int(pad))
+
+
+def repeated(prompts: Tensor, rows: int) -> Tensor:
+    """Something of each prompt, `[B, ...]`, for as many rows as `generate` makes of them, `[rows, ...]`.
+
+    Raises:
+        OtterError: the rows are no multiple of the prompts.
+    """
+    if rows % len(prompts):
+        raise OtterError(f"{len(prompts)} prompts were given, but {rows} rows are generated")
+    return prompts if rows == len(prompts) else prompts.repeat_interleave(rows // len(prompts), dim=0)

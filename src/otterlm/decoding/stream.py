@@ -68,9 +68,16 @@ class _Stream(Intervention):
     """The base's own decoding as a generator: a token is given once the pass after it has read it."""
 
     supports = Supports(
-        beams=False, drafts=False, samples=False, caches=False, fixed_past=False, scores=False, synced=False,
+        beams=False,
+        drafts=False,
+        samples=False,
+        caches=False,
+        fixed_past=False,
+        scores=False,
+        synced=False,
         streamer=False,
-    )  # fmt: skip
+    )
+    name = "stream_tokens"
 
     def __call__(
         self,

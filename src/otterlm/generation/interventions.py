@@ -20,11 +20,17 @@ class Intervention:
         supports: what it can be combined with.
         model: the model whose signals it reads; None: that which generates, or none.
         off: whether it leaves the base's own decoding alone, at weight 0 for instance.
+        name: what errors call it.
     """
 
     supports = Supports()
     model: "OtterModel | None" = None
     off = False
+    name = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.name = cls.__dict__.get("name", cls.__name__)
 
     def reads(self, model: "OtterModel") -> str | None:
         """The name of the adapter whose signal it reads, if any."""
@@ -36,8 +42,7 @@ class Intervention:
         Raises:
             OtterError: it cannot.
         """
-        name = type(self).__name__
-        adapter = self.reads(model)
+        name, adapter = self.name, self.reads(model)
         if not self.off:
             if self.model is not None and self.model is not model:
                 raise OtterError(f"this {name} is of another OtterModel than the one that generates")
