@@ -75,7 +75,10 @@ class BestOfN(Loop):
         assert lengths is not None
         response = torch.arange(prompt, sequences.shape[1], device=sequences.device) < lengths[:, None]
         mask = torch.cat((run.prompt_mask, response.to(run.prompt_mask)), dim=-1)
-        rewards = score_sequences(run.model, sequences, mask, self.adapter_name)  # [B n, T]
+        first = run.prompt_positions
+        behind = first[:, -1:] + 1 + torch.arange(response.shape[1], device=first.device)
+        positions = torch.cat((first, behind), dim=-1)
+        rewards = score_sequences(run.model, sequences, mask, self.adapter_name, positions)  # [B n, T]
         final = rewards.gather(1, lengths[:, None] - 1).view(-1, self.n)  # [B, n]
         best = (self.weight * final).argmax(dim=1) + self.n * torch.arange(len(final), device=final.device)  # [B]
         for criterion in run.criteria:

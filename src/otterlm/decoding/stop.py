@@ -108,6 +108,7 @@ class ReplaceStopped(Loop):
     """
 
     supports = replace(Loop.supports, caches=True, synced=True, new_tokens_only=True, fixed_past=False)
+    guards = True
     output = ReplacedOutput
 
     def __init__(

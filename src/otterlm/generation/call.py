@@ -48,7 +48,7 @@ def generate(model: "OtterModel", args: tuple[Any, ...], kwargs: dict[str, Any])
     except BaseException as error:
         if (streamer := arguments.get("streamer")) is not None:
             streamer.end()  # or a thread that reads it would wait for ever
-        if isinstance(error, ValueError) and not isinstance(error, OtterError) and not call.decoding:
+        if isinstance(error, ValueError) and not isinstance(error, OtterError) and not call.chose:
             raise OtterError(reason(error)) from error
         raise
 
@@ -62,8 +62,6 @@ class _Call:
         interventions: that are in it.
         criteria: its stopping criteria.
 
-    Attributes:
-        decoding: whether the first pass has begun.
     """
 
     def __init__(
@@ -73,12 +71,17 @@ class _Call:
         interventions: list[Intervention],
         criteria: list[Any],
     ) -> None:
-        self.decoding = False
         self._model = model
+        self._generation: Generation | None = None
         self._base: Any = model.base_model
         self._arguments = arguments
         self._interventions = interventions
         self._criteria = criteria
+
+    @property
+    def chose(self) -> bool:
+        """Whether a token has been chosen."""
+        return self._generation is not None and self._generation.lengths is not None
 
     def run(self) -> Any:
         """Checks the call, has the base prepare it, and decodes."""
@@ -107,7 +110,7 @@ class _Call:
         config, _ = self._base._prepare_generation_config(arguments.get("generation_config"), **settings)
         mode = config.get_generation_mode(arguments.get("assistant_model"))
         arguments["synced_gpus"] = self._mode_arguments()["synced_gpus"]
-        guarded = any(getattr(intervention, "guards", False) for intervention in self._interventions)
+        guarded = any(intervention.guards for intervention in self._interventions)
         return Request(config, mode, arguments, guarded)
 
     def _mode_arguments(self) -> dict[str, Any]:
@@ -188,8 +191,7 @@ class _Call:
         return decode
 
     def _begin(self, config: Any, drafts: Any = None) -> Generation:
-        self.decoding = True
-        generation = Generation(self._model, config, drafts)
+        self._generation = Generation(self._model, config, drafts)
         for intervention in self._interventions:
-            intervention.begin(generation)
-        return generation
+            intervention.begin(self._generation)
+        return self._generation

@@ -20,12 +20,14 @@ class Intervention:
         supports: what it can be combined with.
         model: the model whose signals it reads; None: that which generates, or none.
         off: whether it leaves the base's own decoding alone, at weight 0 for instance.
+        guards: whether it ends rows by their reward.
         name: what errors call it.
     """
 
     supports = Supports()
     model: "OtterModel | None" = None
     off = False
+    guards = False
     name = ""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
