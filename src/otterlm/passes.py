@@ -11,6 +11,7 @@ from otterlm.stream import StreamPass
 from otterlm.taps import LayerTaps, Visitor
 
 if TYPE_CHECKING:
+    from otterlm.generation import Generation
     from otterlm.model import OtterModel
 
 
@@ -20,6 +21,8 @@ class ThreadState(threading.local):
     def __init__(self) -> None:
         self.chosen: tuple[str, ...] | None = None
         self.signals: dict[str, Signal] = {}
+        self.tokens: Tensor | None = None  # [B, T] of the latest pass; None for embeddings
+        self.generation: Generation | None = None
 
 
 class Passes(Visitor):
@@ -28,6 +31,7 @@ class Passes(Visitor):
     def __init__(self, model: "OtterModel") -> None:
         self._model = model
         self._streams: dict[str, StreamPass] | None = None
+        self._read: Tensor | None = None
 
     def _begin(self) -> dict[str, StreamPass]:
         self._streams = self._model.stream_passes(self._model.active_adapters)
@@ -35,6 +39,7 @@ class Passes(Visitor):
 
     def tokens(self, input_ids: Tensor) -> None:
         """See `Visitor`, as of the other methods."""
+        self._read = input_ids
         for stream in self._begin().values():
             stream.tokens(input_ids)
 
@@ -47,6 +52,7 @@ class Passes(Visitor):
         streams, self._streams = self._streams or {}, None
         for stream in streams.values():
             stream.final(hidden, normed)
+        self._model._thread.tokens, self._read = self._read, None
         self._model.read_signals({name: stream.state for name, stream in streams.items() if stream.state is not None})
 
     def output(self, output: Any) -> None:

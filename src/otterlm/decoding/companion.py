@@ -8,7 +8,9 @@ from transformers import DynamicCache, LogitsProcessor, PreTrainedModel
 from otterlm.decoding.checks import check_share, check_weight
 from otterlm.decoding.contrast import contrast
 from otterlm.decoding.prompt import read_once
+from otterlm.decoding.rows import repeated
 from otterlm.errors import OtterError
+from otterlm.generation import Intervention, Supports
 from otterlm.masks import token_positions
 
 
@@ -31,12 +33,17 @@ class Companion:
     @torch.no_grad()
     def logits(self, generated: Tensor) -> Tensor:
         """`[B, N]` tokens generated so far to `[B, V]`. Only tokens that were not read before are passed through the
-        model."""
-        whole = torch.cat((self._prompt, generated), dim=-1)
-        mask = torch.cat((self._mask, self._mask.new_ones(generated.shape)), dim=-1)
+        model. B may be a multiple of the prompts, as it is with beams.
+
+        Raises:
+            OtterError: it is not.
+        """
+        prompt, prompt_mask = (repeated(part, len(generated)) for part in (self._prompt, self._mask))
+        whole = torch.cat((prompt, generated), dim=-1)
+        mask = torch.cat((prompt_mask, prompt_mask.new_ones(generated.shape)), dim=-1)
         known = self._read.shape[1]
-        if self._cache is None or whole.shape[1] == known or not torch.equal(whole[:, :known], self._read):
-            self._cache, known = self._start()
+        if self._cache is None or whole.shape[1] <= known or not torch.equal(whole[:, :known], self._read):
+            self._cache, known = self._start(prompt, prompt_mask)
         new = whole[:, known:]
         output = self._model(
             input_ids=new,
@@ -48,18 +55,18 @@ class Companion:
         self._read = whole
         return output.logits[:, -1]
 
-    def _start(self) -> tuple[DynamicCache, int]:
+    def _start(self, prompt: Tensor, prompt_mask: Tensor) -> tuple[DynamicCache, int]:
         """A KV cache, and how many tokens are in it: prompts that stand in a row, as `num_return_sequences` has them,
         are read once."""
-        _, counts = torch.cat((self._prompt, self._mask), dim=-1).unique_consecutive(dim=0, return_counts=True)
+        _, counts = torch.cat((prompt, prompt_mask), dim=-1).unique_consecutive(dim=0, return_counts=True)
         samples = int(counts[0])
         if samples == 1 or not bool((counts == samples).all()):
             return DynamicCache(config=self._model.config), 0
-        cache = read_once(self._model, self._prompt[::samples], self._mask[::samples], samples)
-        return cache, self._prompt.shape[1] - 1
+        cache = read_once(self._model, prompt[::samples], prompt_mask[::samples], samples)
+        return cache, prompt.shape[1] - 1
 
 
-class CompanionContrast(LogitsProcessor):
+class CompanionContrast(Intervention, LogitsProcessor):
     """logits + alpha * (expert - anti-expert), where both are companions. For one call of a base's `generate`.
 
     With two fine-tuned models this is DExperts (arXiv 2105.03023); with the base twice, after a good and a bad system
@@ -75,6 +82,8 @@ class CompanionContrast(LogitsProcessor):
         OtterError: a setting is out of range.
     """
 
+    supports = Supports(embeddings=False)
+
     def __init__(
         self, expert: Companion, anti_expert: Companion, prompt_length: int, alpha: float, top_p: float = 0.9
     ) -> None:
@@ -82,11 +91,12 @@ class CompanionContrast(LogitsProcessor):
         self.anti_expert = anti_expert
         self.prompt_length = prompt_length
         self.alpha = check_weight(alpha)
+        self.off = self.alpha == 0
         self.top_p = check_share("top_p", top_p)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """`[B, T]` tokens so far and `[B, V]` scores of the next to `[B, V]`."""
-        if self.alpha == 0:
+        if self.off:
             return scores
         if input_ids.shape[1] < self.prompt_length:
             raise OtterError(f"the prompt has {input_ids.shape[1]} tokens, not {self.prompt_length} as was said")

@@ -102,5 +102,8 @@ class MedusaDecoding(SpeculativeDecoding):
         super().__init__(tree=tree, confidence=confidence)
         self.medusa = medusa
 
+    def reads(self, model: OtterModel) -> None:
+        """None: no adapter is needed."""
+
     def _drafter(self, model: OtterModel, output: Any) -> MedusaDrafter:
         return self.medusa(output.hidden_states[-1])

@@ -1,0 +1,197 @@
+"""The way of a call of `OtterModel.generate` to Transformers and back."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from transformers import LogitsProcessorList, PreTrainedModel, StoppingCriteriaList, StopStringCriteria
+from transformers.generation.configuration_utils import GenerationMode
+from transformers.generation.utils import GENERATION_MODES_MAPPING
+
+from otterlm.errors import OtterError, reason
+from otterlm.generation.interventions import Intervention
+from otterlm.generation.reading import Criteria, Generation, Processors
+from otterlm.generation.settings import Request
+
+if TYPE_CHECKING:
+    from otterlm.model import OtterModel
+
+
+def generate(model: "OtterModel", args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """`base.generate` with interventions.
+
+    Where nothing reads signals this is the base's own method. Where something does, the base prepares the call and the
+    decoding loop is given to us, so that all settings are known and checked before the first token.
+
+    Args:
+        model: generates.
+        args, kwargs: as for the base's method.
+
+    Raises:
+        OtterError: an intervention cannot honour a setting, or Transformers refuses the call.
+    """
+    bound = inspect.signature(type(model.base_model).generate).bind(model.base_model, *args, **kwargs).arguments
+    arguments = {name: value for name, value in bound.items() if name not in ("self", "kwargs")}
+    arguments |= bound.get("kwargs", {})
+    if isinstance(assistant := arguments.get("assistant_model"), type(model)):
+        arguments["assistant_model"] = assistant.base_model  # drafts need no signals
+    method = arguments.get("custom_generate")
+    processors, criteria = (list(arguments.get(name) or ()) for name in ("logits_processor", "stopping_criteria"))
+    interventions = [part for part in (*processors, *criteria, method) if isinstance(part, Intervention)]
+    if not (interventions or callable(method) or ((processors or criteria) and method is None)):
+        return model.base_model.generate(**arguments)
+    call = _Call(model, arguments, interventions, criteria)
+    try:
+        return call.run()
+    except BaseException as error:
+        if (streamer := arguments.get("streamer")) is not None:
+            streamer.end()  # or a thread that reads it would wait for ever
+        if isinstance(error, ValueError) and not isinstance(error, OtterError) and not call.chose:
+            raise OtterError(reason(error)) from error
+        raise
+
+
+class _Call:
+    """A call of `generate` with interventions.
+
+    Args:
+        model: generates.
+        arguments: of the call, by name.
+        interventions: that are in it.
+        criteria: its stopping criteria.
+
+    """
+
+    def __init__(
+        self,
+        model: "OtterModel",
+        arguments: dict[str, Any],
+        interventions: list[Intervention],
+        criteria: list[Any],
+    ) -> None:
+        self._model = model
+        self._generation: Generation | None = None
+        self._base: Any = model.base_model
+        self._arguments = arguments
+        self._interventions = interventions
+        self._criteria = criteria
+
+    @property
+    def chose(self) -> bool:
+        """Whether a token has been chosen."""
+        return self._generation is not None and self._generation.lengths is not None
+
+    def run(self) -> Any:
+        """Checks the call, has the base prepare it, and decodes."""
+        arguments, base = self._arguments, self._base
+        request = self._request()
+        for intervention in self._interventions:
+            intervention.check(self._model, request)
+        own: dict[str, Any] = {}
+        for intervention in self._interventions:
+            own |= intervention.prepare(request)
+        method = arguments.get("custom_generate")
+        if request.config.stop_strings is not None and (tokenizer := arguments.get("tokenizer")) is not None:
+            # Transformers keeps the tokenizer from a callable `custom_generate`.
+            stop = StopStringCriteria(tokenizer, request.config.stop_strings)
+            own |= {"stop_strings": None, "stopping_criteria": StoppingCriteriaList([*self._criteria, stop])}
+        if isinstance(method, Intervention):
+            own["streamer"] = None  # what is shown first is the loop's to say
+        decode = self._plain(request) if method is None else self._custom(method)
+        return base.generate(**(arguments | own | {"custom_generate": decode}))
+
+    def _request(self) -> Request:
+        arguments = dict(self._arguments)
+        of_generate = inspect.signature(type(self._base).generate).parameters
+        others = ("tokenizer", "assistant_tokenizer", "trust_remote_code")
+        settings = {name: value for name, value in arguments.items() if name not in (*of_generate, *others)}
+        config, _ = self._base._prepare_generation_config(arguments.get("generation_config"), **settings)
+        mode = config.get_generation_mode(arguments.get("assistant_model"))
+        arguments["synced_gpus"] = self._mode_arguments()["synced_gpus"]
+        guarded = any(intervention.guards for intervention in self._interventions)
+        return Request(config, mode, arguments, guarded)
+
+    def _mode_arguments(self) -> dict[str, Any]:
+        """What Transformers gives to a decoding method of its own."""
+        arguments = self._arguments
+        tokenizers = {name: arguments.get(name) for name in ("tokenizer", "assistant_tokenizer")}
+        found: dict[str, Any] = self._base._extract_generation_mode_kwargs(
+            None,
+            tokenizers,
+            arguments.get("synced_gpus"),
+            arguments.get("assistant_model"),
+            arguments.get("streamer"),
+        )
+        return found
+
+    def _plain(self, request: Request) -> Callable[..., Any]:
+        """The base's own decoding, whose processors and criteria read signals."""
+        given = self._mode_arguments()
+        self._base._validate_generation_mode(request.mode, request.config, given)
+        method = getattr(type(self._base), GENERATION_MODES_MAPPING[request.mode])
+        names = inspect.signature(method).parameters
+        assisted = request.mode == GenerationMode.ASSISTED_GENERATION
+
+        def decode(
+            base: PreTrainedModel,
+            input_ids: Tensor,
+            logits_processor: LogitsProcessorList,
+            stopping_criteria: StoppingCriteriaList,
+            generation_config: Any,
+            inputs_tensor: Tensor | None = None,
+            **inputs: Any,
+        ) -> Any:
+            generation = self._begin(generation_config, inputs.get("past_key_values") if assisted else None)
+            own = {name: value for name, value in given.items() if name in names}
+            if assisted:
+                own["inputs_tensor"] = inputs_tensor
+            with self._model.generating(generation):
+                return method(
+                    base,
+                    input_ids,
+                    logits_processor=Processors(logits_processor, generation),
+                    stopping_criteria=Criteria(stopping_criteria, generation),
+                    generation_config=generation_config,
+                    **own,
+                    **inputs,
+                )
+
+        return decode
+
+    def _custom(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        """A decoding loop that is given this model, and the streamer, which Transformers keeps from it."""
+        streamer = self._arguments.get("streamer")
+        given: dict[str, Any] = {} if streamer is None else {"streamer": streamer}
+        if isinstance(method, Intervention) and method.supports.synced:
+            given["synced_gpus"] = self._mode_arguments()["synced_gpus"]
+
+        @functools.wraps(method, updated=())
+        def decode(
+            _: PreTrainedModel,
+            input_ids: Tensor,
+            logits_processor: LogitsProcessorList,
+            stopping_criteria: StoppingCriteriaList,
+            generation_config: Any,
+            **inputs: Any,
+        ) -> Any:
+            generation = self._begin(generation_config)
+            with self._model.generating(generation):
+                return method(
+                    self._model,
+                    input_ids,
+                    logits_processor=Processors(logits_processor, generation),
+                    stopping_criteria=Criteria(stopping_criteria, generation),
+                    generation_config=generation_config,
+                    **given,
+                    **inputs,
+                )
+
+        return decode
+
+    def _begin(self, config: Any, drafts: Any = None) -> Generation:
+        self._generation = Generation(self._model, config, drafts)
+        for intervention in self._interventions:
+            intervention.begin(self._generation)
+        return self._generation
