@@ -21,7 +21,7 @@ from otterlm.training.scoring import summarize
 def command(
     base: Base,
     adapter: AdapterFolder,
-    data: Annotated[str, typer.Option(help="Pairs or scored texts: .json, .jsonl, .csv, .gz, or a hub dataset.")],
+    data: Annotated[str, typer.Option(help="Pairs or scored texts: file, folder or hub dataset.")],
     out: Annotated[Path | None, typer.Option(help="Write each row's rewards here, as JSON lines.")] = None,
     html: Annotated[
         Path | None, typer.Option(help="Write the texts here as a page, tokens coloured by reward.")
@@ -67,16 +67,20 @@ def command(
     if as_json:
         print_json(summary)
         return
-    if "accuracy" in summary:
-        low, high = summary["accuracy_ci95"]
-        console.print(
-            f"accuracy {summary['accuracy']:.1%} (95% interval {low:.1%} to {high:.1%}) on {summary['n']} pairs"
-        )
-    else:
-        console.print(
-            f"mean reward {summary['mean_reward']:.3f}, correlation with the scores {summary['correlation']:.3f}, "
-            f"{summary['n']} texts"
-        )
+    for kind in (summary["pairs"], summary["texts"]) if "pairs" in summary else (summary,):
+        console.print(_in_words(kind))
+    if len(scored) < len(rows):
+        console.print(f"{len(rows) - len(scored)} of {len(rows)} rows left out: no tokens to tell two responses apart")
     if out is None:
         for row in scored[:10]:
             console.print(f"row {row.example.row + 1}: " + "  ".join(f"{values[-1]:+.3f}" for values in row.rewards))
+
+
+def _in_words(summary: dict[str, Any]) -> str:
+    if "accuracy" in summary:
+        low, high = summary["accuracy_ci95"]
+        return f"accuracy {summary['accuracy']:.1%} (95% interval {low:.1%} to {high:.1%}) on {summary['n']} pairs"
+    return (
+        f"mean reward {summary['mean_reward']:.3f}, correlation with the scores {summary['correlation']:.3f}, "
+        f"{summary['n']} texts"
+    )

@@ -45,6 +45,8 @@ def calibrate(
     """
     if not 0 < false_alarm_rate < 1:
         raise OtterError(f"the false-alarm rate must be between 0 and 1, got {false_alarm_rate}")
+    if len({len(row.rewards) for row in scored}) > 1:
+        raise OtterError("the data mixes pairs with scored texts: calibrate on one kind at a time")
     # Both texts of a pair are on one side.
     fitted, measured = ([text for row in scored[side::2] for text in _texts(row, bad_below)] for side in (0, 1))
     for half in (fitted, measured):

@@ -45,7 +45,7 @@ def _find_markers(tokenizer: PreTrainedTokenizerBase, vocabulary: int, template:
     texts = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     texts |= set(tokenizer.all_special_tokens)
     special = re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)) or "(?!)")
-    ends = (tokenizer.eos_token,) if tokenizer.eos_token else ()
+    ends: tuple[str, ...] = (tokenizer.eos_token,) if tokenizer.eos_token else ()
     if not template:
         return Markers(special, ends)
     try:
@@ -165,7 +165,7 @@ def _unused(text: str) -> tuple[str, str]:
 
 
 def _encode_inside(text: str, tokenizer: PreTrainedTokenizerBase, where: str, spoken: bool) -> list[int]:
-    """The tokens of a text that goes on another: encoded after a line feed, as some tokenizers begin texts with a space."""
+    """The tokens of a text that follows another: encoded after a line feed, as some tokenizers put a space first."""
 
     def encode(text: str) -> list[int]:
         return plain_tokens(text, tokenizer, where) if spoken else tokenizer.encode(text, add_special_tokens=False)

@@ -65,7 +65,7 @@ def read_turns(value: Any, where: str) -> list[Turn] | None:
         printed = _read_printed(text, where)
         return _split_hh(text) if printed is None else _read_messages(printed, where)
     if isinstance(value, Mapping):
-        value = value["messages"] if "messages" in value else [value]
+        value = value.get("messages", [value])
     if not isinstance(value, Sequence) or isinstance(value, bytes):
         raise OtterError(f"{where} must be a text or a list of messages, not {type(value).__name__}")
     return _read_messages(value, where)
@@ -108,7 +108,7 @@ def split_response(turns: Sequence[Turn], where: str) -> Dialogue:
         OtterError: the last turn is not the assistant's.
     """
     if not turns or turns[-1][0] != "assistant":
-        raise OtterError(f"{where}: the dialogue must end with an assistant turn")
+        raise OtterError(f"{where}: the dialogue must end with an assistant turn (in HH text after a blank line)")
     *prompt, (_, response) = strip(turns)
     return Dialogue(tuple(prompt), response)
 

@@ -1,18 +1,19 @@
 """Texts of two corpora, one a language model should write like and one it should not, out of records."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from otterlm.errors import OtterError
+from otterlm.training.chat import plain_tokens
 from otterlm.training.contrast import ANTI_EXPERT, EXPERT
+from otterlm.training.conversations import clean
 from otterlm.training.packing import Example
-from otterlm.training.records import read_records
+from otterlm.training.records import Records, numbered_records, source_name
 
 
-def read_texts(source: str | Path, column: str = "text") -> list[str]:
+def read_texts(source: Records, column: str = "text") -> list[str]:
     """The texts of a file or dataset.
 
     Args:
@@ -24,12 +25,12 @@ def read_texts(source: str | Path, column: str = "text") -> list[str]:
     """
     texts = [text for text, _ in _read(source, column, None)]
     if not texts:
-        raise OtterError(f"{source} holds no rows; expected a column {column}")
+        raise OtterError(f"{source_name(source)} holds no rows; expected a column {column}")
     return texts
 
 
 def read_labelled(
-    source: str | Path, positive: Sequence[str], negative: Sequence[str], column: str = "text", label: str = "label"
+    source: Records, positive: Sequence[str], negative: Sequence[str], column: str = "text", label: str = "label"
 ) -> tuple[list[str], list[str]]:
     """The wanted and the unwanted texts of one file or dataset. Rows with other labels are left out.
 
@@ -49,25 +50,24 @@ def read_labelled(
     for side, labels in (("positive", positive), ("negative", negative)):
         if not sides[side]:
             raise OtterError(
-                f"{source} has no row with a {side} label ({', '.join(labels) or 'none given'}) in {label}"
+                f"{source_name(source)} has no row with a {side} label ({', '.join(labels) or 'none given'}) in {label}"
             )
     return sides["positive"], sides["negative"]
 
 
-def _read(source: str | Path, column: str, label: str | None) -> Iterator[tuple[str, str]]:
-    for number, record in enumerate(read_records(source), start=1):
-        where = f"{source}, row {number}"
+def _read(source: Records, column: str, label: str | None) -> Iterator[tuple[str, str]]:
+    for where, record in numbered_records(source):
         text = _field(record, column, where)
         if not isinstance(text, str) or not text.strip():
             raise OtterError(f"{where}: {column} is empty or not a text")
-        yield text, "" if label is None else str(_field(record, label, where))
+        yield clean(text, where), "" if label is None else str(_field(record, label, where))
 
 
-def _field(record: Any, column: str, where: str) -> Any:
-    value = record
+def _field(record: Mapping[str, Any], column: str, where: str) -> Any:
+    value: Any = record
     for name in column.split("."):
         if not isinstance(value, Mapping) or value.get(name) is None:
-            present = ", ".join(sorted(map(str, record))) if isinstance(record, Mapping) else "none"
+            present = ", ".join(sorted(map(str, record)))
             raise OtterError(f"{where}: {column} is missing (columns there: {present})")
         value = value[name]
     return value
@@ -88,7 +88,7 @@ def tokenize_corpora(
     for side, texts in ((EXPERT, positive), (ANTI_EXPERT, negative)):
         before = len(examples)
         for text in texts:
-            tokens = tuple(tokenizer.encode(text)[:longest])
+            tokens = tuple(plain_tokens(text, tokenizer, f"text {row + 1}", add_special_tokens=True)[:longest])
             if len(tokens) > 1:
                 examples.append(Example(row, (), (tokens,), side))
             row += 1

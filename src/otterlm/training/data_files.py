@@ -122,7 +122,8 @@ def _whole(text: str, path: Path) -> list[Any] | None:
         value = json.loads(text)
         if isinstance(value, dict):
             inner = value.get("data")
-            return inner if len(value) == 1 and isinstance(inner, list) else [value]
+            listed = isinstance(inner, list) and all(isinstance(record, dict) for record in inner)
+            return inner if listed else [value]
     return None
 
 

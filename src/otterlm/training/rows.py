@@ -129,8 +129,8 @@ def _read_responses(values: Mapping[str, Any], where: str) -> list[str | list[Tu
 
 
 def _is_whole(text: str, where: str) -> bool:
-    turns = read_turns(text, where) if starts_with_turn(text, where) else None
-    return bool(turns) and turns[-1][0] == "assistant"
+    turns = (read_turns(text, where) if starts_with_turn(text, where) else None) or [("", "")]
+    return turns[-1][0] == "assistant"
 
 
 def check_fraction(fraction: float) -> None:
@@ -163,7 +163,7 @@ def hold_out(rows: Sequence[Row], fraction: float, seed: int) -> set[int]:
         text = row.chosen if isinstance(row, PairRow) else row.text
         groups.setdefault(text.prompt if text.prompt else index, []).append(index)
     wanted = round(fraction * len(rows))
-    if wanted and len(groups) == 1:
+    if wanted and len(groups) == 1 and len(rows) > 1:
         raise OtterError(
             f"all {len(rows)} rows have one prompt, and rows of one prompt stay on one side, so no part can be held "
             "out: give rows of other prompts to evaluate on (--eval-data)"

@@ -42,17 +42,24 @@ def score_examples(
 
 
 def summarize(scored: Sequence[Scored]) -> dict[str, Any]:
-    """For pairs: `accuracy` (a tie counts half), `accuracy_ci95` and `n`; for scored texts: `mean_reward`,
-    `correlation` and `n`."""
+    """What rewards say together.
+
+    Returns:
+        For pairs: `accuracy` (a tie counts half), `accuracy_ci95` and `n`. For scored texts: `mean_reward`,
+        `correlation` and `n`. For both kinds: the two of them, as `pairs` and `texts`.
+    """
     pairs = [row for row in scored if len(row.rewards) == 2]
+    texts = [row for row in scored if len(row.rewards) == 1]
+    if pairs and texts:
+        return {"pairs": summarize(pairs), "texts": summarize(texts)}
     if pairs:
         margins = [chosen[-1] - rejected[-1] for chosen, rejected in (row.rewards for row in pairs)]
         accuracy = sum((margin > 0) + (margin == 0) / 2 for margin in margins) / len(margins)
         return {"accuracy": accuracy, "accuracy_ci95": list(wilson_interval(accuracy, len(margins))), "n": len(margins)}
-    rewards = torch.tensor([row.rewards[0][-1] for row in scored])
-    scores = torch.tensor([row.example.score for row in scored])
-    correlation = float(torch.corrcoef(torch.stack((rewards, scores)))[0, 1]) if len(scored) > 1 else math.nan
-    return {"mean_reward": float(rewards.mean()), "correlation": correlation, "n": len(scored)}
+    rewards = torch.tensor([row.rewards[0][-1] for row in texts])
+    scores = torch.tensor([row.example.score for row in texts])
+    correlation = float(torch.corrcoef(torch.stack((rewards, scores)))[0, 1]) if len(texts) > 1 else math.nan
+    return {"mean_reward": float(rewards.mean()), "correlation": correlation, "n": len(texts)}
 
 
 def correlations(scored: Sequence[Scored], percents: Sequence[int] = (25, 50, 75, 100)) -> dict[str, float]:

@@ -11,8 +11,8 @@ from otterlm.bench import alignment, report
 from otterlm.bench.judges import Coherence, Preference
 from otterlm.cli.groups import Machine, grouped
 from otterlm.cli.options import AdapterFolder, AsJson, Base, Prompts, ResumedFolder, console, print_json
+from otterlm.training.continuations import read_prompts
 from otterlm.training.packing import Limits
-from otterlm.training.prompts import read_prompts
 
 
 @grouped

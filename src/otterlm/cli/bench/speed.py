@@ -11,7 +11,7 @@ from otterlm.bench import report
 from otterlm.bench.speed import PROMPTS, measure, methods_of
 from otterlm.cli.groups import Machine, grouped
 from otterlm.cli.options import AsJson, Base, NamedAdapters, ResumedFolder, console, named_adapters, print_json
-from otterlm.training.prompts import read_prompts
+from otterlm.training.continuations import read_prompts
 
 
 @grouped

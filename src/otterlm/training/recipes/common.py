@@ -77,7 +77,10 @@ class Run:
         train_examples = [example for example in examples if example.row not in held]
         eval_examples = [example for example in examples if example.row in held]
         if not train_examples or not eval_examples:
-            raise OtterError(f"{len(examples)} rows are too few to train on and hold out a part of")
+            raise OtterError(
+                f"too few rows: of {len(examples)}, {len(train_examples)} are to train on and {len(eval_examples)} to "
+                f"evaluate on (eval_fraction {self.eval_fraction:g})"
+            )
         return train_examples, eval_examples
 
     def train(
