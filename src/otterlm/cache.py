@@ -69,7 +69,7 @@ def _empty_like(layer: Any) -> Any:
         if isinstance(value, Tensor):
             # Counters are cleared where they are; keys and values are made anew for our heads.
             setattr(new, name, None if name in ("keys", "values") else value.clone())
-        elif isinstance(value, dict | list):
+        elif isinstance(value, (dict, list)):
             setattr(new, name, copy.copy(value))
     new.is_initialized = False
     new.reset()

@@ -13,7 +13,7 @@ def check_causal(base: Any) -> None:
     Raises:
         OtterError: it is something else.
     """
-    kind = base.__name__ if isinstance(base, type) else type(base).__name__
+    kind = f"class {base.__name__}" if isinstance(base, type) else type(base).__name__
     load = "load one with AutoModelForCausalLM.from_pretrained or otterlm.bases.load_base"
     if hasattr(base, "_orig_mod"):
         raise OtterError("the base is compiled by torch.compile: wrap it as it was, then compile the OtterModel")

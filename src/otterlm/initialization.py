@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from otterlm.config import OtterConfig
 from otterlm.families import Family
-from otterlm.families.parts import decoder_config, gate_up, matrix, query_key_value, weight_of
+from otterlm.families.parts import decoder_config, gate_up, matrix, query_key_value, tensor_of, weight_of
 from otterlm.stream import HeadNorm, InsertedLayer, InsertedNorm, InsertedStream, Widths
 
 
@@ -100,8 +100,10 @@ def _copy_layer(layer: nn.Module, block: nn.Module, family: Family, widths: Widt
     for head_norm, path in ((attention.query_norm, family.query_norm), (attention.key_norm, family.key_norm)):
         if head_norm is not None and path is not None:
             # Where the base's heads have a norm each, or one over all of them, the first head's.
-            weight = next(block.get_submodule(path).parameters()).reshape(-1, widths.base_head_dim)[0]
-            head_norm.weight.copy_(weight[channels] + family.norm_offset)
+            found = (tensor_of(part, "weight") for part in block.get_submodule(path).modules())
+            weight = next((weight for weight in found if weight is not None), None)
+            if weight is not None:
+                head_norm.weight.copy_(weight.reshape(-1, widths.base_head_dim)[0][channels] + family.norm_offset)
 
 
 def _fill(target: nn.Linear, parts: list[tuple[Tensor, Tensor | None, Tensor]]) -> None:
@@ -114,10 +116,10 @@ def _fill(target: nn.Linear, parts: list[tuple[Tensor, Tensor | None, Tensor]]) 
 
 
 def _copy_norm(norm: InsertedNorm, base_norm: nn.Module, channels: Tensor, family: Family) -> None:
-    weight, bias = getattr(base_norm, "weight", None), getattr(base_norm, "bias", None)
-    if isinstance(weight, Tensor):
+    weight, bias = tensor_of(base_norm, "weight"), tensor_of(base_norm, "bias")
+    if weight is not None:
         norm.weight.copy_(weight[channels] + family.norm_offset)
-    if norm.bias is not None and isinstance(bias, Tensor):
+    if norm.bias is not None and bias is not None:
         norm.bias.copy_(bias[channels])
 
 

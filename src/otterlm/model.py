@@ -229,31 +229,31 @@ class OtterModel(NamedAdapters):
     @property
     def generation(self) -> Generation | None:
         """The call of `generate` that is running in this thread, if any."""
-        return self._thread.generation
+        return self._thread.state.generation
 
     @contextmanager
     def generating(self, generation: Generation) -> Iterator[None]:
         """Inside the block, in this thread, a call of `generate` is running."""
-        outer, self._thread.generation = self._thread.generation, generation
+        outer, self._thread.state.generation = self._thread.state.generation, generation
         try:
             with self._taps.visit(_Passes(self)):
                 yield
         finally:
-            self._thread.generation = outer
+            self._thread.state.generation = outer
 
     @property
     def signals(self) -> dict[str, Signal]:
         """The signals of the latest pass in this thread, by adapter; what a `LogitsProcessor` reads."""
-        return self._thread.signals
+        return self._thread.state.signals
 
     @contextmanager
     def show_signals(self, signals: dict[str, Signal]) -> Iterator[None]:
         """Inside the block, in this thread, `signals` are these."""
-        outer, self._thread.signals = self._thread.signals, signals
+        outer, self._thread.state.signals = self._thread.state.signals, signals
         try:
             yield
         finally:
-            self._thread.signals = outer
+            self._thread.state.signals = outer
 
     def check_read(self, input_ids: Tensor) -> None:
         """That the latest pass in this thread ended with the last of these tokens, `[B, T]`.
@@ -261,7 +261,7 @@ class OtterModel(NamedAdapters):
         Raises:
             OtterError: it read something else.
         """
-        read = self._thread.tokens
+        read = self._thread.state.tokens
         if read is not None and (read.shape > input_ids.shape or not torch.equal(read, input_ids[:, -read.shape[1] :])):
             raise OtterError("the latest pass of this OtterModel read another text: generate with the OtterModel")
 
@@ -293,8 +293,8 @@ class OtterModel(NamedAdapters):
 
     def read_signals(self, states: dict[str, Tensor]) -> dict[str, Signal]:
         """Reads the signals of widened states, `[B, T, d + d']` each, and makes them this thread's latest."""
-        self._thread.signals = self.heads(states)
-        return self._thread.signals
+        self._thread.state.signals = self.heads(states)
+        return self._thread.state.signals
 
     def visit(self, visitor: Visitor) -> AbstractContextManager[None]:
         """A context in which the base's passes, in this thread, are shown to `visitor` rather than to the adapters."""

@@ -105,7 +105,7 @@ class NamedAdapters(WrappedModel):
     @property
     def active_adapters(self) -> list[str]:
         """Names of the adapters that run with the base, in this thread."""
-        chosen = self._active if self._thread.chosen is None else self._thread.chosen
+        chosen = self._active if self._thread.state.chosen is None else self._thread.state.chosen
         return [name for name in self.adapters if chosen is None or name in chosen]
 
     @contextmanager
@@ -119,11 +119,11 @@ class NamedAdapters(WrappedModel):
         """Inside the block, in this thread, only these adapters run."""
         for name in names:
             self.adapter(name)
-        outer, self._thread.chosen = self._thread.chosen, tuple(names)
+        outer, self._thread.state.chosen = self._thread.state.chosen, tuple(names)
         try:
             yield
         finally:
-            self._thread.chosen = outer
+            self._thread.state.chosen = outer
 
     active_adapter = active_adapters
 
@@ -163,7 +163,7 @@ class NamedAdapters(WrappedModel):
             OtterError: there is no adapter of this name.
         """
         del self.adapters[self.adapter_name(adapter_name)]
-        self._thread.signals.pop(adapter_name, None)
+        self._thread.state.signals.pop(adapter_name, None)
         if self._active is not None:
             self._active = tuple(name for name in self._active if name != adapter_name) or None
         self.watch()

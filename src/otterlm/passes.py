@@ -15,14 +15,27 @@ if TYPE_CHECKING:
     from otterlm.model import OtterModel
 
 
-class ThreadState(threading.local):
-    """What each thread is doing with a model, so that two do not mix."""
+class State:
+    """What one thread is doing with a model.
+
+    Attributes:
+        chosen: the adapters that `use_adapters` named; None: those that the model runs everywhere.
+        signals: of the latest pass.
+    """
 
     def __init__(self) -> None:
         self.chosen: tuple[str, ...] | None = None
         self.signals: dict[str, Signal] = {}
         self.tokens: Tensor | None = None  # [B, T] of the latest pass; None for embeddings
-        self.generation: Generation | None = None
+        self.generation: "Generation | None" = None
+
+
+class ThreadState(threading.local):
+    """The state of each thread, so that two do not mix. It is an object of its own, because a compiler does not write to
+    a `local`."""
+
+    def __init__(self) -> None:
+        self.state = State()
 
 
 class Passes(Visitor):
@@ -52,8 +65,8 @@ class Passes(Visitor):
         streams, self._streams = self._streams or {}, None
         for stream in streams.values():
             stream.final(hidden, normed)
-        self._model._thread.tokens, self._read = self._read, None
         self._model.read_signals({name: stream.state for name, stream in streams.items() if stream.state is not None})
+        self._model._thread.state.tokens, self._read = self._read, None
 
     def output(self, output: Any) -> None:
         if isinstance(output, ModelOutput):

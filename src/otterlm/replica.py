@@ -77,11 +77,12 @@ def _smaller(config: Any, most: dict[str, int]) -> Any:
 
 
 def _build(base: PreTrainedModel, config: Any) -> PreTrainedModel:
-    """From the base's own class; of a model that is more than a decoder, from the decoder's configuration."""
+    """From the base's own class; of a model that is more than a decoder, from the decoder's."""
     config._attn_implementation = "eager"
-    if isinstance(base, PreTrainedModel) and base.config is decoder_config(base):
-        return type(base)(config)
-    return AutoModelForCausalLM.from_config(config)
+    if not isinstance(base, PreTrainedModel):  # PEFT's
+        return AutoModelForCausalLM.from_config(config)
+    whole: Any = type(base) if base.config is decoder_config(base) else type(base.get_decoder())
+    return whole(config)
 
 
 @torch.no_grad()

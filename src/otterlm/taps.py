@@ -92,12 +92,12 @@ class Taps:
     @contextmanager
     def visit(self, visitor: Visitor) -> Iterator[None]:
         """Shows the passes of this thread inside the block to `visitor`."""
-        outer, self._slot.visitor = self._slot.visitor, visitor
-        self._slot.waits = self._slot.watches
+        state = self._slot.state
+        outer, state.visitor, state.waits = state.visitor, visitor, state.watches
         try:
             yield
         finally:
-            self._slot.visitor = outer
+            state.visitor = outer
 
 
 def _remove_all(handles: list[Any]) -> None:
@@ -128,29 +128,44 @@ def remove_copied_hooks(base: nn.Module) -> None:
                 with_kwargs.pop(key, None)
 
 
-class _Slot(threading.local):
-    """The visitor of each thread, and what the current block has shown so far."""
+class _State:
+    """What one thread shows to whom.
+
+    Attributes:
+        visitor: is shown the passes; None: nobody.
+        seen: what the current block has shown so far.
+        watches: whether there are blocks to show.
+        waits: whether the pass has shown none yet: some families norm the embeddings with their final norm, too.
+    """
 
     def __init__(self, watches: bool) -> None:
         self.visitor: Visitor | None = None
         self.seen: dict[str, Any] = {}
         self.watches = watches
         self.waits = watches
-        """For a block: some families norm the embeddings with the module of their final norm."""
+
+
+class _Slot(threading.local):
+    """The state of each thread. It is an object of its own, because a compiler does not write to a `local`."""
+
+    def __init__(self, watches: bool) -> None:
+        self.state = _State(watches)
 
     def on_tokens(self, _: nn.Module, inputs: tuple[Tensor]) -> None:
-        if self.visitor is not None:
-            self.waits = self.watches
-            self.visitor.tokens(inputs[0])
+        state = self.state
+        if state.visitor is not None:
+            state.waits = state.watches
+            state.visitor.tokens(inputs[0])
 
     def on_final_norm(self, _: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        if self.visitor is not None and not self.waits:
-            self.waits = self.watches
-            self.visitor.final(inputs[0], output)
+        state = self.state
+        if state.visitor is not None and not state.waits:
+            state.waits = state.watches
+            state.visitor.final(inputs[0], output)
 
     def on_output(self, _: nn.Module, __: tuple[()], output: Any) -> None:
-        if self.visitor is not None:
-            self.visitor.output(output)
+        if (visitor := self.state.visitor) is not None:
+            visitor.output(output)
 
 
 class _LayerHooks:
@@ -185,16 +200,19 @@ class _LayerHooks:
 
     def on_input(self, name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         """Keeps the first input of a part."""
-        if self._slot.visitor is not None:
-            self._slot.seen[name] = inputs[0]
+        state = self._slot.state
+        if state.visitor is not None:
+            state.seen[name] = inputs[0]
 
     def on_enter(self, _: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._slot.visitor is not None:
-            self._slot.seen = {"hidden": inputs[0] if inputs else kwargs["hidden_states"]}
+        state = self._slot.state
+        if state.visitor is not None:
+            state.seen = {"hidden": inputs[0] if inputs else kwargs["hidden_states"]}
 
     def on_attention(self, _: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._slot.visitor is not None:
-            self._slot.seen |= {
+        state = self._slot.state
+        if state.visitor is not None:
+            state.seen |= {
                 "attention_input": inputs[0] if inputs else kwargs["hidden_states"],
                 "rotary": kwargs.get("position_embeddings"),
                 "mask": kwargs.get("attention_mask"),
@@ -202,14 +220,16 @@ class _LayerHooks:
             }
 
     def on_ffn_output(self, _: nn.Module, __: tuple[Tensor, ...], output: Any) -> None:
-        if self._slot.visitor is not None:
-            self._slot.seen["produced"] = output if isinstance(output, Tensor) else output[0]
+        state = self._slot.state
+        if state.visitor is not None:
+            state.seen["produced"] = output if isinstance(output, Tensor) else output[0]
 
     def on_leave(self, _: nn.Module, __: tuple[Any, ...], ___: Any) -> None:
-        visitor = self._slot.visitor
+        state = self._slot.state
+        visitor = state.visitor
         if visitor is None:
             return
-        seen, self._slot.seen, self._slot.waits = self._slot.seen, {}, False
+        seen, state.seen, state.waits = state.seen, {}, False
         hidden = seen["hidden"]
         # Some families flatten batch and time on the way.
         for name in ("ffn_input", "middle", "units", "produced"):

@@ -136,6 +136,13 @@ class WrappedModel(nn.Module):
                 state.setdefault(name, state[first])
         return super().load_state_dict(state, strict, assign)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What a module around this one asks of its parts: a base that is offloaded stays where it is."""
+        if any(parameter.is_meta for parameter in self.base_model.parameters()):
+            self.adapters._apply(fn, recurse)
+            return self
+        return super()._apply(fn, recurse)
+
     to, half, float, double = _moving("to"), _moving("half"), _moving("float"), _moving("double")
     bfloat16, cpu, cuda, to_empty = _moving("bfloat16"), _moving("cpu"), _moving("cuda"), _moving("to_empty")
 

@@ -23,17 +23,27 @@ def decoder_config(base: Any) -> Any:
     return base.config.get_text_config(decoder=True)
 
 
+def tensor_of(module: nn.Module, name: str) -> Tensor | None:
+    """A module's weight or bias, also while accelerate keeps it offloaded (then it is read for this one use)."""
+    tensor = getattr(module, name, None)
+    if not isinstance(tensor, Tensor):
+        return None
+    hook = getattr(module, "_hf_hook", None)
+    for part in getattr(hook, "hooks", (hook,)) if tensor.is_meta else ():
+        if getattr(part, "weights_map", None) is not None:
+            return part.weights_map[name].to(part.execution_device)
+    return tensor
+
+
 def weight_of(module: nn.Module) -> Tensor:
-    """A module's weight, also while accelerate keeps it offloaded (then it is read for this one use).
+    """A module's weight, see `tensor_of`.
 
     Raises:
         OtterError: it has none.
     """
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor):
+    weight = tensor_of(module, "weight")
+    if weight is None:
         raise OtterError(f"the base's {type(module).__name__} has no weight")
-    if weight.is_meta and (hook := getattr(module, "_hf_hook", None)) is not None and hook.weights_map is not None:
-        return hook.weights_map["weight"].to(hook.execution_device)
     return weight
 
 
@@ -79,12 +89,12 @@ def matrix(block: nn.Module, path: str) -> tuple[Tensor, Tensor | None]:
         OtterError: it has none that can be sliced.
     """
     module = block.get_submodule(path)
-    weight = getattr(module, "weight", None)
-    if isinstance(weight, Tensor) and type(weight.data) is not Tensor:
+    weight = tensor_of(module, "weight")
+    if weight is not None and type(weight.data) is not Tensor:
         weight = weight.dequantize()  # of torchao, say
-    if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.dim() != 2:
+    if weight is None or not weight.is_floating_point() or weight.dim() != 2:
         raise OtterError(f"the base's {path} cannot be sliced (quantised?): choose initialization random or normal")
-    return weight.T if isinstance(module, Conv1D) else weight, getattr(module, "bias", None)
+    return weight.T if isinstance(module, Conv1D) else weight, tensor_of(module, "bias")
 
 
 Rows = tuple[Tensor, Tensor | None]

@@ -11,7 +11,8 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.bases import check_context, parse_dtype
-from otterlm.errors import OtterError
+from otterlm.errors import OtterError, reason
+from otterlm.families.parts import device_of
 from otterlm.model import OtterModel
 from otterlm.settings import setting
 from otterlm.training.packing import Example
@@ -120,5 +121,19 @@ class Run:
 
 
 def on_device(base: PreTrainedModel) -> PreTrainedModel:
-    """The base on the device this process trains on."""
-    return base.to(PartialState().device)
+    """The base on the device this process trains on; one that is dispatched over devices and disk stays as it is.
+
+    Raises:
+        OtterError: it computes elsewhere and cannot be moved.
+    """
+    device = PartialState().device
+    computes = device_of(base.get_input_embeddings())
+    if computes == device:
+        return base
+    try:
+        return base.to(device)
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        raise OtterError(
+            f"the base computes on {computes} and training runs on {device}, but it cannot be moved "
+            f"({reason(error)}): load it with device_map={{'': '{device}'}}"
+        ) from error
