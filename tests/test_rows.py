@@ -158,7 +158,6 @@ BAD_FILES = {
     "deep.json": b"[" * 100_000,
     "digits.jsonl": b'{"text": "a", "score": ' + b"9" * 5000 + b"}",
     "binary.jsonl": b"\xff\xfe\x00",
-    "field.csv": b"chosen,rejected\n" + b"a" * 140_000 + b",b\n",
     "truncated.jsonl.gz": LINES[: len(LINES) // 2],
     "corrupt.jsonl.gz": corrupt_middle(LINES),
     "not.csv.gz": b"chosen,rejected\na,b\n",
@@ -197,6 +196,22 @@ def test_hold_out_keeps_equal_prompts_together():
     sides = Counter((index % 40, index in held) for index in range(200))
     assert all(count == 5 for count in sides.values())
     assert len(held) == 50
+
+
+def test_hold_out_says_that_all_rows_have_one_prompt():
+    rows = [scored((("user", "Q"),), f"answer {n}") for n in range(24)]
+    refused(lambda: hold_out(rows, 0.25, seed=0), "all 24 rows have one prompt", "--eval-data")
+    assert hold_out(rows, 0.0, seed=0) == set()
+    assert hold_out(rows[:1], 0.9, seed=0) == set()
+
+
+def test_hold_out_leaves_rows_to_train_on():
+    """A prompt with most of the rows is held out only where there is no other."""
+    rows = [scored((("user", "Q" if n % 10 else f"Q {n}"),), f"answer {n}") for n in range(100)]
+    for seed in range(5):
+        assert hold_out(rows, 0.1, seed) == set(range(0, 100, 10))
+    halves = [scored((("user", f"Q {n % 2}"),), f"answer {n}") for n in range(10)]
+    assert len(hold_out(halves, 0.25, seed=0)) == 5
 
 
 def test_hold_out_is_deterministic_and_seeded():

@@ -88,14 +88,20 @@ def _merge(context: list[Turn], turns: list[Turn], where: str) -> list[Turn]:
         raise OtterError(f"{where}: the dialogue and another column hold different system turns: keep one")
     system = system or other_system
     answered = bool(asked) and asked[-1][0] == "assistant"
-    wanted, found = strip(asked), strip(dialogue)
-    while wanted and wanted[-1][0] == "assistant":
-        wanted = wanted[:-1]
-    if wanted and wanted in (found[: len(wanted)], found[-len(wanted) - 1 : -1]):
+    if repeats(asked, dialogue):
         return [*system, *dialogue]
     if asked and not answered and (not dialogue or dialogue[0][0] != "assistant"):
         raise OtterError(f"{where}: the dialogue does not begin with the prompt that another column holds")
     return [*system, *asked, *dialogue]
+
+
+def repeats(context: Sequence[Turn], turns: Sequence[Turn]) -> bool:
+    """Whether turns begin with a context, or hold it right before the response. What the assistant began to say at the
+    context's end goes on in the response."""
+    wanted, found = strip(context), strip(turns)
+    while wanted and wanted[-1][0] == "assistant":
+        wanted = wanted[:-1]
+    return bool(wanted) and wanted in (found[: len(wanted)], found[-len(wanted) - 1 : -1])
 
 
 def _split_system(turns: list[Turn]) -> tuple[list[Turn], list[Turn]]:

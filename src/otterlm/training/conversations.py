@@ -159,7 +159,7 @@ def _split_hh(text: str) -> list[Turn] | None:
 _NUMPY = re.compile(
     r"""(?P<string>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")|array\(|,\s*dtype=object\)|(?P<gap>\}\s+\{)""", re.DOTALL
 )
-_LIKE_MESSAGES = re.compile(r"""\s*(?:array\()?\[?\s*\{\s*['"](?:role|content|from|value)['"]\s*:""")
+_LIKE_MESSAGES = re.compile(r"""\s*(?:array\()?\[\s*\{\s*['"](?:role|content|from|value)['"]\s*:""")
 
 
 def _read_printed(text: str, where: str) -> list[Any] | None:

@@ -10,7 +10,7 @@ import json
 import lzma
 import sys
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,7 +19,12 @@ import pyarrow.parquet
 
 from otterlm.errors import OtterError, reason
 
-PACKED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": pyarrow.input_stream}
+PACKED: dict[str, Callable[..., Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": lambda path, mode: pyarrow.input_stream(str(path), compression="zstd"),
+}
 READABLE = {".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet", ".arrow"}
 UNREADABLE = {".xlsx", ".xls", ".ods", ".feather", ".pkl", ".pickle", ".zip", ".tar", ".tgz", ".7z", ".sqlite", ".db"}
 
@@ -50,17 +55,12 @@ def read_file(path: Path) -> Iterator[Mapping[str, Any]]:
 
             yield from Dataset.from_file(str(path))
         else:
-            with _open(path) as file:
+            with PACKED.get(path.suffix.lower(), open)(path, "rb") as file:
                 yield from readers.get(kind, _read_json)(file, path)
     except (OSError, EOFError, zlib.error, lzma.LZMAError, csv.Error, pyarrow.ArrowException) as error:
         raise OtterError(f"{path} cannot be read: {reason(error)}") from error
     except UnicodeDecodeError as error:
         raise OtterError(f"{path} cannot be read: it is not UTF-8 text ({error}); save it as UTF-8") from error
-
-
-def _open(path: Path) -> IO[bytes]:
-    opener: Any = PACKED.get(path.suffix.lower(), open)
-    return opener(str(path)) if opener is pyarrow.input_stream else opener(path, "rb")
 
 
 def _decode(file: IO[bytes], path: Path) -> str:

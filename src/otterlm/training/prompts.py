@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from otterlm.errors import OtterError
-from otterlm.training.context import CONVERSATIONS, read_context
+from otterlm.training.context import ASKED, read_context
 from otterlm.training.conversations import Prompt, Turn, is_given, read_prompt, strip
 from otterlm.training.records import Records, numbered_records, source_name
-from otterlm.training.rows import read_dialogues
+from otterlm.training.rows import read_dialogues, response_columns
 
 
 class ReadPrompt(tuple[Turn, ...]):
@@ -20,8 +20,9 @@ def read_prompts(source: Records, split: str = "train") -> list[Prompt]:
     """Reads prompts as chat turns, each once.
 
     Args:
-        source: see `otterlm.training.records.read_records`. Of each record what precedes the response in `chosen`,
-            else what `otterlm.training.context.read_context` reads (`prompt`, `question`, ...), else `text`, else the
+        source: see `otterlm.training.records.read_records`. Of each record what stands before its response,
+            see `otterlm.training.rows.read_rows`; where there is no response, what
+            `otterlm.training.context.read_context` reads (`prompt`, `question`, `messages`, ...), else `text`, else the
             first of `turns` (as MT-Bench has them). The response that ends a dialogue is left out.
         split: which split, where there are several.
 
@@ -41,24 +42,23 @@ def read_prompts(source: Records, split: str = "train") -> list[Prompt]:
 
 
 def _read(record: Mapping[str, Any], where: str) -> Prompt:
-    sides = [column for column in ("chosen", "rejected") if is_given(record.get(column))]
-    if "chosen" in sides:
-        return read_dialogues(record, sides, where)[0].prompt or ()
-    turns = read_context(record, where, CONVERSATIONS)
-    if any(role != "system" for role, _ in turns):
-        if turns[-1][0] == "assistant":
-            raise OtterError(f"{where}: the prompt ends with the assistant's words; it must end with what is answered")
-        return strip(turns)
-    column = next((name for name in ("text", "turns", *CONVERSATIONS) if is_given(record.get(name))), None)
-    if column is None and turns:
-        return strip(turns)
-    if column is None:
+    responses = response_columns(record, where)
+    context = read_context(record, where, responses)
+    asked = any(role != "system" for role, _ in context)
+    if "chosen" in responses or (asked and responses):
+        return read_dialogues(record, responses, where)[0].prompt or ()
+    if is_given(record.get("text")):
+        context += read_prompt(record["text"], f"{where}, column text")
+    elif not asked and is_given(record.get("turns")):
+        context += read_prompt(_first(record["turns"], where), f"{where}, column turns")
+    elif not context:
         present = ", ".join(sorted(map(str, record))) or "none"
-        raise OtterError(f"{where}: no column prompt, question, text, turns, messages or chosen (there: {present})")
-    asked = read_prompt(_first(record[column], where) if column == "turns" else record[column], f"{where}, {column}")
-    if asked and asked[-1][0] == "assistant":
-        asked.pop()
-    return strip([*turns, *asked])
+        raise OtterError(f"{where}: no column prompt, question, messages, text, turns or chosen (there: {present})")
+    if context[-1][0] == "assistant":
+        if any(is_given(record.get(column)) for column in ASKED):
+            raise OtterError(f"{where}: the prompt ends with the assistant's words; it must end with what is answered")
+        context.pop()
+    return strip(context)
 
 
 def _first(turns: Any, where: str) -> Any:

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from otterlm.errors import OtterError
-from otterlm.training.context import CONVERSATIONS, join, read_context
+from otterlm.training.context import CONVERSATIONS, join, read_context, repeats
 from otterlm.training.conversations import Dialogue as Dialogue  # these three are part of this module's face
 from otterlm.training.conversations import Prompt as Prompt
 from otterlm.training.conversations import Turn, clean, is_given, read_turns, starts_with_turn
 from otterlm.training.conversations import parse_dialogue as parse_dialogue
 from otterlm.training.records import Records, numbered_records, source_name
 
+SIDES = ["chosen", "rejected"]
 TEXTS = ("text", "response", "completion")
 """The columns that can hold a scored text; else one of `CONVERSATIONS`."""
 
@@ -64,29 +65,34 @@ def read_rows(source: Records, split: str = "train") -> list[Row]:
 
 def parse_row(record: Mapping[str, Any], where: str) -> Row:
     """One record as a row. Errors as for `read_rows`."""
-    text = _text_column(record, where)
-    sides = [column for column in ("chosen", "rejected") if column in record]
-    if any(is_given(record[column]) for column in sides) or (sides and text is None):
-        chosen, rejected = read_dialogues(record, ("chosen", "rejected"), where)
-        return PairRow(chosen, rejected, where)
-    (dialogue,) = read_dialogues(record, (text or "text",), where)
-    return ScoredRow(dialogue, _read_score(record.get("score"), where), where)
+    columns = response_columns(record, where)
+    columns = columns or [column for column in CONVERSATIONS if is_given(record.get(column))][:1]
+    columns = columns or (SIDES if any(column in record for column in SIDES) else ["text"])
+    dialogues = read_dialogues(record, columns, where)
+    if columns == SIDES:
+        return PairRow(dialogues[0], dialogues[1], where)
+    return ScoredRow(dialogues[0], _read_score(record, where), where)
 
 
-def _text_column(record: Mapping[str, Any], where: str) -> str | None:
+def response_columns(record: Mapping[str, Any], where: str) -> list[str]:
+    """The columns of a record that hold its responses: `SIDES`, or one of `TEXTS`; none where there are no such.
+
+    Raises:
+        OtterError: two hold a text.
+    """
+    if any(is_given(record.get(column)) for column in SIDES):
+        return SIDES
     texts = [column for column in TEXTS if is_given(record.get(column))]
     if len(texts) > 1:
         raise OtterError(f"{where}: columns {' and '.join(texts)} both hold a text: keep one")
-    texts += [column for column in CONVERSATIONS if is_given(record.get(column))]
-    texts += [column for column in TEXTS if isinstance(record.get(column), str)]  # an empty response to a prompt
-    return next(iter(texts), None)
+    texts += [column for column in TEXTS if isinstance(record.get(column), str)]
+    return texts[:1] or (SIDES if any(isinstance(record.get(column), str) for column in SIDES) else [])
 
 
-def _read_score(value: Any, where: str) -> float:
-    named = {"true": 1.0, "false": 0.0}  # as pandas and JSON print them
+def _read_score(record: Mapping[str, Any], where: str) -> float:
+    value: Any = record.get("score")
     try:
-        score = named.get(str(value).strip().lower(), value)
-        score = float(score)
+        score = float({"true": 1.0, "false": 0.0}.get(str(value).strip().lower(), value))
     except (TypeError, ValueError, OverflowError):
         raise OtterError(f"{where}: column score is missing or not a number") from None
     if not math.isfinite(score):
@@ -108,19 +114,18 @@ def read_dialogues(record: Mapping[str, Any], columns: Sequence[str], where: str
             present = ", ".join(sorted(map(str, record))) or "none"
             raise OtterError(f"{where}: column {column} is missing or empty (columns there: {present})")
     if context:
-        return [join(context, response, where) for response in _read_responses(values, where)]
+        return [join(context, response, where) for response in _read_responses(values, context, where)]
     dialogues = [parse_dialogue(value, f"{where}, column {column}") for column, value in values.items()]
     if len({dialogue.prompt is None for dialogue in dialogues}) > 1:
         raise OtterError(f"{where}: of {' and '.join(columns)} one is a dialogue and the other a text without a prompt")
     return dialogues
 
 
-def _read_responses(values: Mapping[str, Any], where: str) -> list[str | list[Turn]]:
+def _read_responses(values: Mapping[str, Any], context: Sequence[Turn], where: str) -> list[str | list[Turn]]:
     """Responses beside a prompt: texts, or turns. A text may hold the words that a dialogue begins with. So texts are
     dialogues only where all of them begin and end as one."""
     places = [(f"{where}, column {column}", value) for column, value in values.items()]
-    texts = [(place, value) for place, value in places if isinstance(value, str) and value.strip()]
-    whole = all(_is_whole(value, place) for place, value in texts)
+    whole = all(_is_whole(value, context, place) for place, value in places if isinstance(value, str))
     responses: list[str | list[Turn]] = []
     for place, value in places:
         turns = None if isinstance(value, str) and not whole else read_turns(value, place)
@@ -128,9 +133,11 @@ def _read_responses(values: Mapping[str, Any], where: str) -> list[str | list[Tu
     return responses
 
 
-def _is_whole(text: str, where: str) -> bool:
-    turns = (read_turns(text, where) if starts_with_turn(text, where) else None) or [("", "")]
-    return turns[-1][0] == "assistant"
+def _is_whole(text: str, context: Sequence[Turn], where: str) -> bool:
+    turns = read_turns(text, where)
+    if not turns or turns[-1][0] != "assistant":
+        return False
+    return starts_with_turn(text, where) or repeats(context, turns)
 
 
 def check_fraction(fraction: float) -> None:
