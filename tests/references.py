@@ -97,21 +97,23 @@ def plain(settings: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
+def _pad(config: Any) -> Tensor:
+    return torch.tensor(0) if config._pad_token_tensor is None else config._pad_token_tensor
+
+
 def search(texts: Texts, weight: float, top_k: int) -> Callable[..., Tensor]:
     """A loop for the base's `generate`: of the k likeliest tokens the one with the best logit + weight * reward."""
 
-    def loop(
-        _: Any, input_ids: Tensor, logits_processor: Any, stopping_criteria: Any, generation_config: Any, **__: Any
-    ):
-        pad, unfinished = generation_config._pad_token_tensor, torch.ones(len(input_ids), dtype=torch.bool)
+    def loop(_: Any, input_ids: Tensor, *, generation_config: Any, **given: Any) -> Tensor:
+        pad, unfinished = _pad(generation_config), torch.ones(len(input_ids)).bool()
         while unfinished.any():
-            scores = logits_processor(input_ids, texts.read(input_ids, texts.otter.base_model).logits[:, -1])
+            scores = given["logits_processor"](input_ids, texts.read(input_ids, texts.otter.base_model).logits[:, -1])
             likely, candidates = scores.topk(top_k, dim=-1)
             rewards = [texts.rewards(input_ids, last=candidates[:, n : n + 1])[:, -1] for n in range(top_k)]
             best = (likely + weight * torch.stack(rewards, dim=1)).argmax(dim=1, keepdim=True)
             token = torch.where(unfinished, candidates.gather(1, best)[:, 0], pad)
             input_ids = torch.cat((input_ids, token[:, None]), dim=-1)
-            unfinished = unfinished & ~stopping_criteria(input_ids, None)
+            unfinished = unfinished & ~given["stopping_criteria"](input_ids, None)
         return input_ids
 
     return loop
@@ -121,12 +123,10 @@ def sampled_by_row(texts: Texts, coins: bool) -> Callable[..., Tensor]:
     """A loop for the base's `generate` that samples row after row; with coins it is rejection sampling that takes every
     token, a segment each."""
 
-    def loop(
-        _: Any, input_ids: Tensor, logits_processor: Any, stopping_criteria: Any, generation_config: Any, **__: Any
-    ):
-        pad, unfinished = generation_config._pad_token_tensor, torch.ones(len(input_ids), dtype=torch.bool)
+    def loop(_: Any, input_ids: Tensor, *, generation_config: Any, **given: Any) -> Tensor:
+        pad, unfinished = _pad(generation_config), torch.ones(len(input_ids)).bool()
         while unfinished.any():
-            scores = logits_processor(input_ids, texts.read(input_ids, texts.otter.base_model).logits[:, -1])
+            scores = given["logits_processor"](input_ids, texts.read(input_ids, texts.otter.base_model).logits[:, -1])
             tokens = [
                 torch.multinomial(row.softmax(dim=-1), 1) if going else pad[None]
                 for row, going in zip(scores, unfinished, strict=True)
@@ -134,7 +134,7 @@ def sampled_by_row(texts: Texts, coins: bool) -> Callable[..., Tensor]:
             for _ in range(int(unfinished.sum()) if coins else 0):
                 torch.rand(())
             input_ids = torch.cat((input_ids, torch.stack(tokens)), dim=-1)
-            unfinished = unfinished & ~stopping_criteria(input_ids, None)
+            unfinished = unfinished & ~given["stopping_criteria"](input_ids, None)
         return input_ids
 
     return loop

@@ -82,7 +82,7 @@ class CompanionContrast(Intervention, LogitsProcessor):
         OtterError: a setting is out of range.
     """
 
-    supports = Supports(embeddings=False)
+    supports = Supports(embeddings=False, new_tokens_only=False)
 
     def __init__(
         self, expert: Companion, anti_expert: Companion, prompt_length: int, alpha: float, top_p: float = 0.9

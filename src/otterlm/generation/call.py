@@ -191,6 +191,7 @@ class _Call:
         return decode
 
     def _begin(self, config: Any, drafts: Any = None) -> Generation:
+        self._model.read_signals({})  # those of an earlier pass are of another text
         self._generation = Generation(self._model, config, drafts)
         for intervention in self._interventions:
             intervention.begin(self._generation)

@@ -42,17 +42,20 @@ class Generation:
         self.reading: dict[str, Signal] = {}
         self.ended: Tensor | None = None
         self.lengths: Tensor | None = None
+        self._verified: dict[str, Signal] = {}  # of the latest pass that verified drafts
 
     def read(self, input_ids: Tensor) -> dict[str, Signal] | None:
         """The signals of a text by the latest pass, the text's last token their last position; None where no pass has
         read the text yet, as where a draft is being made."""
-        latest = self.model.signals
         if self.drafts is None:
-            return latest
+            return self.model.signals
+        if self.model.signals:
+            self._verified = self.model.signals
+            self.model.read_signals({})  # nobody who makes a draft shall read them
         ahead = self.drafts.get_seq_length() - input_ids.shape[1]  # tokens of the pass behind this one
         if ahead < 0:
             return None
-        states = {name: signal.state for name, signal in latest.items()}
+        states = {name: signal.state for name, signal in self._verified.items()}
         return self.model.heads({name: state[:, : state.shape[1] - ahead] for name, state in states.items()})
 
     def end_rows(self, done: Tensor, length: int) -> None:

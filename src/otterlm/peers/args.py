@@ -33,7 +33,7 @@ class ARGS(Intervention, LogitsProcessor):
         OtterError: a setting is out of range.
     """
 
-    supports = Supports(embeddings=False)
+    supports = Supports(embeddings=False, new_tokens_only=False)
 
     def __init__(
         self,
