@@ -27,7 +27,7 @@ class State:
         self.chosen: tuple[str, ...] | None = None
         self.signals: dict[str, Signal] = {}
         self.tokens: Tensor | None = None  # [B, T] of the latest pass; None for embeddings
-        self.generation: "Generation | None" = None
+        self.generation: Generation | None = None
 
 
 class ThreadState(threading.local):
