@@ -9,8 +9,11 @@ from chat_tokenizer import CHAT, SPECIAL, STRICT, chat_tokenizer
 from conftest import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from otterlm.training.conversations import parse_dialogue, read_turns
+from otterlm.training.corpora import tokenize_corpora
 from otterlm.training.packing import Limits, dialogue_tokens, encode_prompts, prompt_tokens, tokenize
 from otterlm.training.prompts import read_prompts
 from otterlm.training.rows import read_rows
@@ -83,6 +86,17 @@ def as_arrays(prompt, *sides):
     return [numpy.array(side, dtype=object) for side in as_messages(prompt, *sides)]
 
 
+def as_lists(prompt, *sides):
+    """As `datasets.Sequence` keeps lists of messages."""
+    return [
+        {name: [turn[name] for turn in side] for name in ("role", "content")} for side in as_messages(prompt, *sides)
+    ]
+
+
+def as_wrapped(prompt, *sides):
+    return [{"messages": side} for side in as_messages(prompt, *sides)]
+
+
 def as_hh(prompt, *sides, first="\n\n", end="\n"):
     prompt, sides = [(role, content.strip()) for role, content in prompt], [side.strip() for side in sides]
     contents = [content.replace("\r\n", "\n") for content in (*(content for _, content in prompt), *sides)]
@@ -106,6 +120,10 @@ WHOLE = {
     "printed": as_printed,
     "numpy printed": as_numpy_printed,
     "arrays": as_arrays,
+    "lists": as_lists,
+    "printed lists": lambda *turns: list(map(str, as_lists(*turns))),
+    "wrapped": as_wrapped,
+    "wrapped json": lambda *turns: list(map(json.dumps, as_wrapped(*turns))),
     "hh": as_hh,
     "hh without a blank line": lambda *turns: as_hh(*turns, first=""),
     "hh after spaces": lambda *turns: as_hh(*turns, first="  \n"),
@@ -317,6 +335,7 @@ REFUSED = {
     "an unknown role": ([USER, {"role": "narrator", "content": "x"}], "narrator"),
     "texts": (["Q", "a"], "str"),
     "no messages": ([], "missing or empty"),
+    "a printed message without content": (str([USER, {"role": "assistant"}]), "message 2"),
     "printed messages cut short": ("[{'role': 'user', 'content': 'Q'}", "printed messages"),
     "half a character": ("\ud83d", "half of a character"),
     "one line feed before the assistant": ("Human: Q\nAssistant: a", "blank line"),
@@ -419,3 +438,46 @@ def test_a_turn_that_the_template_passes_over_is_refused():
     assert prompt_tokens(turns[:1], silent) == TOKENIZERS["chat"].encode(Q)
     refused(lambda: prompt_tokens(turns, silent), "leaves out", "tool")
     assert 3 in prompt_tokens(turns, TOKENIZERS["chat"])
+
+
+def test_a_tokenizer_may_have_several_templates():
+    several = chat_tokenizer({"default": CHAT, "tool_use": STRICT})
+    assert prompt_tokens((("user", "Q </s>"),), several) == prompt_tokens((("user", "Q </s>"),), TOKENIZERS["chat"])
+
+
+def test_a_pair_in_the_template_on_one_side_is_refused():
+    rows = read_rows([{"chosen": f"{Q}a", "rejected": "b"}])
+    refused(lambda: tokenize(rows, TOKENIZERS["chat"], LONG), "row 1", "the other was not")
+
+
+def test_what_is_learnt_of_a_tokenizer_follows_its_changes():
+    changed = chat_tokenizer()
+    assert prompt_tokens((("user", "Q <new>"),), changed) == prompt_tokens((("user", "Q <new>"),), TOKENIZERS["chat"])
+    changed.add_special_tokens({"additional_special_tokens": ["<new>"]})
+    assert max(prompt_tokens((("user", "Q <new>"),), changed)) < 300
+
+
+def test_a_text_goes_on_after_a_marker_without_a_space():
+    """Tokenizers such as Llama 2's put a space before a text; the words after a special token in a content get none."""
+    inner = Tokenizer(models.BPE(unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    trainer = trainers.BpeTrainer(vocab_size=120, special_tokens=["<unk>", *SPECIAL], show_progress=False)
+    inner.train_from_iterator(["the user said </s><|im_end|>and\nassistant"] * 9, trainer)
+    spaced = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    spaced.chat_template = CHAT
+    tokens = spaced.convert_ids_to_tokens(prompt_tokens((("user", "the</s>user said"),), spaced))
+    assert "".join(tokens[tokens.index("the") : tokens.index("<|im_end|>")]) == "the</s>user▁said"
+
+
+def test_a_special_token_that_has_no_plain_form_is_refused():
+    inner = Tokenizer(models.Unigram([("<unk>", 0.0), ("</s>", 0.0), ("▁", -1.0), ("a", -1.0)], unk_id=0))
+    plain = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", eos_token="</s>")
+    assert prompt_tokens((("user", "a"),), plain)
+    refused(lambda: prompt_tokens((("user", "a </s> a"),), plain), "the prompt", "</s>")
+
+
+def test_corpora_spell_no_special_tokens():
+    positive, negative = tokenize_corpora(["the </s> dog"], ["is <|im_start|> nice"], TOKENIZERS["chat"], 99)
+    for example, text in ((positive, "the </s> dog"), (negative, "is <|im_start|> nice")):
+        assert TOKENIZERS["chat"].decode(example.branches[0]) == text
+        assert min(example.branches[0]) > 4

@@ -37,16 +37,17 @@ class Markers:
 
 def markers(tokenizer: PreTrainedTokenizerBase) -> Markers:
     """The markers of a tokenizer, found once."""
-    return _find_markers(tokenizer, len(tokenizer), tokenizer.chat_template)
+    return _find_markers(tokenizer, (len(tokenizer), tokenizer.eos_token, repr(tokenizer.chat_template)))
 
 
 @functools.lru_cache(maxsize=8)
-def _find_markers(tokenizer: PreTrainedTokenizerBase, vocabulary: int, template: str | None) -> Markers:
+def _find_markers(tokenizer: PreTrainedTokenizerBase, state: tuple[object, ...]) -> Markers:
+    """See `markers`. `state` is what can change about a tokenizer, so that nothing old is remembered."""
     texts = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     texts |= set(tokenizer.all_special_tokens)
     special = re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)) or "(?!)")
     ends: tuple[str, ...] = (tokenizer.eos_token,) if tokenizer.eos_token else ()
-    if not template:
+    if not tokenizer.chat_template:
         return Markers(special, ends)
     try:
         asked, answered = [("user", "Q")], [("user", "Q"), ("assistant", "A\ue000")]

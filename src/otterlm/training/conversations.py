@@ -5,6 +5,7 @@ line ends with a line feed.
 """
 
 import ast
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -47,9 +48,9 @@ def read_turns(value: Any, where: str) -> list[Turn] | None:
     """The turns of a conversation.
 
     Args:
-        value: chat messages (mappings with `role` and `content`, or `from` and `value`), one message, a text that holds
-            printed messages (JSON, or as Python or NumPy print them), or a text in the HH format
-            ("\\n\\nHuman: ...\\n\\nAssistant: ...").
+        value: chat messages (mappings with `role` and `content`, or `from` and `value`), one message, a mapping with
+            `messages` or of lists (as `datasets.Sequence` keeps messages), a text that prints one of these (JSON, or as
+            Python or NumPy do), or a text in the HH format ("\\n\\nHuman: ...\\n\\nAssistant: ...").
         where: what to name in an error.
 
     Returns:
@@ -64,11 +65,9 @@ def read_turns(value: Any, where: str) -> list[Turn] | None:
         text = clean(value, where)
         printed = _read_printed(text, where)
         return _split_hh(text) if printed is None else _read_messages(printed, where)
-    if isinstance(value, Mapping):
-        value = value.get("messages", [value])
-    if not isinstance(value, Sequence) or isinstance(value, bytes):
+    if not isinstance(value, Mapping | list | tuple):
         raise OtterError(f"{where} must be a text or a list of messages, not {type(value).__name__}")
-    return _read_messages(value, where)
+    return _read_messages(_listed(value), where)
 
 
 def read_prompt(value: Any, where: str) -> list[Turn]:
@@ -172,11 +171,23 @@ def _read_printed(text: str, where: str) -> list[Any] | None:
             value = parse(printed.strip())
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             continue
-        messages = value if isinstance(value, list) else [value]
-        return messages if messages and all(map(_is_message, messages)) else None
+        messages = _listed(value) if isinstance(value, Mapping | list) else []
+        return messages if any(map(_is_message, messages)) else None
     if _LIKE_MESSAGES.match(text):
         raise OtterError(f"{where} begins like printed messages but cannot be read as such")
     return None
+
+
+def _listed(value: Any) -> list[Any]:
+    """Messages as a list: of a mapping with `messages`, of a mapping of lists, or of one message alone."""
+    if isinstance(value, Mapping):
+        value = value.get("messages", value)
+    if not isinstance(value, Mapping):
+        return list(value)
+    lists = {name: list(items) for name, items in value.items() if hasattr(items, "tolist") or isinstance(items, list)}
+    if not lists.keys() & {"role", "from"}:
+        return [value]
+    return [dict(zip(lists, turn, strict=True)) for turn in itertools.zip_longest(*lists.values())]
 
 
 def _is_message(value: Any) -> bool:

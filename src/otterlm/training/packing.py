@@ -159,6 +159,9 @@ def _tokenize_row(index: int, row: Row, tokenizer: PreTrainedTokenizerBase, limi
         if not response:
             return None
         return Example(index, tuple(prompt), (tuple(response),), row.score)
+    raw = [side.response for side in (row.chosen, row.rejected) if side.prompt is None]
+    if len({split_rendered(text, tokenizer) is None for text in raw}) > 1:
+        raise OtterError(f"{row.where}: one text was put through the chat template and the other was not")
     prompt, chosen = dialogue_tokens(row.chosen, tokenizer, limits, row.where)
     other_prompt, rejected = dialogue_tokens(row.rejected, tokenizer, limits, row.where)
     if (chosen == rejected and prompt == other_prompt) or not chosen or not rejected:

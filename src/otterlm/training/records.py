@@ -79,7 +79,7 @@ def _read_hub(name: str, split: str) -> Iterator[Any]:
     try:
         yield from load_dataset(name, split=split)
     except Exception as error:
-        raise OtterError(f"{name} is neither a local file nor a dataset that can be loaded: {reason(error)}") from error
+        raise OtterError(f"{name} is no local file, and no dataset with a split {split}: {reason(error)}") from error
 
 
 def _read_folder(folder: Path, split: str) -> Iterator[Any]:
