@@ -27,6 +27,7 @@ from test_generation_settings import (
 from torch import Tensor
 from transformers import DynamicCache, TextIteratorStreamer
 
+from otterlm.cli.interventions import Intervention
 from otterlm.decoding import (
     BestOfN,
     CandidateSearch,
@@ -133,7 +134,7 @@ def test_processors_and_criteria_in_a_search_read_its_text() -> None:
     assert torch.equal(found, expected)
     plain = otter().generate(**given, **GREEDY, custom_generate=search)
     assert not torch.equal(found, plain)
-    threshold = float(texts(given).rewards(plain)[:, :2].min()) + 1e-3
+    threshold = float(texts(given).rewards(plain)[:, :2].detach().min()) + 1e-3
     stop, written_out = RewardStop(otter(), threshold), Stopped(texts(given), threshold, (), padded=True)
     found = otter().generate(**given, **GREEDY, custom_generate=search, stopping_criteria=[stop])
     expected = otter().base_model.generate(
@@ -381,6 +382,33 @@ def test_loops_that_run_on_their_own_refuse_what_others_wait_for() -> None:
         lambda: list(stream_tokens(otter(), tokenizer(), **prompt(), **GREEDY, custom_generate=BestOfN(2))),
         "custom_generate",
     )
+
+
+def test_each_intervention_has_its_place() -> None:
+    guidance, stop, loop = RewardGuidance(otter(), 1.0), RewardStop(otter(), 0.0), CandidateSearch(1.0)
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"logits_processor": guidance}, "logits_processor in a list"),
+        ({"stopping_criteria": stop}, "stopping_criteria in a list"),
+        ({"logits_processor": [stop]}, "stopping_criteria"),
+        ({"logits_processor": [loop]}, "custom_generate"),
+        ({"stopping_criteria": [guidance]}, "logits_processor"),
+        ({"custom_generate": guidance}, "logits_processor"),
+        ({"custom_generate": CandidateSearch}, "CandidateSearch(...)"),
+    ]
+    for settings, named in wrong:
+        refused(lambda settings=settings: otter().generate(**prompt(), **GREEDY, **settings), named)
+
+
+def test_the_temperature_of_a_search_counts_once() -> None:
+    """On the command line, where it is also the base's."""
+    wanted = Intervention(method="search", weight=2.0, top_k=4, temperature=0.5)
+    sampled = GREEDY | {"do_sample": True, "top_k": 0}
+    with otter().use_adapters(["reward"]):
+        torch.manual_seed(0)
+        found = otter().generate(**prompt(3), **(sampled | {"temperature": 0.5} | wanted.settings(otter())))
+        torch.manual_seed(0)
+        search = CandidateSearch(2.0, 4, "stochastic", temperature=0.5)
+        assert torch.equal(found, otter().generate(**prompt(3), **sampled, custom_generate=search))
 
 
 def test_max_length_counts_against_the_window() -> None:

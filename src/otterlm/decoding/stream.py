@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from otterlm.errors import OtterError
-from otterlm.generation import Generation, Intervention, Supports
+from otterlm.generation import Generation, Intervention, Request, Supports
 from otterlm.model import OtterModel
 from otterlm.signals import ContrastSignal, RewardSignal, Signal
 
@@ -71,13 +71,20 @@ class _Stream(Intervention):
         beams=False,
         drafts=False,
         samples=False,
-        caches=False,
         fixed_past=False,
         scores=False,
         synced=False,
         streamer=False,
     )
     name = "stream_tokens"
+
+    def prepare(self, request: Request) -> dict[str, Any]:
+        """Makes room for the last token, which `generate` does not read, in a cache of a fixed size."""
+        config, prompt = request.config, request.prompt
+        if config.cache_implementation is None or prompt is None:
+            return {}
+        longest = prompt.shape[1] + (config.max_new_tokens or config.max_length)
+        return {"max_cache_len": max(longest, config.max_cache_len or 0)}
 
     def __call__(
         self,
