@@ -362,6 +362,7 @@ def test_a_processor_may_be_called_by_hand() -> None:
         ids = torch.cat((ids, new), dim=-1)
     assert torch.equal(ids, otter().generate(**prompt(), **GREEDY, logits_processor=[guidance]))
     refused(lambda: guidance(ids, output.logits[:, -1]), "another text")
+    refused(lambda: guidance(ids[:, 1:-1], output.logits[:, -1]), "another text")  # it ends as the text did
     refused(lambda: RewardStop(otter(), 0.0)(ids, None), "generate")
 
 
@@ -453,3 +454,11 @@ def test_a_model_that_assists_drafts_without_its_adapters() -> None:
         **prompt(), **GREEDY, assistant_model=drafter, logits_processor=[RewardGuidance(otter(), 2.0)]
     )
     assert torch.equal(found, otter().base_model.generate(**prompt(), **GREEDY, **guided))
+
+
+def test_a_stream_takes_the_tokenizer_as_generate_does() -> None:
+    expected = [step.token for step in stream_tokens(otter(), tokenizer(), prompt()["input_ids"], **GREEDY)]
+    for settings in ({"tokenizer": tokenizer()}, {"tokenizer": tokenizer(), "attention_mask": None}):
+        steps = stream_tokens(otter(), **(prompt() | GREEDY | settings))
+        assert [step.token for step in steps] == expected
+    refused(lambda: list(stream_tokens(otter(), **prompt(), **GREEDY)), "tokenizer")

@@ -305,8 +305,9 @@ class OtterModel(nn.Module):
         Raises:
             OtterError: it read something else.
         """
-        read = self._thread.tokens
-        if read is not None and (read.shape > input_ids.shape or not torch.equal(read, input_ids[:, -read.shape[1] :])):
+        read, length = self._thread.read
+        known = length in (None, input_ids.shape[1])
+        if read is not None and not (known and torch.equal(read, input_ids[:, -read.shape[1] :])):
             raise OtterError("the latest pass of this OtterModel read another text: generate with the OtterModel")
 
     def signal(self, name: str | None = None) -> Any:
@@ -378,6 +379,7 @@ class _Passes(Visitor):
         self._model = model
         self._streams: dict[str, StreamPass] | None = None
         self._read: Tensor | None = None
+        self._length: int | None = None
 
     def _begin(self) -> dict[str, StreamPass]:
         self._streams = self._model.stream_passes(self._model.active_adapters)
@@ -389,6 +391,9 @@ class _Passes(Visitor):
             stream.tokens(input_ids)
 
     def layer(self, index: int, taps: LayerTaps) -> None:
+        if self._length is None:
+            length = taps.hidden.shape[1] if taps.cache is None else taps.cache.get_seq_length(index)
+            self._length = length if isinstance(length, int) else None
         streams = self._begin() if self._streams is None else self._streams
         for stream in streams.values():
             stream.layer(index, taps)
@@ -398,7 +403,8 @@ class _Passes(Visitor):
         for stream in streams.values():
             stream.final(hidden, normed)
         self._model.read_signals({name: stream.state for name, stream in streams.items() if stream.state is not None})
-        self._model._thread.tokens, self._read = self._read, None
+        self._model._thread.read = self._read, self._length
+        self._read = self._length = None
 
     def output(self, output: Any) -> None:
         if isinstance(output, ModelOutput):
@@ -411,5 +417,6 @@ class _ThreadState(threading.local):
     def __init__(self) -> None:
         self.chosen: tuple[str, ...] | None = None
         self.signals: dict[str, Signal] = {}
-        self.tokens: Tensor | None = None  # [B, T] of the latest pass; None for embeddings
+        # The tokens of the latest pass, [B, T], or None for embeddings; and how long the whole text was.
+        self.read: tuple[Tensor | None, int | None] = (None, None)
         self.generation: Generation | None = None
