@@ -27,6 +27,7 @@ from test_generation_settings import (
 from torch import Tensor
 from transformers import DynamicCache, TextIteratorStreamer
 
+from otterlm.cli.interventions import Intervention
 from otterlm.decoding import (
     BestOfN,
     CandidateSearch,
@@ -133,7 +134,7 @@ def test_processors_and_criteria_in_a_search_read_its_text() -> None:
     assert torch.equal(found, expected)
     plain = otter().generate(**given, **GREEDY, custom_generate=search)
     assert not torch.equal(found, plain)
-    threshold = float(texts(given).rewards(plain)[:, :2].min()) + 1e-3
+    threshold = float(texts(given).rewards(plain)[:, :2].detach().min()) + 1e-3
     stop, written_out = RewardStop(otter(), threshold), Stopped(texts(given), threshold, (), padded=True)
     found = otter().generate(**given, **GREEDY, custom_generate=search, stopping_criteria=[stop])
     expected = otter().base_model.generate(
@@ -361,6 +362,7 @@ def test_a_processor_may_be_called_by_hand() -> None:
         ids = torch.cat((ids, new), dim=-1)
     assert torch.equal(ids, otter().generate(**prompt(), **GREEDY, logits_processor=[guidance]))
     refused(lambda: guidance(ids, output.logits[:, -1]), "another text")
+    refused(lambda: guidance(ids[:, 1:-1], output.logits[:, -1]), "another text")  # it ends as the text did
     refused(lambda: RewardStop(otter(), 0.0)(ids, None), "generate")
 
 
@@ -381,6 +383,33 @@ def test_loops_that_run_on_their_own_refuse_what_others_wait_for() -> None:
         lambda: list(stream_tokens(otter(), tokenizer(), **prompt(), **GREEDY, custom_generate=BestOfN(2))),
         "custom_generate",
     )
+
+
+def test_each_intervention_has_its_place() -> None:
+    guidance, stop, loop = RewardGuidance(otter(), 1.0), RewardStop(otter(), 0.0), CandidateSearch(1.0)
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"logits_processor": guidance}, "logits_processor in a list"),
+        ({"stopping_criteria": stop}, "stopping_criteria in a list"),
+        ({"logits_processor": [stop]}, "stopping_criteria"),
+        ({"logits_processor": [loop]}, "custom_generate"),
+        ({"stopping_criteria": [guidance]}, "logits_processor"),
+        ({"custom_generate": guidance}, "logits_processor"),
+        ({"custom_generate": CandidateSearch}, "CandidateSearch(...)"),
+    ]
+    for settings, named in wrong:
+        refused(lambda settings=settings: otter().generate(**prompt(), **GREEDY, **settings), named)
+
+
+def test_the_temperature_of_a_search_counts_once() -> None:
+    """On the command line, where it is also the base's."""
+    wanted = Intervention(method="search", weight=2.0, top_k=4, temperature=0.5)
+    sampled = GREEDY | {"do_sample": True, "top_k": 0}
+    with otter().use_adapters(["reward"]):
+        torch.manual_seed(0)
+        found = otter().generate(**prompt(3), **(sampled | {"temperature": 0.5} | wanted.settings(otter())))
+        torch.manual_seed(0)
+        search = CandidateSearch(2.0, 4, "stochastic", temperature=0.5)
+        assert torch.equal(found, otter().generate(**prompt(3), **sampled, custom_generate=search))
 
 
 def test_max_length_counts_against_the_window() -> None:
@@ -425,3 +454,11 @@ def test_a_model_that_assists_drafts_without_its_adapters() -> None:
         **prompt(), **GREEDY, assistant_model=drafter, logits_processor=[RewardGuidance(otter(), 2.0)]
     )
     assert torch.equal(found, otter().base_model.generate(**prompt(), **GREEDY, **guided))
+
+
+def test_a_stream_takes_the_tokenizer_as_generate_does() -> None:
+    expected = [step.token for step in stream_tokens(otter(), tokenizer(), prompt()["input_ids"], **GREEDY)]
+    for settings in ({"tokenizer": tokenizer()}, {"tokenizer": tokenizer(), "attention_mask": None}):
+        steps = stream_tokens(otter(), **(prompt() | GREEDY | settings))
+        assert [step.token for step in steps] == expected
+    refused(lambda: list(stream_tokens(otter(), **prompt(), **GREEDY)), "tokenizer")

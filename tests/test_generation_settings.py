@@ -212,7 +212,9 @@ SETTINGS = {
         refused=OWN_CACHE | TOKEN_READERS,
     ),
     "a static past": Setting(static_cache, refused=frozenset({"replace", "stream"})),
-    "cache_implementation=static": Setting(same(cache_implementation="static"), refused=OWN_CACHE | {"stream"}),
+    "cache_implementation=static": Setting(same(cache_implementation="static"), refused=OWN_CACHE),
+    "cache_implementation=paged": Setting(same(cache_implementation="paged"), refused=ALL),
+    "past_key_values, a tuple": Setting(same(past_key_values=((torch.zeros(1), torch.zeros(1)),)), refused=ALL),
     "cache_implementation=dynamic": Setting(same(cache_implementation="dynamic")),
     "prefill_chunk_size": Setting(same(prefill_chunk_size=2), rows=1),
     # Outputs

@@ -261,8 +261,9 @@ class OtterModel(NamedAdapters):
         Raises:
             OtterError: it read something else.
         """
-        read = self._thread.state.tokens
-        if read is not None and (read.shape > input_ids.shape or not torch.equal(read, input_ids[:, -read.shape[1] :])):
+        read, length = self._thread.state.read
+        known = length in (None, input_ids.shape[1])
+        if read is not None and not (known and torch.equal(read, input_ids[:, -read.shape[1] :])):
             raise OtterError("the latest pass of this OtterModel read another text: generate with the OtterModel")
 
     def signal(self, name: str | None = None) -> Any:

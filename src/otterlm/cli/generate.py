@@ -55,7 +55,11 @@ def command(
         raise OtterError("the prompt is empty")
     ids = torch.tensor([tokens], device=machine.device)
     check_context(model.config, ids.shape[1] + max_new_tokens)
-    settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": sample or method == "best-of-n"}
+    settings: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "do_sample": sample or method == "best-of-n",
+        "num_beams": 1,  # whatever the base's own configuration says
+    }
     if settings["do_sample"]:
         settings |= {"temperature": temperature, "top_k": 0}
     kinds: set[str] = set()

@@ -39,6 +39,7 @@ class Intervention:
             OtterError: a setting is out of range, or two of the adapters each need a decoding loop of their own.
         """
         kinds = [model.adapter(name).config.signal.type for name in model.active_adapters]
+        settings: dict[str, Any] = {}
         loops: list[Any] = []
         processors: list[Any] = []
         if "contrast" in kinds:
@@ -47,6 +48,8 @@ class Intervention:
             if self.method == "search":
                 mode = "greedy" if self.temperature is None else "stochastic"
                 loops.append(CandidateSearch(self.weight, self.top_k, mode, self.temperature or 1.0))
+                if self.temperature is not None and self.weight != 0:
+                    settings["temperature"] = 1.0  # the search divides by it, after the rewards are added
             elif self.method == "best-of-n":
                 loops.append(BestOfN(self.top_k, self.weight))
             else:
@@ -55,5 +58,5 @@ class Intervention:
             loops.append(SpeculativeDecoding(self.drafts, confidence=self.confidence))
         if len(loops) > 1:
             raise OtterError(f"{self.method} and drafts both need the decoding loop: use --method guidance with drafts")
-        settings: dict[str, Any] = {"logits_processor": processors} if processors else {}
+        settings |= {"logits_processor": processors} if processors else {}
         return settings | ({"custom_generate": loops[0]} if loops else {})

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from otterlm.errors import OtterError
-from otterlm.generation import Generation, Intervention, Supports
+from otterlm.generation import Generation, Intervention, Request, Supports
 from otterlm.model import OtterModel
 from otterlm.signals.base import Capability
 
@@ -31,7 +31,11 @@ class StreamedToken:
 
 
 def stream_tokens(
-    model: OtterModel, tokenizer: PreTrainedTokenizerBase, /, input_ids: Tensor | None = None, **generate_kwargs: Any
+    model: OtterModel,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    /,
+    input_ids: Tensor | None = None,
+    **generate_kwargs: Any,
 ) -> Iterator[StreamedToken]:
     """Generates from one prompt, yielding every token as soon as its signals are known.
 
@@ -39,13 +43,16 @@ def stream_tokens(
 
     Args:
         model: with its adapters.
-        tokenizer: the base's.
+        tokenizer: the base's; it may also be given by name, as to `generate`.
         input_ids: `[1, T]`; None where `inputs_embeds` are given.
         generate_kwargs: as for `generate`, with `logits_processor` and `stopping_criteria` (but not `custom_generate`).
 
     Raises:
         OtterError: there is more than one prompt, or a setting of `generate` that a stream cannot honour.
     """
+    tokenizer = generate_kwargs.pop("tokenizer", tokenizer) if tokenizer is None else tokenizer
+    if tokenizer is None:
+        raise OtterError("streaming decodes tokens: give the tokenizer")
     prompt = generate_kwargs.get("inputs_embeds") if input_ids is None else input_ids
     if prompt is None or prompt.dim() < 2 or len(prompt) != 1:
         shape = None if prompt is None else list(prompt.shape)
@@ -71,13 +78,20 @@ class _Stream(Intervention):
         beams=False,
         drafts=False,
         samples=False,
-        caches=False,
         fixed_past=False,
         scores=False,
         synced=False,
         streamer=False,
     )
     name = "stream_tokens"
+
+    def prepare(self, request: Request) -> dict[str, Any]:
+        """Makes room for the last token, which `generate` does not read, in a cache of a fixed size."""
+        config, prompt = request.config, request.prompt
+        if config.cache_implementation is None or prompt is None:
+            return {}
+        longest = prompt.shape[1] + (config.max_new_tokens or config.max_length)
+        return {"max_cache_len": max(longest, config.max_cache_len or 0)}
 
     def __call__(
         self,

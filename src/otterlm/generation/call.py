@@ -6,7 +6,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from transformers import LogitsProcessorList, PreTrainedModel, StoppingCriteriaList, StopStringCriteria
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GENERATION_MODES_MAPPING
 
@@ -38,11 +45,11 @@ def generate(model: "OtterModel", args: tuple[Any, ...], kwargs: dict[str, Any])
     if isinstance(assistant := arguments.get("assistant_model"), type(model)):
         arguments["assistant_model"] = assistant.base_model  # drafts need no signals
     method = arguments.get("custom_generate")
-    processors, criteria = (list(arguments.get(name) or ()) for name in ("logits_processor", "stopping_criteria"))
-    interventions = [part for part in (*processors, *criteria, method) if isinstance(part, Intervention)]
-    if not (interventions or callable(method) or ((processors or criteria) and method is None)):
+    interventions = _interventions(arguments)
+    lists = arguments.get("logits_processor") or arguments.get("stopping_criteria")
+    if not (interventions or callable(method) or (lists and method is None)):
         return model.base_model.generate(**arguments)
-    call = _Call(model, arguments, interventions, criteria)
+    call = _Call(model, arguments, interventions)
     try:
         return call.run()
     except BaseException as error:
@@ -53,6 +60,31 @@ def generate(model: "OtterModel", args: tuple[Any, ...], kwargs: dict[str, Any])
         raise
 
 
+_KINDS = {"logits_processor": LogitsProcessor, "stopping_criteria": StoppingCriteria}
+
+
+def _interventions(arguments: dict[str, Any]) -> list[Intervention]:
+    """The interventions of a call, each where it belongs.
+
+    Raises:
+        OtterError: one is given in the place of another, not in a list, or as a class.
+    """
+    found = []
+    for argument in ("logits_processor", "stopping_criteria", "custom_generate"):
+        value = arguments.get(argument)
+        several = value if isinstance(value, list | tuple) else [value]
+        for part in several:
+            if isinstance(part, type) and issubclass(part, Intervention):
+                raise OtterError(f"{argument} takes {part.__name__}(...), not the class")
+            if not isinstance(part, Intervention):
+                continue
+            right = next((name for name, kind in _KINDS.items() if isinstance(part, kind)), "custom_generate")
+            if right != argument or (right in _KINDS and several is not value):
+                raise OtterError(f"{part.name} belongs in {right}{' in a list' if right in _KINDS else ''}")
+            found.append(part)
+    return found
+
+
 class _Call:
     """A call of `generate` with interventions.
 
@@ -60,23 +92,15 @@ class _Call:
         model: generates.
         arguments: of the call, by name.
         interventions: that are in it.
-        criteria: its stopping criteria.
 
     """
 
-    def __init__(
-        self,
-        model: "OtterModel",
-        arguments: dict[str, Any],
-        interventions: list[Intervention],
-        criteria: list[Any],
-    ) -> None:
+    def __init__(self, model: "OtterModel", arguments: dict[str, Any], interventions: list[Intervention]) -> None:
         self._model = model
         self._generation: Generation | None = None
         self._base: Any = model.base_model
         self._arguments = arguments
         self._interventions = interventions
-        self._criteria = criteria
 
     @property
     def chose(self) -> bool:
@@ -96,7 +120,8 @@ class _Call:
         if request.config.stop_strings is not None and (tokenizer := arguments.get("tokenizer")) is not None:
             # Transformers keeps the tokenizer from a callable `custom_generate`.
             stop = StopStringCriteria(tokenizer, request.config.stop_strings)
-            own |= {"stop_strings": None, "stopping_criteria": StoppingCriteriaList([*self._criteria, stop])}
+            criteria = StoppingCriteriaList([*(arguments.get("stopping_criteria") or ()), stop])
+            own |= {"stop_strings": None, "stopping_criteria": criteria}
         if isinstance(method, Intervention):
             own["streamer"] = None  # what is shown first is the loop's to say
         decode = self._plain(request) if method is None else self._custom(method)

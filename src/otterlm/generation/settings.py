@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import Cache, GenerationConfig
 from transformers.generation.configuration_utils import GenerationMode
 
 from otterlm.errors import OtterError
@@ -72,6 +72,12 @@ class Request:
         return next((value for name in names if (value := self.arguments.get(name)) is not None), None)
 
     @property
+    def past(self) -> Cache | None:
+        """The caller's KV cache, if there is one."""
+        past = self.arguments.get("past_key_values")
+        return past if isinstance(past, Cache) else None  # Transformers refuses anything else
+
+    @property
     def responses(self) -> int:
         """How many rows are generated."""
         prompts = 1 if self.prompt is None else len(self.prompt)
@@ -123,6 +129,10 @@ def _early_exit(request: Request) -> str:
     return "assistant_early_exit" if request.config.assistant_early_exit is not None else ""
 
 
+def _paged(request: Request) -> str:
+    return "cache_implementation='paged'" if request.config.cache_implementation == "paged" else ""
+
+
 def _several_drafts(request: Request) -> str:
     if drafts := _drafts(request):
         for asked in (_unconditional, _embeddings):
@@ -146,7 +156,7 @@ def _embeddings(request: Request) -> str:
 
 
 def _new_tokens_only(request: Request) -> str:
-    past, prompt = request.arguments.get("past_key_values"), request.prompt
+    past, prompt = request.past, request.prompt
     if past is None or prompt is None or not (read := int(past.get_seq_length())):
         return ""
     mask = request.arguments.get("attention_mask")
@@ -160,7 +170,7 @@ def _caches(request: Request) -> str:
 
 
 def _fixed_past(request: Request) -> str:
-    past = request.arguments.get("past_key_values")
+    past = request.past
     return "" if past is None or past.is_croppable else f"a {type(past).__name__}"
 
 
@@ -196,6 +206,7 @@ _SETTINGS: tuple[tuple[str | None, Callable[[Request], str], str], ...] = (
     ("beams", _beams, "it follows one path a row; num_beams must be 1"),
     ("drafts", _drafts, "it needs passes that it makes itself, or of one token; leave it out"),
     (None, _early_exit, "adapters read all blocks; use another assistant, or disable_adapter"),
+    (None, _paged, "continuous batching decodes by itself; leave it out"),
     (None, _several_drafts, "drafts are verified for token ids and one distribution only; leave one out"),
     (None, lambda request: "token_healing" if request.config.token_healing else "", "call heal_tokens on the prompt"),
     ("samples", _samples, "each prompt would give the same response again, or more than one"),
