@@ -26,6 +26,7 @@ from otterlm.generation import generate as generate_with
 from otterlm.initialization import fit_table, initialize
 from otterlm.named import NamedAdapters
 from otterlm.passes import Passes as _Passes
+from otterlm.passes import with_tensors
 from otterlm.signals.base import Signal
 from otterlm.stream import StreamPass
 from otterlm.taps import Visitor
@@ -213,9 +214,11 @@ class OtterModel(NamedAdapters):
         """One pass of the base; takes and returns what the base does, with `signals` on the output.
 
         The base has no trainable parameters, so no graph is kept for it; the signals carry the inserted parameters'.
+        A program of `torch.export` gives tensors for signals, see `otterlm.passes.ExportedOutput`.
         """
         with self._taps.visit(_Passes(self)):
-            return self.base_model(*args, **kwargs)
+            output = self.base_model(*args, **kwargs)
+        return with_tensors(output, self.signals) if torch.compiler.is_exporting() else output
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """`base_model.generate`, every pass of it with signals. A callable `custom_generate` is given this model.

@@ -1,9 +1,11 @@
 """Drives the inserted streams over the base's passes, and keeps their signals."""
 
 import threading
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
 from otterlm.signals.base import Signal
@@ -33,8 +35,10 @@ class State:
 
 
 class ThreadState(threading.local):
-    """The state of each thread, so that two do not mix. It is an object of its own, because a compiler does not write to
-    a `local`."""
+    """The state of each thread, so that two do not mix.
+
+    It is an object of its own, because a compiler does not write to a `local`.
+    """
 
     def __init__(self) -> None:
         self.state = State()
@@ -78,3 +82,29 @@ class Passes(Visitor):
     def output(self, output: Any) -> None:
         if isinstance(output, ModelOutput):
             output.signals = self._model.signals
+
+
+@dataclass
+class ExportedOutput(CausalLMOutputWithPast):
+    """What a program of `torch.export` returns: only tensors can leave it.
+
+    Attributes:
+        signals: by adapter, `state`, `[B, T, d + d']`, of which `OtterModel.read_signals` makes signals, and for a
+            reward `prefix`, `[B, T]`.
+    """
+
+    signals: dict[str, dict[str, Tensor]] | None = None
+
+
+_FIELDS = tuple(field.name for field in fields(ExportedOutput))
+
+
+def with_tensors(output: Any, signals: dict[str, Signal]) -> Any:
+    """The output of a pass with its signals as tensors among its fields; a tuple with them at its end."""
+    tensors = {
+        name: {part: getattr(signal, part) for part in ("state", "prefix") if hasattr(signal, part)}
+        for name, signal in signals.items()
+    }
+    if isinstance(output, tuple):
+        return (*output, tensors)
+    return ExportedOutput(**{name: value for name, value in output.items() if name in _FIELDS}, signals=tensors)

@@ -3,11 +3,20 @@
 from collections.abc import Callable
 from typing import Any, Self
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
 from otterlm.errors import OtterError, reason
+from otterlm.families.parts import device_of
 from otterlm.signals.low_rank import Fold
+
+
+def _give_signals(model: "WrappedModel", _: Any, output: Any) -> None:
+    """Libraries put functions around `forward` that make a new output, without what is not a field of it."""
+    if isinstance(output, ModelOutput) and not hasattr(output, "signals"):
+        output.signals = model.signals
 
 
 def _moving(name: str) -> Callable[..., Any]:
@@ -51,6 +60,17 @@ def _refusing(name: str, why: str) -> Callable[..., Any]:
     return method
 
 
+def _needless(name: str) -> Callable[..., None]:
+    """A method that prepares a base for gradients."""
+
+    def method(self: "WrappedModel", *args: Any, **kwargs: Any) -> None:
+        pass
+
+    method.__name__ = name
+    method.__doc__ = "Does nothing: no gradient passes through the base, and it keeps nothing for one."
+    return method
+
+
 _NO_MERGE = "nothing of an adapter can be merged, for the base stays as it is; unload() gives it back"
 _PAGED = "inserted streams do not run in the base's paged attention; use generate, or the vLLM plugin"
 _WEIGHTS = "it would change the frozen base; call it on base_model before it is wrapped"
@@ -69,7 +89,15 @@ class WrappedModel(nn.Module):
     def __init__(self, base_model: PreTrainedModel) -> None:
         super().__init__()
         self.base_model = base_model.requires_grad_(False).eval()
+        if getattr(base_model, "_require_grads_hooks", None):  # would keep the base's graph for nothing
+            base_model.disable_input_require_grads()
         self.adapters = nn.ModuleDict()
+        self.register_forward_hook(_give_signals)
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go; of an offloaded base, where it computes."""
+        return device_of(self.base_model.get_input_embeddings())
 
     def watch(self) -> None:
         """Hooks the base as it is now."""
@@ -95,11 +123,12 @@ class WrappedModel(nn.Module):
         self.adapters.requires_grad_(requires_grad)
         return self
 
-    def enable_input_require_grads(self) -> None:
-        """Does nothing: the adapters' gradients never pass through the base."""
-
-    def disable_input_require_grads(self) -> None:
-        """Does nothing, see `enable_input_require_grads`."""
+    enable_input_require_grads = _needless("enable_input_require_grads")
+    disable_input_require_grads = _needless("disable_input_require_grads")
+    gradient_checkpointing_enable = _needless("gradient_checkpointing_enable")
+    gradient_checkpointing_disable = _needless("gradient_checkpointing_disable")
+    activation_checkpointing_enable = _needless("activation_checkpointing_enable")
+    activation_checkpointing_disable = _needless("activation_checkpointing_disable")
 
     # -- sizes and tensors, of base and adapters -------------------------------------------------------------------
 
