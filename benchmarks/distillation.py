@@ -26,11 +26,12 @@ from torch import Tensor
 
 from otterlm.bases import load_base, load_tokenizer
 from otterlm.bench.judges import Perplexity, Toxicity
-from otterlm.bench.records import measured
 from otterlm.decoding import RewardGuidance
 from otterlm.decoding.prompt import read_once
 from otterlm.files import write_text
+from otterlm.identity import identity, of_data, of_weights
 from otterlm.model import OtterModel
+from otterlm.resumable import run_resumable
 from otterlm.training.continuations import pad_left, read_prompts, responses_of
 from otterlm.training.packing import Example, prompt_tokens
 from otterlm.training.scoring import correlations, score_examples
@@ -119,8 +120,9 @@ def sample(arguments: argparse.Namespace, model: OtterModel, tokenizer: Any, pro
             }
         return found
 
-    identity = {"weights": arguments.weights, "prompts": len(prompts), "adapter": str(arguments.out / "adapter")}
-    batches = measured(range(0, len(prompts), BATCH), one, arguments.out / arguments.samples, identity)
+    parts = {"weights": arguments.weights, "prompts": of_data(prompts), "model": of_weights(model)}
+    starts, path = range(0, len(prompts), BATCH), arguments.out / arguments.samples
+    batches = run_resumable(starts, one, path, identity("distillation benchmark", **parts), "sampling")
     return {
         name: {
             "responses": [each for batch in batches for each in batch[name]["responses"]],

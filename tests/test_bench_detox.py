@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 
 import pytest
 import torch
@@ -61,9 +60,21 @@ def test_command(answer, refusal, base, contrast, tmp_path, monkeypatch) -> None
     assert (tmp_path / "out" / "detox.png").stat().st_size > 1000
     again = answer(*asked, *experts, "--fluency", "m", "--out", tmp_path / "out")
     assert again["rows"] == result["rows"]
-    assert "otter-some.jsonl" in refusal(*asked, "--alpha", 1, "--out", tmp_path / "out")
-    shutil.copytree(contrast, tmp_path / "other")
-    assert "otter-some.jsonl" in refusal(*asked, "--adapter", tmp_path / "other", "--out", tmp_path / "out")
+    refused = refusal(*asked, "--alpha", 1, "--out", tmp_path / "out")
+    assert "otter-some.jsonl" in refused
+    assert "alpha (2.0 there, 1.0 now)" in refused
+    # An adapter is what its weights are, wherever it lies.
+    kept = tmp_path / "kept"
+    contrast.rename(kept)
+    contrast.symlink_to(kept)
+    assert answer(*asked, *experts, "--fluency", "m", "--out", tmp_path / "out")["rows"] == result["rows"]
+    contrast.unlink()
+    model = OtterModel(tiny_base(vocab_size=len(WORDS)))
+    add_tiny_adapter(model, "contrast", seed=9, signal=ContrastConfig(rank=8))
+    model.save_pretrained(contrast)
+    refused = refusal(*asked, "--out", tmp_path / "out")
+    assert "otter-some.jsonl" in refused
+    assert "other adapter:" in refused
     assert "both" in refusal(*asked, "--expert", base)
     assert "NAME=FILE" in refusal(*asked, "--data", "p.jsonl")
     assert "pixagram" in refusal(*asked, "--toxicity", tmp_path)

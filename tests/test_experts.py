@@ -2,7 +2,6 @@
 
 import random
 
-import pytest
 import torch
 from conftest import close, randomize, refused, tiny_base, tiny_config
 
@@ -96,8 +95,10 @@ def test_what_the_experts_said_is_kept(tmp_path, monkeypatch) -> None:
     assert objective(tmp_path).identity == learner.identity  # the models are not asked again
     assert (tmp_path / "opinions.f32").read_bytes() == before
     base, *sides = models()
-    with pytest.raises(TypeError, match="not callable"):  # other models are
-        ExpertOpinions(base, *sides[::-1], texts(), tmp_path / "opinions.f32")
+    path = tmp_path / "opinions.f32"
+    refused(lambda: ExpertOpinions(base, *sides[::-1], texts(), path), "opinions.json", "other models:")
+    refused(lambda: ExpertOpinions(base, *sides, texts()[1:], path), "opinions.json", "data (24 there, 23 now)")
+    assert path.read_bytes() == before
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from otterlm.training.losses import (
 )
 from otterlm.training.packing import Batch, Example, collate, length_buckets
 from otterlm.training.probe import fit_probe
-from otterlm.training.sources import FinalState, Source, read_batch
+from otterlm.training.sources import FinalState, Source, of_adapter, read_batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +62,16 @@ class RewardObjective(nn.Module):
     """
 
     def __init__(
-        self, model: OtterModel, source: Source, config: RewardTrainingConfig, adapter_name: str = "reward"
+        self, model: OtterModel, source: Source, config: RewardTrainingConfig, adapter_name: str | None = None
     ) -> None:
         super().__init__()
         self.model = model
         self.source = source
         self.config = config
-        self.name = adapter_name
-        # What a checkpoint must agree with, beside the trainer's own settings.
-        self.identity = asdict(config) | {"adapter": model.adapter(adapter_name).config.to_json()}
+        self.name = model.adapter_name(adapter_name, "reward")
+        # The vocabulary head is fitted to candidates after training: they change nothing before.
+        losses = {name: value for name, value in asdict(config).items() if name not in ("candidates", "places")}
+        self.identity = of_adapter(model, self.name) | losses
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Scalars, means over the batch: `loss`, `preference` or `regression`, `vocabulary`, and `accuracy` for

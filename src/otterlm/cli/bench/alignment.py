@@ -1,7 +1,7 @@
 """`otter bench alignment`: guidance and search beside ARGS and CARDS, rated by an independent judge."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -50,16 +50,20 @@ def command(
     methods = alignment.methods_of(
         model, tokenizer, adapter, reward_model, prompts, weights, top_k, max_new_tokens, max_prompt_tokens
     )
-    settings = {"adapter": adapter, "reward_model": reward_model, "top_k": top_k}
     lines = None if out is None else out / "alignment.jsonl"
-    batches = alignment.answer_all(
-        methods, tokenizer, prompts, max_new_tokens, max_prompt_tokens, batch, seed, lines, settings
-    )
+    batches = alignment.answer_all(methods, tokenizer, prompts, max_new_tokens, max_prompt_tokens, batch, seed, lines)
     limits = Limits(max_prompt_tokens, max_new_tokens)
     judged = alignment.judge(methods, tokenizer, prompts, batches, preference, embeddings, limits)
     rows = [row.to_dict() for row in judged]
     if out is not None:
-        used = settings | {"base": base, "judge": judge, "data": data, "batch": batch, "seed": seed}
+        used: dict[str, Any] = {
+            "base": base,
+            "adapter": adapter,
+            "reward_model": reward_model,
+            "judge": judge,
+            "data": data,
+        }
+        used |= {"top_k": top_k, "batch": batch, "seed": seed}
         report.write(out, "alignment", rows, used, "time_over_base", "reward", "extra_parameters")
     if as_json:
         print_json({"rows": rows, "machine": report.machine()})

@@ -64,10 +64,9 @@ def command(
     other = None if fluency is None else Perplexity(fluency)
     rows = []
     for name, method in methods.items():
-        identity = {"method": name, "base": base, **method.depends}
         for side, prompts in sets.items():
             path = None if out is None else out / f"{name.replace(' ', '-').lower()}-{side}.jsonl"
-            batches = detox.continue_all(method, tokenizer, prompts, batch, seed, path, identity)
+            batches = detox.continue_all(method, tokenizer, prompts, batch, seed, path)
             row = detox.judge(name, side, prompts, batches, judges, other, method.extra_parameters, size)
             rows.append(row.to_dict())
     first = next(iter(judges))

@@ -9,6 +9,7 @@ from otterlm.model import OtterModel
 from otterlm.training.contrast import ContrastObjective
 from otterlm.training.corpora import tokenize_corpora
 from otterlm.training.recipes.common import Run, on_device
+from otterlm.training.sources import LiveBase
 
 
 def train_contrast(
@@ -36,10 +37,12 @@ def train_contrast(
     Raises:
         OtterError: see `tokenize_corpora`, `train` and `OtterModel.save_pretrained`.
     """
+    run.begin(base, config, ContrastObjective)
     examples = tokenize_corpora(positive, negative, tokenizer, max_tokens)
     train_examples, eval_examples = run.split(examples, base)
     model = OtterModel(on_device(base), config).train()
-    objective = ContrastObjective(model, run.source(model, examples))
+    objective = ContrastObjective(model, LiveBase(model))
+    run.prepare(objective, train_examples, eval_examples)
     metrics = run.train(objective, train_examples, eval_examples, tokenizer)
     data_used = f"Trained on {len(positive)} wanted and {len(negative)} unwanted texts, {len(eval_examples)} held out."
     run.save(model, "A contrast", data_used, metrics, {"max_tokens": max_tokens})

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.config import OtterConfig
@@ -10,7 +11,7 @@ from otterlm.errors import OtterError
 from otterlm.training.recipes.common import Run, on_device
 from otterlm.training.recipes.reward import fit_reward
 from otterlm.training.responses import Sampling, scored_responses
-from otterlm.training.reward import RewardTrainingConfig
+from otterlm.training.reward import RewardObjective, RewardTrainingConfig
 from otterlm.training.rows import Prompt
 from otterlm.training.scorers import load_scorer
 
@@ -44,7 +45,11 @@ def distill(
         OtterError: see `load_scorer`, `scored_responses` and `fit_reward`.
     """
     base = on_device(base)
-    examples = scored_responses(base, tokenizer, prompts, load_scorer(scorer), scorer, sampling, run.out / "responses")
+    rate = load_scorer(scorer)
+    run.begin(base, config, RewardObjective)
+    with PartialState().main_process_first():
+        folder = run.out / "responses"
+        examples = scored_responses(base, tokenizer, prompts, rate, rate.identity, sampling, folder)
     if len({example.score for example in examples}) == 1:
         raise OtterError(f"the scorer {scorer} gives every response the same score: there is nothing to learn")
     held_prompts = run.held_out(range(len(prompts)))

@@ -14,6 +14,7 @@ from otterlm.training.continuations import continue_prompts
 from otterlm.training.draft import DraftObjective, frequent_tokens, measured_accuracy
 from otterlm.training.recipes.common import Run, on_device
 from otterlm.training.rows import Prompt
+from otterlm.training.sources import LiveBase
 
 
 def train_draft(
@@ -43,6 +44,7 @@ def train_draft(
         OtterError: see `continue_prompts`, `train` and `OtterModel.save_pretrained`.
     """
     base = on_device(base)
+    run.begin(base, config, DraftObjective)
     with PartialState().main_process_first():
         path = run.out / "continuations.jsonl"
         examples = continue_prompts(base, tokenizer, prompts, path, max_prompt_tokens, max_new_tokens)
@@ -52,7 +54,8 @@ def train_draft(
     vocabulary = frequent_tokens(train_examples, len(adapter.head.vocabulary), base.config.vocab_size)
     with torch.no_grad():
         adapter.head.vocabulary.copy_(vocabulary)
-    objective = DraftObjective(model, run.source(model, examples))
+    objective = DraftObjective(model, LiveBase(model))
+    run.prepare(objective, train_examples, eval_examples)
     metrics = run.train(objective, train_examples, eval_examples, tokenizer)
     signal: Any = adapter.config.signal
     signal = replace(signal, accuracy=measured_accuracy(metrics, signal.heads))

@@ -12,6 +12,7 @@ from otterlm.model import OtterModel
 from otterlm.training.continuations import continue_texts
 from otterlm.training.experts import ExpertOpinions, ExpertsObjective
 from otterlm.training.recipes.common import Run, on_device
+from otterlm.training.sources import LiveBase
 
 
 def distill_experts(
@@ -50,6 +51,7 @@ def distill_experts(
     if check_weight(alpha) == 0:
         raise OtterError("with alpha 0 the experts do not steer: there is nothing to learn")
     base = on_device(base)
+    run.begin(base, config, ExpertsObjective)
     with PartialState().main_process_first():
         path = run.out / "continuations.jsonl"
         examples = continue_texts(base, tokenizer, texts, path, max_tokens, max_new_tokens)
@@ -57,7 +59,8 @@ def distill_experts(
         opinions = ExpertOpinions(base, *sides, examples, run.out / "opinions.f32")
     train_examples, eval_examples = run.split(examples, base)
     model = OtterModel(base, config).train()
-    objective = ExpertsObjective(model, run.source(model, examples), opinions, alpha)
+    objective = ExpertsObjective(model, LiveBase(model), opinions, alpha)
+    run.prepare(objective, train_examples, eval_examples)
     metrics = run.train(objective, train_examples, eval_examples, tokenizer)
     data_used = f"Distilled from an expert and an anti-expert on {len(train_examples)} texts and the base's own "
     data_used += f"continuations of them, {len(eval_examples)} held out."

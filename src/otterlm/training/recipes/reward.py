@@ -16,6 +16,7 @@ from otterlm.training.recipes.common import Run, on_device
 from otterlm.training.reward import RewardObjective, RewardTrainingConfig, start_from_probe
 from otterlm.training.rows import PairRow, hold_out, read_rows
 from otterlm.training.scoring import correlations, score_examples
+from otterlm.training.sources import LiveBase
 from otterlm.training.vocabulary import fit_vocabulary, read_candidates
 
 
@@ -47,6 +48,7 @@ def train_reward(
     Raises:
         OtterError: see `read_rows`, `train` and `OtterModel.save_pretrained`.
     """
+    run.begin(base, config, RewardObjective)
     rows = read_rows(data)
     if eval_data is None:
         held = hold_out(rows, run.eval_fraction, run.training.seed)
@@ -87,7 +89,8 @@ def fit_reward(
     """
     train_examples, eval_examples = run.split(examples, base, held)
     model = OtterModel(on_device(base), config).train()
-    objective = RewardObjective(model, run.source(model, examples), reward)
+    objective = RewardObjective(model, LiveBase(model), reward)
+    run.prepare(objective, train_examples, eval_examples)
     pairs = len(examples[0].branches) == 2
     if reward.probe_start and pairs and not run.resumes:
         start_from_probe(objective, train_examples)
