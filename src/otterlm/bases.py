@@ -1,5 +1,6 @@
 """Finds a base by name: a hub id, a folder, a .gguf file, or `smollm2-135m`."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,21 @@ def load_base(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
         dtype: of its parameters.
 
     Raises:
-        OtterError: there is no such model, or it cannot be loaded.
+        OtterError: there is no such model, it cannot be loaded, or lacks weights or holds some that are not finite.
     """
-    model: PreTrainedModel = _load(AutoModelForCausalLM, name, dtype=dtype)
+    model, loading = _load(AutoModelForCausalLM, name, dtype=dtype, output_loading_info=True)
+    _check_weights(name, model, loading["missing_keys"])
     model.config._name_or_path = name
     return model.eval()
+
+
+def _check_weights(name: str, model: PreTrainedModel, missing: Collection[str]) -> None:
+    """Checks that a model has all its weights: Transformers makes up those that a folder lacks, and only warns."""
+    if missing:
+        raise OtterError(f"the base {name} lacks weights, such as {min(missing)} ({len(missing)} in all)")
+    for path, weight in model.named_parameters():
+        if weight.is_floating_point() and not torch.isfinite(weight).all():
+            raise OtterError(f"the base {name} holds values that are not finite (NaN or infinity), in {path}")
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
