@@ -6,5 +6,7 @@ class OtterError(ValueError):
 
 
 def reason(error: BaseException) -> str:
-    """The first line of what an exception says, or its type where it says nothing."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """The first line of what an exception says, and the next where it ends with a colon; its type where it says
+    nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

@@ -33,15 +33,8 @@ BAD_INPUT, INTERRUPTED = 2, 130
 
 def main() -> None:
     """Runs the command. Bad input is one line on stderr and exit code 2."""
-    prepare_streams()
-    if not sys.stderr.isatty():
-        for library in (transformers.utils.logging, datasets):
-            library.disable_progress_bar()
-    if len(sys.argv) == 1:
-        sys.argv.append("--help")
     try:
-        code = app(standalone_mode=False)
-        sys.stdout.flush()
+        code = _run()
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except BrokenPipeError:  # such as of head, which has read enough
@@ -56,3 +49,15 @@ def main() -> None:
         print("otter: interrupted", file=sys.stderr)
     drop_output()
     sys.exit(code)
+
+
+def _run() -> int:
+    prepare_streams()
+    if not sys.stderr.isatty():
+        for library in (transformers.utils.logging, datasets):
+            library.disable_progress_bar()
+    if len(sys.argv) == 1:
+        sys.argv.append("--help")
+    code = app(standalone_mode=False)
+    sys.stdout.flush()
+    return int(code or 0)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from otterlm.decoding import BestOfN, CandidateSearch, ContrastGuidance, RewardGuidance, SpeculativeDecoding
-from otterlm.decoding.checks import check_chance, check_count, check_share, check_weight
+from otterlm.decoding.checks import check_chance, check_count, check_share
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
 
@@ -39,8 +39,9 @@ class Intervention:
             raise OtterError(f"--method must be one of {', '.join(METHODS)}, got {self.method!r}")
         check_count("--top-k", self.top_k)
         check_count("--drafts", self.drafts)
-        check_weight(self.weight)
-        check_weight(self.alpha)
+        for name, value in (("--weight", self.weight), ("--alpha", self.alpha)):
+            if not math.isfinite(value):
+                raise OtterError(f"{name} must be a finite number, got {value}")
         check_share("--top-p", self.top_p)
         check_chance("--confidence", self.confidence)
         if self.temperature is not None and not 0 < self.temperature < math.inf:

@@ -18,13 +18,9 @@ WIDE = 10_000
 """Columns of what is no terminal: a file or a pipe, in which nothing need be wrapped."""
 
 
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError  # as print does; `main` ends the command
-
-
 # A response may say [/INST] or :smile:, and a folder may be called out [final].
-console = _Console(markup=False, emoji=False, highlight=False)
+AS_IT_IS: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
+console = Console(**AS_IT_IS)
 
 
 def show_coloured(coloured: Text, plain: str) -> None:
@@ -43,7 +39,7 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str |
     for row in rows:
         table.add_row(*row)
     print(title)
-    console.print(table, width=None if console.is_terminal else WIDE, crop=console.is_terminal)
+    (console if console.is_terminal else Console(**AS_IT_IS, width=WIDE)).print(table)
 
 
 def print_json(value: Any) -> None:
@@ -67,6 +63,8 @@ def _finite(value: Any) -> Any:
 
 def prepare_streams() -> None:
     """Makes every text printable: one that the locale cannot encode is escaped, a path of other bytes keeps them."""
+    # Rich would exit with 1, also from Typer's help; `main` decides.
+    Console.on_broken_pipe = _broken_pipe  # type: ignore[method-assign]
     codecs.register_error("otterlm.as_it_is", _as_it_is)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # it was closed
@@ -74,6 +72,10 @@ def prepare_streams() -> None:
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="otterlm.as_it_is")
+
+
+def _broken_pipe(_: Console) -> None:
+    raise BrokenPipeError
 
 
 def _as_it_is(error: UnicodeError) -> tuple[str | bytes, int]:

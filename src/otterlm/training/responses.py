@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ class Sampling:
         for name in ("per_prompt", "max_prompt_tokens", "max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise OtterError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.temperature > 0 or not 0 < self.top_p <= 1:
+        if not 0 < self.temperature < math.inf or not 0 < self.top_p <= 1:
             raise OtterError(f"temperature must be above 0 and top_p up to 1, got {self.temperature} and {self.top_p}")
 
 
