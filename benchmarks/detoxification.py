@@ -51,9 +51,11 @@ def corpora(data: Path, prompts: int) -> tuple[list[str], list[str], dict[str, l
     return positive, negative, chosen
 
 
-def train_experts(arguments: argparse.Namespace, base: Any, tokenizer: Any, *sides: list[str]) -> None:
+def train_experts(
+    arguments: argparse.Namespace, base: Any, tokenizer: Any, positive: list[str], negative: list[str]
+) -> None:
     how = TrainingConfig(epochs=1, batch_size=16, learning_rate=2e-5, warmup=0.1, seed=arguments.seed)
-    examples = tokenize_corpora(*sides, tokenizer, LONGEST)
+    examples = tokenize_corpora(positive, negative, tokenizer, LONGEST)
     for side in SIDES:
         run = Run(arguments.out / side, how, eval_fraction=0.05)
         own = [e for e in examples if (e.score == EXPERT) == (side == "expert")]
@@ -89,10 +91,12 @@ def main() -> None:
     if "distilled" in arguments.methods:
         how = TrainingConfig(epochs=arguments.epochs, batch_size=16, learning_rate=1e-3, seed=arguments.seed)
         run = Run(arguments.out / "distilled", how, eval_fraction=0.05, record=True)
-        experts = [load_base(str(arguments.out / side / "model")) for side in SIDES]
+        expert, anti_expert = (load_base(str(arguments.out / side / "model")) for side in SIDES)
         unlabelled = positive[: arguments.unlabelled] + negative[: arguments.unlabelled]
         torch.manual_seed(arguments.seed)
-        metrics = distill_experts(base, tokenizer, *experts, unlabelled, config, LONGEST, NEW, alpha=2.0, run=run)
+        metrics = distill_experts(
+            base, tokenizer, expert, anti_expert, unlabelled, config, LONGEST, NEW, alpha=2.0, run=run
+        )
         print("distilled", metrics, flush=True)
     if "corpora" in arguments.methods:
         how = TrainingConfig(epochs=1, batch_size=16, learning_rate=1e-3, seed=arguments.seed)

@@ -7,9 +7,9 @@ import time
 from itertools import pairwise
 
 import torch
-from otterlm.cli.shape import parse_layers
 
 from otterlm.bases import load_base, load_tokenizer
+from otterlm.cli.layers import parse_layers
 from otterlm.config import OtterConfig
 from otterlm.model import OtterModel
 from otterlm.taps import Visitor

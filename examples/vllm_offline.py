@@ -11,18 +11,18 @@ import json
 import os
 import tempfile
 from pathlib import Path
-
-os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-
-from vllm import LLM, SamplingParams
+from typing import Any
 
 from otterlm.bases import base_folder
 from otterlm.engines.exported import export
 from otterlm.engines.vllm import client
 
 SHIPPED = Path(__file__).parents[1] / "adapters" / "smollm2-135m-harmless"
+ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+}
 PROMPTS = [
     "The capital of France is",
     "My neighbour is so loud that I",
@@ -53,8 +53,12 @@ def main() -> None:
         print(f"{prompt}|{text}\n  steered: {steered}\n  rewards: {' '.join(f'{x:+.2f}' for x in rewards)}")
 
 
-def run(folder: str, base: str, weight: float) -> dict:
+def run(folder: str, base: str, weight: float) -> dict[str, Any]:
     """Whether the exported folder says what the base says, and what it says beside."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)  # vLLM reads them when it is imported
+    from vllm import LLM, SamplingParams
+
     settings = {"dtype": "float32", "enforce_eager": True, "max_model_len": 512}
     plain = SamplingParams(temperature=0, max_tokens=24)
     llm = LLM(model=base, **settings)

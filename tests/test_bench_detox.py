@@ -104,7 +104,7 @@ def test_perplexity_is_of_all_samples_and_its_interval_over_prompts() -> None:
     def fluency(prompts, texts):
         return [found.get(pair, math.nan) for pair in zip(prompts, texts, strict=True)]
 
-    row = detox.judge("m", "s", ["x", "y", "z"], batches, {}, fluency, 10, 20)
+    row = detox.judge("m", "s", ["x", "y", "z"], batches, {}, fluency, 10, 20)  # type: ignore[arg-type]
     assert row.perplexity == pytest.approx(math.e)
     assert row.perplexity_ci95 == pytest.approx(1.96 * 2**0.5 / 2**0.5)
 

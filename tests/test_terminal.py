@@ -26,7 +26,6 @@ from test_packing import tokenizer as words_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from otterlm import files
 from otterlm.cli import app, generate, verify
 from otterlm.cli.demo.common import heading, panel
 from otterlm.cli.options import named_adapters, parse_adapter
@@ -348,7 +347,7 @@ def test_folders_that_cannot_be_written(
     def denied(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr(files.tempfile, "TemporaryFile", denied)
+    monkeypatch.setattr("tempfile.TemporaryFile", denied)
     assert "Permission denied" in refusal(*command, "--out", tmp_path / "folder")
 
 

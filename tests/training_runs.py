@@ -5,7 +5,7 @@ import random
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from conftest import tiny_base, tiny_config
@@ -37,7 +37,7 @@ SHORT = TrainingConfig(epochs=2, batch_size=8, learning_rate=3e-3, evaluations_p
 
 
 def new_objective(
-    compare: str = "prefixes", seed: int = 0, dtype: torch.dtype = torch.float32, **config: Any
+    compare: Literal["prefixes", "last"] = "prefixes", seed: int = 0, dtype: torch.dtype = torch.float32, **config: Any
 ) -> RewardObjective:
     """An untrained adapter, always the same; `seed` and `dtype` are the base's."""
     torch.manual_seed(0)
@@ -65,7 +65,7 @@ def slowly(objective: RewardObjective) -> RewardObjective:
         time.sleep(0.2)
         return forward(batch)
 
-    objective.forward = wait
+    objective.forward = wait  # type: ignore[method-assign]
     return objective
 
 

@@ -64,7 +64,7 @@ def _finite(value: Any) -> Any:
 def prepare_streams() -> None:
     """Makes every text printable: one that the locale cannot encode is escaped, a path of other bytes keeps them."""
     # Rich would exit with 1, also from Typer's help; `main` decides.
-    Console.on_broken_pipe = _broken_pipe  # type: ignore[method-assign]
+    Console.on_broken_pipe = _broken_pipe  # type: ignore[method-assign, assignment]
     codecs.register_error("otterlm.as_it_is", _as_it_is)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # it was closed

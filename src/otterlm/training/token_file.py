@@ -1,6 +1,7 @@
 """Numbers beside every token of some examples, too many for memory: one file, a row a token, mapped."""
 
 import json
+import mmap
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -86,7 +87,10 @@ def _finished(path: Path, mark: Path, size: int, identity: Identity) -> bool:
 
 
 def _mapped(path: Path, tokens: int, width: int, dtype: torch.dtype) -> Tensor:
-    return torch.from_file(str(path), shared=True, size=tokens * width, dtype=dtype).view(-1, width)
+    # Not torch.from_file, which takes only paths that are UTF-8.
+    with path.open("r+b") as file:
+        memory = mmap.mmap(file.fileno(), tokens * width * dtype.itemsize)
+    return torch.frombuffer(memory, dtype=dtype).view(-1, width)
 
 
 def _reserve(path: Path, size: int) -> None:
