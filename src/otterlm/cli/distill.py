@@ -17,7 +17,10 @@ from otterlm.training.reward import RewardTrainingConfig
 @grouped
 def command(
     base: Base,
-    scorer: Annotated[str, typer.Option(help="module:name, regex:PATTERN, hf:MODEL or openai:URL#MODEL.")],
+    scorer: Annotated[
+        str,
+        typer.Option(help="module:name (installed or in this folder), regex:PATTERN, hf:MODEL or openai:URL#MODEL."),
+    ],
     prompts: Prompts,
     out: Out,
     limit: Annotated[int | None, typer.Option(help="Only the first prompts.", min=1)] = None,
