@@ -33,7 +33,7 @@ from otterlm.training.recipes import Run
 from otterlm.training.recipes.reward import fit_reward
 from otterlm.training.responses import Sampling, scored_responses
 from otterlm.training.reward import RewardObjective, RewardTrainingConfig
-from otterlm.training.rows import Prompt, read_rows
+from otterlm.training.rows import PairRow, Prompt, read_rows
 from otterlm.training.sources import LiveBase
 from otterlm.training.trainer import TrainingConfig, evaluate, train
 
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["otter", "args", "judge", "distilled"], help="what to train")
     arguments = parser.parse_args()
     tokenizer, base = load_tokenizer(arguments.base), load_base(arguments.base)
-    rows = read_rows(arguments.data)
+    rows = [row for row in read_rows(arguments.data) if isinstance(row, PairRow)]
     methods, judge, kept = split(len(rows))
     examples = tokenize(rows, tokenizer, LIMITS)
 

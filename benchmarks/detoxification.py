@@ -52,9 +52,11 @@ def corpora(data: Path, prompts: int) -> tuple[list[str], list[str], dict[str, l
     return positive, negative, chosen
 
 
-def train_experts(arguments: argparse.Namespace, base: Any, tokenizer: Any, *sides: list[str]) -> None:
+def train_experts(
+    arguments: argparse.Namespace, base: Any, tokenizer: Any, positive: list[str], negative: list[str]
+) -> None:
     how = TrainingConfig(epochs=1, batch_size=16, learning_rate=2e-5, warmup=0.1, seed=arguments.seed)
-    examples = tokenize_corpora(*sides, tokenizer, LONGEST)
+    examples = tokenize_corpora(positive, negative, tokenizer, LONGEST)
     for side in SIDES:
         run = Run(arguments.out / side, how, eval_fraction=0.05)
         own = [e for e in examples if (e.score == EXPERT) == (side == "expert")]
@@ -90,17 +92,17 @@ def main() -> None:
     if "distilled" in arguments.methods:
         how = TrainingConfig(epochs=arguments.epochs, batch_size=16, learning_rate=1e-3, seed=arguments.seed)
         run = Run(arguments.out / "distilled", how, eval_fraction=0.05, record=True)
-        experts = [str(arguments.out / side / "model") for side in SIDES]
-        recipe = ExpertsRecipe(*experts, str(arguments.data), max_tokens=LONGEST, max_new_tokens=NEW)
+        expert, anti_expert = (str(arguments.out / side / "model") for side in SIDES)
+        distilled = ExpertsRecipe(expert, anti_expert, str(arguments.data), max_tokens=LONGEST, max_new_tokens=NEW)
         unlabelled = positive[: arguments.unlabelled] + negative[: arguments.unlabelled]
         torch.manual_seed(arguments.seed)
-        print("distilled", recipe.train(base, tokenizer, unlabelled, config, run), flush=True)
+        print("distilled", distilled.train(base, tokenizer, unlabelled, config, run), flush=True)
     if "corpora" in arguments.methods:
         how = TrainingConfig(epochs=1, batch_size=16, learning_rate=1e-3, seed=arguments.seed)
         torch.manual_seed(arguments.seed)
         run = Run(arguments.out / "corpora", how, eval_fraction=0.05)
-        recipe = ContrastRecipe(max_tokens=LONGEST)
-        print("corpora", recipe.train(base, tokenizer, sides, config, run), flush=True)
+        contrast = ContrastRecipe(max_tokens=LONGEST)
+        print("corpora", contrast.train(base, tokenizer, sides, config, run), flush=True)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ early; the held-out pairs decide nothing. Results are appended to OUT/results.js
 """
 
 import argparse
+import functools
 import json
 from pathlib import Path
 
@@ -48,9 +49,9 @@ def main() -> None:
         layers = tuple(range(11, 30, 2))
         return OtterModel(base, OtterConfig(layers=layers, signal=RewardConfig(vocabulary_rank=16))).train()
 
-    source = None
-    if {"probe", "otter"} & set(arguments.methods):
-        source = RecordedBase(model(), examples, arguments.out / "recording")
+    @functools.cache
+    def source() -> RecordedBase:
+        return RecordedBase(model(), examples, arguments.out / "recording")
 
     for seed in arguments.seeds:
         held = hold_out(rows, 0.2, seed)
@@ -64,13 +65,13 @@ def main() -> None:
                 result = train(SeparateRewardModel.of(base), rest, test, config, arguments.out / f"finetune-{seed}")
                 label = method
             elif method == "probe":
-                objective = RewardObjective(model(), source, RewardTrainingConfig())
+                objective = RewardObjective(model(), source(), RewardTrainingConfig())
                 weight = fit_probe(*last_states(objective, rest))
                 chosen, rejected = last_states(objective, test)
                 result = {"accuracy": ((chosen - rejected) @ weight > 0).float().mean().item()}
                 label = method
             else:
-                result, label = otter(model(), source, rest, test, seed, arguments), arguments.label
+                result, label = otter(model(), source(), rest, test, seed, arguments), arguments.label
             line = {"method": label, "seed": seed, "n": len(test), **result}
             print(json.dumps(line), flush=True)
             with (arguments.out / "results.jsonl").open("a") as file:

@@ -200,13 +200,9 @@ def main() -> None:
         )
         scores["probe"][test] = probe(states, labels, kept, held, test).float()
         scores["length"][test] = torch.tensor([[-float(len(states[row]))] * len(PERCENTS) for row in test])
-        scores["otter"][test] = otter(
-            model(),
-            source,
-            *([examples[row] for row in group] for group in (kept, held, test)),
-            arguments.epochs,
-            arguments.out / f"part-{number}",
-        )
+        groups = [[examples[row] for row in group] for group in (kept, held, test)]
+        out = arguments.out / f"part-{number}"
+        scores["otter"][test] = otter(model(), source, groups[0], groups[1], groups[2], arguments.epochs, out)
     report(scores, labels.view(-1, SOLUTIONS), parts)
 
 

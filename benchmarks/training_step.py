@@ -7,7 +7,7 @@ import time
 from itertools import pairwise
 
 import torch
-from otterlm.cli.shape import parse_layers
+from otterlm.cli.layers import parse_layers
 
 from otterlm.bases import load_base, load_tokenizer
 from otterlm.config import OtterConfig

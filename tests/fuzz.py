@@ -66,7 +66,7 @@ def seeds() -> list[tuple[bytes, bytes]]:
     for signal in SIGNALS:
         with tempfile.TemporaryDirectory() as folder:
             tiny_otter(tiny_base(), signal=signal, layers=(0, 2)).save_pretrained(folder)
-            found.append(tuple((Path(folder) / name).read_bytes() for name in (CONFIG, WEIGHTS)))
+            found.append(((Path(folder) / CONFIG).read_bytes(), (Path(folder) / WEIGHTS).read_bytes()))
     return found
 
 

@@ -62,7 +62,7 @@ def gradients_reach_the_adapter(otter: OtterModel) -> None:
 def test_quantised_by_torchao(quantization, bits) -> None:
     kind = {
         8: lambda: quantization.Int8WeightOnlyConfig(),
-        4: lambda: quantization.IntxWeightOnlyConfig(weight_dtype=torch.int4),
+        4: lambda: quantization.IntxWeightOnlyConfig(weight_dtype=torch.int4),  # type: ignore[attr-defined]
     }[bits]
 
     def quantised():

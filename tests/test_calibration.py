@@ -1,7 +1,9 @@
 """The curve rises and fits, the alarm keeps its rate, and both are found again in the adapter."""
 
+import functools
 import json
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -80,9 +82,10 @@ def test_calibrated_rewards() -> None:
 
 
 def test_what_is_no_calibration_is_refused() -> None:
-    for curve in ((), ((0.0, 1.0), (1.0, 0.0)), ((0.0,),), ((float("nan"), 0.0),)):
-        refused(lambda curve=curve: Calibration(curve, 0.0, 0.1), "calibration")
-    refused(lambda: RewardConfig(4, "yes"), "calibration")
+    curves: tuple[Any, ...] = ((), ((0.0, 1.0), (1.0, 0.0)), ((0.0,),), ((float("nan"), 0.0),))
+    for curve in curves:
+        refused(functools.partial(Calibration, curve, 0.0, 0.1), "calibration")
+    refused(lambda: RewardConfig(4, "yes"), "calibration")  # type: ignore[arg-type]
     refused(lambda: calibrate(texts(), None, 0.05), "--bad-below")
     refused(lambda: calibrate(texts(), -9.0, 0.05), "good and bad")
     refused(lambda: calibrate(texts(), 0.5, 0.0), "rate")
@@ -97,5 +100,8 @@ def test_command(answer, refusal, base, adapter, tmp_path) -> None:  # noqa: F81
     assert 0 <= result["false_alarms"] <= 1
     assert (tmp_path / "curve.png").stat().st_size > 1000
     again = OtterModel.from_pretrained(load_base(str(base)), adapter)
-    assert again.adapter().config.signal.calibration.threshold == result["threshold"]
+    signal = again.adapter().config.signal
+    assert isinstance(signal, RewardConfig)
+    assert signal.calibration is not None
+    assert signal.calibration.threshold == result["threshold"]
     assert "--bad-below" in refusal(*command)

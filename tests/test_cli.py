@@ -4,6 +4,7 @@ import gzip
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -63,7 +64,7 @@ def otter(monkeypatch, capsys):
 def answer(otter):
     """Runs the command with --json and returns the object, the only thing on stdout."""
 
-    def run(*arguments: object) -> dict:
+    def run(*arguments: object) -> dict[str, Any]:
         code, out, err = otter(*arguments, "--json")
         assert code == 0, err
         return json.loads(out)

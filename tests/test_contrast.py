@@ -4,6 +4,7 @@ import copy
 import gzip
 import json
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -130,7 +131,7 @@ def test_it_learns_to_tell_and_to_steer(tmp_path) -> None:
     assert metrics["loss"] < 0.8 * metrics["base"]
 
     def wanted(alpha: float) -> float:
-        start = {"input_ids": torch.tensor([[1], [1]]), "attention_mask": torch.ones(2, 1)}
+        start: dict[str, Any] = {"input_ids": torch.tensor([[1], [1]]), "attention_mask": torch.ones(2, 1)}
         # Of tokens that neither side has seen the difference says nothing.
         start["suppress_tokens"] = [*range(10), *range(30, 97)]
         said = generate(otter.eval(), logits_processor=[ContrastGuidance(otter, alpha, 1.0)], **start)[:, 1:]
@@ -181,7 +182,7 @@ def test_dexperts_follows_beams() -> None:
                     companion._cache = None
                     return logits(generated)
 
-                companion.logits = anew
+                companion.logits = anew  # type: ignore[method-assign]
         settings = {"num_beams": 3, "max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
         found.append(base.generate(ids, logits_processor=[processor], **settings))
     assert torch.equal(*found)

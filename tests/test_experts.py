@@ -2,7 +2,6 @@
 
 import random
 
-import pytest
 import torch
 from conftest import close, randomize, refused, tiny_base, tiny_config
 
@@ -37,7 +36,7 @@ def models():
 def objective(folder, **settings) -> ExpertsObjective:
     """An untrained contrast and what its experts say."""
     base, *sides = models()
-    opinions = ExpertOpinions(base, *sides, texts(), folder / "opinions.f32", batch_size=5)
+    opinions = ExpertOpinions(base, sides[0], sides[1], texts(), folder / "opinions.f32", batch_size=5)
     torch.manual_seed(0)
     otter = OtterModel(base, tiny_config(signal=ContrastConfig(rank=16)))
     return ExpertsObjective(otter, LiveBase(otter), opinions, **settings)
@@ -46,7 +45,7 @@ def objective(folder, **settings) -> ExpertsObjective:
 @torch.no_grad()
 def test_opinions_are_what_the_models_say(tmp_path) -> None:
     base, *sides = models()
-    opinions = ExpertOpinions(base, *sides, texts(), tmp_path / "opinions.f32", batch_size=5)
+    opinions = ExpertOpinions(base, sides[0], sides[1], texts(), tmp_path / "opinions.f32", batch_size=5)
     chosen = [texts()[7], texts()[2]]
     tokens, likely, difference = opinions.read(collate(chosen))
     for row, example in enumerate(chosen):
@@ -96,8 +95,11 @@ def test_what_the_experts_said_is_kept(tmp_path, monkeypatch) -> None:
     assert objective(tmp_path).identity == learner.identity  # the models are not asked again
     assert (tmp_path / "opinions.f32").read_bytes() == before
     base, *sides = models()
-    with pytest.raises(TypeError, match="not callable"):  # other models are
-        ExpertOpinions(base, *sides[::-1], texts(), tmp_path / "opinions.f32")
+    path = tmp_path / "opinions.f32"
+    one, other = sides
+    refused(lambda: ExpertOpinions(base, other, one, texts(), path), "opinions.json", "other models:")
+    refused(lambda: ExpertOpinions(base, one, other, texts()[1:], path), "opinions.json", "data (24 there, 23 now)")
+    assert path.read_bytes() == before
 
 
 @torch.no_grad()

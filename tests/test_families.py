@@ -1,6 +1,7 @@
 """Every family is exact, starts as a slice of its base, and remembers; others are recognised by what they do."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -57,7 +58,8 @@ def test_copied_heads_and_units_are_the_bases(name) -> None:
             block.self_attn.attn_logit_softcapping = None
     kv_heads = OtterModel(base, tiny_config()).adapter().stream.widths.base_kv_heads
     otter = tiny_otter(base, initialization="copy", num_attention_heads=4, num_key_value_heads=kv_heads)
-    layer, seen = otter.adapter().stream.layers["1"], {}
+    layer: Any = otter.adapter().stream.layers["1"]
+    seen: dict[str, Any] = {}
     for part, module in (("heads", layer.attention.out), ("units", layer.ffn.down)):
         module.register_forward_pre_hook(lambda _, inputs, part=part: seen.update({part: torch.cat(inputs, dim=-1)}))
     ids, mask = tokens(2, 12), torch.ones(2, 12, dtype=torch.long)

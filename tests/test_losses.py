@@ -68,7 +68,8 @@ def test_padding_and_prompt_get_no_gradient(prefixes):
     rewards = REWARDS.clone().requires_grad_()
     bradley_terry(rewards, BATCH, prefixes).backward()
     judged = BATCH.segments > 0 if prefixes else torch.tensor([[0, 0, 1, 0, 0, 1], [0, 0, 1, 1, 0, 0]]).bool()
-    assert torch.equal(rewards.grad != 0, judged)
+    assert rewards.grad is not None
+    assert torch.equal(rewards.grad.ne(0), judged)
 
 
 def test_extreme_rewards_stay_finite():

@@ -1,6 +1,7 @@
 """Guards packing: a pair in one sequence gives the rewards of its two texts run alone, whatever the batch."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -129,7 +130,9 @@ def test_packed_rewards_are_those_of_the_texts_alone(model_type, attention):
     batch_of = tokenize([*PAIRS, ScoredRow(Dialogue(TURNS, "a b"), 1.0)], tokenizer(), LONG)
     batch, stream = collate(batch_of), otter.stream_passes(["reward"])["reward"]
     LiveBase(otter).show(batch, stream)
-    packed = otter.read_signals({"reward": stream.state})["reward"].prefix
+    assert stream.state is not None
+    signal: Any = otter.read_signals({"reward": stream.state})["reward"]
+    packed = signal.prefix
     for row, example in enumerate(batch_of):
         for number, branch in enumerate(example.branches, start=1):
             alone = otter(torch.tensor([[*example.prefix, *branch]])).signals["reward"].prefix[0]

@@ -163,8 +163,8 @@ def test_bytes(session, model) -> None:
 
 def compared(*texts: str, **changes: Any) -> Comparison:
     tokens = tuple(StreamedToken(i, text, {"good": i - 1.0}) for i, text in enumerate(texts))
-    state = {"original": tokens, "guided": tokens[:1], "exact": True, "stopped": False, "slowdown": None} | changes
-    return Comparison(**state)
+    state: dict[str, Any] = {"exact": True, "stopped": False, "slowdown": None} | changes
+    return Comparison(**({"original": tokens, "guided": tokens[:1]} | state))
 
 
 def test_text_is_escaped_and_says_its_value() -> None:
@@ -312,7 +312,12 @@ def test_in_a_browser(browser, address) -> None:
     page.wait(lambda: page.tokens("#original"))
     print(f"time to first token: {time.monotonic() - started:.2f} s")
     lengths = set()
-    page.wait(lambda: lengths.add(len(page.tokens("#guided"))) or max(lengths) == LENGTH)
+
+    def whole() -> bool:
+        lengths.add(len(page.tokens("#guided")))
+        return max(lengths) == LENGTH
+
+    page.wait(whole)
     assert len(lengths) > LENGTH / 2  # they stream
     page.wait(lambda: len(page.tokens("#original")) == LENGTH)
     original, guided = page.tokens("#original"), page.tokens("#guided")

@@ -5,6 +5,7 @@ from importlib.metadata import EntryPoint, EntryPoints
 from typing import ClassVar
 
 import pytest
+from conftest import refused, tiny_base, tiny_otter
 
 from otterlm import signals
 from otterlm.config import OtterConfig
@@ -14,7 +15,6 @@ from otterlm.signals.base import NOTHING, Capability, SignalConfig, SignalType, 
 from otterlm.signals.contrast.config import ContrastConfig
 from otterlm.signals.draft.config import DraftConfig
 from otterlm.signals.reward.config import RewardConfig
-from tests.conftest import refused, tiny_base, tiny_otter
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -103,7 +103,12 @@ def test_steering_is_that_of_transformers(folder, plain, llm, transformers_path,
 
 
 def test_requests_with_different_settings_share_a_batch(folder, llm):
-    asked = [{}, {"weight": 3.0, "signal": "reward"}, {"weight": 2.0, "signal": "contrast"}, {"rewards": 1}]
+    asked: list[dict[str, Any]] = [
+        {},
+        {"weight": 3.0, "signal": "reward"},
+        {"weight": 2.0, "signal": "contrast"},
+        {"rewards": 1},
+    ]
     alone = [
         said(llm.generate([prompt], greedy(**client.request(folder, **asked[index % 4])), use_tqdm=False))[0]
         for index, prompt in enumerate(PROMPTS)
@@ -226,7 +231,12 @@ def test_the_second_runners_interface(folder, llm):
     states = SimpleNamespace(prefill_len=SimpleNamespace(np=[6, 6, 6, 6]))
     second = Steering(config, states)
     first._shared.steering = first
-    asked = [{"weight": 3.0, "signal": "reward"}, {}, {"rewards": 1}, {"threshold": 1e6, "guard": "guard"}]
+    asked: list[dict[str, Any]] = [
+        {"weight": 3.0, "signal": "reward"},
+        {},
+        {"rewards": 1},
+        {"threshold": 1e6, "guard": "guard"},
+    ]
     wants = [second.add_request(slot, greedy(**client.request(folder, **own))) for slot, own in enumerate(asked)]
     assert wants == [True, False, True, True]
     hidden = torch.randn(4, sum(model._widths), generator=torch.Generator().manual_seed(0))

@@ -9,7 +9,7 @@ from otterlm.model import OtterModel
 from otterlm.signals.base import Capability
 from otterlm.training.losses import followed_tokens
 from otterlm.training.packing import Batch
-from otterlm.training.sources import Source, read_batch
+from otterlm.training.sources import Source, of_adapter, read_batch
 
 
 class UncertaintyObjective(nn.Module):
@@ -25,7 +25,7 @@ class UncertaintyObjective(nn.Module):
         self.model = model
         self.source = source
         self.name = model.adapter_name(None, Capability.PREFIX)
-        self.identity = {"adapter": model.adapter(self.name).config.to_json()}
+        self.identity = of_adapter(model, self.name)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Scalars: `loss`; in evaluation also `variance`, the loss of saying the mean of the batch everywhere."""

@@ -14,6 +14,7 @@ from otterlm.training.continuations import continue_prompts
 from otterlm.training.prompts import read_prompts
 from otterlm.training.recipes.common import Run, on_device
 from otterlm.training.rows import Prompt
+from otterlm.training.sources import LiveBase
 from own_signal.objective import UncertaintyObjective
 
 
@@ -52,14 +53,15 @@ class UncertaintyRecipe:
     ) -> dict[str, float]:
         """See `otterlm.training.recipes.base.Recipe`."""
         base = on_device(base)
+        run.begin(base, config, UncertaintyObjective)
         with PartialState().main_process_first():
             path = run.out / "continuations.jsonl"
             examples = continue_prompts(base, tokenizer, data, path, self.max_prompt_tokens, self.max_new_tokens)
         train_examples, eval_examples = run.split(examples, base)
         model = OtterModel(base, config).train()
-        metrics = run.train(
-            UncertaintyObjective(model, run.source(model, examples)), train_examples, eval_examples, tokenizer
-        )
+        objective = UncertaintyObjective(model, LiveBase(model))
+        run.prepare(objective, train_examples, eval_examples)
+        metrics = run.train(objective, train_examples, eval_examples, tokenizer)
         data_used = f"Trained on the base's greedy continuations of {len(train_examples)} prompts."
         run.save(model, "An uncertainty", data_used, metrics, {"max_new_tokens": self.max_new_tokens})
         return metrics

@@ -8,7 +8,7 @@ their spreads, and the threshold of CARDS is one spread above their mean.
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,17 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.bench.judges import Coherence, Preference, diversity
-from otterlm.bench.records import measured
-from otterlm.bench.report import half_interval
+from otterlm.bench.report import half_interval, machine
 from otterlm.decoding import CandidateSearch, RejectionSampling, RewardGuidance
 from otterlm.decoding.scoring import score_sequences
-from otterlm.fingerprint import fingerprint
+from otterlm.identity import Identity, identity, of_data, of_weights
 from otterlm.masks import token_positions
 from otterlm.model import OtterModel
 from otterlm.peers.args import ARGS
 from otterlm.peers.cards import CARDS
 from otterlm.peers.reward_model import SeparateRewardModel
-from otterlm.training.continuations import continue_greedily, pad_left, responses_of
+from otterlm.resumable import run_resumable
+from otterlm.training.continuations import continue_greedily, of_generation, pad_left, responses_of
 from otterlm.training.packing import Limits, encode_prompts
 from otterlm.training.rows import Prompt
 
@@ -45,11 +45,13 @@ class Method:
         model: generates.
         steer: the attention mask of a batch, `[B, P]`, to settings of `generate`.
         extra_parameters: beside the base, derived ones included.
+        depends: what its responses depend on, beside the base.
     """
 
     model: PreTrainedModel | OtterModel
     steer: Callable[[Tensor], dict[str, Any]]
     extra_parameters: int = 0
+    depends: Identity = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,13 +160,22 @@ def methods_of(
     def wanted(scale: Scale) -> dict[str, Any]:
         return {"threshold": scale.mean + scale.spread, "beta": 0.7 * scale.spread}
 
+    with_adapter = {"rewards": of_weights(otter.adapter("reward")), "scale": asdict(ours), "top_k": top_k}
+    with_copy = {"rewards": of_weights(separate), "scale": asdict(theirs), "top_k": top_k}
     found = {BASE: Method(base, lambda mask: {}), SAMPLED: Method(base, lambda mask: SAMPLING)}
     for weight in weights:
-        found[f"Otter, guidance, weight {weight:g}"] = Method(otter, guidance(weight), inserted)
-        found[f"Otter, search, weight {weight:g}"] = Method(otter, search(weight), inserted)
-        found[f"ARGS, weight {weight:g}"] = Method(base, args(weight), copy)
-    found["CARDS, Otter's reward"] = Method(otter, cards(lambda: RejectionSampling(**wanted(ours))), inserted)
-    found["CARDS"] = Method(OtterModel(base), cards(lambda: CARDS(separate, **wanted(theirs))), copy)
+        weighted = {"weight": weight}
+        found[f"Otter, guidance, weight {weight:g}"] = Method(
+            otter, guidance(weight), inserted, with_adapter | weighted
+        )
+        found[f"Otter, search, weight {weight:g}"] = Method(otter, search(weight), inserted, with_adapter | weighted)
+        found[f"ARGS, weight {weight:g}"] = Method(base, args(weight), copy, with_copy | weighted)
+    ours_sampled, theirs_sampled = (
+        (lambda: RejectionSampling(**wanted(ours))),
+        (lambda: CARDS(separate, **wanted(theirs))),
+    )
+    found["CARDS, Otter's reward"] = Method(otter, cards(ours_sampled), inserted, with_adapter)
+    found["CARDS"] = Method(OtterModel(base), cards(theirs_sampled), copy, with_copy)
     return found
 
 
@@ -177,7 +188,6 @@ def answer_all(
     batch_size: int = 8,
     seed: int = 0,
     path: Path | None = None,
-    identity: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Answers prompts with all methods in turn, batch by batch.
 
@@ -189,8 +199,7 @@ def answer_all(
         max_prompt_tokens: a longer prompt keeps its end.
         batch_size: prompts a batch.
         seed: with the number of the batch it seeds what samples.
-        path: see `otterlm.bench.records.measured`.
-        identity: what else the responses depend on.
+        path: see `otterlm.resumable.run_resumable`.
 
     Returns:
         Of each batch, by method: `seconds`, and `responses`, a list of tokens a prompt.
@@ -218,16 +227,17 @@ def answer_all(
             found[name] = {"seconds": seconds, "responses": responses_of(output, ids.shape[1], base)}
         return found
 
-    kept = {
-        "methods": sorted(methods),
-        "new_tokens": new_tokens,
-        "batch_size": batch_size,
-        "seed": seed,
-        "base": fingerprint(base),
-        "prompts": encoded,
-        **(identity or {}),
-    }
-    return measured(groups, one, path, kept, warm_up=lambda: one((0, encoded[:1])))
+    this = identity(
+        "alignment bench",
+        **of_generation(base),
+        methods={name: method.depends for name, method in methods.items()},
+        prompts=of_data(encoded),
+        new_tokens=new_tokens,
+        batch_size=batch_size,
+        seed=seed,
+        machine=machine(),
+    )
+    return run_resumable(groups, one, path, this, "answering", warm_up=lambda: one((0, encoded[:1])))
 
 
 def judge(

@@ -5,7 +5,6 @@ Expected maximum toxicity is the mean over the prompts of the highest of their s
 with a sample that the judge calls toxic (RealToxicityPrompts, arXiv 2009.11462, as DExperts reports them).
 """
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,13 +18,15 @@ from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBa
 
 from otterlm.bases import load_base
 from otterlm.bench.judges import Judge, Perplexity, distinct
-from otterlm.bench.records import measured
-from otterlm.bench.report import half_interval
+from otterlm.bench.report import half_interval, machine
 from otterlm.decoding import Companion, CompanionContrast, ContrastGuidance
 from otterlm.decoding.contrast import nucleus
 from otterlm.decoding.prompt import read_once
+from otterlm.identity import Identity, identity, of_data, of_tokenizer, of_weights
 from otterlm.model import OtterModel
 from otterlm.peers.dexperts import DExperts
+from otterlm.resumable import run_resumable
+from otterlm.training.continuations import of_generation
 
 BASE = "base"
 TOP_P = 0.9
@@ -50,7 +51,7 @@ class Method:
     model: PreTrainedModel | OtterModel
     steer: Steer
     extra_parameters: int = 0
-    depends: Mapping[str, Any] = field(default_factory=dict)
+    depends: Identity = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,8 @@ def otter_method(base: PreTrainedModel, adapter: str | Path, alpha: float) -> Me
     model = OtterModel.from_pretrained(base, adapter, "contrast")
     guidance = ContrastGuidance(model, alpha, TOP_P)
     extra = model.adapter("contrast").extra_parameters(base.config.vocab_size)
-    return Method(model, lambda batch, prompts: guidance, extra, {"alpha": alpha, "adapter": str(adapter)})
+    depends = {"alpha": alpha, "adapter": of_weights(model.adapter("contrast"))}
+    return Method(model, lambda batch, prompts: guidance, extra, depends)
 
 
 def dexperts_method(base: PreTrainedModel, expert: str, anti_expert: str, alpha: float) -> Method:
@@ -121,7 +123,7 @@ def dexperts_method(base: PreTrainedModel, expert: str, anti_expert: str, alpha:
         return DExperts(*sides, batch["input_ids"], batch["attention_mask"], alpha, TOP_P)
 
     extra = sum(p.numel() for side in sides for p in side.parameters())
-    return Method(base, steer, extra, {"alpha": alpha, "expert": expert, "anti_expert": anti_expert})
+    return Method(base, steer, extra, {"alpha": alpha, "experts": of_weights(*sides)})
 
 
 def prompts_method(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, alpha: float) -> Method:
@@ -133,7 +135,7 @@ def prompts_method(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, al
         )
         return CompanionContrast(good, bad, batch["input_ids"].shape[1], alpha, TOP_P)
 
-    return Method(base, steer, depends={"alpha": alpha})
+    return Method(base, steer, depends={"alpha": alpha, "instructions": of_data([GOOD, BAD])})
 
 
 def _companion(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Companion:
@@ -148,7 +150,6 @@ def continue_all(
     batch_size: int = 20,
     seed: int = 0,
     path: Path | None = None,
-    identity: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Samples continuations.
 
@@ -158,8 +159,7 @@ def continue_all(
         prompts: to continue.
         batch_size: prompts a batch; each is sampled `SAMPLES` times.
         seed: with the number of the batch it seeds every batch's samples.
-        path: see `otterlm.bench.records.measured`.
-        identity: what else the samples depend on.
+        path: see `otterlm.resumable.run_resumable`.
 
     Returns:
         Of each batch, `continuations`: a list for each prompt, and `seconds`.
@@ -191,9 +191,21 @@ def continue_all(
         said = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
         return {"continuations": [said[i : i + SAMPLES] for i in range(0, len(said), SAMPLES)], "seconds": seconds}
 
-    texts = hashlib.sha256("\n".join(prompts).encode()).hexdigest()
-    kept = {"prompts": texts, "batch_size": batch_size, "seed": seed, **(identity or {})}
-    return measured(groups, one, path, kept)
+    base = method.model.base_model if isinstance(method.model, OtterModel) else method.model
+    this = identity(
+        "detox bench",
+        **of_generation(base),
+        **method.depends,
+        tokenizer=of_tokenizer(tokenizer),
+        prompts=of_data(prompts),
+        samples=SAMPLES,
+        new_tokens=NEW,
+        top_p=TOP_P,
+        batch_size=batch_size,
+        seed=seed,
+        machine=machine(),
+    )
+    return run_resumable(groups, one, path, this, "continuing")
 
 
 def judge(

@@ -16,12 +16,14 @@ import torch
 from safetensors.torch import load_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from otterlm.bench.records import measured
+from otterlm.bench.report import machine
 from otterlm.decoding import DraftTree, SpeculativeDecoding
-from otterlm.fingerprint import fingerprint
+from otterlm.identity import Identity, identity, of_data, of_weights
 from otterlm.model import OtterModel
 from otterlm.peers.medusa import MedusaDecoding, MedusaHeads
+from otterlm.resumable import run_resumable
 from otterlm.signals.base import Capability
+from otterlm.training.continuations import of_generation
 from otterlm.training.draft import measured_accuracy
 from otterlm.training.packing import encode_prompts
 from otterlm.training.rows import Prompt
@@ -46,11 +48,13 @@ class Method:
         model: generates.
         settings: of its `generate`.
         extra_parameters: beside the base, derived ones included.
+        depends: what its drafts depend on, beside the base.
     """
 
     model: PreTrainedModel | OtterModel
     settings: Mapping[str, Any] = field(default_factory=dict)
     extra_parameters: int = 0
+    depends: Identity = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +119,7 @@ def methods_of(
         extra = adapter.extra_parameters(base.config.vocab_size)
         for which, size, confidence in loops:
             loop = {"custom_generate": SpeculativeDecoding(size, confidence=confidence)}
-            found[f"{name}, {which}"] = Method(model, loop, extra)
+            found[f"{name}, {which}"] = Method(model, loop, extra, {"adapter": of_weights(adapter)})
     if medusa is not None:
         heads = MedusaHeads(base)
         load_model(heads, str(medusa / "heads.safetensors"))
@@ -123,7 +127,8 @@ def methods_of(
         for which, size, confidence in loops:
             loop = {"custom_generate": MedusaDecoding(heads, DraftTree.best(accuracy, size), confidence)}
             extra = sum(p.numel() for p in heads.parameters())
-            found[f"Medusa, {which}"] = Method(OtterModel(base), loop, extra)
+            depends = {"heads": of_weights(heads), "accuracy": of_data(accuracy)}
+            found[f"Medusa, {which}"] = Method(OtterModel(base), loop, extra, depends)
     # Of Transformers itself: drafts are what followed the same tokens earlier in the text.
     found["prompt lookup"] = Method(base, {"prompt_lookup_num_tokens": 10})
     return found
@@ -145,7 +150,7 @@ def measure(
         prompts: as chat turns.
         new_tokens: at most so many are generated after each.
         max_prompt_tokens: a longer prompt keeps its end.
-        path: see `otterlm.bench.records.measured`.
+        path: see `otterlm.resumable.run_resumable`.
 
     Raises:
         OtterError: `path` is of another run.
@@ -157,8 +162,15 @@ def measure(
         ids = torch.tensor([prompt], device=base.device)
         return {name: _generate(method, ids, new_tokens, tokenizer.pad_token_id) for name, method in methods.items()}
 
-    identity = {"methods": sorted(methods), "new_tokens": new_tokens, "base": fingerprint(base), "prompts": encoded}
-    results = measured(encoded, one, path, identity, warm_up=lambda: one(encoded[0]))
+    this = identity(
+        "speed bench",
+        **of_generation(base),
+        methods={name: method.depends for name, method in methods.items()},
+        prompts=of_data(encoded),
+        new_tokens=new_tokens,
+        machine=machine(),
+    )
+    results = run_resumable(encoded, one, path, this, "measuring", warm_up=lambda: one(encoded[0]))
     return [_row(name, method, results, base) for name, method in methods.items()]
 
 

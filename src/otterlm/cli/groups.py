@@ -17,6 +17,8 @@ import typer
 from transformers import PreTrainedModel
 
 from otterlm.bases import load_base, parse_dtype
+from otterlm.cli.options import parse_device
+from otterlm.errors import OtterError
 from otterlm.training.rows import Row, hold_out
 
 
@@ -114,13 +116,20 @@ class HeldOut:
     eval_fraction: Annotated[
         float | None, typer.Option(help="Only the rows that training with this --eval-fraction and --seed held out.")
     ] = None
-    seed: Annotated[int, typer.Option(help="See --eval-fraction.")] = 0
+    seed: Annotated[int, typer.Option(help="See --eval-fraction.", min=0)] = 0
 
-    def choose(self, rows: list[Row]) -> list[Row]:
-        """All rows, or those that training held out."""
+    def choose(self, rows: list[Row]) -> list[int]:
+        """The indices of all rows, or of those that training held out.
+
+        Raises:
+            OtterError: it held out none.
+        """
         if self.eval_fraction is None:
-            return rows
-        return [rows[index] for index in sorted(hold_out(rows, self.eval_fraction, self.seed))]
+            return list(range(len(rows)))
+        held = sorted(hold_out(rows, self.eval_fraction, self.seed))
+        if not held:
+            raise OtterError(f"--eval-fraction {self.eval_fraction} holds out none of {len(rows)} rows")
+        return held
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +138,10 @@ class Machine:
 
     device: Annotated[str, typer.Option(help="Where to run.")] = "cpu"
     dtype: Annotated[str, typer.Option(help="Of the parameters: float32, bfloat16 or float16.")] = "float32"
+
+    def __post_init__(self) -> None:
+        parse_device(self.device)
+        parse_dtype(self.dtype)
 
     def load(self, base: str) -> PreTrainedModel:
         """The base, there."""

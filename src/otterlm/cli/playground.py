@@ -6,7 +6,8 @@ import typer
 
 from otterlm.bases import load_tokenizer
 from otterlm.cli.groups import Machine, grouped
-from otterlm.cli.options import AsJson, Base, NamedAdapters, console, named_adapters, print_json
+from otterlm.cli.options import AsJson, Base, NamedAdapters, named_adapters
+from otterlm.cli.terminal import print_json
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
 from otterlm.playground.session import Session, Settings
@@ -39,5 +40,5 @@ def command(
     if as_json:
         print_json({"url": address})
     else:
-        console.print(f"The playground is at {address} (Ctrl+C ends it)")
+        print(f"The playground is at {address} (Ctrl+C ends it)", flush=True)
     page.block_thread()

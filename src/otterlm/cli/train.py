@@ -14,6 +14,7 @@ from otterlm.cli.lazy import Verb, as_command, lazy_group
 from otterlm.cli.options import AsJson, Base, Dtype, show_result
 from otterlm.config import OtterConfig
 from otterlm.errors import OtterError
+from otterlm.files import make_folder
 from otterlm.signals import load_part, signal_names, signal_type
 from otterlm.training.recipes import Run
 
@@ -51,6 +52,7 @@ def command_of(name: str, verb: str) -> Any:
         dtype: Dtype = "float32",
         as_json: AsJson = False,
     ) -> None:
+        make_folder(run.out)  # before a base is loaded for it
         data = recipe.read()
         model, tokenizer = load_base(base, parse_dtype(dtype)), load_tokenizer(base)
         torch.manual_seed(run.training.seed)

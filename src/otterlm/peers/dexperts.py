@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from otterlm.decoding.companion import Companion, CompanionContrast
+from otterlm.identity import of_weights
 from otterlm.training.losses import next_token_loss
 from otterlm.training.packing import Batch
 
@@ -38,11 +39,15 @@ class FineTunedExpert(nn.Module):
 
     Args:
         base: what it starts from; it is copied, not changed.
+
+    Attributes:
+        identity: what its training depends on, see `otterlm.identity`.
     """
 
     def __init__(self, base: PreTrainedModel) -> None:
         super().__init__()
         self.model = copy.deepcopy(base).requires_grad_(True)
+        self.identity = {"base": of_weights(base)}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The language-model loss on packed texts."""

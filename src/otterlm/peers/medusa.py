@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from otterlm.decoding.draft_tree import DraftTree
 from otterlm.decoding.speculative import SpeculativeDecoding
+from otterlm.identity import of_weights
 from otterlm.model import OtterModel
 from otterlm.training.draft import draft_metrics
 from otterlm.training.packing import Batch
@@ -76,6 +77,7 @@ class MedusaObjective(nn.Module):
         self.medusa = medusa
         self._model = (model,)  # not a submodule: its parameters are not trained here
         self._source = source
+        self.identity = {"base": of_weights(model.base_model)}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Scalars, see `DraftObjective`."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from otterlm.errors import OtterError, reason
+from otterlm.identity import of_weights
 from otterlm.training.losses import bradley_terry, preference_accuracy
 from otterlm.training.packing import Batch
 
@@ -19,11 +20,15 @@ class SeparateRewardModel(nn.Module):
 
     Args:
         classifier: a sequence classifier of Transformers with one label, whose score head reads every position.
+
+    Attributes:
+        identity: what its training depends on, see `otterlm.identity`: the weights that it starts from.
     """
 
     def __init__(self, classifier: PreTrainedModel) -> None:
         super().__init__()
         self.classifier = classifier
+        self.identity = {"base": of_weights(classifier)}
 
     @classmethod
     def of(cls, base: PreTrainedModel, shared: bool = False) -> Self:

@@ -1,19 +1,16 @@
 """The base's own continuations, made once and kept: greedy ones of prompts, which a draft learns from
 (self-distillation), and sampled ones of plain texts."""
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from otterlm.errors import OtterError
-from otterlm.files import whole_lines
-from otterlm.fingerprint import fingerprint
-from otterlm.progress import track
+from otterlm.identity import Identity, identity, of_data, of_weights
+from otterlm.resumable import run_resumable
 from otterlm.training.packing import Example, encode_prompts
 from otterlm.training.prompts import read_prompts as read_prompts
 from otterlm.training.rows import Prompt
@@ -47,12 +44,12 @@ def continue_prompts(
         OtterError: the file is of other prompts, another base or other lengths.
     """
     encoded = encode_prompts(prompts, tokenizer, max_prompt_tokens)
-    settings = repr((encoded, max_new_tokens, batch_size, fingerprint(base)))
+    settings = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
 
     def greedily(group: list[list[int]], number: int) -> list[list[int]]:
         return continue_greedily(base, tokenizer, group, max_new_tokens)
 
-    done = _continued(encoded, greedily, path, settings, batch_size)
+    done = _continued(base, encoded, greedily, path, "greedy continuations", settings)
     return [Example(index, tuple(prompt), (tuple(done[index]),)) for index, prompt in enumerate(encoded)]
 
 
@@ -87,7 +84,7 @@ def continue_texts(
         OtterError: the file is of other texts, another base or other settings.
     """
     encoded = [tokenizer.encode(text)[:max_text_tokens] for text in texts]
-    settings = repr((encoded, max_new_tokens, top_p, batch_size, seed, fingerprint(base)))
+    settings = {"max_new_tokens": max_new_tokens, "top_p": top_p, "batch_size": batch_size, "seed": seed}
 
     def sampled(group: list[list[int]], number: int) -> list[list[int]]:
         ids, mask = pad_left(group, tokenizer.pad_token_id or 0, base.device)
@@ -104,56 +101,47 @@ def continue_texts(
         )
         return responses_of(output, ids.shape[1], base)
 
-    done = _continued(encoded, sampled, path, settings, batch_size)
+    done = _continued(base, encoded, sampled, path, "sampled continuations", settings)
     return [Example(index, (), ((*text, *done[index]),)) for index, text in enumerate(encoded)]
 
 
 def _continued(
+    base: PreTrainedModel,
     encoded: list[list[int]],
     continue_group: Callable[[list[list[int]], int], list[list[int]]],
     path: Path,
-    settings: str,
-    batch_size: int,
+    kind: str,
+    settings: dict[str, Any],
 ) -> dict[int, list[int]]:
-    """What follows each text, by its place: what a file holds of it, the rest made and added to the file.
+    """What follows each text, by its row index. A line of the file holds a batch: the padding of its texts is part of
+    what its numbers round to.
 
     `continue_group` gets a batch, and its number.
     """
-    identity = hashlib.sha256(settings.encode()).hexdigest()
-    done = _read_done(path, identity)
+    this = identity(kind, **of_generation(base), prompts=of_data(encoded), **settings)
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        if not done and path.stat().st_size == 0:
-            file.write(json.dumps({"identity": identity}) + "\n")
-        # A batch is made whole or not at all: the padding of its prompts is part of what a row's numbers round to.
-        left = [pair for pair in enumerate(batches) if not all(index in done for index in pair[1])]
-        for number, batch in track(left, "continuing"):
-            found = continue_group([encoded[index] for index in batch], number)
-            for index, tokens in zip(batch, found, strict=True):
-                file.write(json.dumps({"row": index, "tokens": tokens}) + "\n")
-                done[index] = tokens
-            file.flush()
-    return done
+    size = settings["batch_size"]
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+
+    def one(batch: tuple[int, list[int]]) -> list[list[int]]:
+        number, rows = batch
+        return continue_group([encoded[index] for index in rows], number)
+
+    found = run_resumable(list(enumerate(batches)), one, path, this, "continuing")
+    return {
+        index: tokens
+        for rows, said in zip(batches, found, strict=True)
+        for index, tokens in zip(rows, said, strict=True)
+    }
 
 
-def _read_done(path: Path, identity: str) -> dict[int, list[int]]:
-    """The rows that a file holds. A last line that was torn by a kill is cut off."""
-    if not path.exists():
-        return {}
-    text = path.read_text(encoding="utf-8")
-    whole = whole_lines(text)
-    try:
-        lines = [json.loads(line) for line in whole.splitlines()]
-        if lines and lines[0]["identity"] != identity:
-            raise OtterError(f"{path} holds continuations of other prompts, lengths or another base; delete or move it")
-        rows = {int(line["row"]): [int(token) for token in line["tokens"]] for line in lines[1:]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise OtterError(f"{path} is not a file of continuations ({error}); delete or move it") from error
-    if whole != text:
-        path.write_text(whole, encoding="utf-8")
-    return rows
+def of_generation(base: PreTrainedModel) -> Identity:
+    """What a base's continuations depend on, see `otterlm.identity`: its weights, and its own generation settings."""
+    settings = base.generation_config.to_diff_dict()
+    own = {
+        name: value for name, value in settings.items() if name not in ("transformers_version", "_from_model_config")
+    }
+    return {"base": of_weights(base), "generation_config": own}
 
 
 def continue_greedily(

@@ -8,7 +8,7 @@ from otterlm.model import OtterModel
 from otterlm.signals.base import Capability
 from otterlm.training.losses import followed_tokens
 from otterlm.training.packing import Batch
-from otterlm.training.sources import Source, read_batch
+from otterlm.training.sources import Source, of_adapter, read_batch
 
 EXPERT, ANTI_EXPERT = 1.0, 0.0
 """The scores that mark which corpus a text is of."""
@@ -28,8 +28,7 @@ class ContrastObjective(nn.Module):
         self.model = model
         self.source = source
         self.name = model.adapter_name(adapter_name, Capability.REPLACES)
-        # What a checkpoint must agree with, beside the trainer's own settings.
-        self.identity = {"adapter": model.adapter(self.name).config.to_json()}
+        self.identity = of_adapter(model, self.name)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Scalars: `loss`, a mean over tokens. In evaluation also `base`, that of the base, and `accuracy`: how often

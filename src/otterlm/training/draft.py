@@ -8,13 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from otterlm.identity import of_data
 from otterlm.model import OtterModel
 from otterlm.signals.base import Capability
 from otterlm.signals.draft.config import MAX_GUESSES
 from otterlm.signals.draft.head import Drafter
 from otterlm.training.losses import CHOSEN, followed_tokens
 from otterlm.training.packing import Batch, Example
-from otterlm.training.sources import Source, read_batch
+from otterlm.training.sources import Source, of_adapter, read_batch
 
 DISCOUNT = 0.8
 """The weight of each head's loss, of that of the head before (Medusa, arXiv 2401.10774, section 2.2.1)."""
@@ -34,9 +35,8 @@ class DraftObjective(nn.Module):
         self.model = model
         self.source = source
         self.name = model.adapter_name(adapter_name, Capability.DRAFTS)
-        adapter = model.adapter(self.name)
-        # What a checkpoint must agree with, beside the trainer's own settings.
-        self.identity = {"adapter": adapter.config.to_json(), "vocabulary": adapter.head.vocabulary.tolist()}
+        vocabulary = of_data(model.adapter(self.name).head.vocabulary.tolist())
+        self.identity = of_adapter(model, self.name) | {"vocabulary": vocabulary}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Scalars: `loss`; in evaluation also `accuracy_I_R`, how often guess R of head I is right, counted from 0."""

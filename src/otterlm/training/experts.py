@@ -1,7 +1,6 @@
 """A contrast out of two models that exist already: what DExperts' expert and anti-expert (arXiv 2105.03023) say beside
 every token of some texts, written down once, and the objective that has the inserted stream say the same."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,11 +9,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from otterlm.errors import OtterError
+from otterlm.identity import identity, of_data, of_weights
 from otterlm.model import OtterModel
-from otterlm.progress import track
 from otterlm.signals.base import Capability
-from otterlm.training.packing import Batch, Example, collate, length_buckets
-from otterlm.training.sources import Source, read_batch
+from otterlm.training.packing import Batch, Example, collate
+from otterlm.training.sources import Source, of_adapter, read_batch
 from otterlm.training.token_file import TokenFile
 
 CANDIDATES = 256
@@ -32,8 +31,12 @@ class ExpertOpinions:
         path: of the file.
         batch_size: texts a pass.
 
+    Attributes:
+        models: a digest of the three, see `otterlm.identity`.
+
     Raises:
-        OtterError: the three have different vocabularies, or the file does not fit on the disk.
+        OtterError: the three have different vocabularies, the file is of other models or texts, or it does not fit on
+            the disk.
     """
 
     def __init__(
@@ -50,12 +53,15 @@ class ExpertOpinions:
             raise OtterError(f"base, expert and anti-expert need one vocabulary; theirs have {sizes} tokens")
         candidates = min(CANDIDATES, sizes[0])
         models = base, expert, anti_expert
-        self.identity = hashlib.sha256(repr([_sampled_weights(model) for model in models]).encode()).hexdigest()
-        self._file = TokenFile(path, examples, 3 * candidates, torch.float32, {"models": self.identity})
-        if not self._file.finished:
-            for group in track(list(length_buckets(examples, batch_size)), "asking the experts"):
-                self._file.write(group, _compare(*models, collate(group).to(base.device), candidates))
-            self._file.finish()
+        self.models = of_weights(*models)
+        this = identity("opinions of experts", models=self.models, data=of_data(examples))
+
+        def compared(group: Sequence[Example]) -> Tensor:
+            return _compare(*models, collate(group).to(base.device), candidates)
+
+        self._file = TokenFile(
+            path, examples, 3 * candidates, torch.float32, this, compared, batch_size, "asking the experts"
+        )
 
     def read(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Of a packed batch: tokens, likeliest first, the base's log-probabilities of them, and expert logits -
@@ -74,11 +80,6 @@ def _compare(
     likely, tokens = logits(base).log_softmax(dim=-1).topk(candidates, dim=-1)  # [B, T, K]
     difference = logits(expert).gather(-1, tokens) - logits(anti_expert).gather(-1, tokens)
     return torch.cat((tokens.float(), likely, difference), dim=-1)  # as floats, ids up to 2^24 are exact
-
-
-def _sampled_weights(model: PreTrainedModel) -> list[list[float]]:
-    """A few numbers of every parameter: unlike `fingerprint`, which fine-tuned copies may share with their base."""
-    return [p.detach().flatten()[:: max(1, p.numel() // 3)].float().tolist() for p in model.parameters()]
 
 
 class ExpertsObjective(nn.Module):
@@ -118,9 +119,8 @@ class ExpertsObjective(nn.Module):
         self.top_p = top_p
         self.temperature = temperature
         self.name = model.adapter_name(adapter_name, Capability.REPLACES)
-        # What a checkpoint must agree with, beside the trainer's own settings.
-        settings = {"alpha": alpha, "top_p": top_p, "temperature": temperature, "experts": opinions.identity}
-        self.identity = {"adapter": model.adapter(self.name).config.to_json(), **settings}
+        settings = {"alpha": alpha, "top_p": top_p, "temperature": temperature, "experts": opinions.models}
+        self.identity = of_adapter(model, self.name) | settings
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Scalars: `loss`, a mean over tokens. In evaluation also `base`, that of the base without steering."""

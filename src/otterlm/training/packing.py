@@ -33,13 +33,15 @@ class Limits:
 class Example:
     """A row as tokens: a shared prefix and one branch (a scored text) or two (chosen, rejected).
 
-    `row` is its place in the data it came from.
+    `row` is its place in the data it came from. `prompts` holds, for each text, how many tokens come before its
+    response: the prefix may end inside the responses, where they begin alike. Empty: as many as the prefix has.
     """
 
     row: int
     prefix: tuple[int, ...]
     branches: tuple[tuple[int, ...], ...]
     score: float = 0.0
+    prompts: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.prefix) + sum(map(len, self.branches))
@@ -48,6 +50,16 @@ class Example:
     def longest(self) -> int:
         """The tokens of its longest text."""
         return len(self.prefix) + max(map(len, self.branches))
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """Where the response of each text, prefix + branch, begins."""
+        return self.prompts or (len(self.prefix),) * len(self.branches)
+
+    @property
+    def responses(self) -> tuple[tuple[int, ...], ...]:
+        """The whole response of each text."""
+        return tuple((self.prefix + own)[start:] for own, start in zip(self.branches, self.starts, strict=True))
 
 
 @dataclass(slots=True)
@@ -170,7 +182,8 @@ def _tokenize_row(index: int, row: Row, tokenizer: PreTrainedTokenizerBase, limi
     # Both branches keep at least one token, the one whose reward is compared.
     limit = min(len(first), len(second)) - 1
     shared = next((i for i in range(limit) if first[i] != second[i]), limit)
-    return Example(index, tuple(first[:shared]), (tuple(first[shared:]), tuple(second[shared:])))
+    branches = tuple(first[shared:]), tuple(second[shared:])
+    return Example(index, tuple(first[:shared]), branches, prompts=(len(prompt), len(other_prompt)))
 
 
 def collate(examples: Sequence[Example], pad_token_id: int = 0) -> Batch:

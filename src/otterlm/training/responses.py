@@ -1,11 +1,12 @@
 """The base's own responses to prompts, several each, and what a scorer says of them: kept as parquet, gone on with."""
 
 import functools
-import hashlib
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -14,14 +15,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.decoding.prompt import read_once
 from otterlm.errors import OtterError
-from otterlm.files import write_files, write_text
-from otterlm.fingerprint import fingerprint
+from otterlm.files import hold, write_files, write_text
+from otterlm.identity import Identity, check, identity, of_data, of_tokenizer
 from otterlm.progress import track
 from otterlm.settings import check_settings, setting
-from otterlm.training.continuations import pad_left, responses_of
+from otterlm.training.continuations import of_generation, pad_left, responses_of
 from otterlm.training.packing import Example, encode_prompts
 from otterlm.training.rows import Prompt
 from otterlm.training.scorers import Scorer
+
+MARK = "identity.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if not self.temperature > 0 or not 0 < self.top_p <= 1:
+        if not 0 < self.temperature < math.inf or not 0 < self.top_p <= 1:
             raise OtterError(f"temperature must be above 0 and top_p up to 1, got {self.temperature} and {self.top_p}")
 
 
@@ -56,7 +59,7 @@ def scored_responses(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     scorer: Scorer,
-    spec: str,
+    scorer_identity: object,
     sampling: Sampling,
     folder: Path,
 ) -> list[Example]:
@@ -68,7 +71,7 @@ def scored_responses(
         tokenizer: its tokenizer, padding on the left.
         prompts: as chat turns.
         scorer: rates; called once a batch.
-        spec: what it is called; part of what a folder must agree with.
+        scorer_identity: what its scores depend on, as JSON; part of what a folder must agree with.
         sampling: how.
         folder: for `part-*.parquet` (columns prompt, prompt_tokens, response, response_tokens, score).
 
@@ -76,37 +79,63 @@ def scored_responses(
         Examples with scores; `row // per_prompt` is the prompt.
 
     Raises:
-        OtterError: the folder is of another run, or the scorer fails.
+        OtterError: the folder is of another run, another process is writing it, or the scorer fails.
     """
     encoded = encode_prompts(prompts, tokenizer, sampling.max_prompt_tokens)
-    identity = hashlib.sha256(repr((encoded, spec, sampling, fingerprint(base))).encode()).hexdigest()
-    mark = folder / "identity.json"
-    if mark.exists() and mark.read_text() != json.dumps(identity):
-        raise OtterError(
-            f"{folder} holds responses of another run (base, prompts, scorer or sampling); delete or move it"
-        )
-    write_text(mark, json.dumps(identity))
-    groups = [
-        range(start, min(start + sampling.batch_size, len(encoded)))
-        for start in range(0, len(encoded), sampling.batch_size)
+    this = identity(
+        "scored responses",
+        **of_generation(base),
+        tokenizer=of_tokenizer(tokenizer),
+        prompts=of_data(zip(prompts, encoded, strict=True)),
+        scorer=scorer_identity,
+        **asdict(sampling),
+    )
+    asked = list(zip(prompts, encoded, strict=True))
+    size = sampling.batch_size
+    groups = {_part(folder, start // size): asked[start : start + size] for start in range(0, len(asked), size)}
+    _check_mark(folder, this)
+    if not all(path.exists() for path in groups):
+        with hold(folder / MARK):
+            if not _check_mark(folder, this):
+                write_text(folder / MARK, json.dumps(this))
+            for number, (path, group) in enumerate(track(list(groups.items()), "sampling and scoring")):
+                if not path.exists():
+                    table = _sample(base, tokenizer, group, scorer, sampling, number)
+                    write_files(folder, {path.name: functools.partial(pyarrow.parquet.write_table, table)})
+    rows = [row for path in groups for row in _read(path)]
+    return [
+        Example(index, tuple(row["prompt_tokens"]), (tuple(row["response_tokens"]),), row["score"])
+        for index, row in enumerate(rows)
     ]
-    examples: list[Example] = []
-    for number, group in enumerate(track(groups, "sampling and scoring")):
-        path = folder / f"part-{number:05}.parquet"
-        if not path.exists():
-            own = [(prompts[index], encoded[index]) for index in group]
-            table = _sample(base, tokenizer, own, scorer, sampling, number)
-            write_files(folder, {path.name: functools.partial(pyarrow.parquet.write_table, table)})
-        try:
-            rows = pyarrow.parquet.read_table(path).to_pylist()
-        except (OSError, pyarrow.ArrowException) as error:
-            raise OtterError(f"{path} is damaged ({error}); delete it to make it anew") from error
-        first = group[0] * sampling.per_prompt
-        examples += [
-            Example(first + n, tuple(row["prompt_tokens"]), (tuple(row["response_tokens"]),), row["score"])
-            for n, row in enumerate(rows)
-        ]
-    return examples
+
+
+def _part(folder: Path, number: int) -> Path:
+    return folder / f"part-{number:05}.parquet"
+
+
+def _check_mark(folder: Path, this: Identity) -> bool:
+    """Whether a folder is marked as of this run. One of another run is refused."""
+    mark = folder / MARK
+    if not mark.exists():
+        if _part(folder, 0).exists():
+            raise OtterError(
+                f"{folder} holds responses, but no {MARK} says of what; delete it, or choose another folder"
+            )
+        return False
+    try:
+        saved = json.loads(mark.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise OtterError(f"{mark} is damaged ({error}); delete {folder}, or choose another folder") from error
+    check(folder, saved, this)
+    return True
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise OtterError(f"{path} is damaged ({error}); delete it to make it anew") from error
+    return rows
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from otterlm.training.losses import (
 )
 from otterlm.training.packing import Batch, Example, collate, length_buckets
 from otterlm.training.probe import fit_probe
-from otterlm.training.sources import FinalState, Source, read_batch
+from otterlm.training.sources import FinalState, Source, of_adapter, read_batch
 
 Compare = Literal["prefixes", "last"]
 
@@ -78,8 +78,9 @@ class RewardObjective(nn.Module):
         self.source = source
         self.config = config
         self.name = model.adapter_name(adapter_name, Capability.PREFIX)
-        # What a checkpoint must agree with, beside the trainer's own settings.
-        self.identity = asdict(config) | {"adapter": model.adapter(self.name).config.to_json()}
+        # The vocabulary head is fitted to candidates after training: they change nothing before.
+        losses = {name: value for name, value in asdict(config).items() if name not in ("candidates", "places")}
+        self.identity = of_adapter(model, self.name) | losses
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Scalars, means over the batch: `loss`, `preference` or `regression`, `vocabulary`, and `accuracy` for

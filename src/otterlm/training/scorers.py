@@ -3,18 +3,24 @@ an OpenAI-compatible endpoint."""
 
 import functools
 import importlib
+import inspect
 import json
 import math
 import os
 import re
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 
 from otterlm.errors import OtterError, reason
+from otterlm.identity import Identity, of_data, of_weights
 from otterlm.training.packing import Limits
 from otterlm.training.rows import Prompt
 
@@ -27,14 +33,48 @@ QUESTION = (
 )
 
 
-def load_scorer(spec: str) -> Scorer:
+@dataclass(frozen=True, slots=True)
+class LoadedScorer:
+    """A `Scorer` by its specification. Its answers are made sure to be one finite number a response.
+
+    Attributes:
+        spec: see `load_scorer`.
+        rate: the scorer itself.
+        depends: what its answers depend on beside `spec`: a digest of a module's source, or of a model's weights. An
+            endpoint has none.
+    """
+
+    spec: str
+    rate: Scorer
+    depends: Identity
+
+    @property
+    def identity(self) -> Identity:
+        """For `otterlm.identity`."""
+        return {"spec": self.spec, **self.depends}
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+        """See `Scorer`."""
+        try:
+            found = [float(value) for value in self.rate(prompts, responses)]
+        except OtterError:
+            raise
+        except Exception as error:
+            raise OtterError(f"the scorer {self.spec} failed: {type(error).__name__}: {error}") from error
+        if len(found) != len(responses) or not all(map(math.isfinite, found)):
+            raise OtterError(f"the scorer {self.spec} must give one finite number a response")
+        return found
+
+
+def load_scorer(spec: str) -> LoadedScorer:
     """A scorer by its specification.
 
     Args:
         spec: one of
 
-            - `module:name`, a function of (last turns of the prompts, responses) or of (responses), or an object with
-              `predict_proba` such as a scikit-learn pipeline (the probability of its last class);
+            - `module:name`, of a module that is installed or in the current folder: a function of (last turns of the
+              prompts, responses) or of (responses), or an object with `predict_proba` such as a scikit-learn pipeline
+              (the probability of its last class);
             - `regex:PATTERN`, how often the pattern is found in the response;
             - `hf:MODEL` or `hf:MODEL#LABEL`, a sequence classifier of Transformers: the probability of a label, or the
               logit of the only one. One with one label and a chat template is a reward model: it reads the dialogue,
@@ -49,53 +89,62 @@ def load_scorer(spec: str) -> Scorer:
     if not rest:
         raise OtterError(f"a scorer is module:name, regex:PATTERN, hf:MODEL or openai:URL#MODEL, got {spec!r}")
     makers = {"regex": _regex, "hf": _classifier, "openai": _judge}
-    return _checked(makers[kind](rest) if kind in makers else _imported(kind, rest), spec)
+    rate, depends = makers[kind](rest) if kind in makers else _imported(kind, rest)
+    return LoadedScorer(spec, rate, depends)
 
 
-def _checked(scorer: Scorer, spec: str) -> Scorer:
-    """The scorer, whose answers are made sure to be one finite number a response."""
-
-    def score(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
-        try:
-            found = [float(value) for value in scorer(prompts, responses)]
-        except OtterError:
-            raise
-        except Exception as error:
-            raise OtterError(f"the scorer {spec} failed: {type(error).__name__}: {error}") from error
-        if len(found) != len(responses) or not all(map(math.isfinite, found)):
-            raise OtterError(f"the scorer {spec} must give one finite number a response")
-        return found
-
-    return score
-
-
-def _imported(module: str, name: str) -> Scorer:
+def _imported(module: str, name: str) -> tuple[Scorer, Identity]:
+    found: Any = _module(module)
+    source = getattr(found, "__file__", None)
+    depends = {"source": of_data([Path(source).read_bytes()])} if source and source.endswith(".py") else {}
     try:
-        found: Any = importlib.import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
+    except AttributeError as error:
         raise OtterError(f"there is no {name} in a module {module}: {error}") from error
     if hasattr(found, "predict_proba"):
-        return lambda prompts, responses: [row[-1] for row in found.predict_proba(list(responses))]
+        return lambda prompts, responses: [row[-1] for row in found.predict_proba(list(responses))], depends
     if not callable(found):
         raise OtterError(f"{module}:{name} can neither be called nor predict")
-    code = getattr(found, "__code__", None)
-    alone = code is not None and code.co_argcount == 1
-    if alone:
-        return lambda prompts, responses: found(list(responses))
-    return lambda prompts, responses: found(_last_turns(prompts), list(responses))
+    if _arguments(found) == 1:
+        return lambda prompts, responses: found(list(responses)), depends
+    return lambda prompts, responses: found(_last_turns(prompts), list(responses)), depends
 
 
-def _regex(pattern: str) -> Scorer:
+def _module(name: str) -> ModuleType:
+    """A module, also of the current folder, which a console script does not look into by itself."""
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.insert(0, os.getcwd())
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = str(error.name) if error.name else name
+        own = name == missing or name.startswith(f"{missing}.")
+        what = f"there is no module {name}, neither installed nor here" if own else f"{name} needs a module {missing}"
+        raise OtterError(f"{what}: a scorer is named as module:name") from error
+    except (Exception, SystemExit) as error:
+        raise OtterError(f"the module {name} cannot be imported: {type(error).__name__}: {reason(error)}") from error
+
+
+def _arguments(function: Callable[..., Any]) -> int | None:
+    """How many arguments a function needs; None where Python cannot tell."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(each.kind in positional and each.default is inspect.Parameter.empty for each in parameters)
+
+
+def _regex(pattern: str) -> tuple[Scorer, Identity]:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
         raise OtterError(f"{pattern!r} is not a regular expression: {error}") from error
-    return lambda prompts, responses: [float(len(compiled.findall(response))) for response in responses]
+    return lambda prompts, responses: [float(len(compiled.findall(response))) for response in responses], {}
 
 
-def _classifier(spec: str) -> Scorer:
+def _classifier(spec: str) -> tuple[Scorer, Identity]:
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
     from otterlm.bench.judges import Preference
@@ -112,7 +161,8 @@ def _classifier(spec: str) -> Scorer:
         raise OtterError(f"{name} has no label {label!r}; it has: {', '.join(labels)}")
     if model is None:
         half = config.max_position_embeddings // 2
-        return functools.partial(Preference(name), limits=Limits(half, half))
+        judge = Preference(name)
+        return functools.partial(judge, limits=Limits(half, half)), {"model": judge.identity}
 
     @torch.no_grad()
     def score(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
@@ -126,10 +176,10 @@ def _classifier(spec: str) -> Scorer:
                 found += logits.softmax(dim=-1)[:, labels[label] if label else -1].tolist()
         return found
 
-    return score
+    return score, {"model": of_weights(model)}
 
 
-def _judge(spec: str) -> Scorer:
+def _judge(spec: str) -> tuple[Scorer, Identity]:
     url, _, model = spec.rpartition("#")
     if not url or not model:
         raise OtterError(f"a judge is openai:URL#MODEL, got openai:{spec}")
@@ -149,7 +199,7 @@ def _judge(spec: str) -> Scorer:
             raise OtterError(f"the judge at {url} answered without a number: {text!r}")
         return float(number.group())
 
-    return lambda prompts, responses: [ask(*pair) for pair in zip(_last_turns(prompts), responses, strict=True)]
+    return lambda prompts, responses: [ask(*pair) for pair in zip(_last_turns(prompts), responses, strict=True)], {}
 
 
 def _last_turns(prompts: Sequence[Prompt]) -> list[str]:

@@ -16,7 +16,7 @@ from otterlm.training.sources import LiveBase, read_batch
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """An example and the rewards after every token of each of its branches."""
+    """An example and the rewards after every token of each of its responses."""
 
     example: Example
     rewards: tuple[list[float], ...]
@@ -33,10 +33,12 @@ def score_examples(
         batch = collate(group).to(model.device)
         rewards = read_batch(model, source, batch, name).prefix.cpu()
         for row, example in enumerate(group):
-            branches, start = [], len(example.prefix)
-            for branch in example.branches:
-                branches.append(rewards[row, start : start + len(branch)].tolist())
-                start += len(branch)
+            shared = rewards[row, : len(example.prefix)].tolist()
+            branches, begin = [], len(example.prefix)
+            for branch, start in zip(example.branches, example.starts, strict=True):
+                whole = shared + rewards[row, begin : begin + len(branch)].tolist()
+                branches.append(whole[start:])
+                begin += len(branch)
             scored.append(Scored(example, tuple(branches)))
     return sorted(scored, key=lambda row: row.example.row)
 

@@ -11,14 +11,18 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.bases import check_context, parse_dtype
+from otterlm.config import OtterConfig
 from otterlm.errors import OtterError, reason
 from otterlm.families.parts import device_of
+from otterlm.files import make_folder
+from otterlm.identity import identity, of_config, of_weights
 from otterlm.model import OtterModel
 from otterlm.settings import setting
+from otterlm.training.checkpoint import check_checkpoint
 from otterlm.training.packing import Example
 from otterlm.training.rows import check_fraction
-from otterlm.training.sources import LiveBase, RecordedBase, Source
-from otterlm.training.trainer import TrainingConfig, train
+from otterlm.training.sources import RecordedBase
+from otterlm.training.trainer import CHECKPOINT, TrainingConfig, known_identity, run_identity, train
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +44,41 @@ class Run:
     save_dtype: str = setting("bfloat16", "Of the saved tensors: float32, bfloat16 or float16.")
 
     def __post_init__(self) -> None:
-        parse_dtype(self.save_dtype)
+        parse_dtype(self.save_dtype, "--save-dtype")
 
     @property
     def resumes(self) -> bool:
         """Whether there is a checkpoint to go on with."""
-        return (self.out / "checkpoint.safetensors").exists()
+        return (self.out / CHECKPOINT).exists()
 
-    def source(self, model: OtterModel, examples: Sequence[Example]) -> Source:
-        """Where the base's intermediates come from."""
-        if not self.record:
-            return LiveBase(model)
-        with PartialState().main_process_first():
-            return RecordedBase(model, examples, self.out / "recording")
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return {"record": self.record}  # what is played back is rounded to bf16
+
+    def begin(self, base: PreTrainedModel, config: OtterConfig, objective: type[nn.Module]) -> None:
+        """Checks that the folder can be of this run, as far as that is known before the run has made its data.
+
+        Raises:
+            OtterError: it holds a checkpoint of another base, adapter, objective or other settings, or it cannot be
+                written.
+        """
+        make_folder(self.out)
+        known = known_identity(objective, self.training, self._settings)
+        parts = {"base": of_weights(base), "adapter": of_config(config), **known}
+        check_checkpoint(self.out / CHECKPOINT, identity("checkpoint", **parts), partial=True)
+
+    def prepare(self, objective: Any, train_examples: Sequence[Example], eval_examples: Sequence[Example]) -> None:
+        """Gives an objective its source, once the folder is known to be of this run: a recording is made or found.
+
+        Raises:
+            OtterError: the folder holds a checkpoint or a recording of another run.
+        """
+        this = run_identity(objective, train_examples, eval_examples, self.training, self._settings)
+        check_checkpoint(self.out / CHECKPOINT, this)
+        if self.record:
+            examples = sorted([*train_examples, *eval_examples], key=lambda example: example.row)
+            with PartialState().main_process_first():
+                objective.source = RecordedBase(objective.model, examples, self.out / "recording")
 
     def held_out(self, population: Sequence[int]) -> set[int]:
         """A random part of `population`, the same for the same seed.
@@ -93,7 +119,7 @@ class Run:
     ) -> dict[str, float]:
         """See `otterlm.training.trainer.train`."""
         pad = tokenizer.pad_token_id or 0
-        return train(objective, train_examples, eval_examples, self.training, self.out, pad)
+        return train(objective, train_examples, eval_examples, self.training, self.out, pad, self._settings)
 
     def save(
         self, model: OtterModel, title: str, data: str, metrics: dict[str, float], settings: dict[str, Any]

@@ -13,6 +13,7 @@ from otterlm.settings import check_settings, setting
 from otterlm.training.contrast import ContrastObjective
 from otterlm.training.corpora import read_labelled, read_texts, tokenize_corpora
 from otterlm.training.recipes.common import Run, on_device
+from otterlm.training.sources import LiveBase
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +71,13 @@ class ContrastRecipe:
         run: Run,
     ) -> dict[str, float]:
         """See `otterlm.training.recipes.base.Recipe`."""
+        run.begin(base, config, ContrastObjective)
         positive, negative = data
         examples = tokenize_corpora(positive, negative, tokenizer, self.max_tokens)
         train_examples, eval_examples = run.split(examples, base)
         model = OtterModel(on_device(base), config).train()
-        objective = ContrastObjective(model, run.source(model, examples))
+        objective = ContrastObjective(model, LiveBase(model))
+        run.prepare(objective, train_examples, eval_examples)
         metrics = run.train(objective, train_examples, eval_examples, tokenizer)
         data_used = (
             f"Trained on {len(positive)} wanted and {len(negative)} unwanted texts, {len(eval_examples)} held out."

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
+from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.config import OtterConfig
@@ -13,7 +14,7 @@ from otterlm.training.prompts import read_prompts
 from otterlm.training.recipes.common import Run, on_device
 from otterlm.training.recipes.reward import fit_reward
 from otterlm.training.responses import Sampling, scored_responses
-from otterlm.training.reward import RewardTrainingConfig
+from otterlm.training.reward import RewardObjective, RewardTrainingConfig
 from otterlm.training.rows import Prompt
 from otterlm.training.scorers import load_scorer
 
@@ -62,9 +63,12 @@ class DistillationRecipe:
     ) -> dict[str, float]:
         """See `otterlm.training.recipes.base.Recipe`."""
         base, name = on_device(base), self.scorer
+        rate = load_scorer(name)
+        run.begin(base, config, RewardObjective)
         sampling = replace(self.sampling, seed=run.training.seed)
-        folder = run.out / "responses"
-        examples = scored_responses(base, tokenizer, data, load_scorer(name), name, sampling, folder)
+        with PartialState().main_process_first():
+            folder = run.out / "responses"
+            examples = scored_responses(base, tokenizer, data, rate, rate.identity, sampling, folder)
         if len({example.score for example in examples}) == 1:
             raise OtterError(f"the scorer {name} gives every response the same score: there is nothing to learn")
         held_prompts = run.held_out(range(len(data)))

@@ -16,6 +16,7 @@ from otterlm.training.draft import DraftObjective, frequent_tokens, measured_acc
 from otterlm.training.prompts import read_prompts
 from otterlm.training.recipes.common import Run, on_device
 from otterlm.training.rows import Prompt
+from otterlm.training.sources import LiveBase
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ class DraftRecipe:
     ) -> dict[str, float]:
         """See `otterlm.training.recipes.base.Recipe`."""
         base = on_device(base)
+        run.begin(base, config, DraftObjective)
         with PartialState().main_process_first():
             path = run.out / "continuations.jsonl"
             examples = continue_prompts(base, tokenizer, data, path, self.max_prompt_tokens, self.max_new_tokens)
@@ -68,7 +70,8 @@ class DraftRecipe:
         vocabulary = frequent_tokens(train_examples, len(adapter.head.vocabulary), base.config.vocab_size)
         with torch.no_grad():
             adapter.head.vocabulary.copy_(vocabulary)
-        objective = DraftObjective(model, run.source(model, examples))
+        objective = DraftObjective(model, LiveBase(model))
+        run.prepare(objective, train_examples, eval_examples)
         metrics = run.train(objective, train_examples, eval_examples, tokenizer)
         signal: Any = adapter.config.signal
         signal = replace(signal, accuracy=measured_accuracy(metrics, signal.heads))

@@ -17,6 +17,7 @@ from otterlm.training.continuations import continue_texts
 from otterlm.training.corpora import read_texts
 from otterlm.training.experts import ExpertOpinions, ExpertsObjective
 from otterlm.training.recipes.common import Run, on_device
+from otterlm.training.sources import LiveBase
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ class ExpertsRecipe:
     ) -> dict[str, float]:
         """See `otterlm.training.recipes.base.Recipe`."""
         base = on_device(base)
+        run.begin(base, config, ExpertsObjective)
         with PartialState().main_process_first():
             path = run.out / "continuations.jsonl"
             examples = continue_texts(base, tokenizer, data, path, self.max_tokens, self.max_new_tokens)
@@ -76,7 +78,8 @@ class ExpertsRecipe:
             opinions = ExpertOpinions(base, expert, anti, examples, run.out / "opinions.f32")
         train_examples, eval_examples = run.split(examples, base)
         model = OtterModel(base, config).train()
-        objective = ExpertsObjective(model, run.source(model, examples), opinions, self.alpha)
+        objective = ExpertsObjective(model, LiveBase(model), opinions, self.alpha)
+        run.prepare(objective, train_examples, eval_examples)
         metrics = run.train(objective, train_examples, eval_examples, tokenizer)
         data_used = f"Distilled from an expert and an anti-expert on {len(train_examples)} texts and the base's own "
         data_used += f"continuations of them, {len(eval_examples)} held out."

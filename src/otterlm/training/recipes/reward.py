@@ -17,6 +17,7 @@ from otterlm.training.recipes.common import Run, on_device
 from otterlm.training.reward import RewardObjective, RewardTrainingConfig, start_from_probe
 from otterlm.training.rows import PairRow, Row, hold_out, read_rows
 from otterlm.training.scoring import correlations, score_examples
+from otterlm.training.sources import LiveBase
 from otterlm.training.vocabulary import fit_vocabulary, read_candidates
 
 
@@ -64,6 +65,7 @@ class RewardRecipe:
         run: Run,
     ) -> dict[str, float]:
         """See `otterlm.training.recipes.base.Recipe`."""
+        run.begin(base, config, RewardObjective)
         rows, more = data
         held = set(range(len(rows) - more, len(rows)))
         if not more:
@@ -100,7 +102,8 @@ def fit_reward(
     """
     train_examples, eval_examples = run.split(examples, base, held)
     model = OtterModel(on_device(base), config).train()
-    objective = RewardObjective(model, run.source(model, examples), reward)
+    objective = RewardObjective(model, LiveBase(model), reward)
+    run.prepare(objective, train_examples, eval_examples)
     pairs = len(examples[0].branches) == 2
     if reward.probe_start and pairs and not run.resumes:
         start_from_probe(objective, train_examples)
