@@ -6,8 +6,8 @@ import pytest
 from engines import answers, assert_rewards, greedy, tokens_of
 
 from otterlm.bases import base_folder, load_tokenizer
+from otterlm.engines import client
 from otterlm.engines.exported import export, load_exported
-from otterlm.engines.vllm import client
 from otterlm.smollm2 import SMOLLM2
 
 ADAPTER = Path(__file__).parents[2] / "adapters" / "smollm2-135m-harmless"
