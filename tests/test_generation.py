@@ -27,7 +27,6 @@ from test_generation_settings import (
 from torch import Tensor
 from transformers import DynamicCache, TextIteratorStreamer
 
-from otterlm.cli.interventions import Intervention
 from otterlm.decoding import (
     BestOfN,
     CandidateSearch,
@@ -39,6 +38,8 @@ from otterlm.decoding import (
     SpeculativeDecoding,
     stream_tokens,
 )
+from otterlm.decoding.choice import generate_arguments
+from otterlm.decoding.registry import InterventionSettings
 from otterlm.model import OtterModel
 
 ONE = Setting(same(), rows=1)
@@ -402,11 +403,13 @@ def test_each_intervention_has_its_place() -> None:
 
 def test_the_temperature_of_a_search_counts_once() -> None:
     """On the command line, where it is also the base's."""
-    wanted = Intervention(method="search", weight=2.0, top_k=4, temperature=0.5)
+    wanted = InterventionSettings(weight=2.0, top_k=4, temperature=0.5)
     sampled = GREEDY | {"do_sample": True, "top_k": 0}
     with otter().use_adapters(["reward"]):
         torch.manual_seed(0)
-        found = otter().generate(**prompt(3), **(sampled | {"temperature": 0.5} | wanted.settings(otter())))
+        found = otter().generate(
+            **prompt(3), **(sampled | {"temperature": 0.5} | generate_arguments(otter(), wanted, "search"))
+        )
         torch.manual_seed(0)
         search = CandidateSearch(2.0, 4, "stochastic", temperature=0.5)
         assert torch.equal(found, otter().generate(**prompt(3), **sampled, custom_generate=search))

@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
 from otterlm.bases import check_context
-from otterlm.decoding import ContrastGuidance, RewardGuidance, RewardStop, StreamedToken, stream_tokens
+from otterlm.decoding import RewardStop, StreamedToken, stream_tokens
 from otterlm.decoding.checks import check_count
+from otterlm.decoding.registry import InterventionSettings, intervention_type
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
 from otterlm.signals.base import STEERS, Capability
@@ -145,14 +146,17 @@ class Session:
     def _guidance(self, settings: Settings) -> list[LogitsProcessor]:
         if settings.steering is None:
             return []
-        if self.can(settings.steering, Capability.REPLACES):
-            return [ContrastGuidance(self._model, settings.weight, adapter_name=settings.steering)]
-        return [RewardGuidance(self._model, settings.weight, settings.top_k, settings.steering)]
+        use = "contrast" if self.can(settings.steering, Capability.REPLACES) else "guidance"
+        strength = InterventionSettings(settings.weight, settings.top_k, alpha=settings.weight)
+        return [intervention_type(use).make(self._model, settings.steering, strength)]
 
     def _stop(self, settings: Settings) -> RewardStop | None:
         if not self.can(settings.shown, Capability.PREFIX):
             return None
-        return RewardStop(self._model, settings.threshold, adapter_name=settings.shown)
+        stop: RewardStop = intervention_type("stop").make(
+            self._model, settings.shown, InterventionSettings(threshold=settings.threshold)
+        )
+        return stop
 
     def _respond(self, ids: Tensor, settings: Settings, adapters: list[str], **steering: Any) -> "_Response":
         stream = stream_tokens(

@@ -6,9 +6,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from otterlm.cli.demo.common import answer_of, chat_ids, heading, panel, report, timed
-from otterlm.cli.interventions import Intervention
 from otterlm.colour import coloured
 from otterlm.decoding import score_sequences
+from otterlm.decoding.choice import generate_arguments
+from otterlm.decoding.registry import InterventionSettings
 from otterlm.model import OtterModel
 
 PROMPTS = (
@@ -21,7 +22,7 @@ def run(
     model: OtterModel, tokenizer: PreTrainedTokenizerBase, method: str, weight: float, max_new_tokens: int
 ) -> dict[str, Any]:
     """The responses, their rewards and the cost."""
-    guided = Intervention(method, weight, top_k=10).settings(model)
+    guided = generate_arguments(model, InterventionSettings(weight, top_k=10), method)
     length = {"max_new_tokens": max_new_tokens, "min_new_tokens": max_new_tokens // 2}
     found = []
     for prompt in PROMPTS:
