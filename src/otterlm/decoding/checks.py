@@ -6,14 +6,14 @@ from otterlm.errors import OtterError
 from otterlm.model import OtterModel
 
 
-def check_weight(weight: float) -> float:
+def check_weight(weight: float, name: str = "the weight") -> float:
     """A finite weight.
 
     Raises:
         OtterError: it is not.
     """
     if not isinstance(weight, int | float) or not math.isfinite(weight):
-        raise OtterError(f"the weight must be a finite number, got {weight!r}")
+        raise OtterError(f"{name} must be a finite number, got {weight!r}")
     return float(weight)
 
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from otterlm.decoding.best_of_n import BestOfN
-from otterlm.decoding.checks import check_chance, check_share
+from otterlm.decoding.checks import check_chance, check_share, check_weight
 from otterlm.decoding.contrast import ContrastGuidance
 from otterlm.decoding.guidance import RewardGuidance
 from otterlm.decoding.rejection import RejectionSampling
 from otterlm.decoding.search import CandidateSearch
 from otterlm.decoding.speculative import SpeculativeDecoding
-from otterlm.decoding.stop import RewardStop
+from otterlm.decoding.stop import RewardStop, check_threshold
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
 from otterlm.settings import check_settings, setting
@@ -50,10 +50,8 @@ class InterventionSettings:
     def __post_init__(self) -> None:
         check_settings(self)
         for name in ("weight", "alpha"):
-            if not math.isfinite(getattr(self, name)):
-                raise OtterError(f"--{name} must be a finite number, got {getattr(self, name)}")
-        if math.isnan(self.threshold):
-            raise OtterError("--threshold must be a number, got nan")
+            check_weight(getattr(self, name), f"--{name}")
+        check_threshold(self.threshold, "--threshold")
         check_share("--top-p", self.top_p)
         check_chance("--confidence", self.confidence)
         if self.temperature is not None and not 0 < self.temperature < math.inf:

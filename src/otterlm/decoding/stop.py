@@ -19,14 +19,14 @@ from otterlm.model import OtterModel
 from otterlm.signals.base import Capability
 
 
-def check_threshold(threshold: float) -> float:
+def check_threshold(threshold: float, name: str = "the threshold") -> float:
     """A number, which may be infinite.
 
     Raises:
         OtterError: it is not.
     """
     if not isinstance(threshold, int | float) or math.isnan(threshold):
-        raise OtterError(f"the threshold must be a number, got {threshold!r}")
+        raise OtterError(f"{name} must be a number, got {threshold!r}")
     return threshold
 
 
