@@ -122,3 +122,9 @@ def test_one_prompt_and_a_template_that_refuses_are_named(otter, tmp_path):
     assert "--eval-data" in message
     message = refusal(otter(*train, write(tmp_path / "pairs.jsonl", [*PAIRS, PAIRS[0] | {"system": "S"}])))
     assert "pairs.jsonl, row 6: the chat template refuses it: System role not supported" in message
+
+
+def test_generate_says_what_the_template_says(otter, tmp_path):
+    save_base(tmp_path / "base", "{{ raise_exception('Not today') }}")
+    message = refusal(otter("generate", "--base", tmp_path / "base", "--prompt", "Q"))
+    assert message == "otter: the prompt: the chat template refuses it: Not today"

@@ -250,6 +250,28 @@ SAME = {
         "a",
         "b",
     ),
+    "a question that the dialogues hold": (
+        {"question": "Q", "chosen": chat("Say: Q", "a"), "rejected": chat("Say: Q", "b")},
+        Q.replace("Q", "Say: Q"),
+        "a",
+        "b",
+    ),
+    "further turns that hold the prompt's words": (
+        {
+            "prompt": "P",
+            "chosen": [{"role": "assistant", "content": "R"}, *chat("Q", "a")],
+            "rejected": [{"role": "assistant", "content": "R"}, *chat("Q", "P")],
+        },
+        TWO,
+        "a",
+        "P",
+    ),
+    "a prompt made of an instruction and its input": (
+        {"prompt": "Do: x, Q", "instruction": "Do", "input": "Q", "chosen": "a", "rejected": "b"},
+        Q.replace("Q", "Do: x, Q"),
+        "a",
+        "b",
+    ),
     "UltraFeedback": (
         {
             "prompt": "Q",
@@ -335,6 +357,7 @@ REFUSED = {
     "an unknown role": ([USER, {"role": "narrator", "content": "x"}], "narrator"),
     "texts": (["Q", "a"], "str"),
     "no messages": ([], "missing or empty"),
+    "lists of two lengths": ({"role": ["user", "assistant"], "content": ["Q"]}, "message 2"),
     "a printed message without content": (str([USER, {"role": "assistant"}]), "message 2"),
     "printed messages cut short": ("[{'role': 'user', 'content': 'Q'}", "printed messages"),
     "half a character": ("\ud83d", "half of a character"),

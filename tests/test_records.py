@@ -189,6 +189,21 @@ def test_a_missing_file_is_no_dataset_of_the_hub(name):
     refused(lambda: read_rows(name), name.removeprefix("./"), "no such file")
 
 
+def test_a_split_that_the_hub_lacks_is_named(monkeypatch):
+    def load(name, split):
+        raise ValueError(f"Unknown split {split!r}. Should be one of ['train_prefs', 'test_prefs'].")
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    refused(lambda: read_rows("someone/pairs"), "someone/pairs", "no dataset with a split train", "train_prefs")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.txt", "nothing"])
+def test_an_empty_file_holds_no_rows(tmp_path, name):
+    (tmp_path / name).write_text("")
+    for read in (read_rows, read_prompts, read_texts):
+        refused(lambda read=read: read(tmp_path / name), name, "holds no")
+
+
 BAD = {
     "book.xlsx": (b"PK", ".xlsx files cannot be read"),
     "latin.csv": ("chosen,rejected\né,b\n".encode("latin-1"), "UTF-8"),

@@ -110,7 +110,7 @@ def plain_tokens(
     Raises:
         OtterError: the tokenizer knows a special token in it only as itself.
     """
-    for special in set(markers(tokenizer).special.findall(text)):
+    for special in sorted(set(markers(tokenizer).special.findall(text))):
         alone = tokenizer.encode(special, add_special_tokens=False, split_special_tokens=True)
         if tokenizer.convert_tokens_to_ids(special) in alone:
             raise OtterError(f"{where}: {special} cannot be encoded as plain text: leave it out")

@@ -44,17 +44,21 @@ def read_context(record: Mapping[str, Any], where: str, responses: Collection[st
 
 def _read_asked(columns: Mapping[str, Any], where: str) -> list[Turn]:
     asked = {name: columns[name] for name in ASKED if name in columns}
-    if isinstance(asked.get("instruction"), str) and isinstance(asked.get("input"), str):
-        asked["instruction"] += f"\n\n{asked.pop('input')}"
+    if list(asked) == ["instruction", "input"] and all(isinstance(text, str) for text in asked.values()):
+        asked = {"instruction": "\n\n".join(asked.values())}
     asked = asked or {name: columns[name] for name in CONVERSATIONS if name in columns}
     read = {name: read_prompt(value, f"{where}, column {name}") for name, value in asked.items()}
     first = next(iter(read), "")
     turns = read.get(first, [])
     for name, others in read.items():
-        lost = [text for _, text in strip(others) if not any(text in said for _, said in turns)]
-        if lost:
+        if others and not _says_all(turns, others):
             raise OtterError(f"{where}: columns {first} and {name} hold different prompts: keep one")
     return turns
+
+
+def _says_all(turns: Sequence[Turn], others: Sequence[Turn]) -> bool:
+    """Whether turns hold the words of other turns, which are no loss then."""
+    return bool(others) and all(any(text in said for _, said in turns) for _, text in strip(others))
 
 
 def _says(value: Any) -> bool:
@@ -87,12 +91,13 @@ def _merge(context: list[Turn], turns: list[Turn], where: str) -> list[Turn]:
     if system and other_system and strip(system) != strip(other_system):
         raise OtterError(f"{where}: the dialogue and another column hold different system turns: keep one")
     system = system or other_system
-    answered = bool(asked) and asked[-1][0] == "assistant"
     if repeats(asked, dialogue):
         return [*system, *dialogue]
-    if asked and not answered and (not dialogue or dialogue[0][0] != "assistant"):
+    if not asked or "assistant" in (asked[-1][0], dialogue[0][0] if dialogue else ""):
+        return [*system, *asked, *dialogue]
+    if not _says_all(dialogue[:-1], asked):
         raise OtterError(f"{where}: the dialogue does not begin with the prompt that another column holds")
-    return [*system, *asked, *dialogue]
+    return [*system, *dialogue]
 
 
 def repeats(context: Sequence[Turn], turns: Sequence[Turn]) -> bool:

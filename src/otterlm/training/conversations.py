@@ -158,12 +158,13 @@ def _split_hh(text: str) -> list[Turn] | None:
 _NUMPY = re.compile(
     r"""(?P<string>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")|array\(|,\s*dtype=object\)|(?P<gap>\}\s+\{)""", re.DOTALL
 )
+_NAMES_ROLES = re.compile(r"""['"](?:role|from)['"]\s*:""")
 _LIKE_MESSAGES = re.compile(r"""\s*(?:array\()?\[\s*\{\s*['"](?:role|content|from|value)['"]\s*:""")
 
 
 def _read_printed(text: str, where: str) -> list[Any] | None:
     """The messages that a text prints, as JSON or as Python or NumPy do; None where it prints none."""
-    if not text.lstrip().startswith(("[", "{", "array(")):
+    if not text.lstrip().startswith(("[", "{", "array(")) or not _NAMES_ROLES.search(text):
         return None
     listed = _NUMPY.sub(lambda found: found["string"] or ("}, {" if found["gap"] else ""), text)
     for parse, printed in ((json.loads, text), (ast.literal_eval, listed)):
