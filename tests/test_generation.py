@@ -10,6 +10,7 @@ import torch
 from conftest import Listener, add_tiny_adapter, refused, tiny_base, tiny_otter, tokens
 from references import Steered, Stopped, Texts
 from references import search as search_written_out
+from test_bases import with_lora
 from test_generation_settings import (
     INTERVENTIONS,
     LOOPS,
@@ -25,7 +26,7 @@ from test_generation_settings import (
     tokenizer,
 )
 from torch import Tensor
-from transformers import DynamicCache, TextIteratorStreamer
+from transformers import Cache, DynamicCache, QuantizedCache, StaticCache, TextIteratorStreamer
 
 from otterlm.cli.interventions import Intervention
 from otterlm.decoding import (
@@ -102,16 +103,24 @@ def test_the_next_turn_is_as_from_an_empty_cache(name: str, first: int) -> None:
     assert torch.equal(kept, otter().generate(following, **GREEDY))
 
 
-def test_a_replaced_response_is_taken_back_beyond_the_window() -> None:
+@pytest.mark.parametrize("kind", ["dynamic", "static", "quantized"])
+def test_a_replaced_response_is_forgotten_by_every_cache(kind: str) -> None:
+    """Beyond the window, too, where a cache cannot be cropped."""
     model = tiny_otter(tiny_base("mistral", sliding_window=5))
-    cache = DynamicCache(config=model.config)
-    found = model.generate(
-        **prompt(), **GREEDY, past_key_values=cache, custom_generate=ReplaceStopped(torch.inf, [50], patience=3)
-    )
+
+    def empty() -> Cache:
+        return {
+            "dynamic": lambda: DynamicCache(config=model.config),
+            "static": lambda: StaticCache(config=model.config, max_cache_len=32),
+            "quantized": lambda: QuantizedCache("fp8", model.config),
+        }[kind]()
+
+    cache, loop = empty(), ReplaceStopped(torch.inf, [50], patience=3)
+    found = model.generate(**prompt(), **GREEDY, past_key_values=cache, custom_generate=loop)
     assert found[0, 6:].tolist() == [50]
     following = torch.cat((found, tokens(1, 3, seed=5)), dim=-1)
     kept = model.generate(following, past_key_values=cache, **GREEDY)
-    assert torch.equal(kept, model.generate(following, **GREEDY))
+    assert torch.equal(kept, model.generate(following, past_key_values=empty(), **GREEDY))
 
 
 def texts(given: dict[str, Tensor]) -> Texts:
@@ -383,6 +392,37 @@ def test_loops_that_run_on_their_own_refuse_what_others_wait_for() -> None:
         lambda: list(stream_tokens(otter(), tokenizer(), **prompt(), **GREEDY, custom_generate=BestOfN(2))),
         "custom_generate",
     )
+
+
+@pytest.mark.parametrize("method", ["guidance", "search", "stop", "stream", "lookup"])
+def test_a_base_of_peft_is_steered(method: str) -> None:
+    model = OtterModel(with_lora())
+    add_tiny_adapter(model, "reward")
+    ids = prompt()["input_ids"]
+    settings: dict[str, Any] = {
+        "guidance": {"logits_processor": [RewardGuidance(model, 2.0)]},
+        "lookup": {"logits_processor": [RewardGuidance(model, 2.0)], "prompt_lookup_num_tokens": 3},
+        "search": {"custom_generate": CandidateSearch(2.0, 4)},
+        "stop": {"custom_generate": ReplaceStopped(torch.inf, [50])},
+        "stream": {},
+    }[method]
+    if method == "stream":
+        found = [step.token for step in stream_tokens(model, tokenizer(), ids, **GREEDY)]
+        assert found == model.generate(input_ids=ids, **GREEDY)[0, 6:].tolist()
+        return
+    found = model.generate(input_ids=ids, **GREEDY, **settings)
+    if method == "stop":
+        assert found[0, 6:].tolist() == [50]
+        return
+    for end in range(6, 6 + NEW):
+        with torch.no_grad():
+            output = model(found[:, :end])
+            scores = output.logits[0, -1] + 2.0 * output.signals["reward"].vocabulary()[0]
+            if method == "search":
+                best, likely = output.logits[0, -1].topk(4)
+                texts = torch.cat((found[:, :end].expand(4, -1), likely[:, None]), dim=-1)
+                scores[likely] = best + 2.0 * model(texts).signals["reward"].prefix[:, -1] + 1e3
+        assert found[0, end] == scores.argmax()
 
 
 def test_each_intervention_has_its_place() -> None:

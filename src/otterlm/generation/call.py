@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from transformers import (
+    GenerationMixin,
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
@@ -39,9 +40,7 @@ def generate(model: "OtterModel", args: tuple[Any, ...], kwargs: dict[str, Any])
     Raises:
         OtterError: an intervention cannot honour a setting, or Transformers refuses the call.
     """
-    bound = inspect.signature(type(model.base_model).generate).bind(model.base_model, *args, **kwargs).arguments
-    arguments = {name: value for name, value in bound.items() if name not in ("self", "kwargs")}
-    arguments |= bound.get("kwargs", {})
+    arguments = dict(zip(_NAMES, args, strict=False)) | kwargs
     if isinstance(assistant := arguments.get("assistant_model"), type(model)):
         arguments["assistant_model"] = assistant.base_model  # drafts need no signals
     method = arguments.get("custom_generate")
@@ -60,6 +59,7 @@ def generate(model: "OtterModel", args: tuple[Any, ...], kwargs: dict[str, Any])
         raise
 
 
+_NAMES = [name for name in inspect.signature(GenerationMixin.generate).parameters if name not in ("self", "kwargs")]
 _KINDS = {"logits_processor": LogitsProcessor, "stopping_criteria": StoppingCriteria}
 
 
@@ -129,9 +129,8 @@ class _Call:
 
     def _request(self) -> Request:
         arguments = dict(self._arguments)
-        of_generate = inspect.signature(type(self._base).generate).parameters
         others = ("tokenizer", "assistant_tokenizer", "trust_remote_code")
-        settings = {name: value for name, value in arguments.items() if name not in (*of_generate, *others)}
+        settings = {name: value for name, value in arguments.items() if name not in (*_NAMES, *others)}
         config, _ = self._base._prepare_generation_config(arguments.get("generation_config"), **settings)
         mode = config.get_generation_mode(arguments.get("assistant_model"))
         arguments["synced_gpus"] = self._mode_arguments()["synced_gpus"]
@@ -155,8 +154,6 @@ class _Call:
         """The base's own decoding, whose processors and criteria read signals."""
         given = self._mode_arguments()
         self._base._validate_generation_mode(request.mode, request.config, given)
-        method = getattr(type(self._base), GENERATION_MODES_MAPPING[request.mode])
-        names = inspect.signature(method).parameters
         assisted = request.mode == GenerationMode.ASSISTED_GENERATION
 
         def decode(
@@ -169,6 +166,8 @@ class _Call:
             **inputs: Any,
         ) -> Any:
             generation = self._begin(generation_config, inputs.get("past_key_values") if assisted else None)
+            method = getattr(type(base), GENERATION_MODES_MAPPING[request.mode])
+            names = inspect.signature(method).parameters
             own = {name: value for name, value in given.items() if name in names}
             if assisted:
                 own["inputs_tensor"] = inputs_tensor
