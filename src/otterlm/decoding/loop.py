@@ -47,7 +47,7 @@ class Run:
 
     @property
     def user_cache(self) -> Cache | None:
-        """The cache that the caller gave, and may keep for the next turn."""
+        """The caller's cache, which may serve the next turn."""
         cache: Cache | None = self.inputs.get("past_key_values")
         return cache if getattr(cache, "_is_user_defined", False) else None
 
@@ -95,14 +95,14 @@ class Run:
         Returns:
             `[B, T]`.
         """
-        given = {
+        arguments = {
             "input_ids": self.input_ids,
             "logits_processor": self.processors,
             "stopping_criteria": self.criteria,
             "generation_config": self.config,
             "streamer": streamer,
         }
-        output = self.model._sample(**(given | self.inputs | changed))
+        output = self.model._sample(**(arguments | self.inputs | changed))
         sequences: Tensor = output if isinstance(output, Tensor) else output.sequences
         return sequences
 

@@ -120,10 +120,10 @@ class _Stream(Intervention):
     ) -> Iterator[tuple[int, dict[str, float]]]:
         """Each step may run in another thread, between those of other streams."""
         with model.generating(generation), torch.no_grad():
-            output = model._prefill(input_ids, config, inputs)
+            output, after = model._prefill(input_ids, config, inputs), model.signals
         unfinished = True
         while unfinished:
-            before = output.signals
+            before = after
             with model.generating(generation), model.show_signals(before), torch.no_grad():
                 inputs = model._update_model_kwargs_for_generation(output, inputs)
                 scores = processors(input_ids, output.logits[:, -1].float())
@@ -135,7 +135,8 @@ class _Stream(Intervention):
                 unfinished = not bool(criteria(input_ids, None).all())
                 length = 1 if inputs["use_cache"] else None
                 output = model(**model.prepare_inputs_for_generation(input_ids, next_sequence_length=length, **inputs))
-                values = _values(int(token), before, output.signals)
+                after = model.signals
+                values = _values(int(token), before, after)
             yield int(token), values
 
 
