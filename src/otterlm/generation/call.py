@@ -50,8 +50,8 @@ def generate(model: "OtterModel", args: tuple[Any, ...], kwargs: dict[str, Any])
     except BaseException as error:
         if (streamer := arguments.get("streamer")) is not None:
             streamer.end()  # or a thread that reads it would wait for ever
-        refusal = isinstance(error, ValueError) and not isinstance(error, OtterError) and not call.chose
-        if refusal and call.interventions:
+        refused = bool(call.interventions) and not call.chose
+        if refused and isinstance(error, ValueError) and not isinstance(error, OtterError):
             raise OtterError(reason(error)) from error
         raise
 
