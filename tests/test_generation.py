@@ -1,6 +1,7 @@
 """A call of `generate` with interventions: what is shown and remembered, and whose signals are read."""
 
 from collections.abc import Callable
+from functools import partial
 from queue import Empty
 from threading import Thread
 from typing import Any
@@ -332,8 +333,8 @@ def test_adapters_and_models_must_be_those_that_generate() -> None:
     # The base's own `generate`, after the model read something: its signals are of another text.
     with torch.no_grad():
         otter()(tokens(1, 6, seed=8))
-    for settings in ({"logits_processor": [guidance]}, {"stopping_criteria": [stop]}):
-        refused(lambda settings=settings: otter().base_model.generate(**prompt(), **GREEDY, **settings), "OtterModel")
+    for name, part in (("logits_processor", guidance), ("stopping_criteria", stop)):
+        refused(partial(otter().base_model.generate, **prompt(), **GREEDY, **{name: [part]}), "OtterModel")
     loop = CandidateSearch(1.0)
     refused(lambda: otter().base_model.generate(**prompt(), **GREEDY, custom_generate=loop), "OtterModel")
     off: list[Callable[[], Any]] = [
@@ -378,7 +379,7 @@ def test_a_processor_may_be_called_by_hand() -> None:
 def test_loops_that_run_on_their_own_refuse_what_others_wait_for() -> None:
     for name in sorted(LOOPS & (OWN_CACHE | {"stream"})):
         call = call_of(name, Setting(same(synced_gpus=True), rows=1))
-        refused(lambda name=name, call=call: INTERVENTIONS[name][0](call), "synced_gpus")
+        refused(partial(INTERVENTIONS[name][0], call), "synced_gpus")
     refused(
         lambda: otter().generate(
             **prompt(), **GREEDY, custom_generate="x/y", logits_processor=[RewardGuidance(otter(), 1.0)]
@@ -387,7 +388,7 @@ def test_loops_that_run_on_their_own_refuse_what_others_wait_for() -> None:
     )
     for name in sorted(OWN_CACHE | {"stream"}):
         call = call_of(name, Setting(same(token_type_ids=torch.zeros(1, 7, dtype=torch.long)), rows=1))
-        refused(lambda name=name, call=call: INTERVENTIONS[name][0](call))
+        refused(partial(INTERVENTIONS[name][0], call))
     refused(
         lambda: list(stream_tokens(otter(), tokenizer(), **prompt(), **GREEDY, custom_generate=BestOfN(2))),
         "custom_generate",
@@ -399,13 +400,14 @@ def test_a_base_of_peft_is_steered(method: str) -> None:
     model = OtterModel(with_lora())
     add_tiny_adapter(model, "reward")
     ids = prompt()["input_ids"]
-    settings: dict[str, Any] = {
+    every: dict[str, dict[str, Any]] = {
         "guidance": {"logits_processor": [RewardGuidance(model, 2.0)]},
         "lookup": {"logits_processor": [RewardGuidance(model, 2.0)], "prompt_lookup_num_tokens": 3},
         "search": {"custom_generate": CandidateSearch(2.0, 4)},
         "stop": {"custom_generate": ReplaceStopped(torch.inf, [50])},
         "stream": {},
-    }[method]
+    }
+    settings = every[method]
     if method == "stream":
         found = [step.token for step in stream_tokens(model, tokenizer(), ids, **GREEDY)]
         assert found == model.generate(input_ids=ids, **GREEDY)[0, 6:].tolist()
@@ -437,7 +439,7 @@ def test_each_intervention_has_its_place() -> None:
         ({"custom_generate": CandidateSearch}, "CandidateSearch(...)"),
     ]
     for settings, named in wrong:
-        refused(lambda settings=settings: otter().generate(**prompt(), **GREEDY, **settings), named)
+        refused(partial(otter().generate, **prompt(), **GREEDY, **settings), named)
 
 
 def test_the_temperature_of_a_search_counts_once() -> None:
