@@ -54,6 +54,7 @@ class Texts:
         reader = self.otter if model is None else model
         return reader(input_ids=whole, attention_mask=mask, position_ids=positions, use_cache=False)
 
+    @torch.no_grad()
     def rewards(self, input_ids: Tensor, last: Tensor | None = None) -> Tensor:
         """The reward of every prefix that ends in a token after the prompt, `[N, T - P]`."""
         prefix: Tensor = self.read(input_ids, last=last).signals["reward"].prefix

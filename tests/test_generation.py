@@ -1,6 +1,7 @@
 """A call of `generate` with interventions: what is shown and remembered, and whose signals are read."""
 
 from collections.abc import Callable
+from functools import partial
 from queue import Empty
 from threading import Thread
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from conftest import Listener, add_tiny_adapter, refused, tiny_base, tiny_otter, tokens
 from references import Steered, Stopped, Texts
 from references import search as search_written_out
+from test_bases import with_lora
 from test_generation_settings import (
     INTERVENTIONS,
     LOOPS,
@@ -25,7 +27,7 @@ from test_generation_settings import (
     tokenizer,
 )
 from torch import Tensor
-from transformers import DynamicCache, TextIteratorStreamer
+from transformers import Cache, DynamicCache, QuantizedCache, StaticCache, TextIteratorStreamer
 
 from otterlm.decoding import (
     BestOfN,
@@ -103,16 +105,24 @@ def test_the_next_turn_is_as_from_an_empty_cache(name: str, first: int) -> None:
     assert torch.equal(kept, otter().generate(following, **GREEDY))
 
 
-def test_a_replaced_response_is_taken_back_beyond_the_window() -> None:
-    model = tiny_otter(tiny_base("mistral", sliding_window=5))
-    cache = DynamicCache(config=model.config)
-    found = model.generate(
-        **prompt(), **GREEDY, past_key_values=cache, custom_generate=ReplaceStopped(torch.inf, [50], patience=3)
-    )
+@pytest.mark.parametrize("kind", ["dynamic", "static", "quantized"])
+def test_a_replaced_response_is_forgotten_by_every_cache(kind: str) -> None:
+    """Beyond the window, too, where a cache cannot be cropped."""
+    model = tiny_otter(tiny_base("mistral", sliding_window=None if kind == "quantized" else 5))
+
+    def empty() -> Cache:
+        return {
+            "dynamic": lambda: DynamicCache(config=model.config),
+            "static": lambda: StaticCache(config=model.config, max_cache_len=32),
+            "quantized": lambda: QuantizedCache("fp8", model.config),
+        }[kind]()
+
+    cache, loop = empty(), ReplaceStopped(torch.inf, [50], patience=3)
+    found = model.generate(**prompt(), **GREEDY, past_key_values=cache, custom_generate=loop)
     assert found[0, 6:].tolist() == [50]
     following = torch.cat((found, tokens(1, 3, seed=5)), dim=-1)
     kept = model.generate(following, past_key_values=cache, **GREEDY)
-    assert torch.equal(kept, model.generate(following, **GREEDY))
+    assert torch.equal(kept, model.generate(following, past_key_values=empty(), **GREEDY))
 
 
 def texts(given: dict[str, Tensor]) -> Texts:
@@ -324,8 +334,8 @@ def test_adapters_and_models_must_be_those_that_generate() -> None:
     # The base's own `generate`, after the model read something: its signals are of another text.
     with torch.no_grad():
         otter()(tokens(1, 6, seed=8))
-    for settings in ({"logits_processor": [guidance]}, {"stopping_criteria": [stop]}):
-        refused(lambda settings=settings: otter().base_model.generate(**prompt(), **GREEDY, **settings), "OtterModel")
+    for name, part in (("logits_processor", guidance), ("stopping_criteria", stop)):
+        refused(partial(otter().base_model.generate, **prompt(), **GREEDY, **{name: [part]}), "OtterModel")
     loop = CandidateSearch(1.0)
     refused(lambda: otter().base_model.generate(**prompt(), **GREEDY, custom_generate=loop), "OtterModel")
     off: list[Callable[[], Any]] = [
@@ -370,7 +380,7 @@ def test_a_processor_may_be_called_by_hand() -> None:
 def test_loops_that_run_on_their_own_refuse_what_others_wait_for() -> None:
     for name in sorted(LOOPS & (OWN_CACHE | {"stream"})):
         call = call_of(name, Setting(same(synced_gpus=True), rows=1))
-        refused(lambda name=name, call=call: INTERVENTIONS[name][0](call), "synced_gpus")
+        refused(partial(INTERVENTIONS[name][0], call), "synced_gpus")
     refused(
         lambda: otter().generate(
             **prompt(), **GREEDY, custom_generate="x/y", logits_processor=[RewardGuidance(otter(), 1.0)]
@@ -379,11 +389,43 @@ def test_loops_that_run_on_their_own_refuse_what_others_wait_for() -> None:
     )
     for name in sorted(OWN_CACHE | {"stream"}):
         call = call_of(name, Setting(same(token_type_ids=torch.zeros(1, 7, dtype=torch.long)), rows=1))
-        refused(lambda name=name, call=call: INTERVENTIONS[name][0](call))
+        refused(partial(INTERVENTIONS[name][0], call))
     refused(
         lambda: list(stream_tokens(otter(), tokenizer(), **prompt(), **GREEDY, custom_generate=BestOfN(2))),
         "custom_generate",
     )
+
+
+@pytest.mark.parametrize("method", ["guidance", "search", "stop", "stream", "lookup"])
+def test_a_base_of_peft_is_steered(method: str) -> None:
+    model = OtterModel(with_lora())
+    add_tiny_adapter(model, "reward")
+    ids = prompt()["input_ids"]
+    every: dict[str, dict[str, Any]] = {
+        "guidance": {"logits_processor": [RewardGuidance(model, 2.0)]},
+        "lookup": {"logits_processor": [RewardGuidance(model, 2.0)], "prompt_lookup_num_tokens": 3},
+        "search": {"custom_generate": CandidateSearch(2.0, 4)},
+        "stop": {"custom_generate": ReplaceStopped(torch.inf, [50])},
+        "stream": {},
+    }
+    settings = every[method]
+    if method == "stream":
+        found = [step.token for step in stream_tokens(model, tokenizer(), ids, **GREEDY)]
+        assert found == model.generate(input_ids=ids, **GREEDY)[0, 6:].tolist()
+        return
+    found = model.generate(input_ids=ids, **GREEDY, **settings)
+    if method == "stop":
+        assert found[0, 6:].tolist() == [50]
+        return
+    for end in range(6, 6 + NEW):
+        with torch.no_grad():
+            output = model(found[:, :end])
+            scores = output.logits[0, -1] + 2.0 * output.signals["reward"].vocabulary()[0]
+            if method == "search":
+                best, likely = output.logits[0, -1].topk(4)
+                texts = torch.cat((found[:, :end].expand(4, -1), likely[:, None]), dim=-1)
+                scores[likely] = best + 2.0 * model(texts).signals["reward"].prefix[:, -1] + 1e3
+        assert found[0, end] == scores.argmax()
 
 
 def test_each_intervention_has_its_place() -> None:
@@ -398,7 +440,7 @@ def test_each_intervention_has_its_place() -> None:
         ({"custom_generate": CandidateSearch}, "CandidateSearch(...)"),
     ]
     for settings, named in wrong:
-        refused(lambda settings=settings: otter().generate(**prompt(), **GREEDY, **settings), named)
+        refused(partial(otter().generate, **prompt(), **GREEDY, **settings), named)
 
 
 def test_the_temperature_of_a_search_counts_once() -> None:

@@ -121,6 +121,12 @@ def static_cache(_: dict[str, Tensor]) -> dict[str, Any]:
     return {"past_key_values": StaticCache(config=otter().config, max_cache_len=32)}
 
 
+def right_padded(prompt: dict[str, Tensor]) -> dict[str, Any]:
+    mask = prompt["attention_mask"].clone()
+    mask[:, -1] = 0
+    return {"attention_mask": mask}
+
+
 def config_object(prompt: dict[str, Tensor]) -> dict[str, Any]:
     made = GenerationConfig(repetition_penalty=1.5, max_new_tokens=NEW, do_sample=False, eos_token_id=None)
     made.pad_token_id = 0
@@ -197,10 +203,17 @@ SETTINGS = {
     ),
     "prompt_lookup_num_tokens": Setting(same(prompt_lookup_num_tokens=3), rows=1, refused=LOOPS | {"stop"}),
     "prompt lookup, a batch": Setting(same(prompt_lookup_num_tokens=3), refused=ALL),
+    "prompt lookup, a filled cache": Setting(
+        lambda prompt: turn_before(prompt) | {"prompt_lookup_num_tokens": 3}, rows=1, refused=ALL
+    ),
+    "prompt lookup, inputs_embeds": Setting(
+        lambda prompt: embedded(prompt) | {"prompt_lookup_num_tokens": 3}, rows=1, refused=ALL
+    ),
     "prompt lookup, guidance_scale": Setting(same(prompt_lookup_num_tokens=3, guidance_scale=1.5), rows=1, refused=ALL),
     "assistant_early_exit": Setting(same(assistant_early_exit=1), rows=1, refused=ALL),
     # Inputs and caches
     "no attention_mask": Setting(same(attention_mask=None), rows=1),
+    "right padding": Setting(right_padded, refused=ALL),
     "inputs_embeds": Setting(embedded, refused=TOKEN_READERS),
     "position_ids": Setting(spread),
     "use_cache=False": Setting(same(use_cache=False)),
@@ -209,9 +222,9 @@ SETTINGS = {
     "past_key_values of new tokens alone": Setting(
         lambda prompt: turn_before(prompt) | {"input_ids": prompt["input_ids"][:, 3:]},
         rows=1,
-        refused=OWN_CACHE | TOKEN_READERS,
+        refused=OWN_CACHE | TOKEN_READERS | {"replace"},
     ),
-    "a static past": Setting(static_cache, refused=frozenset({"replace", "stream"})),
+    "a static past": Setting(static_cache, refused=frozenset({"stream"})),
     "cache_implementation=static": Setting(same(cache_implementation="static"), refused=OWN_CACHE),
     "cache_implementation=paged": Setting(same(cache_implementation="paged"), refused=ALL),
     "past_key_values, a tuple": Setting(same(past_key_values=((torch.zeros(1), torch.zeros(1)),)), refused=ALL),

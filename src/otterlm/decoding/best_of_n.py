@@ -68,8 +68,8 @@ class BestOfN(Loop):
         """See `Loop`."""
         prompt = run.input_ids.shape[1]
         changed: dict[str, Any] = {}
-        if getattr(run.inputs.get("past_key_values"), "_is_user_defined", False):
-            # The caller's cache has a row for each prompt, and is kept for the next turn.
+        if run.user_cache is not None:
+            # It has a row for each prompt, and is kept for the next turn.
             changed["past_key_values"] = DynamicCache(config=run.model.config.get_text_config(decoder=True))
         sequences = run.sample(**changed)  # [B n, T]
         lengths = run.generation.lengths

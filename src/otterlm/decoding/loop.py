@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import Cache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
 
@@ -44,6 +44,12 @@ class Run:
     def new_tokens(self) -> int:
         """How many tokens a response has at most."""
         return self.config.max_length - self.input_ids.shape[1]
+
+    @property
+    def user_cache(self) -> Cache | None:
+        """The caller's cache, which may serve the next turn."""
+        cache: Cache | None = self.inputs.get("past_key_values")
+        return cache if getattr(cache, "_is_user_defined", False) else None
 
     @property
     def prompt_mask(self) -> Tensor:
@@ -89,14 +95,14 @@ class Run:
         Returns:
             `[B, T]`.
         """
-        given = {
+        arguments = {
             "input_ids": self.input_ids,
             "logits_processor": self.processors,
             "stopping_criteria": self.criteria,
             "generation_config": self.config,
             "streamer": streamer,
         }
-        output = self.model._sample(**(given | self.inputs | changed))
+        output = self.model._sample(**(arguments | self.inputs | changed))
         sequences: Tensor = output if isinstance(output, Tensor) else output.sequences
         return sequences
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from otterlm.decoding.checks import check_count
 from otterlm.decoding.loop import Loop, Run
@@ -98,7 +98,7 @@ class ReplaceStopped(Loop):
     way to another.
 
     A streamer is shown the response once it is complete: until then it may be replaced. A cache that is kept for the
-    next turn does not hold a response that was replaced.
+    next turn is emptied where a response was replaced, so that the next turn reads the text anew.
 
     Args:
         threshold, patience, adapter_name: as for `RewardStop`.
@@ -108,7 +108,7 @@ class ReplaceStopped(Loop):
         OtterError: a setting is out of range.
     """
 
-    supports = replace(Loop.supports, caches=True, synced=True, new_tokens_only=True, fixed_past=False)
+    supports = replace(Loop.supports, caches=True, synced=True)
     guards = True
     output = ReplacedOutput
 
@@ -129,10 +129,6 @@ class ReplaceStopped(Loop):
 
     def decode(self, run: Run) -> ReplacedOutput:
         """See `Loop`."""
-        cache: Cache | None = run.inputs.get("past_key_values")
-        kept = cache if getattr(cache, "_is_user_defined", False) else None
-        if kept is not None:
-            kept.activate_past_recording()
         stop = RewardStop(run.model, self.threshold, self.patience, self.adapter_name)
         stop.begin(run.generation)
         criteria = Criteria(StoppingCriteriaList([*run.criteria, stop]), run.generation)
@@ -140,8 +136,8 @@ class ReplaceStopped(Loop):
         assert stop.stopped is not None
         if stop.stopped.any():
             sequences = self._replace(run, sequences, stop.stopped)
-            if kept is not None:
-                kept.crop(min(0, run.prompt_mask.shape[1] - int(kept.get_seq_length())))
+            if run.user_cache is not None:
+                run.user_cache.reset()  # it holds what was said before
         run.show_all(sequences[:, run.input_ids.shape[1] :])
         return ReplacedOutput(sequences=sequences, replaced=stop.stopped)
 

@@ -120,10 +120,10 @@ class _Stream(Intervention):
     ) -> Iterator[tuple[int, dict[str, float]]]:
         """Each step may run in another thread, between those of other streams."""
         with model.generating(generation), torch.no_grad():
-            output = model._prefill(input_ids, config, inputs)
+            output, after = model._prefill(input_ids, config, inputs), model.signals
         unfinished = True
         while unfinished:
-            before = output.signals
+            before = after
             with model.generating(generation), model.show_signals(before), torch.no_grad():
                 inputs = model._update_model_kwargs_for_generation(output, inputs)
                 scores = processors(input_ids, output.logits[:, -1].float())
@@ -137,7 +137,7 @@ class _Stream(Intervention):
                 output = model(**model.prepare_inputs_for_generation(input_ids, next_sequence_length=length, **inputs))
                 values = {
                     name: signal.beside(int(token), before[name])
-                    for name, signal in output.signals.items()
+                    for name, signal in model.signals.items()
                     if Capability.BESIDE in model.adapter(name).config.signal.capabilities
                 }
             yield int(token), values

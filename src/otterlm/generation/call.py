@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from transformers import (
+    GenerationMixin,
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
@@ -39,27 +40,24 @@ def generate(model: "OtterModel", args: tuple[Any, ...], kwargs: dict[str, Any])
     Raises:
         OtterError: an intervention cannot honour a setting, or Transformers refuses the call.
     """
-    bound = inspect.signature(type(model.base_model).generate).bind(model.base_model, *args, **kwargs).arguments
-    arguments = {name: value for name, value in bound.items() if name not in ("self", "kwargs")}
-    arguments |= bound.get("kwargs", {})
+    bound = _SIGNATURE.bind(model, *args, **kwargs).arguments
+    arguments = {name: value for name, value in bound.items() if name in _NAMES} | bound.get("kwargs", {})
     if isinstance(assistant := arguments.get("assistant_model"), type(model)):
         arguments["assistant_model"] = assistant.base_model  # drafts need no signals
-    method = arguments.get("custom_generate")
-    interventions = _interventions(arguments)
-    lists = arguments.get("logits_processor") or arguments.get("stopping_criteria")
-    if not (interventions or callable(method) or (lists and method is None)):
-        return model.base_model.generate(**arguments)
-    call = _Call(model, arguments, interventions)
+    call = _Call(model, arguments)
     try:
         return call.run()
     except BaseException as error:
         if (streamer := arguments.get("streamer")) is not None:
             streamer.end()  # or a thread that reads it would wait for ever
-        if isinstance(error, ValueError) and not isinstance(error, OtterError) and not call.chose:
+        refused = bool(call.interventions) and not call.chose
+        if refused and isinstance(error, ValueError) and not isinstance(error, OtterError):
             raise OtterError(reason(error)) from error
         raise
 
 
+_SIGNATURE = inspect.signature(GenerationMixin.generate)
+_NAMES = [name for name in _SIGNATURE.parameters if name not in ("self", "kwargs")]
 _KINDS = {"logits_processor": LogitsProcessor, "stopping_criteria": StoppingCriteria}
 
 
@@ -67,7 +65,7 @@ def _interventions(arguments: dict[str, Any]) -> list[Intervention]:
     """The interventions of a call, each where it belongs.
 
     Raises:
-        OtterError: one is given in the place of another, not in a list, or as a class.
+        OtterError: one is passed as another argument, without a list, or as a class.
     """
     found = []
     for argument in ("logits_processor", "stopping_criteria", "custom_generate"):
@@ -86,21 +84,22 @@ def _interventions(arguments: dict[str, Any]) -> list[Intervention]:
 
 
 class _Call:
-    """A call of `generate` with interventions.
+    """A call of `generate`.
 
     Args:
         model: generates.
         arguments: of the call, by name.
-        interventions: that are in it.
 
+    Attributes:
+        interventions: that are in it.
     """
 
-    def __init__(self, model: "OtterModel", arguments: dict[str, Any], interventions: list[Intervention]) -> None:
+    def __init__(self, model: "OtterModel", arguments: dict[str, Any]) -> None:
+        self.interventions: list[Intervention] = []
         self._model = model
-        self._generation: Generation | None = None
         self._base: Any = model.base_model
         self._arguments = arguments
-        self._interventions = interventions
+        self._generation: Generation | None = None
 
     @property
     def chose(self) -> bool:
@@ -110,53 +109,54 @@ class _Call:
     def run(self) -> Any:
         """Checks the call, has the base prepare it, and decodes."""
         arguments, base = self._arguments, self._base
-        request = self._request()
-        for intervention in self._interventions:
-            intervention.check(self._model, request)
-        own: dict[str, Any] = {}
-        for intervention in self._interventions:
-            own |= intervention.prepare(request)
+        self.interventions = _interventions(arguments)
         method = arguments.get("custom_generate")
+        readers = arguments.get("logits_processor") or arguments.get("stopping_criteria")
+        if not (self.interventions or callable(method) or (readers and method is None)):
+            return base.generate(**arguments)
+        request = self._request()
+        for intervention in self.interventions:
+            intervention.check(self._model, request)
+        changed: dict[str, Any] = {}
+        for intervention in self.interventions:
+            changed |= intervention.prepare(request)
         if request.config.stop_strings is not None and (tokenizer := arguments.get("tokenizer")) is not None:
             # Transformers keeps the tokenizer from a callable `custom_generate`.
             stop = StopStringCriteria(tokenizer, request.config.stop_strings)
             criteria = StoppingCriteriaList([*(arguments.get("stopping_criteria") or ()), stop])
-            own |= {"stop_strings": None, "stopping_criteria": criteria}
+            changed |= {"stop_strings": None, "stopping_criteria": criteria}
         if isinstance(method, Intervention):
-            own["streamer"] = None  # what is shown first is the loop's to say
+            changed["streamer"] = None  # what is shown first is the loop's to say
         decode = self._plain(request) if method is None else self._custom(method)
-        return base.generate(**(arguments | own | {"custom_generate": decode}))
+        return base.generate(**(arguments | changed | {"custom_generate": decode}))
 
     def _request(self) -> Request:
         arguments = dict(self._arguments)
-        of_generate = inspect.signature(type(self._base).generate).parameters
         others = ("tokenizer", "assistant_tokenizer", "trust_remote_code")
-        settings = {name: value for name, value in arguments.items() if name not in (*of_generate, *others)}
+        settings = {name: value for name, value in arguments.items() if name not in (*_NAMES, *others)}
         config, _ = self._base._prepare_generation_config(arguments.get("generation_config"), **settings)
         mode = config.get_generation_mode(arguments.get("assistant_model"))
         arguments["synced_gpus"] = self._mode_arguments()["synced_gpus"]
-        guarded = any(intervention.guards for intervention in self._interventions)
+        guarded = any(intervention.guards for intervention in self.interventions)
         return Request(config, mode, arguments, guarded)
 
     def _mode_arguments(self) -> dict[str, Any]:
         """What Transformers gives to a decoding method of its own."""
         arguments = self._arguments
         tokenizers = {name: arguments.get(name) for name in ("tokenizer", "assistant_tokenizer")}
-        found: dict[str, Any] = self._base._extract_generation_mode_kwargs(
+        forwarded: dict[str, Any] = self._base._extract_generation_mode_kwargs(
             None,
             tokenizers,
             arguments.get("synced_gpus"),
             arguments.get("assistant_model"),
             arguments.get("streamer"),
         )
-        return found
+        return forwarded
 
     def _plain(self, request: Request) -> Callable[..., Any]:
         """The base's own decoding, whose processors and criteria read signals."""
-        given = self._mode_arguments()
-        self._base._validate_generation_mode(request.mode, request.config, given)
-        method = getattr(type(self._base), GENERATION_MODES_MAPPING[request.mode])
-        names = inspect.signature(method).parameters
+        forwarded = self._mode_arguments()
+        self._base._validate_generation_mode(request.mode, request.config, forwarded)
         assisted = request.mode == GenerationMode.ASSISTED_GENERATION
 
         def decode(
@@ -169,9 +169,11 @@ class _Call:
             **inputs: Any,
         ) -> Any:
             generation = self._begin(generation_config, inputs.get("past_key_values") if assisted else None)
-            own = {name: value for name, value in given.items() if name in names}
+            method = getattr(type(base), GENERATION_MODES_MAPPING[request.mode])
+            names = inspect.signature(method).parameters
+            accepted = {name: value for name, value in forwarded.items() if name in names}
             if assisted:
-                own["inputs_tensor"] = inputs_tensor
+                accepted["inputs_tensor"] = inputs_tensor
             with self._model.generating(generation):
                 return method(
                     base,
@@ -179,7 +181,7 @@ class _Call:
                     logits_processor=Processors(logits_processor, generation),
                     stopping_criteria=Criteria(stopping_criteria, generation),
                     generation_config=generation_config,
-                    **own,
+                    **accepted,
                     **inputs,
                 )
 
@@ -188,9 +190,9 @@ class _Call:
     def _custom(self, method: Callable[..., Any]) -> Callable[..., Any]:
         """A decoding loop that is given this model, and the streamer, which Transformers keeps from it."""
         streamer = self._arguments.get("streamer")
-        given: dict[str, Any] = {} if streamer is None else {"streamer": streamer}
+        forwarded: dict[str, Any] = {} if streamer is None else {"streamer": streamer}
         if isinstance(method, Intervention) and method.supports.synced:
-            given["synced_gpus"] = self._mode_arguments()["synced_gpus"]
+            forwarded["synced_gpus"] = self._mode_arguments()["synced_gpus"]
 
         @functools.wraps(method, updated=())
         def decode(
@@ -209,7 +211,7 @@ class _Call:
                     logits_processor=Processors(logits_processor, generation),
                     stopping_criteria=Criteria(stopping_criteria, generation),
                     generation_config=generation_config,
-                    **given,
+                    **forwarded,
                     **inputs,
                 )
 
@@ -218,6 +220,6 @@ class _Call:
     def _begin(self, config: Any, drafts: Any = None) -> Generation:
         self._model.read_signals({})  # those of an earlier pass are of another text
         self._generation = Generation(self._model, config, drafts)
-        for intervention in self._interventions:
+        for intervention in self.interventions:
             intervention.begin(self._generation)
         return self._generation

@@ -24,7 +24,7 @@ class Supports:
         embeddings: `inputs_embeds`.
         new_tokens_only: `input_ids` without the text that `past_key_values` hold.
         caches: `cache_implementation` other than the dynamic one.
-        fixed_past: `past_key_values` that cannot be cropped.
+        fixed_past: `past_key_values` of a fixed size.
         scores: `output_scores`, `output_logits`, `output_attentions`, `output_hidden_states`.
         synced: `synced_gpus`.
         streamer: `streamer`.
@@ -133,12 +133,20 @@ def _paged(request: Request) -> str:
     return "cache_implementation='paged'" if request.config.cache_implementation == "paged" else ""
 
 
-def _several_drafts(request: Request) -> str:
-    if drafts := _drafts(request):
-        for asked in (_unconditional, _embeddings):
-            if other := asked(request):
-                return f"{drafts} and {other}"
-    return ""
+def _right_padding(request: Request) -> str:
+    mask, prompt = request.arguments.get("attention_mask"), request.prompt
+    if mask is None or prompt is None or mask.dim() != 2 or mask.shape != prompt.shape[:2]:
+        return ""
+    return "prompts padded on the right" if bool((mask[:, -1] == 0).any()) else ""
+
+
+def _drafts_and_more(request: Request) -> str:
+    if not (drafts := _drafts(request)):
+        return ""
+    others = [_unconditional(request), _embeddings(request)]
+    if request.past is not None and request.past.get_seq_length():
+        others.append("past_key_values that hold tokens")  # Transformers would read the whole text behind them
+    return next((f"{drafts} and {other}" for other in others if other), "")
 
 
 def _samples(request: Request) -> str:
@@ -171,7 +179,7 @@ def _caches(request: Request) -> str:
 
 def _fixed_past(request: Request) -> str:
     past = request.past
-    return "" if past is None or past.is_croppable else f"a {type(past).__name__}"
+    return f"a {type(past).__name__}" if past is not None and past.is_compileable else ""
 
 
 def _scores(request: Request) -> str:
@@ -206,15 +214,16 @@ _SETTINGS: tuple[tuple[str | None, Callable[[Request], str], str], ...] = (
     ("beams", _beams, "it follows one path a row; num_beams must be 1"),
     ("drafts", _drafts, "it needs passes that it makes itself, or of one token; leave it out"),
     (None, _early_exit, "adapters read all blocks; use another assistant, or disable_adapter"),
+    (None, _right_padding, "the last position would be padding; pad on the left (padding_side='left')"),
     (None, _paged, "continuous batching decodes by itself; leave it out"),
-    (None, _several_drafts, "drafts are verified for token ids and one distribution only; leave one out"),
+    (None, _drafts_and_more, "Transformers verifies drafts for token ids alone, from an empty cache; leave one out"),
     (None, lambda request: "token_healing" if request.config.token_healing else "", "call heal_tokens on the prompt"),
     ("samples", _samples, "each prompt would give the same response again, or more than one"),
     ("unconditional", _unconditional, "its second pass cannot follow tokens that are taken back; leave it out"),
     ("embeddings", _embeddings, "it reads the prompt's tokens; give input_ids"),
     ("new_tokens_only", _new_tokens_only, "it reads the whole text; give all token ids, also those in past_key_values"),
     ("caches", _caches, "it needs a cache that can be cropped; leave cache_implementation out"),
-    ("fixed_past", _fixed_past, "tokens are taken back from the cache; give a DynamicCache"),
+    ("fixed_past", _fixed_past, "it reads one token more than may fit; give a DynamicCache"),
     ("scores", _scores, "it does not collect them; leave them out"),
     ("synced", lambda request: "synced_gpus" if request.arguments.get("synced_gpus") else "", "it runs on its own"),
     ("streamer", _streamer, "it streams by itself"),
