@@ -5,6 +5,7 @@ cache (reorder for beams, repeat, crop, offload) it does to ours with the same c
 """
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,36 +16,48 @@ from transformers.cache_utils import EncoderDecoderCache
 from otterlm.errors import OtterError
 
 
-def update_inserted(
-    cache: Cache, key: Tensor, value: Tensor, base_layer: int, cache_layer: int, owners: tuple[int, ...], stream: int
-) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True, slots=True)
+class CachePlace:
+    """Where a widened block keeps its keys and values.
+
+    Attributes:
+        block: the widened block.
+        layer: the layer of the cache that is ours.
+        owners: the block that each layer of the cache belongs to, the base's own and then all adapters'.
+        stream: a number that tells inserted streams apart.
+    """
+
+    block: int
+    layer: int
+    owners: tuple[int, ...]
+    stream: int
+
+
+def update_inserted(cache: Cache, key: Tensor, value: Tensor, place: CachePlace) -> tuple[Tensor, Tensor]:
     """Appends keys and values of one widened block, `[B, KV', T, head_dim]`, and returns all of them so far.
 
     Args:
         cache: already holds this step's keys and values of the base.
         key, value: of the extra heads.
-        base_layer: the widened block.
-        cache_layer: the layer of the cache that is ours.
-        owners: the block that each layer of the cache belongs to, the base's own and then all adapters'.
-        stream: a number that tells inserted streams apart.
+        place: where they go.
 
     Raises:
         OtterError: the cache was filled while this adapter was off, or with another adapter in its slot.
     """
     if isinstance(cache, EncoderDecoderCache):
         cache = cache.self_attention_cache
-    while len(cache.layers) <= cache_layer:
-        owner = owners[len(cache.layers)]
+    while len(cache.layers) <= place.layer:
+        owner = place.owners[len(cache.layers)]
         # A cache that grows on demand has no layers of blocks to come; its layers are all of one kind.
-        cache.layers.append(_empty_like(cache.layers[owner if owner < len(cache.layers) else base_layer]))
-    ours: Any = cache.layers[cache_layer]
+        cache.layers.append(_empty_like(cache.layers[owner if owner < len(cache.layers) else place.block]))
+    ours: Any = cache.layers[place.layer]
     new = not ours.is_initialized
     if new:
-        ours.otter_stream = stream
-    elif getattr(ours, "otter_stream", stream) != stream:
+        ours.otter_stream = place.stream
+    elif getattr(ours, "otter_stream", place.stream) != place.stream:
         raise OtterError("the KV cache was filled by other adapters than are inserted now: start from an empty cache")
-    key, value = cache.update(key, value, cache_layer)
-    _check_lengths(cache.get_seq_length(base_layer), cache.get_seq_length(cache_layer), new)
+    key, value = cache.update(key, value, place.layer)
+    _check_lengths(cache.get_seq_length(place.block), cache.get_seq_length(place.layer), new)
     return key, value
 
 

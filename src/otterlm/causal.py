@@ -20,13 +20,14 @@ def check_causal(base: Any) -> None:
     if not isinstance(base, nn.Module):
         inside = isinstance(getattr(base, "model", None), nn.Module)
         raise OtterError(f"a base is a model, not a {kind}: " + (f"give the {kind}'s .model" if inside else load))
-    if isinstance(inner := getattr(base, "module", None), nn.Module):
+    model: Any = base
+    if isinstance(inner := getattr(model, "module", None), nn.Module):
         raise OtterError(f"{kind} wraps a model: give its .module ({type(inner).__name__})")
     if kind == "OtterModel":
         raise OtterError("the base is an OtterModel already: insert more with add_adapter or load_adapter")
-    if not all(hasattr(base, name) for name in ("config", "get_decoder", "can_generate")):
+    if not all(hasattr(model, name) for name in ("config", "get_decoder", "can_generate")):
         raise OtterError(f"{kind} is not a language model of Transformers: {load}")
-    if getattr(base.config, "is_encoder_decoder", False):
+    if getattr(model.config, "is_encoder_decoder", False):
         raise OtterError(f"{kind} is an encoder-decoder model; Otter reads decoder-only ones: {load}")
-    if not base.can_generate() or base.get_output_embeddings() is None:
+    if not model.can_generate() or model.get_output_embeddings() is None:
         raise OtterError(f"{kind} is not a causal language model (it predicts no next token): {load}")

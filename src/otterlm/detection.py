@@ -18,8 +18,9 @@ from otterlm.errors import OtterError, reason
 from otterlm.families import FAMILIES, KNOWN, Family, family_of
 from otterlm.families.parts import decoder_config, device_of, part_of
 from otterlm.initialization import initialize
+from otterlm.passes import StreamPass
 from otterlm.replica import replica
-from otterlm.stream import InsertedStream, StreamPass
+from otterlm.stream import InsertedStream
 from otterlm.taps import Taps
 
 CHANNELS, TOKENS = 8, 6
@@ -41,7 +42,8 @@ def recognize(base: PreTrainedModel) -> Family:
         return family_of(config)
     identity = _identity(base, config)
     if identity not in _recognized:
-        _recognized[identity] = _by_trial(base, config.model_type)
+        with torch.random.fork_rng(devices=[]):  # the caller's random state stays
+            _recognized[identity] = _by_trial(base, config.model_type)
     return _recognized[identity]
 
 

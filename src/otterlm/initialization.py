@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from otterlm.config import OtterConfig
 from otterlm.families import Family
 from otterlm.families.parts import decoder_config, gate_up, matrix, query_key_value, tensor_of, weight_of
-from otterlm.stream import HeadNorm, InsertedLayer, InsertedNorm, InsertedStream, Widths
+from otterlm.stream import HeadNorm, InsertedLayer, InsertedNorm, InsertedStream
+from otterlm.widths import Widths
 
 
 @torch.no_grad()

@@ -26,9 +26,8 @@ from otterlm.generation import generate as generate_with
 from otterlm.initialization import fit_table, initialize
 from otterlm.named import NamedAdapters
 from otterlm.passes import Passes as _Passes
-from otterlm.passes import with_tensors
+from otterlm.passes import StreamPass, with_tensors
 from otterlm.signals.base import Signal
-from otterlm.stream import StreamPass
 from otterlm.taps import Visitor
 
 

@@ -1,20 +1,90 @@
 """Drives the inserted streams over the base's passes, and keeps their signals."""
 
 import threading
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
+from otterlm.cache import CachePlace
+from otterlm.errors import OtterError
+from otterlm.rotary import Rotation
 from otterlm.signals.base import Signal
-from otterlm.stream import StreamPass
+from otterlm.stream import InsertedStream
 from otterlm.taps import LayerTaps, Visitor
 
 if TYPE_CHECKING:
     from otterlm.generation import Generation
     from otterlm.model import OtterModel
+
+
+class StreamPass(Visitor):
+    """One forward pass of an inserted stream, driven by the base's.
+
+    Args:
+        stream: the parameters.
+        first_cache_layer: where its keys and values start in the KV cache.
+        owners: the block that each layer of the KV cache belongs to.
+
+    Attributes:
+        state: [h, h'] after the final norm, `[B, T, d + d']`, once the pass is over.
+    """
+
+    def __init__(self, stream: InsertedStream, first_cache_layer: int, owners: tuple[int, ...]) -> None:
+        self.stream = stream
+        self.state: Tensor | None = None
+        self._places = {
+            block: CachePlace(block, first_cache_layer + n, owners, stream.number)
+            for n, block in enumerate(stream.widths.layers)
+        }
+        self._inserted: Tensor | None = None
+        self._table: tuple[Tensor, Tensor] | None = None
+        self._rotation: Rotation | None = None
+
+    def tokens(self, input_ids: Tensor) -> None:
+        """E'[tokens], where there is a table."""
+        if self.stream.table is not None:
+            self._inserted = self.stream.table(input_ids)
+
+    def layer(self, index: int, taps: LayerTaps) -> None:
+        """Moves h' through one block, if it is widened."""
+        place = self._places.get(index)
+        if place is None:
+            return
+        taps = _cast(taps, self.stream.dtype)
+        if self._inserted is None:
+            if self.stream.projection is None:
+                raise OtterError("this adapter embeds tokens (embedding: table): give input_ids, not inputs_embeds")
+            self._inserted = self.stream.projection(taps.hidden)
+        rotation = self._rotated_by(taps.rotary)
+        self._inserted = self.stream.layers[str(index)](self._inserted, taps, place, rotation)
+
+    def _rotated_by(self, table: tuple[Tensor, Tensor] | None) -> Rotation | None:
+        """The heads' rotation; blocks that follow each other mostly share one table."""
+        if table is not self._table:
+            widths = self.stream.widths
+            stride = widths.base_head_dim // widths.head_dim
+            self._rotation = table and Rotation(*table, stride, self.stream.rotation, self.stream.dtype)
+            self._table = table
+        return self._rotation
+
+    def final(self, hidden: Tensor, normed: Tensor) -> None:
+        """Joins the two states for the heads."""
+        assert self._inserted is not None
+        inserted = self.stream.final_norm(self._inserted, hidden)
+        self.state = torch.cat((normed.to(inserted.dtype), inserted), dim=-1)
+
+
+def _cast(taps: LayerTaps, dtype: torch.dtype) -> LayerTaps:
+    """The taps in the stream's own precision, where the base runs in another."""
+    if taps.heads.dtype == dtype:
+        return taps
+    names = ("hidden", "attention_input", "heads", "middle", "ffn_input", "units", "attended", "produced")
+    found = {name: getattr(taps, name) for name in names}
+    return replace(taps, **{name: value.to(dtype) for name, value in found.items() if value is not None})
 
 
 class State:

@@ -87,8 +87,8 @@ def _build(base: PreTrainedModel, config: Any) -> PreTrainedModel:
 
 @torch.no_grad()
 def _random(base: PreTrainedModel, config: Any) -> PreTrainedModel:
-    """Values that no two channels share, or a wrong fact might not show; the caller's random state stays."""
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+    """Values that no two channels share, or a wrong fact might not show."""
+    with torch.device("cpu"):
         torch.manual_seed(0)
         model = _build(base, config).float().eval()
         for parameter in model.parameters():

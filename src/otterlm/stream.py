@@ -10,7 +10,6 @@ f and f' FFN units.
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -19,75 +18,14 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from otterlm.cache import update_inserted
+from otterlm.cache import CachePlace, update_inserted
 from otterlm.config import OtterConfig
-from otterlm.errors import OtterError
 from otterlm.families import Family
-from otterlm.families.parts import activation_of, decoder_config, inputs_of, is_biased, norm_eps, part_of
+from otterlm.families.parts import activation_of, decoder_config, is_biased, norm_eps, part_of
 from otterlm.masks import dense
 from otterlm.rotary import Rotation
-from otterlm.taps import LayerTaps, Visitor
-
-
-@dataclass(frozen=True, slots=True)
-class Widths:
-    """The sizes of a base and of what is inserted into it."""
-
-    depth: int  # blocks
-    base: int  # d
-    base_heads: int  # H
-    base_kv_heads: int
-    base_head_dim: int
-    base_units: int  # f; 0 for experts
-    inserted: int  # d'
-    heads: int  # H'
-    kv_heads: int
-    head_dim: int
-    units: int  # f'
-    layers: tuple[int, ...]
-
-    @classmethod
-    def of(cls, config: OtterConfig, base_model: PreTrainedModel, family: Family) -> "Widths":
-        """Sizes for a base; only its configuration and the shapes of its parts are read.
-
-        Raises:
-            OtterError: what is to be inserted does not fit the base.
-        """
-        base = decoder_config(base_model)
-        block = base_model.get_decoder().get_submodule(family.layers)[0]
-        head_dim = getattr(base, "head_dim", None) or base.hidden_size // base.num_attention_heads
-        layers = config.layers or tuple(range(base.num_hidden_layers))
-        kv_heads = base.num_attention_heads if family.kv_heads is None else getattr(base, family.kv_heads)
-        widths = cls(
-            depth=base.num_hidden_layers,
-            base=base.hidden_size,
-            base_heads=base.num_attention_heads,
-            base_kv_heads=int(kv_heads or base.num_attention_heads),
-            base_head_dim=head_dim,
-            base_units=inputs_of(block.get_submodule(family.down)) if family.down else 0,
-            inserted=config.hidden_size,
-            heads=config.num_attention_heads,
-            kv_heads=config.num_key_value_heads,
-            head_dim=config.head_dim or head_dim,
-            units=config.intermediate_size,
-            layers=layers,
-        )
-        if layers[-1] >= base.num_hidden_layers:
-            raise OtterError(
-                f"layer {layers[-1]} does not exist: the base has {base.num_hidden_layers}, counted from 0"
-            )
-        if head_dim % widths.head_dim or widths.head_dim % 2:
-            raise OtterError(f"head_dim {widths.head_dim} must be even and divide the base's, {head_dim}")
-        for what, ours, theirs in (
-            ("hidden_size", widths.inserted, widths.base),
-            ("num_attention_heads", widths.heads, 4 * widths.base_heads),
-            ("num_key_value_heads", widths.kv_heads, widths.base_kv_heads),
-            ("intermediate_size", widths.units, widths.base_units or 4 * widths.base),
-            *((name, *pair) for name, pair in config.signal.limits(widths.base, base.vocab_size).items()),
-        ):
-            if ours > theirs:
-                raise OtterError(f"{what} {ours} is too large for this base: at most {theirs}")
-        return widths
+from otterlm.taps import LayerTaps
+from otterlm.widths import Widths
 
 
 class InsertedNorm(nn.Module):
@@ -174,7 +112,7 @@ class InsertedAttention(nn.Module):
             for norm in (part_of(block, family.query_norm), part_of(block, family.key_norm))
         )
 
-    def forward(self, inputs: Tensor, taps: LayerTaps, place: "CachePlace", rotation: Rotation | None) -> Tensor:
+    def forward(self, inputs: Tensor, taps: LayerTaps, place: CachePlace, rotation: Rotation | None) -> Tensor:
         """`[B, T, d + d']` to `[B, T, d']`."""
         w = self.widths
         heads = self.qkv(inputs).unflatten(-1, (-1, w.head_dim))  # [B, T, H' + 2 KV', head_dim]
@@ -188,12 +126,12 @@ class InsertedAttention(nn.Module):
         extra = self.attend(query, key, value, taps, place)
         return self.out(taps.heads, extra)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, taps: LayerTaps, place: "CachePlace") -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, taps: LayerTaps, place: CachePlace) -> Tensor:
         """The kernel: `[B, T, H', head_dim]` queries, `[B, T, KV', head_dim]` keys and values to
         `[B, T, H' * head_dim]`. An engine has its own."""
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))
         if taps.cache is not None:
-            key, value = update_inserted(taps.cache, key, value, place.block, place.layer, place.owners, place.stream)
+            key, value = update_inserted(taps.cache, key, value, place)
         mask, name = taps.mask, self.base_config._attn_implementation
         # SDPA computes the same from the same mask. "eager" is a function of each base's own file, and flex attention
         # has no backward pass on a CPU.
@@ -259,7 +197,7 @@ class InsertedLayer(nn.Module):
         self.ffn = InsertedFFN(widths, block, family, activation, **factory)
         self.ffn_post_norm = norm(family.ffn_post_norm)
 
-    def forward(self, inserted: Tensor, taps: LayerTaps, place: "CachePlace", rotation: Rotation | None) -> Tensor:
+    def forward(self, inserted: Tensor, taps: LayerTaps, place: CachePlace, rotation: Rotation | None) -> Tensor:
         """h' before the block to h' after it, `[B, T, d']`."""
         x = torch.cat((taps.attention_input, _normed(self.attention_norm, inserted, taps.hidden)), dim=-1)
         attended = self.attention(x, taps, place, rotation)
@@ -329,79 +267,3 @@ class InsertedStream(nn.Module):
     def dtype(self) -> torch.dtype:
         """Of the inserted parameters."""
         return self.final_norm.weight.dtype
-
-
-@dataclass(frozen=True, slots=True)
-class CachePlace:
-    """Where a widened block keeps its keys and values, see `otterlm.cache`."""
-
-    block: int
-    layer: int
-    owners: tuple[int, ...]
-    stream: int
-
-
-class StreamPass(Visitor):
-    """One forward pass of an inserted stream, driven by the base's.
-
-    Args:
-        stream: the parameters.
-        first_cache_layer: where its keys and values start in the KV cache.
-        owners: the block that each layer of the KV cache belongs to.
-
-    Attributes:
-        state: [h, h'] after the final norm, `[B, T, d + d']`, once the pass is over.
-    """
-
-    def __init__(self, stream: InsertedStream, first_cache_layer: int, owners: tuple[int, ...]) -> None:
-        self.stream = stream
-        self.state: Tensor | None = None
-        self._places = {
-            block: CachePlace(block, first_cache_layer + n, owners, stream.number)
-            for n, block in enumerate(stream.widths.layers)
-        }
-        self._inserted: Tensor | None = None
-        self._table: tuple[Tensor, Tensor] | None = None
-        self._rotation: Rotation | None = None
-
-    def tokens(self, input_ids: Tensor) -> None:
-        """E'[tokens], where there is a table."""
-        if self.stream.table is not None:
-            self._inserted = self.stream.table(input_ids)
-
-    def layer(self, index: int, taps: LayerTaps) -> None:
-        """Moves h' through one block, if it is widened."""
-        place = self._places.get(index)
-        if place is None:
-            return
-        taps = _cast(taps, self.stream.dtype)
-        if self._inserted is None:
-            if self.stream.projection is None:
-                raise OtterError("this adapter embeds tokens (embedding: table): give input_ids, not inputs_embeds")
-            self._inserted = self.stream.projection(taps.hidden)
-        rotation = self._rotated_by(taps.rotary)
-        self._inserted = self.stream.layers[str(index)](self._inserted, taps, place, rotation)
-
-    def _rotated_by(self, table: tuple[Tensor, Tensor] | None) -> Rotation | None:
-        """The heads' rotation; blocks that follow each other mostly share one table."""
-        if table is not self._table:
-            widths = self.stream.widths
-            stride = widths.base_head_dim // widths.head_dim
-            self._rotation = table and Rotation(*table, stride, self.stream.rotation, self.stream.dtype)
-            self._table = table
-        return self._rotation
-
-    def final(self, hidden: Tensor, normed: Tensor) -> None:
-        """Joins the two states for the heads."""
-        assert self._inserted is not None
-        inserted = self.stream.final_norm(self._inserted, hidden)
-        self.state = torch.cat((normed.to(inserted.dtype), inserted), dim=-1)
-
-
-def _cast(taps: LayerTaps, dtype: torch.dtype) -> LayerTaps:
-    """The taps in the stream's own precision, where the base runs in another."""
-    if taps.heads.dtype == dtype:
-        return taps
-    names = ("hidden", "attention_input", "heads", "middle", "ffn_input", "units", "attended", "produced")
-    found = {name: getattr(taps, name) for name in names}
-    return replace(taps, **{name: value.to(dtype) for name, value in found.items() if value is not None})

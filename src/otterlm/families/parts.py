@@ -23,12 +23,21 @@ def decoder_config(base: Any) -> Any:
     return base.config.get_text_config(decoder=True)
 
 
+def logit_transform(base: Any) -> tuple[float | None, float | None]:
+    """What a base does to the logits of its unembedding: a factor, and the soft cap that follows."""
+    config = decoder_config(base)
+    factor = getattr(config, "logit_scale", None)
+    if (divisor := getattr(config, "logits_scaling", None)) is not None:  # Granite
+        factor = 1 / divisor
+    return factor, getattr(config, "final_logit_softcapping", None)
+
+
 def tensor_of(module: nn.Module, name: str) -> Tensor | None:
     """A module's weight or bias, also while accelerate keeps it offloaded (then it is read for this one use)."""
     tensor = getattr(module, name, None)
     if not isinstance(tensor, Tensor):
         return None
-    hook = getattr(module, "_hf_hook", None)
+    hook: Any = getattr(module, "_hf_hook", None)
     for part in getattr(hook, "hooks", (hook,)) if tensor.is_meta else ():
         if getattr(part, "weights_map", None) is not None:
             return part.weights_map[name].to(part.execution_device)

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from otterlm.families.parts import logit_transform
 from otterlm.model import OtterModel
 from otterlm.signals.base import Capability
 from otterlm.training.losses import followed_tokens
@@ -53,10 +54,10 @@ class ContrastObjective(nn.Module):
 
     def _loss(self, seen: Tensor, direction: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy of base logits + E u, `[n]`. E h + E u = E (h + u), unless the base does more to its logits."""
-        config, unembedding = self.model.base_model.config, self.model.base_model.get_output_embeddings()
+        unembedding = self.model.base_model.get_output_embeddings()
         hidden = seen[:, : unembedding.weight.shape[1]].to(unembedding.weight.dtype)
         direction = direction.to(hidden.dtype)
-        cap, scale = getattr(config, "final_logit_softcapping", None), getattr(config, "logit_scale", None)
+        scale, cap = logit_transform(self.model.base_model)
         if cap is None and scale is None:
             logits = unembedding(hidden + direction)
         else:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from otterlm.families.parts import decoder_config
 from otterlm.identity import of_data
 from otterlm.model import OtterModel
 from otterlm.signals.base import Capability
@@ -41,7 +42,9 @@ class DraftObjective(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Scalars: `loss`; in evaluation also `accuracy_I_R`, how often guess R of head I is right, counted from 0."""
         drafter = read_batch(self.model, self.source, batch, self.name)
-        return draft_metrics(drafter, batch, self.model.base_model.config.vocab_size, measure=not self.training)
+        return draft_metrics(
+            drafter, batch, decoder_config(self.model.base_model).vocab_size, measure=not self.training
+        )
 
 
 def draft_metrics(drafter: Drafter, batch: Batch, vocabulary_size: int, measure: bool) -> dict[str, Tensor]:

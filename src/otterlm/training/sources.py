@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from otterlm.families import Family
-from otterlm.families.parts import inputs_of
+from otterlm.families.parts import decoder_config, inputs_of
 from otterlm.identity import Identity, identity, of_config, of_data, of_weights
 from otterlm.masks import branch_mask
 from otterlm.model import OtterModel
@@ -77,7 +77,7 @@ class RecordedBase:
         self._blocks = decoder.get_submodule(family.layers)
         self._decoder, self._family = decoder, family
         self._layers = model.watched_layers
-        base = model.base_model.config.hidden_size
+        base = decoder_config(model.base_model).hidden_size
         self._fields = _recorded_fields(family)
         block = self._blocks[0].get_submodule
         sizes = {
@@ -110,7 +110,7 @@ class RecordedBase:
         recorded = self._file.read(batch).to(device, base.dtype)  # [B, T, width]
         mask = branch_mask(batch.segments, base.dtype)
         visitor.tokens(batch.input_ids)
-        *blocks, final = recorded.split([*self._parts * len(self._layers), base.config.hidden_size], dim=-1)
+        *blocks, final = recorded.split([*self._parts * len(self._layers), decoder_config(base).hidden_size], dim=-1)
         for n, index in enumerate(self._layers):
             start = n * len(self._fields)
             found = dict(zip(self._fields, blocks[start : start + len(self._fields)], strict=True))
@@ -138,7 +138,7 @@ class RecordedBase:
         rotary = self._decoder.get_submodule(self._family.rotary)
         if not hasattr(rotary, "layer_types"):
             return rotary(state, positions)
-        return rotary(state, positions, self._model.base_model.config.layer_types[index])
+        return rotary(state, positions, decoder_config(self._model.base_model).layer_types[index])
 
 
 def _texts(examples: Sequence[Example]) -> list[object]:

@@ -24,7 +24,9 @@ from otterlm.engines.vllm.upstream import (
     get_tensor_model_parallel_world_size,
     tensor_model_parallel_all_reduce,
 )
-from otterlm.stream import CachePlace, InsertedAttention, InsertedStream, Joint, StreamPass
+from otterlm.cache import CachePlace
+from otterlm.passes import StreamPass
+from otterlm.stream import InsertedAttention, InsertedStream, Joint
 from otterlm.taps import LayerTaps
 
 

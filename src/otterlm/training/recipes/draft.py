@@ -9,6 +9,7 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.config import OtterConfig
+from otterlm.families.parts import decoder_config
 from otterlm.model import OtterModel
 from otterlm.settings import check_settings, setting
 from otterlm.training.continuations import continue_prompts
@@ -67,7 +68,7 @@ class DraftRecipe:
         train_examples, eval_examples = run.split(examples, base)
         model = OtterModel(base, config).train()
         adapter = model.adapter()
-        vocabulary = frequent_tokens(train_examples, len(adapter.head.vocabulary), base.config.vocab_size)
+        vocabulary = frequent_tokens(train_examples, len(adapter.head.vocabulary), decoder_config(base).vocab_size)
         with torch.no_grad():
             adapter.head.vocabulary.copy_(vocabulary)
         objective = DraftObjective(model, LiveBase(model))

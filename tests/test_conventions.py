@@ -1,0 +1,295 @@
+"""What users of PEFT and Transformers call on a wrapped model: ours where it means the adapters, the base's where it
+means the base, one line where it cannot be."""
+
+import os
+from unittest import mock
+
+import pytest
+import torch
+from conftest import add_tiny_adapter, close, refused, tiny_base, tiny_otter, tokens
+from huggingface_hub import HfApi, RepoUrl
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, Trainer, TrainingArguments
+
+from otterlm.config import ContrastConfig
+from otterlm.model import OtterModel
+from otterlm.training.packing import Example, collate
+from otterlm.training.recipes.common import on_device
+from otterlm.training.reward import RewardObjective, RewardTrainingConfig
+from otterlm.training.sources import LiveBase
+
+OURS = """
+active_adapters add_adapter base_model delete_adapter device disable_adapters enable_adapters forward from_pretrained
+generate get_adapter_state_dict get_memory_footprint load_adapter num_parameters push_to_hub resize_token_embeddings
+save_pretrained set_adapter set_decoder set_input_embeddings set_output_embeddings tie_weights
+activation_checkpointing_disable activation_checkpointing_enable disable_input_require_grads
+enable_input_require_grads gradient_checkpointing_disable gradient_checkpointing_enable
+"""
+REFUSED = """
+continuous_batching_context_manager dequantize enable_peft_hotswap generate_batch init_continuous_batching
+init_weights initialize_weights post_init save_distributed_checkpoint
+"""
+OF_THE_BASE = """
+add_model_tags adjust_generation_fn barrier_after_gathered_checkpoint_save base_model_prefix can_generate
+can_record_outputs compute_transition_scores config_class destroy_cached_continuous_batching_manager dtype
+dummy_inputs ep_plan fsdp_plan fsdp_size gather_sharded_state_dict_for_save generation_config_class get_compiled_call
+get_correct_attn_implementation get_correct_experts_implementation get_decoder get_encoder
+get_expanded_tied_weights_keys get_experts_implementation get_init_context get_input_embeddings get_output_embeddings
+get_parameter_or_buffer get_position_embeddings heal_tokens init_parallel_plans input_modalities
+is_activation_checkpointing is_backend_compatible is_custom_code is_distributed_loading_by_transformers
+is_gradient_checkpointing is_remote_code load_custom_generate loss_function main_input_name
+mark_tied_weights_as_initialized maybe_distribute_model model_tags named_non_persistent_buffers output_modalities
+pp_plan prepare_distribute_model prepare_inputs_for_generation register_for_auto_class resize_position_embeddings
+retrieve_modules_from_names set_attn_implementation set_encoder set_experts_implementation set_use_kernels
+should_save_on_this_rank supports_context_parallel supports_gradient_checkpointing supports_pp_plan supports_tp_plan
+tp_plan tp_size use_kernels warn_if_padding_and_no_attention_mask
+"""
+
+
+def test_every_public_method_of_a_model_is_decided_on():
+    public = {name for name in dir(LlamaForCausalLM) if not name.startswith("_") and not hasattr(nn.Module, name)}
+    ours, refused_ones, of_the_base = OURS.split(), REFUSED.split(), OF_THE_BASE.split()
+    assert public - {*ours, *refused_ones, *of_the_base} == set()
+    for name in of_the_base:
+        assert not hasattr(OtterModel, name), name
+    otter = tiny_otter(tiny_base())
+    for name in ours:
+        assert hasattr(OtterModel, name) or name == "base_model", name
+    for name in (*refused_ones, "merge_and_unload", "merge_adapter", "unmerge_adapter", "add_weighted_adapter"):
+        refused(lambda name=name: getattr(otter, name)(), name)
+
+
+@pytest.mark.parametrize("name", ["gradient_checkpointing_enable", "enable_input_require_grads", "tie_weights"])
+@pytest.mark.parametrize("before", [True, False])
+def test_preparing_for_gradients_leaves_the_base(name, before):
+    base = tiny_base()
+    if before:
+        getattr(base, name)()
+    otter = tiny_otter(base)
+    if not before:
+        getattr(otter, name)()
+    output = otter.train()(tokens(2, 7))
+    assert torch.equal(output.logits, tiny_base()(tokens(2, 7)).logits)
+    assert not output.logits.requires_grad
+    output.signals["reward"].prefix.sum().backward()
+    assert otter.adapter().head.prefix.weight.grad is not None
+    otter.requires_grad_(True)
+    assert not any(parameter.requires_grad for parameter in base.parameters())
+
+
+def test_counts_are_of_base_and_adapters():
+    otter, base = tiny_otter(tiny_base()), tiny_base()
+    inserted = sum(parameter.numel() for parameter in otter.adapters.parameters())
+    assert otter.num_parameters() == base.num_parameters() + inserted
+    assert otter.num_parameters(only_trainable=True) == inserted
+    assert otter.get_memory_footprint() > base.get_memory_footprint() + 4 * inserted - 1
+
+
+@torch.no_grad()
+def test_set_and_delete_adapter():
+    otter = tiny_otter(tiny_base())
+    add_tiny_adapter(otter, "other", seed=2, layers=(1,))
+    both = otter(tokens(2, 7)).signals
+    otter.set_adapter("other")
+    assert otter.active_adapters == otter.active_adapter == ["other"]
+    assert torch.equal(otter(tokens(2, 7)).signals["other"].prefix, both["other"].prefix)
+    assert set(otter.signals) == {"other"}
+    trained = {name: [p.requires_grad for p in a.parameters()] for name, a in otter.adapters.items()}
+    assert all(trained["other"])
+    assert not any(trained["reward"])
+    with otter.use_adapters(["reward"]):
+        assert set(otter(tokens(2, 7)).signals) == {"reward"}
+    otter.set_adapter(["reward", "other"], inference_mode=True)
+    assert set(otter(tokens(2, 7)).signals) == {"reward", "other"}
+    assert otter.num_parameters(only_trainable=True) == 0
+    otter.set_requires_grad("reward")
+    assert otter.num_parameters(only_trainable=True) > 0
+    otter.disable_adapters()
+    assert otter(tokens(2, 7)).signals == {}
+    otter.enable_adapters()
+    otter.set_adapter("other")
+    otter.delete_adapter("other")
+    assert otter.active_adapters == list(otter.peft_config) == ["reward"]
+    assert torch.equal(otter(tokens(2, 7)).signals["reward"].prefix, both["reward"].prefix)
+    for call in (otter.set_adapter, otter.delete_adapter, otter.get_adapter_state_dict, otter.set_requires_grad):
+        refused(lambda call=call: call("nobody"), "nobody", "reward")
+    base = otter.unload()
+    assert base is otter.get_base_model()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in base.modules())
+    assert otter(tokens(2, 7)).signals == {}
+
+
+@torch.no_grad()
+def test_a_part_of_the_base_is_replaced():
+    otter = tiny_otter(tiny_base(), embedding="table")
+    before = otter(tokens(2, 7)).signals["reward"].prefix
+    embedding = nn.Embedding.from_pretrained(otter.get_input_embeddings().weight.clone(), freeze=False)
+    otter.set_input_embeddings(embedding)
+    assert torch.equal(otter(tokens(2, 7)).signals["reward"].prefix, before)
+    assert not embedding.weight.requires_grad
+
+
+def test_push_to_hub():
+    calls = []
+
+    def create(self, repo_id, **kwargs):
+        calls.append((repo_id, self.token, kwargs))
+        return RepoUrl(f"https://huggingface.co/{repo_id}")
+
+    def upload(self, **kwargs):
+        calls.append((sorted(os.listdir(kwargs.pop("folder_path"))), kwargs))
+        return "commit"
+
+    otter = tiny_otter(tiny_base())
+    with mock.patch.object(HfApi, "create_repo", create), mock.patch.object(HfApi, "upload_folder", upload):
+        assert otter.push_to_hub("me/otter", private=True, token="t", commit_message="first") == "commit"
+        add_tiny_adapter(otter, "other")
+        refused(lambda: otter.push_to_hub("me/otter"), "name an adapter")
+    assert calls == [
+        ("me/otter", "t", {"private": True, "exist_ok": True}),
+        (
+            ["README.md", "adapter_config.json", "adapter_model.safetensors"],
+            {"repo_id": "me/otter", "commit_message": "first"},
+        ),
+    ]
+    refused(lambda: otter.push_to_hub("me/otter", "reward"), "me/otter", "offline")
+
+
+def test_save_pretrained_of_another_process_writes_nothing(tmp_path):
+    tiny_otter(tiny_base()).save_pretrained(tmp_path, is_main_process=False)
+    assert not list(tmp_path.iterdir())
+
+
+# -- Trainer ---------------------------------------------------------------------------------------------------------
+
+
+class RewardTrainer(Trainer):
+    """Pulls the last reward to the mean label."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        output = model(**inputs)
+        loss = (output.signals["reward"].prefix[:, -1] - inputs["labels"].float().mean(dim=-1)).square().mean()
+        return (loss, output) if return_outputs else loss
+
+
+ROWS = [
+    {"input_ids": tokens(8, seed=n).tolist(), "attention_mask": [1] * 8, "labels": tokens(8).tolist(), "other": n}
+    for n in range(6)
+]
+
+
+def trainer(model, folder, **settings):
+    defaults = {"max_steps": 2, "report_to": [], "use_cpu": True, "disable_tqdm": True, "save_steps": 1}
+    arguments = TrainingArguments(str(folder), **(defaults | settings))
+    return RewardTrainer(model=model.train(), args=arguments, train_dataset=ROWS, eval_dataset=ROWS)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_trainer_with_its_defaults(tmp_path, tied):
+    base = tiny_base(tie_word_embeddings=tied)
+    otter, before = tiny_otter(base), [parameter.clone() for parameter in base.parameters()]
+    made = trainer(otter, tmp_path, eval_strategy="steps", eval_steps=1, load_best_model_at_end=True)
+    made.train()
+    assert made.evaluate()["eval_loss"] > 0
+    assert made.predict(ROWS).predictions.shape == (6, 8, 97)
+    assert all(torch.equal(left, right) for left, right in zip(base.parameters(), before, strict=True))
+    made.save_model(str(tmp_path / "whole"))
+    again = tiny_otter(tiny_base(seed=5, tie_word_embeddings=tied), seed=5)
+    again.load_state_dict(load_file(tmp_path / "whole" / "model.safetensors"))
+    ours, theirs = again(tokens(2, 7)), otter.eval()(tokens(2, 7))
+    assert torch.equal(ours.logits, theirs.logits)
+    assert torch.equal(ours.signals["reward"].prefix, theirs.signals["reward"].prefix)
+    resumed = trainer(tiny_otter(base), tmp_path, max_steps=3)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert resumed.state.global_step == 3
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"bf16": True}, {"gradient_checkpointing": True}, {"torch_compile": True, "torch_compile_backend": "eager"}],
+)
+def test_trainer_in_other_ways(tmp_path, settings):
+    otter = tiny_otter(tiny_base())
+    before = otter.adapter().head.prefix.weight.clone()
+    trainer(otter, tmp_path, save_strategy="no", **settings).train()
+    assert not torch.equal(otter.adapter().head.prefix.weight, before)
+
+
+def test_trainer_on_a_quantised_base(tmp_path):
+    base = tiny_base()
+    base.is_quantized = True
+    trainer(tiny_otter(base), tmp_path, save_strategy="no").train()
+
+
+# -- bases that live elsewhere -----------------------------------------------------------------------------------------
+
+
+def on_disk(folder, places):
+    tiny_base().save_pretrained(folder)
+    base = AutoModelForCausalLM.from_pretrained(folder, device_map=places, offload_folder=folder / "off")
+    assert any(parameter.is_meta for parameter in base.parameters())
+    return base
+
+
+MIXED = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "disk"} | {
+    f"model.layers.{n}": "disk" if n % 2 else "cpu" for n in range(4)
+}
+
+
+@pytest.mark.parametrize("places", [{"": "disk"}, MIXED], ids=["disk", "mixed"])
+@pytest.mark.parametrize("embedding", ["table", "projection"])
+def test_training_beside_an_offloaded_base(tmp_path, places, embedding):
+    batch = collate([Example(0, (5, 6, 7), ((8, 9), (10, 11, 12))), Example(1, (20,), ((21, 22, 23), (24, 25)))])
+    losses = []
+    for base in (on_device(on_disk(tmp_path, places)), tiny_base()):
+        torch.manual_seed(0)
+        otter = OtterModel(base)
+        add_tiny_adapter(otter, "reward", initialization="copy", embedding=embedding)
+        objective = nn.Sequential(RewardObjective(otter, LiveBase(otter), RewardTrainingConfig())).to("cpu")
+        loss = objective(batch.to(otter.device))["loss"]
+        loss.backward()
+        assert all(parameter.grad.isfinite().all() for parameter in otter.adapters.parameters())
+        losses.append(loss.detach())
+    close(losses[0], losses[1])
+
+
+def test_an_offloaded_base_is_not_moved(tmp_path):
+    otter = tiny_otter(on_disk(tmp_path, {"": "disk"}))
+    assert otter.device == torch.device("cpu")
+    refused(lambda: otter.to("cpu"), "moved", "offloaded")
+    refused(lambda: tiny_otter(tiny_base()).cuda(), "moved") if not torch.cuda.is_available() else None
+
+
+def test_a_base_that_cannot_be_moved_stays_or_says_so(monkeypatch):
+    def to(*_, **__):
+        raise ValueError("`.to` is not supported for `4-bit` or `8-bit` bitsandbytes models.")
+
+    base = tiny_base()
+    monkeypatch.setattr(base, "to", to)
+    assert on_device(base) is base
+    monkeypatch.setattr(
+        "otterlm.training.recipes.common.PartialState", lambda: mock.Mock(device=torch.device("cuda:0"))
+    )
+    refused(lambda: on_device(base), "cuda:0", "8-bit", "device_map")
+
+
+# -- torch.export ------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_exported_program_gives_the_signals(tmp_path, strict):
+    otter = tiny_otter(tiny_base())
+    add_tiny_adapter(otter, "contrast", seed=2, layers=(1,), signal=ContrastConfig(rank=4))
+    inputs = {"input_ids": tokens(2, 9), "use_cache": False}
+    program = torch.export.export(otter, (), inputs, strict=strict)
+    torch.export.save(program, tmp_path / "program.pt2")
+    output = torch.export.load(tmp_path / "program.pt2").module()(**inputs)
+    expected = otter(**inputs)
+    assert torch.equal(output.logits, expected.logits)
+    close(output.signals["reward"]["prefix"], expected.signals["reward"].prefix)
+    read = otter.read_signals({name: tensors["state"] for name, tensors in output.signals.items()})
+    close(read["contrast"].difference(), expected.signals["contrast"].difference(), 1e-4)
+    with otter.disable_adapter():
+        assert torch.export.export(otter, (), inputs, strict=strict).module()(**inputs).signals == {}
