@@ -50,6 +50,8 @@ def command(
     sampled = sample or method == "best-of-n"
     if not raw and not prompt.strip():
         raise OtterError("--prompt is empty")
+    if any("\ud800" <= letter <= "\udfff" for letter in prompt):  # bytes of another encoding
+        raise OtterError("--prompt is not UTF-8")
     adapters = named_adapters(adapter or [])
     tokenizer = load_tokenizer(base)
     tokens = tokenizer.encode(prompt) if raw else prompt_tokens((("user", prompt),), tokenizer)
