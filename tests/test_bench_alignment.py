@@ -63,6 +63,9 @@ def test_command(answer, refusal, base, adapter, encoder, tmp_path) -> None:  # 
     assert again["rows"] == result["rows"]
     assert "alignment.jsonl" in refusal(*asked, "--weight", 0, "--weight", 3, "--seed", 1)
     assert "not a reward model" in refusal(*asked[:-2], "--judge", base)
+    small = SeparateRewardModel.of(tiny_base(vocab_size=30))
+    small.save_pretrained(tmp_path / "small")
+    assert "vocabularies have 30" in refusal(*asked[:-2], "--reward-model", tmp_path / "small")
 
 
 def test_the_judge_reads_what_training_read(tmp_path) -> None:

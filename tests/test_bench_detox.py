@@ -76,6 +76,8 @@ def test_command(answer, refusal, base, contrast, tmp_path, monkeypatch) -> None
     assert "otter-some.jsonl" in refused
     assert "other adapter:" in refused
     assert "both" in refusal(*asked, "--expert", base)
+    tiny_base(vocab_size=30).save_pretrained(tmp_path / "small")
+    assert "one vocabulary" in refusal(*asked, "--expert", base, "--anti-expert", tmp_path / "small")
     assert "NAME=FILE" in refusal(*asked, "--data", "p.jsonl")
     assert "pixagram" in refusal(*asked, "--toxicity", tmp_path)
 

@@ -68,6 +68,15 @@ def test_command(answer, refusal, base, draft, medusa, tmp_path) -> None:  # noq
     model.save_pretrained(draft)
     refused = refusal(*asked, "--max-new-tokens", 8, "--out", tmp_path / "out")
     assert "mine, 2 drafts.adapter" in refused
+    # What drafts with nothing is said, and by its name.
+    (medusa / "metrics.json").write_text("{")
+    assert "Medusa heads" in refusal(*asked)
+    (medusa / "heads.safetensors").write_bytes(b"garbage")
+    assert "Medusa heads" in refusal(*asked)
+    model = OtterModel(tiny_base(vocab_size=len(WORDS)))
+    add_tiny_adapter(model, "reward")
+    model.save_pretrained(draft)
+    assert "no adapter predicts draft; there are: mine" in refusal(*asked)
 
 
 def test_wrong_tokens_are_counted(monkeypatch) -> None:

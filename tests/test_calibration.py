@@ -3,6 +3,7 @@
 import functools
 import json
 import random
+import sys
 from typing import Any
 
 import pytest
@@ -91,7 +92,7 @@ def test_what_is_no_calibration_is_refused() -> None:
     refused(lambda: calibrate(texts(), 0.5, 0.0), "rate")
 
 
-def test_command(answer, refusal, base, adapter, tmp_path) -> None:  # noqa: F811
+def test_command(answer, refusal, base, adapter, tmp_path, monkeypatch) -> None:  # noqa: F811
     data = tmp_path / "scores.jsonl"
     rows = [{"text": f"{a} {b} {c}", "score": float(a in "ab")} for a in "abcd" for b in "efg" for c in "hij"]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -105,3 +106,7 @@ def test_command(answer, refusal, base, adapter, tmp_path) -> None:  # noqa: F81
     assert signal.calibration is not None
     assert signal.calibration.threshold == result["threshold"]
     assert "--bad-below" in refusal(*command)
+    answer(*command, "--bad-below", 0.5, "--plot", tmp_path / "new" / "curve.xyz", "--no-save")
+    assert (tmp_path / "new" / "curve.xyz").read_bytes()[1:4] == b"PNG"
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert "matplotlib" in refusal(*command, "--bad-below", 0.5, "--plot", tmp_path / "curve.png")

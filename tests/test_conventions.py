@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, Trainer, TrainingArguments
 
-from otterlm.config import ContrastConfig
 from otterlm.model import OtterModel
+from otterlm.signals.contrast.config import ContrastConfig
 from otterlm.training.packing import Example, collate
 from otterlm.training.recipes.common import on_device
 from otterlm.training.reward import RewardObjective, RewardTrainingConfig

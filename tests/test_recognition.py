@@ -22,11 +22,11 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from otterlm.config import ContrastConfig
 from otterlm.engines.exported import export
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
 from otterlm.plan import plan
+from otterlm.signals.contrast.config import ContrastConfig
 from otterlm.training.contrast import ContrastObjective
 from otterlm.training.packing import Example, collate
 from otterlm.training.reward import RewardObjective, RewardTrainingConfig

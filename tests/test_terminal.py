@@ -3,6 +3,7 @@
 # ruff: noqa: F811 - fixtures of test_cli
 
 import errno
+import functools
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import add_tiny_adapter, tiny_base, tiny_otter
+from conftest import add_tiny_adapter, refused, tiny_base, tiny_otter
 from rich.progress import TextColumn
 from safetensors.torch import load_file, save_file
 from test_cli import SHAPE, adapter, answer, base, otter, pairs, refusal  # noqa: F401 - fixtures
@@ -165,16 +166,19 @@ def test_every_help_page(otter: Run) -> None:
         assert "--json" in out, verb
 
 
-def test_a_folder_whose_name_is_not_utf8(answer: Answer, base: Path, pairs: Path, tmp_path: Path) -> None:
-    out = tmp_path / os.fsdecode(b"caf\xe9")
-    how = ("--epochs", 1, "--eval-fraction", 0.25, "--batch-size", 8, "--vocabulary-rank", 4, "--record")
-    answer("train", "reward", "--base", base, "--data", pairs, "--out", out / "run", *SHAPE, *how)
-    renamed = out / "base"
-    renamed.symlink_to(base)
-    rows, page = out / "rows.jsonl", out / "page.html"
-    files = ("--data", pairs, "--out", rows, "--tokens", "--html", page)
-    assert answer("score", "--base", renamed, "--adapter", out / "run", *files)["n"] == 40
-    assert len(rows.read_text().splitlines()) == 40
+def test_names_that_are_not_utf8(
+    answer: Answer, refusal: Refusal, base: Path, adapter: Path, pairs: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    for name, path in (("base", base), ("adapter", adapter), ("pairs.jsonl.gz", pairs)):
+        (folder / name).symlink_to(path)
+    data = ("--data", folder / "pairs.jsonl.gz", "--html", folder / "page.html")
+    here = ("--base", folder / "base", "--adapter", folder / "adapter")
+    assert answer("score", *here, *data, "--out", folder / "rows.jsonl", "--tokens")["n"] == 40
+    assert len((folder / "rows.jsonl").read_text().splitlines()) == 40
+    # TensorBoard cannot write there.
+    assert "not UTF-8" in refusal("train", "reward", "--base", base, "--data", pairs, "--out", folder / "out")
 
 
 # -- one line ----------------------------------------------------------------------------------------------------------
@@ -202,7 +206,7 @@ def test_devices_that_are_not_there(refusal: Refusal, base: Path, adapter: Path,
     [
         (("--prompt", ""), "--prompt is empty"),
         (("--prompt", "  \n"), "--prompt is empty"),
-        (("--raw", "--prompt", ""), "--prompt is empty"),
+        (("--raw", "--prompt", "a \udcff"), "--prompt is not UTF-8"),
         (("--top-p", 2), "--top-p must be above 0 and at most 1"),
         (("--top-p", "nan"), "--top-p"),
         (("--alpha", "nan"), "--alpha must be a finite number"),
@@ -365,6 +369,8 @@ def test_names_of_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     (tmp_path / "lr=0.1").mkdir()
     assert parse_adapter("lr=0.1") == (None, "lr=0.1")
     assert named_adapters(["a=x", "b=x"]) == {"a": "x", "b": "x"}
+    for nothing in ("", "mine="):
+        refused(functools.partial(parse_adapter, nothing), "names no folder")
 
 
 def test_an_adapter_by_name_everywhere(

@@ -56,8 +56,12 @@ def make_folder(folder: Path) -> None:
     """Makes a folder that files can be written into, before work is done for them.
 
     Raises:
-        OtterError: it cannot be made or written.
+        OtterError: it cannot be made or written, or its name is not UTF-8, as libraries that write there need it.
     """
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise OtterError(f"{folder} cannot be written into: its name is not UTF-8") from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

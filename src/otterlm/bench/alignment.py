@@ -20,6 +20,7 @@ from otterlm.bench.judges import Coherence, Preference, diversity
 from otterlm.bench.report import half_interval, machine
 from otterlm.decoding import CandidateSearch, RejectionSampling, RewardGuidance
 from otterlm.decoding.scoring import score_sequences
+from otterlm.errors import OtterError
 from otterlm.identity import Identity, identity, of_data, of_weights
 from otterlm.masks import token_positions
 from otterlm.model import OtterModel
@@ -27,6 +28,7 @@ from otterlm.peers.args import ARGS
 from otterlm.peers.cards import CARDS
 from otterlm.peers.reward_model import SeparateRewardModel
 from otterlm.resumable import run_resumable
+from otterlm.signals.base import Capability
 from otterlm.training.continuations import continue_greedily, of_generation, pad_left, responses_of
 from otterlm.training.packing import Limits, encode_prompts
 from otterlm.training.rows import Prompt
@@ -132,15 +134,18 @@ def methods_of(
     Raises:
         OtterError: the adapter does not fit or has no reward, or the reward model is none.
     """
-    otter = OtterModel.from_pretrained(base, adapter, "reward")
+    otter = OtterModel.from_pretrained(base, adapter)
+    inserted = otter.adapter(otter.adapter_name(None, Capability.PREFIX)).extra_parameters(base.config.vocab_size)
     separate = SeparateRewardModel.from_pretrained(reward_model, base.dtype).to(base.device)
+    sizes = [model.config.get_text_config().vocab_size for model in (base, separate.classifier)]
+    if sizes[0] != sizes[1]:
+        raise OtterError(f"{reward_model} reads the base's tokens; their vocabularies have {sizes[1]} and {sizes[0]}")
     asked = encode_prompts(prompts[:CALIBRATION], tokenizer, max_prompt_tokens)
     said = continue_greedily(base, tokenizer, asked, new_tokens)
     texts = [prompt + response for prompt, response in zip(asked, said, strict=True)]
     ids, mask = pad_left(texts, tokenizer.pad_token_id or 0, base.device)
     ours = Scale.of(score_sequences(otter, ids, mask))
     theirs = Scale.of(separate.read(input_ids=ids, attention_mask=mask, position_ids=token_positions(mask)).detach())
-    inserted = otter.adapter("reward").extra_parameters(base.config.vocab_size)
     copy = sum(p.numel() for p in separate.parameters())
 
     def guidance(weight: float) -> Callable[[Tensor], dict[str, Any]]:
@@ -160,7 +165,7 @@ def methods_of(
     def wanted(scale: Scale) -> dict[str, Any]:
         return {"threshold": scale.mean + scale.spread, "beta": 0.7 * scale.spread}
 
-    with_adapter = {"rewards": of_weights(otter.adapter("reward")), "scale": asdict(ours), "top_k": top_k}
+    with_adapter = {"rewards": of_weights(otter.adapter()), "scale": asdict(ours), "top_k": top_k}
     with_copy = {"rewards": of_weights(separate), "scale": asdict(theirs), "top_k": top_k}
     found = {BASE: Method(base, lambda mask: {}), SAMPLED: Method(base, lambda mask: SAMPLING)}
     for weight in weights:

@@ -27,6 +27,7 @@ from otterlm.model import OtterModel
 from otterlm.peers.dexperts import DExperts
 from otterlm.resumable import run_resumable
 from otterlm.training.continuations import of_generation
+from otterlm.training.experts import check_vocabularies
 
 BASE = "base"
 TOP_P = 0.9
@@ -108,16 +109,21 @@ def otter_method(base: PreTrainedModel, adapter: str | Path, alpha: float) -> Me
     Raises:
         OtterError: it does not fit, or is no contrast.
     """
-    model = OtterModel.from_pretrained(base, adapter, "contrast")
+    model = OtterModel.from_pretrained(base, adapter)
     guidance = ContrastGuidance(model, alpha, TOP_P)
-    extra = model.adapter("contrast").extra_parameters(base.config.vocab_size)
-    depends = {"alpha": alpha, "adapter": of_weights(model.adapter("contrast"))}
+    extra = model.adapter().extra_parameters(base.config.vocab_size)
+    depends = {"alpha": alpha, "adapter": of_weights(model.adapter())}
     return Method(model, lambda batch, prompts: guidance, extra, depends)
 
 
 def dexperts_method(base: PreTrainedModel, expert: str, anti_expert: str, alpha: float) -> Method:
-    """Two fine-tuned models, see `otterlm.bases.load_base`."""
+    """Two fine-tuned models, see `otterlm.bases.load_base`.
+
+    Raises:
+        OtterError: they cannot be loaded, or have another vocabulary than the base.
+    """
     sides = load_base(expert, base.dtype).to(base.device), load_base(anti_expert, base.dtype).to(base.device)
+    check_vocabularies(base, *sides)
 
     def steer(batch: Mapping[str, Tensor], prompts: Sequence[str]) -> LogitsProcessor:
         return DExperts(*sides, batch["input_ids"], batch["attention_mask"], alpha, TOP_P)

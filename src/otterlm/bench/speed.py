@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.bench.report import machine
 from otterlm.decoding import DraftTree, SpeculativeDecoding
+from otterlm.errors import OtterError, reason
 from otterlm.identity import Identity, identity, of_data, of_weights
 from otterlm.model import OtterModel
 from otterlm.peers.medusa import MedusaDecoding, MedusaHeads
@@ -106,7 +108,7 @@ def methods_of(
         confidences: see `SpeculativeDecoding`; with each of the sizes.
 
     Raises:
-        OtterError: an adapter does not fit, or does not draft.
+        OtterError: an adapter does not fit or does not draft, or the heads are not of this base.
     """
     found = {BASE: Method(base)}
     loops = [
@@ -114,16 +116,14 @@ def methods_of(
         for size, confidence in product(drafts, confidences)
     ]
     for name, folder in adapters.items():
-        model = OtterModel.from_pretrained(base, folder, "draft")
-        adapter = model.adapter(model.adapter_name("draft", Capability.DRAFTS))
+        model = OtterModel.from_pretrained(base, folder, name)
+        adapter = model.adapter(model.adapter_name(None, Capability.DRAFTS))
         extra = adapter.extra_parameters(base.config.vocab_size)
         for which, size, confidence in loops:
             loop = {"custom_generate": SpeculativeDecoding(size, confidence=confidence)}
             found[f"{name}, {which}"] = Method(model, loop, extra, {"adapter": of_weights(adapter)})
     if medusa is not None:
-        heads = MedusaHeads(base)
-        load_model(heads, str(medusa / "heads.safetensors"))
-        accuracy = measured_accuracy(json.loads((medusa / "metrics.json").read_text()), len(heads.blocks))
+        heads, accuracy = _medusa(base, medusa)
         for which, size, confidence in loops:
             loop = {"custom_generate": MedusaDecoding(heads, DraftTree.best(accuracy, size), confidence)}
             extra = sum(p.numel() for p in heads.parameters())
@@ -132,6 +132,17 @@ def methods_of(
     # Of Transformers itself: drafts are what followed the same tokens earlier in the text.
     found["prompt lookup"] = Method(base, {"prompt_lookup_num_tokens": 10})
     return found
+
+
+def _medusa(base: PreTrainedModel, folder: Path) -> tuple[MedusaHeads, tuple[tuple[float, ...], ...]]:
+    """Trained heads, and how often their guesses are right."""
+    heads = MedusaHeads(base)
+    try:
+        load_model(heads, str(folder / "heads.safetensors"))
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise OtterError(f"{folder} does not hold Medusa heads of this base: {reason(error)}") from error
+    return heads, measured_accuracy(metrics, len(heads.blocks))
 
 
 def measure(

@@ -1,5 +1,6 @@
 """The `otter` command: one file a verb."""
 
+import os
 import sys
 
 import datasets
@@ -53,6 +54,8 @@ def main() -> None:
 
 def _run() -> int:
     prepare_streams()
+    if "TRANSFORMERS_VERBOSITY" not in os.environ:
+        transformers.utils.logging.set_verbosity_error()  # what it warns of, such as missing weights, is refused
     if not sys.stderr.isatty():
         for library in (transformers.utils.logging, datasets):
             library.disable_progress_bar()

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from otterlm import adapter_files, files
+from otterlm.bench import report
 from otterlm.cli.groups import HeldOut, Machine, grouped
 from otterlm.cli.options import AsJson, Base, OneAdapter, one_adapter
 from otterlm.cli.scored import score_rows
@@ -37,6 +38,7 @@ def command(
     """Fits a curve from rewards to scores and an alarm's threshold on half of the data, and measures on the other."""
     if bad_below is not None and not math.isfinite(bad_below):
         raise OtterError(f"--bad-below must be a number, got {bad_below}")
+    figure = None if plot is None else report.new_figure(5, 4)
     name, where = one_adapter(adapter)
     folder = adapter_files.locate(where)
     config = adapter_files.read_config(folder)
@@ -44,14 +46,14 @@ def command(
     held = [rows[index] for index in held_out.choose(rows)]
     scored, _ = score_rows(held, base, folder, name, limits, batch_size, machine)
     calibration, alarm = calibrate(scored, bad_below, false_alarm_rate)
-    if plot is not None:
-        _draw(calibration, plot)
     if save:
         if adapter_files.read_config(folder) != config:
             raise OtterError(f"{folder} was changed meanwhile: calibrate the adapter that is there now")
         signal: Any = config.signal
         config = replace(config, signal=replace(signal, calibration=calibration))
         files.write_text(folder / adapter_files.CONFIG, config.to_json())
+    if plot is not None:
+        _draw(figure, calibration, plot)
     if as_json:
         print_json({"curve": calibration.curve, **asdict(alarm)})
         return
@@ -62,15 +64,10 @@ def command(
     )
 
 
-def _draw(calibration: Calibration, path: Path) -> None:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise OtterError("--plot needs matplotlib: pip install 'otter-lm[bench]'") from error
-    figure = Figure(figsize=(5, 4), layout="constrained")
+def _draw(figure: Any, calibration: Calibration, path: Path) -> None:
     axes = figure.subplots()
     axes.plot(*zip(*calibration.curve, strict=True), marker="o")
     axes.axvline(calibration.threshold, linestyle="--", color="tab:red", label="alarm")
     axes.set(xlabel="reward", ylabel="score")
     axes.legend()
-    figure.savefig(path, dpi=130)
+    report.write_figure(path, figure)

@@ -79,6 +79,8 @@ def _read(prompt: str, raw: bool, tokenizer: PreTrainedTokenizerBase) -> list[in
     """The prompt's tokens: a text to continue, or what the user says."""
     if not raw and not prompt.strip():
         raise OtterError("--prompt is empty")
+    if any("\ud800" <= letter <= "\udfff" for letter in prompt):  # bytes of another encoding
+        raise OtterError("--prompt is not UTF-8")
     tokens: list[int] = tokenizer.encode(prompt) if raw else prompt_tokens((("user", prompt),), tokenizer)
     if not tokens:
         raise OtterError("--prompt is empty, and this base has no token to begin a text with")

@@ -44,8 +44,14 @@ def parse_device(name: str) -> torch.device:
 
 
 def parse_adapter(text: str) -> tuple[str | None, str]:
-    """NAME=FOLDER as name and folder; a folder or hub id alone has no name. A path may hold an equals sign."""
+    """NAME=FOLDER as name and folder; a folder or hub id alone has no name. A path may hold an equals sign.
+
+    Raises:
+        OtterError: there is no folder in it.
+    """
     name, equals, folder = text.partition("=")
+    if not text or (equals and not folder):
+        raise OtterError(f"--adapter {text!r} names no folder")
     if not equals or not name.isidentifier() or Path(text).is_dir():
         return None, text
     return name, folder

@@ -56,11 +56,14 @@ class SeparateRewardModel(nn.Module):
             OtterError: there is none, or it has more labels or another kind of head.
         """
         try:
-            classifier = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype)
+            load = AutoModelForSequenceClassification.from_pretrained
+            classifier, loading = load(folder, dtype=dtype, output_loading_info=True)
         except Exception as error:
             raise OtterError(f"{folder} is not a reward model: {reason(error)}") from error
         if classifier.num_labels != 1 or not hasattr(classifier, "score"):
             raise OtterError(f"{folder} is not a reward model: it must have one label and a score for every position")
+        if loading["missing_keys"]:  # Transformers makes them up
+            raise OtterError(f"{folder} is not a reward model: it lacks {min(loading['missing_keys'])}")
         return cls(classifier.requires_grad_(False).eval())
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -48,10 +48,8 @@ class ExpertOpinions:
         path: Path,
         batch_size: int = 16,
     ) -> None:
-        sizes = [model.config.get_text_config().vocab_size for model in (base, expert, anti_expert)]
-        if len(set(sizes)) > 1:
-            raise OtterError(f"base, expert and anti-expert need one vocabulary; theirs have {sizes} tokens")
-        candidates = min(CANDIDATES, sizes[0])
+        check_vocabularies(base, expert, anti_expert)
+        candidates = min(CANDIDATES, base.config.get_text_config().vocab_size)
         models = base, expert, anti_expert
         self.models = of_weights(*models)
         this = identity("opinions of experts", models=self.models, data=of_data(examples))
@@ -68,6 +66,17 @@ class ExpertOpinions:
         anti-expert logits, `[B, T, K]` each."""
         tokens, likely, difference = self._file.read(batch).to(batch.input_ids.device).chunk(3, dim=-1)
         return tokens.long(), likely, difference
+
+
+def check_vocabularies(base: PreTrainedModel, expert: PreTrainedModel, anti_expert: PreTrainedModel) -> None:
+    """That the three have one vocabulary.
+
+    Raises:
+        OtterError: they have not.
+    """
+    sizes = [model.config.get_text_config().vocab_size for model in (base, expert, anti_expert)]
+    if len(set(sizes)) > 1:
+        raise OtterError(f"base, expert and anti-expert need one vocabulary; theirs have {sizes} tokens")
 
 
 @torch.no_grad()

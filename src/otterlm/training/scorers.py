@@ -153,16 +153,20 @@ def _classifier(spec: str) -> tuple[Scorer, Identity]:
     try:
         tokenizer, config = AutoTokenizer.from_pretrained(name), AutoConfig.from_pretrained(name)
         reads_dialogues = config.num_labels == 1 and bool(tokenizer.chat_template)
-        model = None if reads_dialogues else AutoModelForSequenceClassification.from_pretrained(name).eval()
+        model, loading = AutoModelForSequenceClassification.from_pretrained(name, output_loading_info=True)
     except Exception as error:
         raise OtterError(f"the classifier {name} cannot be loaded: {reason(error)}") from error
+    if loading["missing_keys"]:  # Transformers makes them up
+        raise OtterError(f"{name} is no classifier: it lacks weights, such as {min(loading['missing_keys'])}")
     labels: dict[str, int] = config.label2id
     if label and label not in labels:
         raise OtterError(f"{name} has no label {label!r}; it has: {', '.join(labels)}")
-    if model is None:
+    if reads_dialogues:
         half = config.max_position_embeddings // 2
         judge = Preference(name)
         return functools.partial(judge, limits=Limits(half, half)), {"model": judge.identity}
+
+    model.eval()
 
     @torch.no_grad()
     def score(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:

@@ -36,9 +36,10 @@ def command(
         cells = product(base or ["smollm2-135m"], batch or [1], prompt or [64], [new_tokens], top_k or [10])
         settings = [Setting(*cell) for cell in cells]
     parse_device(device)
-    for setting in settings:
-        check_shape(setting.shape)
-    rows = [row for setting in settings for row in measure(setting, rounds, dtype=parse_dtype(dtype), device=device)]
+    kind = parse_dtype(dtype)
+    for name in base or []:
+        check_shape(name)  # also with --quick, which takes its own
+    rows = [row for setting in settings for row in measure(setting, rounds, dtype=kind, device=device)]
     found = [row.to_dict() for row in rows]
     if out is not None:
         used = {"rounds": rounds, "dtype": dtype, "device": device}

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from otterlm.cache import CachePlace
 from otterlm.engines.vllm.upstream import (
     Attention,
     VllmConfig,
@@ -24,7 +25,6 @@ from otterlm.engines.vllm.upstream import (
     get_tensor_model_parallel_world_size,
     tensor_model_parallel_all_reduce,
 )
-from otterlm.cache import CachePlace
 from otterlm.passes import StreamPass
 from otterlm.stream import InsertedAttention, InsertedStream, Joint
 from otterlm.taps import LayerTaps

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -14,6 +13,7 @@ from otterlm.model import OtterModel
 from otterlm.settings import setting
 from otterlm.training.packing import Example, Limits, tokenize
 from otterlm.training.recipes.common import Run, on_device
+from otterlm.training.records import source_name
 from otterlm.training.reward import RewardObjective, RewardTrainingConfig, start_from_probe
 from otterlm.training.rows import PairRow, Row, hold_out, read_rows
 from otterlm.training.scoring import correlations, score_examples
@@ -72,7 +72,7 @@ class RewardRecipe:
             held = hold_out(rows, run.eval_fraction, run.training.seed)
         examples = tokenize(rows, tokenizer, self.limits)
         settings = {f"max_{name}_tokens": value for name, value in asdict(self.limits).items()}
-        return fit_reward(base, tokenizer, examples, held, config, self.learning, run, Path(self.data).name, settings)
+        return fit_reward(base, tokenizer, examples, held, config, self.learning, run, source_name(self.data), settings)
 
 
 def fit_reward(
