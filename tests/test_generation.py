@@ -211,6 +211,12 @@ def test_a_processor_of_the_user_reads_the_signal_of_its_text(settings: dict[str
         torch.testing.assert_close(reward, expected, atol=1e-4, rtol=1e-4)
 
 
+def test_the_signals_of_the_latest_pass_stay() -> None:
+    for settings in ({}, {"prompt_lookup_num_tokens": 2}, {"custom_generate": CandidateSearch(2.0, 4)}):
+        otter().generate(**prompt(), **GREEDY, **settings, logits_processor=[RewardGuidance(otter(), 2.0)])
+        assert set(otter().signals) == {"reward", "contrast", "draft"}
+
+
 def test_drafts_and_guidance_sample_from_the_guided_distribution() -> None:
     """The base as assistant proposes its own distribution, the guided one is what comes out."""
     ids = tokens(1, 5, seed=9)

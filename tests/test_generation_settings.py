@@ -205,6 +205,11 @@ SETTINGS = {
     "prompt lookup, a filled cache": Setting(
         lambda prompt: turn_before(prompt) | {"prompt_lookup_num_tokens": 3}, rows=1, refused=ALL
     ),
+    "prompt lookup, stop_strings": Setting(
+        lambda _: {"prompt_lookup_num_tokens": 3, "stop_strings": [chr(END + 30)], "tokenizer": tokenizer()},
+        rows=1,
+        refused=ALL,
+    ),
     "prompt lookup, inputs_embeds": Setting(
         lambda prompt: embedded(prompt) | {"prompt_lookup_num_tokens": 3}, rows=1, refused=ALL
     ),
