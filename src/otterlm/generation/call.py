@@ -175,7 +175,7 @@ class _Call:
             if assisted:
                 accepted["inputs_tensor"] = inputs_tensor
             with self._model.generating(generation):
-                return method(
+                output = method(
                     base,
                     input_ids,
                     logits_processor=Processors(logits_processor, generation),
@@ -184,6 +184,8 @@ class _Call:
                     **accepted,
                     **inputs,
                 )
+            generation.finish()
+            return output
 
         return decode
 

@@ -58,6 +58,11 @@ class Generation:
         states = {name: signal.state for name, signal in self._verified.items()}
         return self.model.heads({name: state[:, : state.shape[1] - ahead] for name, state in states.items()})
 
+    def finish(self) -> None:
+        """Leaves the signals of the latest pass to whoever asks the model for them."""
+        if self._verified:
+            self.model.read_signals({name: signal.state for name, signal in self._verified.items()})
+
     def end_rows(self, done: Tensor, length: int) -> None:
         """Notes which rows end with the current token, the text's last of so many."""
         if self.ended is None or self.lengths is None or len(self.ended) != len(done):

@@ -145,7 +145,9 @@ def _drafts_and_more(request: Request) -> str:
         return ""
     others = [_unconditional(request), _embeddings(request)]
     if request.past is not None and request.past.get_seq_length():
-        others.append("past_key_values that hold tokens")  # Transformers would read the whole text behind them
+        others.append("past_key_values that hold tokens")  # Transformers reads the whole text behind them
+    if request.config.stop_strings or request.arguments.get("stopping_criteria"):
+        others.append("stop_strings or stopping_criteria")  # it asks them after several tokens
     return next((f"{drafts} and {other}" for other in others if other), "")
 
 
@@ -216,7 +218,7 @@ _SETTINGS: tuple[tuple[str | None, Callable[[Request], str], str], ...] = (
     (None, _early_exit, "adapters read all blocks; use another assistant, or disable_adapter"),
     (None, _right_padding, "the last position would be padding; pad on the left (padding_side='left')"),
     (None, _paged, "continuous batching decodes by itself; leave it out"),
-    (None, _drafts_and_more, "Transformers verifies drafts for token ids alone, from an empty cache; leave one out"),
+    (None, _drafts_and_more, "Transformers verifies drafts from an empty cache, for its own ends alone; leave one out"),
     (None, lambda request: "token_healing" if request.config.token_healing else "", "call heal_tokens on the prompt"),
     ("samples", _samples, "each prompt would give the same response again, or more than one"),
     ("unconditional", _unconditional, "its second pass cannot follow tokens that are taken back; leave it out"),
