@@ -261,6 +261,15 @@ def test_an_offloaded_base_is_not_moved(tmp_path):
     refused(lambda: tiny_otter(tiny_base()).cuda(), "moved") if not torch.cuda.is_available() else None
 
 
+def test_a_base_over_several_devices_is_refused(monkeypatch):
+    base = tiny_base()
+    last = base.get_decoder().layers[3].self_attn.o_proj
+    places = {last: torch.device("cuda:1")}
+    monkeypatch.setattr("otterlm.adapter.device_of", lambda module: places.get(module, torch.device("cpu")))
+    refused(lambda: tiny_otter(base), "cpu, cuda:1", "device_map")
+    assert tiny_otter(base, layers=(0, 1)).adapter().config.layers == (0, 1)
+
+
 def test_a_base_that_cannot_be_moved_stays_or_says_so(monkeypatch):
     def to(*_, **__):
         raise ValueError("`.to` is not supported for `4-bit` or `8-bit` bitsandbytes models.")

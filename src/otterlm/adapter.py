@@ -1,10 +1,13 @@
 """An adapter: an inserted stream and the head that reads its signal."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from otterlm.config import OtterConfig
+from otterlm.errors import OtterError
 from otterlm.families import Family
 from otterlm.families.parts import device_of
 from otterlm.signals import head_class
@@ -12,7 +15,11 @@ from otterlm.stream import InsertedStream
 
 
 class Adapter(nn.Module):
-    """An inserted stream and its head."""
+    """An inserted stream and its head.
+
+    Raises:
+        OtterError: it does not fit the base, or the blocks that it widens compute on several devices.
+    """
 
     def __init__(self, config: OtterConfig, base: PreTrainedModel, family: Family, dtype: torch.dtype) -> None:
         super().__init__()
@@ -20,6 +27,14 @@ class Adapter(nn.Module):
         device = device_of(base.get_input_embeddings())
         self.stream = InsertedStream(config, base, family, dtype, device)
         widths = self.stream.widths
+        blocks: Any = base.get_decoder().get_submodule(family.layers)
+        outputs = (blocks[layer].get_submodule(family.attention_output) for layer in widths.layers)
+        if elsewhere := {place for part in outputs if (place := device_of(part)) != device}:
+            places = ", ".join(sorted(map(str, (device, *elsewhere))))
+            raise OtterError(
+                f"the base's blocks compute on {places}, but an inserted stream runs on one device: "
+                f"load the base with device_map={{'': '{device}'}}"
+            )
         head = head_class(config.signal)
         self.head = head(config.signal, widths.base + widths.inserted, widths.base, dtype=dtype, device=device)
 
