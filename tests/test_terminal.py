@@ -173,11 +173,14 @@ def test_names_that_are_not_utf8(
     for name, path in (("base", base), ("adapter", adapter), ("pairs.jsonl.gz", pairs)):
         (folder / name).symlink_to(path)
     data = ("--data", folder / "pairs.jsonl.gz", "--html", folder / "page.html")
-    here = ("--base", base, "--adapter", folder / "adapter")
-    assert answer("score", *here, *data, "--out", folder / "rows.jsonl", "--tokens")["n"] == 40
+    assert (
+        answer("score", "--base", base, "--adapter", adapter, *data, "--out", folder / "rows.jsonl", "--tokens")["n"]
+        == 40
+    )
     assert len((folder / "rows.jsonl").read_text().splitlines()) == 40
-    # Tokenizers cannot read there, and TensorBoard cannot write.
+    # Tokenizers and safetensors cannot read there, and TensorBoard cannot write.
     assert "utf-8" in refusal("generate", "--base", folder / "base", "--prompt", "a")
+    assert "UTF-8" in refusal("generate", "--base", base, "--adapter", folder / "adapter", "--prompt", "a")
     assert "not UTF-8" in refusal("train", "reward", "--base", base, "--data", pairs, "--out", folder / "out")
 
 
