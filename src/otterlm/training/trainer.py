@@ -19,11 +19,10 @@ from otterlm.errors import OtterError
 from otterlm.files import hold
 from otterlm.identity import Identity, identity, of_data
 from otterlm.progress import bar
-from otterlm.training.checkpoint import load_checkpoint, save_checkpoint, trainable
+from otterlm.training.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint, trainable
 from otterlm.training.log import Log
 from otterlm.training.packing import Example, collate, length_buckets
 
-CHECKPOINT = "checkpoint.safetensors"
 DIVERGED = "lower the learning rate or look at the data (the last checkpoint is whole and is gone on with)"
 
 
@@ -78,13 +77,6 @@ class _Progress:
     best: dict[str, float] = field(default_factory=lambda: {"loss": math.inf, "step": 0})
     stale: int = 0
     finished: bool = False
-
-    @classmethod
-    def restore(cls, saved: dict[str, Any], path: Path) -> "_Progress":
-        try:
-            return cls(**saved)
-        except TypeError as error:
-            raise OtterError(f"{path} is not a checkpoint of this run ({error}); delete it to start anew") from error
 
 
 def train(
@@ -187,7 +179,7 @@ class _Loop:
         main = self.accelerator.is_main_process
         if self.checkpoint.exists():
             self._best, saved = load_checkpoint(self.checkpoint, self._objective, self._optimizer, self._identity)
-            self.progress = _Progress.restore(saved, self.checkpoint)
+            self.progress = _Progress(**saved)
         log = Log(self.checkpoint.parent, self.progress.step) if main else None
         self._objective.train()
         with bar(disable=not main) as shown:
