@@ -174,10 +174,14 @@ def test_names_that_are_not_utf8(
     for name, path in (("base", base), ("adapter", adapter), ("pairs.jsonl.gz", pairs)):
         (folder / name).symlink_to(path)
     data = ("--data", folder / "pairs.jsonl.gz", "--html", folder / "page.html")
-    here = ("--base", folder / "base", "--adapter", folder / "adapter")
-    assert answer("score", *here, *data, "--out", folder / "rows.jsonl", "--tokens")["n"] == 40
+    assert (
+        answer("score", "--base", base, "--adapter", adapter, *data, "--out", folder / "rows.jsonl", "--tokens")["n"]
+        == 40
+    )
     assert len((folder / "rows.jsonl").read_text().splitlines()) == 40
-    # TensorBoard cannot write there.
+    # Tokenizers and safetensors cannot read there, and TensorBoard cannot write.
+    assert "utf-8" in refusal("generate", "--base", folder / "base", "--prompt", "a")
+    assert "UTF-8" in refusal("verify", "--base", base, "--adapter", folder / "adapter", "--dtype", "float32")
     assert "not UTF-8" in refusal("train", "reward", "--base", base, "--data", pairs, "--out", folder / "out")
 
 

@@ -232,16 +232,10 @@ def answer_all(
             found[name] = {"seconds": seconds, "responses": responses_of(output, ids.shape[1], base)}
         return found
 
-    this = identity(
-        "alignment bench",
-        **of_generation(base),
-        methods={name: method.depends for name, method in methods.items()},
-        prompts=of_data(encoded),
-        new_tokens=new_tokens,
-        batch_size=batch_size,
-        seed=seed,
-        machine=machine(),
-    )
+    settings = {"new_tokens": new_tokens, "batch_size": batch_size, "seed": seed, "machine": machine()}
+    depends = {name: method.depends for name, method in methods.items()}
+    parts = of_generation(base) | settings | {"methods": depends, "prompts": of_data(encoded)}
+    this = identity("alignment bench", **parts)
     return run_resumable(groups, one, path, this, "answering", warm_up=lambda: one((0, encoded[:1])))
 
 

@@ -66,12 +66,12 @@ def prepare_streams() -> None:
     # Rich would exit with 1, also from Typer's help; `main` decides.
     Console.on_broken_pipe = _broken_pipe  # type: ignore[method-assign, assignment]
     codecs.register_error("otterlm.as_it_is", _as_it_is)
-    for name in ("stdout", "stderr"):
+    for name, errors in (("stdout", "otterlm.as_it_is"), ("stderr", "backslashreplace")):
         if getattr(sys, name) is None:  # it was closed
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - until the process ends
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="otterlm.as_it_is")
+            stream.reconfigure(errors=errors)
 
 
 def _broken_pipe(_: Console) -> None:

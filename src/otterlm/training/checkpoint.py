@@ -14,6 +14,9 @@ from otterlm.errors import OtterError
 from otterlm.files import write_tensors
 from otterlm.identity import Identity, check
 
+CHECKPOINT = "checkpoint.safetensors"
+PROGRESS = {"step", "best", "stale", "finished"}
+
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters of `module` that are being trained, by name."""
@@ -100,7 +103,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _progress(file: Any) -> dict[str, Any]:
     progress: dict[str, Any] = json.loads(file.metadata()["progress"])
-    if not isinstance(progress.get("identity"), dict):
+    if set(progress) != {*PROGRESS, "identity"} or not isinstance(progress["identity"], dict):
         raise KeyError("identity")
     return progress
 

@@ -4,7 +4,6 @@ The order of the data is a function of the seed and the epoch, dropout a functio
 that is killed and started again ends with the weights of one that was not.
 """
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -17,14 +16,14 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from otterlm.errors import OtterError
-from otterlm.files import hold, remove_unfinished, write_text
+from otterlm.files import hold
 from otterlm.identity import Identity, identity, of_data
 from otterlm.progress import bar
 from otterlm.settings import check_settings, setting
-from otterlm.training.checkpoint import load_checkpoint, save_checkpoint, trainable
+from otterlm.training.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint, trainable
+from otterlm.training.log import Log
 from otterlm.training.packing import Example, collate, length_buckets
 
-CHECKPOINT = "checkpoint.safetensors"
 DIVERGED = "lower the learning rate or look at the data (the last checkpoint is whole and is gone on with)"
 
 
@@ -77,13 +76,6 @@ class _Progress:
     best: dict[str, float] = field(default_factory=lambda: {"loss": math.inf, "step": 0})
     stale: int = 0
     finished: bool = False
-
-    @classmethod
-    def restore(cls, saved: dict[str, Any], path: Path) -> "_Progress":
-        try:
-            return cls(**saved)
-        except TypeError as error:
-            raise OtterError(f"{path} is not a checkpoint of this run ({error}); delete it to start anew") from error
 
 
 def train(
@@ -186,8 +178,8 @@ class _Loop:
         main = self.accelerator.is_main_process
         if self.checkpoint.exists():
             self._best, saved = load_checkpoint(self.checkpoint, self._objective, self._optimizer, self._identity)
-            self.progress = _Progress.restore(saved, self.checkpoint)
-        log = _Log(self.checkpoint.parent, self.progress.step) if main else None
+            self.progress = _Progress(**saved)
+        log = Log(self.checkpoint.parent, self.progress.step) if main else None
         self._objective.train()
         with bar(disable=not main) as shown:
             task = shown.add_task("training", total=self._total, completed=self.progress.step)
@@ -223,7 +215,7 @@ class _Loop:
         batch = collate(mine, self._pad_token_id)
         return _step(self._wrapped, self._optimizer, batch, self._config, self.accelerator)
 
-    def _after(self, step: int, log: "_Log | None") -> None:
+    def _after(self, step: int, log: Log | None) -> None:
         """Evaluates and makes a checkpoint, if it is time to."""
         progress = self.progress
         progress.step = step
@@ -303,40 +295,3 @@ def evaluate(
             for name, value in part.items():
                 sums[name] = sums.get(name, 0) + value.to(accelerator.device)
     return {name: (value / len(examples)).item() for name, value in sums.items()}
-
-
-class _Log:
-    """Metrics as JSON lines and for TensorBoard."""
-
-    def __init__(self, out: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        path = out / "metrics.jsonl"
-        remove_unfinished(out)
-        # What a killed run logged after its last checkpoint is going to be logged again.
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [line for line in lines if 0 < _step_of(line) <= step]
-        write_text(path, "".join(f"{line}\n" for line in kept))
-        self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
-
-    def write(self, phase: str, step: int, metrics: dict[str, float]) -> None:
-        try:
-            self._file.write(json.dumps({"phase": phase, "step": step, **metrics}) + "\n")
-            self._file.flush()
-            for name, value in metrics.items():
-                self._board.add_scalar(f"{phase}/{name}", value, step)
-        except OSError as error:
-            raise OtterError(f"{self._file.name} could not be written: {error.strerror or error}") from error
-
-    def close(self) -> None:
-        self._file.close()
-        self._board.close()
-
-
-def _step_of(line: str) -> int:
-    """The step that a line of a log is of; 0 for a line that was torn by a kill."""
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return 0

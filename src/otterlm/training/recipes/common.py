@@ -18,11 +18,11 @@ from otterlm.files import make_folder
 from otterlm.identity import identity, of_config, of_weights
 from otterlm.model import OtterModel
 from otterlm.settings import setting
-from otterlm.training.checkpoint import check_checkpoint
+from otterlm.training.checkpoint import CHECKPOINT, check_checkpoint
 from otterlm.training.packing import Example
 from otterlm.training.rows import check_fraction
 from otterlm.training.sources import RecordedBase
-from otterlm.training.trainer import CHECKPOINT, TrainingConfig, known_identity, run_identity, train
+from otterlm.training.trainer import TrainingConfig, known_identity, run_identity, train
 
 
 @dataclass(frozen=True, slots=True)
