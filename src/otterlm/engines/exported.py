@@ -166,3 +166,7 @@ def register() -> None:
         globals()[config_class.__name__] = config_class
         AutoConfig.register(PREFIX + kind, config_class)
         AutoModelForCausalLM.register(config_class, _AutoModel(config_class))
+
+
+# Engines send configurations to processes that have imported nothing else of ours.
+register()
