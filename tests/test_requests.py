@@ -10,7 +10,7 @@ import pytest
 
 from otterlm.engines import client
 from otterlm.engines.capabilities import Capabilities, capabilities
-from otterlm.engines.guard import Guard
+from otterlm.engines.guard import Guard, Track
 from otterlm.engines.requests import Served, Settings, refuse_stray
 from otterlm.engines.rewards import Joiner, extend, part
 from otterlm.engines.spelling import resembles_prefix
@@ -144,6 +144,18 @@ def test_a_guard_ends_a_response() -> None:
 def test_a_guard_waits_for_the_least_tokens() -> None:
     guard = Guard(Settings(guard="reward", threshold=0.0), least=3)
     assert [guard.judge(length, [-1.0]) for length in range(4)] == [None, None, None, 0]
+
+
+def test_an_engine_gives_out_what_was_asked_for_and_watches_the_rest() -> None:
+    numbers = {"reward": [1.0, -1.0, 1.0], "blunt": [5.0, 6.0, 7.0]}
+    guarded = Track(served(), {"otter_threshold": 0, "otter_guard": "reward"}, 0)
+    assert guarded.leaving(numbers, 3) == {}
+    assert guarded.judge(4, numbers, 1) is None  # one of the three was accepted
+    assert guarded.judge(5, {"reward": [-1.0]}, 1) == 0
+    both = Track(served(), {"otter_rewards": 1, "otter_threshold": 0, "otter_guard": "reward"}, 0)
+    assert both.judge(4, numbers, 3) == 1
+    assert both.leaving(numbers, 1) == {"reward": [1.0], "blunt": [5.0]}
+    assert Track(served(), {"otter_rewards": 1}, 0).judge(4, numbers, 3) is None
 
 
 def test_numbers_stay_with_their_choices() -> None:

@@ -13,7 +13,9 @@ from typing import Any
 import httpx
 import pytest
 from engines import assert_rewards, make_folder
+from openai import OpenAI
 
+from otterlm.engines import client
 from otterlm.engines.exported import load_exported
 from otterlm.engines.rewards import STOPPED
 
@@ -42,19 +44,19 @@ def http(folder: Path) -> Iterator[httpx.Client]:
     environment.pop("VLLM_PLUGINS", None)
     with subprocess.Popen(command, env=environment) as server:
         try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=60) as client:
-                wait(client, server)
-                yield client
+            with httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=60) as session:
+                wait(session, server)
+                yield session
         finally:
             server.terminate()
             server.wait(60)
 
 
-def wait(client: httpx.Client, server: subprocess.Popen[bytes]) -> None:
+def wait(session: httpx.Client, server: subprocess.Popen[bytes]) -> None:
     for _ in range(300):
         assert server.poll() is None, f"the server ended with {server.returncode}"
         try:
-            if client.get("/health").status_code == 200:
+            if session.get("/health").status_code == 200:
                 return
         except httpx.HTTPError:
             pass
@@ -163,6 +165,23 @@ def test_chats(http: httpx.Client) -> None:
         assert each["otter"]["rewards"]["reward"] == pytest.approx(rewards["reward"], abs=1e-4)
 
 
+def test_the_client_of_openai(http: httpx.Client) -> None:
+    """Its streams are read with choices apart, rewards and the guard's reason."""
+    chats = OpenAI(base_url=f"{http.base_url}/v1", api_key="-").chat.completions
+    asked = REWARDS["vllm_xargs"] | {"otter_threshold": 1e6, "otter_guard": "guard"}
+    for n, xargs, length in ((2, REWARDS["vllm_xargs"], 8), (2, asked, 1)):
+        fields = {"vllm_xargs": xargs, "ignore_eos": True}
+        stream = chats.create(**CHAT | {"temperature": 1.0}, n=n, seed=1, stream=True, extra_body=fields)
+        pieces = list(client.read(stream))
+        for choice in range(n):
+            rewards = [
+                number for piece in pieces if piece.choice == choice for number in piece.rewards.get("reward", [])
+            ]
+            reasons = [piece.stop_reason for piece in pieces if piece.choice == choice and piece.stop_reason]
+            assert len(rewards) == length
+            assert reasons == [STOPPED] * (length == 1)
+
+
 def test_responses(http: httpx.Client) -> None:
     asked = {"model": "otter", "temperature": 0, "max_output_tokens": 8, "input": "Hello"}
     plain = post(http, "/v1/responses", asked)
@@ -235,12 +254,12 @@ def test_innocent_clients_beside_others(http: httpx.Client) -> None:
     alone = [post(http, route, body)["choices"] for route, body in innocent]
 
     async def together() -> list[Any]:
-        async with httpx.AsyncClient(base_url=http.base_url, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=http.base_url, timeout=60) as session:
             asking = [
                 {**GREEDY, "prompt": "Rain", "max_tokens": 60, "ignore_eos": True, **x} for x in (REWARDS, GUARD) * 4
             ]
-            others = [asyncio.create_task(client.post("/v1/completions", json=body)) for body in asking]
-            answers = await asyncio.gather(*(client.post(route, json=body) for route, body in innocent))
+            others = [asyncio.create_task(session.post("/v1/completions", json=body)) for body in asking]
+            answers = await asyncio.gather(*(session.post(route, json=body) for route, body in innocent))
             for each in await asyncio.gather(*others):
                 each.raise_for_status()
             return [answer.json()["choices"] for answer in answers]

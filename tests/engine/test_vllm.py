@@ -1,6 +1,8 @@
 """The vLLM plugin on small models: parity with the engine's own model and with the Transformers path."""
 
+import json
 import math
+import shutil
 from types import SimpleNamespace
 from typing import Any
 
@@ -211,6 +213,15 @@ def test_what_cannot_be_served_is_refused_at_the_start(folder, settings, message
         settings = {"speculative_config": settings["speculative_config"] | {"model": str(folder.parent / "base")}}
     with pytest.raises(ValueError, match=f"an exported folder cannot be served with .*{message}"):
         EngineArgs(model=str(folder), **settings).create_engine_config()
+
+
+def test_a_folder_of_an_earlier_version_is_served(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "export", symlinks=True)
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "export" / "config.json").write_text(json.dumps(config | {"otter_channels": {"reward": 319}}))
+    assert load_exported(tmp_path / "export").active_adapters == load_exported(folder).active_adapters
+    engine_config = EngineArgs(model=str(tmp_path / "export")).create_engine_config()
+    assert served(engine_config).numbers == ("guard", "reward")
 
 
 def test_a_model_without_adapters_takes_no_settings(folder):

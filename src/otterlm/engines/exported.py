@@ -182,3 +182,7 @@ def _config_class(kind: str) -> Any:
     globals()[made.__name__] = made
     AutoModelForCausalLM.register(made, _AutoModel(made), exist_ok=True)
     return made
+
+
+# Engines send configurations to processes that have imported nothing else of ours.
+register()

@@ -1,9 +1,11 @@
-"""Where a guarded response ends."""
+"""What an engine does with the numbers of a request: which it gives out, and where a guard ends the response."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from otterlm.decoding.steering import count_under
-from otterlm.engines.requests import Settings
+from otterlm.engines.requests import Served, Settings
+from otterlm.engines.rewards import Numbers, part
 
 
 class Guard:
@@ -39,3 +41,27 @@ class Guard:
             if self._under >= self._settings.patience and length + index >= self._least:
                 return index
         return None
+
+
+class Track:
+    """Follows one request, where an engine decides which tokens it keeps.
+
+    Args:
+        served: what the engine serves.
+        arguments: extra arguments of the request, checked before.
+        least: tokens that the request wants at least.
+    """
+
+    def __init__(self, served: Served, arguments: Mapping[str, Any] | None, least: int) -> None:
+        settings = served.settings(arguments)
+        self._leaving = served.numbers if settings.rewards else ()
+        self._name = settings.guard
+        self._guard = Guard(settings, least)
+
+    def judge(self, length: int, numbers: Mapping[str, Sequence[float]], count: int) -> int | None:
+        """Judges `count` tokens that were chosen after a response of `length`, see `Guard.judge`."""
+        return None if self._name is None else self._guard.judge(length, numbers[self._name][:count])
+
+    def leaving(self, numbers: Mapping[str, Sequence[float]], count: int) -> Numbers:
+        """Returns the numbers that the request wants, of the first `count` tokens."""
+        return part({name: numbers[name] for name in self._leaving}, 0, count)

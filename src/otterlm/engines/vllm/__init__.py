@@ -8,11 +8,11 @@ def register() -> None:
     """Makes vLLM know exported folders. Runs in every process of an engine, any number of times."""
     from otterlm.engines import exported
     from otterlm.engines.vllm import upstream
-    from otterlm.engines.vllm.architectures import ARCHITECTURES, PREFIX
+    from otterlm.engines.vllm.architectures import ARCHITECTURES
 
     exported.register()
     upstream.install()
     known = upstream.ModelRegistry.get_supported_archs()
-    for name in ARCHITECTURES:
-        if PREFIX + name not in known:
-            upstream.ModelRegistry.register_model(PREFIX + name, f"otterlm.engines.vllm.models:{PREFIX}{name}")
+    for name in ARCHITECTURES.values():
+        if name not in known:
+            upstream.ModelRegistry.register_model(name, f"otterlm.engines.vllm.models:{name}")

@@ -19,11 +19,11 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from otterlm.engines.guard import Guard
+from otterlm.engines.guard import Track
 from otterlm.engines.requests import Served
 from otterlm.engines.rewards import STOPPED, extend, part
 from otterlm.engines.vllm import routes
-from otterlm.engines.vllm.architectures import ARCHITECTURES, PREFIX
+from otterlm.engines.vllm.architectures import ARCHITECTURES
 from otterlm.engines.vllm.refusals import refuse_config
 from otterlm.engines.vllm.watching import Watcher
 from otterlm.errors import OtterError
@@ -55,28 +55,31 @@ HOME = {
 """Where the names come from. They are imported when they are asked for: most processes need few of them."""
 
 
-CHAT = "vllm.entrypoints.openai.chat_completion"
-COMPLETION = "vllm.entrypoints.openai.completion.serving"
-RESPONSES = "vllm.entrypoints.openai.responses.serving"
-HANDLERS: tuple[tuple[str, str, str, Callable[..., Any]], ...] = (
-    (COMPLETION, "OpenAIServingCompletion", "create_completion", routes.enter),
-    (COMPLETION, "OpenAIServingCompletion", "completion_stream_generator", routes.completion_stream),
-    (COMPLETION, "OpenAIServingCompletion", "request_output_to_completion_response", routes.completion),
-    (f"{CHAT}.serving", "OpenAIServingChat", "create_chat_completion", routes.enter),
-    (f"{CHAT}.serving", "OpenAIServingChat", "chat_completion_stream_generator", routes.stream),
-    (f"{CHAT}.serving", "OpenAIServingChat", "chat_completion_full_generator", routes.whole),
-    (f"{CHAT}.batch_serving", "OpenAIServingChatBatch", "create_batch_chat_completion", routes.enter),
-    (f"{CHAT}.batch_serving", "OpenAIServingChatBatch", "chat_completion_full_generator_batch", routes.whole),
-    (RESPONSES, "OpenAIServingResponses", "create_responses", routes.enter),
-    (RESPONSES, "OpenAIServingResponses", "responses_stream_generator", routes.responses_stream),
-    (RESPONSES, "OpenAIServingResponses", "responses_full_generator", routes.responses),
-    ("vllm.entrypoints.scale_out.token_in_token_out.serving", "ServingTokens", "serve_tokens", routes.enter),
-    ("vllm.entrypoints.anthropic.serving", "AnthropicServingMessages", "create_messages", routes.enter),
-    *(
-        [("vllm.entrypoints.cohere.serving", "CohereServingChatV2", "create_chat_v2", routes.enter)]
-        * bool(find_spec("cohere"))
-    ),
-)
+OPENAI = "vllm.entrypoints.openai"
+HANDLERS: dict[tuple[str, str], dict[str, Callable[..., Any]]] = {
+    (f"{OPENAI}.completion.serving", "OpenAIServingCompletion"): {
+        "create_completion": routes.enter,
+        "completion_stream_generator": routes.completion_stream,
+        "request_output_to_completion_response": routes.completion,
+    },
+    (f"{OPENAI}.chat_completion.serving", "OpenAIServingChat"): {
+        "create_chat_completion": routes.enter,
+        "chat_completion_stream_generator": routes.stream,
+        "chat_completion_full_generator": routes.whole,
+    },
+    (f"{OPENAI}.chat_completion.batch_serving", "OpenAIServingChatBatch"): {
+        "create_batch_chat_completion": routes.enter,
+        "chat_completion_full_generator_batch": routes.whole,
+    },
+    (f"{OPENAI}.responses.serving", "OpenAIServingResponses"): {
+        "create_responses": routes.enter,
+        "responses_stream_generator": routes.responses_stream,
+        "responses_full_generator": routes.responses,
+    },
+    ("vllm.entrypoints.anthropic.serving", "AnthropicServingMessages"): {"create_messages": routes.enter},
+    ("vllm.entrypoints.cohere.serving", "CohereServingChatV2"): {"create_chat_v2": routes.enter},
+    ("vllm.entrypoints.scale_out.token_in_token_out.serving", "ServingTokens"): {"serve_tokens": routes.enter},
+}
 """The methods of the server's handlers that are wrapped: where requests enter, and where responses are made."""
 
 
@@ -106,11 +109,8 @@ def wrap(path: str, owner: str, method: str, around: Callable[..., Any]) -> None
 def install() -> None:
     """Wraps what the front end and the scheduler do. For every process of an engine, any number of times."""
     configs = import_module("vllm.model_executor.models.config")
-    checks = {"verify_and_update_config": staticmethod(refuse_config)}
-    for name in ARCHITECTURES:
-        configs.MODELS_CONFIG_MAP[PREFIX + name] = type(
-            f"{PREFIX}{name}Config", (configs.VerifyAndUpdateConfig,), checks
-        )
+    checks = type("Checks", (configs.VerifyAndUpdateConfig,), {"verify_and_update_config": staticmethod(refuse_config)})
+    configs.MODELS_CONFIG_MAP.update(dict.fromkeys(ARCHITECTURES.values(), checks))
     wrap("vllm.v1.engine.input_processor", "InputProcessor", "_validate_params", _check)
     wrap("vllm.v1.engine.output_processor", "OutputProcessor", "process_outputs", _receive)
     wrap("vllm.v1.engine.output_processor", "RequestState", "_new_completion_output", _complete)
@@ -130,10 +130,9 @@ def install_worker() -> None:
 def served(vllm_config: Any) -> Served:
     """Reads what an engine serves. A folder that another model class than ours has loaded counts as plain."""
     model = vllm_config.model_config
-    ours = (model.architecture or "").removeprefix(PREFIX) in ARCHITECTURES
-    config = model.hf_config if ours else None
-    values = {"otter": getattr(config, FIELD, None), "vocab_size": getattr(config, "vocab_size", 0)}
-    return Served.from_config(values, speculates=vllm_config.speculative_config is not None)
+    ours = model.architecture in ARCHITECTURES.values()
+    config = {"otter": model.hf_config.otter, "vocab_size": model.hf_config.vocab_size} if ours else {}
+    return Served.from_config(config, speculates=vllm_config.speculative_config is not None)
 
 
 # -- the front end -----------------------------------------------------------------------------------------------------
@@ -179,8 +178,11 @@ def _merge(original: Any, output: Any, later: Any, aggregate: bool) -> None:
 
 def _serve(original: Any, *args: Any, **named: Any) -> None:
     """Prepares a server's routes."""
-    for path, owner, method, around in HANDLERS:
-        wrap(path, owner, method, functools.partial(around, served))
+    for (path, owner), methods in HANDLERS.items():
+        if owner.startswith("Cohere") and not find_spec("cohere"):  # vLLM does without its route, too
+            continue
+        for method, around in methods.items():
+            wrap(path, owner, method, functools.partial(around, served))
     original(*args, **named)
 
 
@@ -194,51 +196,43 @@ def _update(original: Any, scheduler: Any, scheduled: Any, output: Any) -> Any:
         return original(scheduler, scheduled, output)
     requests = {name: scheduler.requests[name] for name in numbers if name in scheduler.requests}
     tracks = {name: _track(scheduler, request) for name, request in requests.items()}
-    ended = [name for name, request in requests.items() if _cut(request, tracks[name][1], output, numbers[name])]
+    ended = [name for name, request in requests.items() if _cut(request, tracks[name], output, numbers[name])]
     updates = original(scheduler, scheduled, output)
     for each in (each for update in updates.values() for each in update.outputs):
-        if each.request_id in tracks and (leaving := tracks[each.request_id][0]):
-            values = {name: numbers[each.request_id][name] for name in leaving}
-            each.kv_transfer_params = {
-                **(each.kv_transfer_params or {}),
-                FIELD: part(values, 0, len(each.new_token_ids)),
-            }
+        track = tracks.get(each.request_id)
+        if track and (leaving := track.leaving(numbers[each.request_id], len(each.new_token_ids))):
+            each.kv_transfer_params = {**(each.kv_transfer_params or {}), FIELD: leaving}
     for name in ended:
         _end(scheduler, requests[name], updates)
     return updates
 
 
-def _track(scheduler: Any, request: Any) -> tuple[tuple[str, ...], Guard | None]:
-    """Which adapters' numbers a request wants to have, and its guard."""
-    tracks: WeakKeyDictionary[Any, Any] = vars(scheduler).setdefault(FIELD, WeakKeyDictionary())
+def _track(scheduler: Any, request: Any) -> Track:
+    tracks: WeakKeyDictionary[Any, Track] = vars(scheduler).setdefault(FIELD, WeakKeyDictionary())
     if request not in tracks:
-        model, params = served(scheduler.vllm_config), request.sampling_params
-        settings = model.settings(params.extra_args)
-        guard = None if settings.guard is None else (settings.guard, Guard(settings, params.min_tokens))
-        tracks[request] = (model.numbers if settings.rewards else (), guard)
+        params = request.sampling_params
+        tracks[request] = Track(served(scheduler.vllm_config), params.extra_args, params.min_tokens)
     return tracks[request]
 
 
-def _cut(request: Any, guard: Any, output: Any, numbers: Mapping[str, list[float]]) -> bool:
+def _cut(request: Any, track: Track, output: Any, numbers: Mapping[str, list[float]]) -> bool:
     """Takes the tokens off that come after a response's end; returns whether its guard ended it."""
-    if guard is None or request.is_finished():
+    if request.is_finished():
         return False
     if request.num_stale_output_tokens > 0 and request.drop_stale_output:  # of before a preemption: vLLM drops it, too
         return False
-    name, judge = guard
     tokens = output.sampled_token_ids[output.req_id_to_index[request.request_id]]
-    keeps = judge.judge(request.num_output_tokens, numbers[name][: len(tokens)])
-    if keeps is None:
-        return False
-    del tokens[keeps:]
-    return True
+    keeps = track.judge(request.num_output_tokens, numbers, len(tokens))
+    if keeps is not None:
+        del tokens[keeps:]
+    return keeps is not None
 
 
 def _end(scheduler: Any, request: Any, updates: Any) -> None:
     """Finishes a request that its guard ended, as vLLM finishes those whose grammar fails."""
     engine, status = import_module("vllm.v1.engine"), import_module("vllm.v1.request").RequestStatus
     if not scheduler.finish_requests(request.request_id, status.FINISHED_STOPPED):
-        return  # a kept token ended it already
+        return  # one of the tokens before ended it already
     update = updates.setdefault(request.client_index, engine.EngineCoreOutputs())
     update.outputs.append(
         engine.EngineCoreOutput(
