@@ -28,8 +28,8 @@ from families import SIZES
 from torch import Tensor
 from transformers import AutoConfig, LogitsProcessor, PreTrainedModel
 
-from otterlm.signals.contrast.config import ContrastConfig
 from otterlm.model import OtterModel
+from otterlm.signals.contrast.config import ContrastConfig
 from otterlm.smollm2 import cache_folder
 
 VARIABLE = "OTTER_TRANSFORMERS"
