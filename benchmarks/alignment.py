@@ -28,13 +28,15 @@ from otterlm.config import OtterConfig
 from otterlm.model import OtterModel
 from otterlm.peers.reward_model import SeparateRewardModel
 from otterlm.signals.reward.config import RewardConfig
-from otterlm.training.packing import Example, Limits, tokenize
+from otterlm.signals.reward.objective import RewardObjective, RewardTrainingConfig
+from otterlm.training.data.conversations import Prompt
+from otterlm.training.data.packing import Example
+from otterlm.training.data.rows import PairRow, read_rows
+from otterlm.training.data.tokens import Limits, tokenize
 from otterlm.training.recipes import Run
 from otterlm.training.recipes.reward import fit_reward
-from otterlm.training.responses import Sampling, scored_responses
-from otterlm.training.reward import RewardObjective, RewardTrainingConfig
-from otterlm.training.rows import PairRow, Prompt, read_rows
 from otterlm.training.sources import LiveBase
+from otterlm.training.teachers.responses import Sampling, scored_responses
 from otterlm.training.trainer import TrainingConfig, evaluate, train
 
 FOR_METHODS, FOR_JUDGE = 800, 800

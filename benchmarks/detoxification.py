@@ -25,8 +25,7 @@ from otterlm.config import OtterConfig
 from otterlm.files import write_text
 from otterlm.peers.dexperts import FineTunedExpert
 from otterlm.signals.contrast.config import ContrastConfig
-from otterlm.training.contrast import EXPERT
-from otterlm.training.corpora import tokenize_corpora
+from otterlm.training.data.corpora import WANTED, tokenize_corpora
 from otterlm.training.recipes import ContrastRecipe, ExpertsRecipe, Run
 from otterlm.training.trainer import TrainingConfig
 
@@ -59,7 +58,7 @@ def train_experts(
     examples = tokenize_corpora(positive, negative, tokenizer, LONGEST)
     for side in SIDES:
         run = Run(arguments.out / side, how, eval_fraction=0.05)
-        own = [e for e in examples if (e.score == EXPERT) == (side == "expert")]
+        own = [e for e in examples if (e.label == WANTED) == (side == "expert")]
         kept, evaluated = run.split(own, base, run.held_out([e.row for e in examples]))
         expert = FineTunedExpert(base)
         print(side, run.train(expert, kept, evaluated, tokenizer), flush=True)

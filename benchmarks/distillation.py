@@ -32,9 +32,11 @@ from otterlm.files import write_text
 from otterlm.identity import identity, of_data, of_weights
 from otterlm.model import OtterModel
 from otterlm.resumable import run_resumable
-from otterlm.training.continuations import pad_left, read_prompts, responses_of
-from otterlm.training.packing import Example, prompt_tokens
-from otterlm.training.scoring import correlations, score_examples
+from otterlm.training.data.packing import Example
+from otterlm.training.data.prompts import read_prompts
+from otterlm.training.data.tokens import prompt_tokens
+from otterlm.training.evaluation.scoring import correlations, score_examples
+from otterlm.training.teachers.continuations import pad_left, responses_of
 
 TEST, NEW, TOP_K = 100, 32, 10
 BATCH, SAMPLES = 20, 2  # prompts a pass, and samples of each; the base is asked twice, for best-of-4

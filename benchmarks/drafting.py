@@ -20,9 +20,10 @@ from otterlm.config import OtterConfig
 from otterlm.model import OtterModel
 from otterlm.peers.medusa import MedusaHeads, MedusaObjective
 from otterlm.signals.draft.config import DraftConfig
-from otterlm.training.continuations import continue_prompts, read_prompts
+from otterlm.training.data.prompts import read_prompts
 from otterlm.training.recipes import DraftRecipe, Run
 from otterlm.training.sources import RecordedBase
+from otterlm.training.teachers.continuations import continue_prompts
 from otterlm.training.trainer import TrainingConfig, train
 
 LAYERS = tuple(range(11, 30, 2))

@@ -18,10 +18,11 @@ from otterlm.config import OtterConfig
 from otterlm.model import OtterModel
 from otterlm.peers.reward_model import SeparateRewardModel
 from otterlm.signals.reward.config import RewardConfig
-from otterlm.training.packing import Example, Limits, tokenize
+from otterlm.signals.reward.objective import RewardObjective, RewardTrainingConfig, last_states, start_from_probe
+from otterlm.training.data.packing import Example
+from otterlm.training.data.rows import hold_out, read_rows
+from otterlm.training.data.tokens import Limits, tokenize
 from otterlm.training.probe import fit_probe
-from otterlm.training.reward import RewardObjective, RewardTrainingConfig, last_states, start_from_probe
-from otterlm.training.rows import hold_out, read_rows
 from otterlm.training.sources import RecordedBase
 from otterlm.training.trainer import TrainingConfig, evaluate, train
 

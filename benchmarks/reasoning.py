@@ -25,9 +25,11 @@ from otterlm.bases import load_base, load_tokenizer
 from otterlm.config import OtterConfig
 from otterlm.model import OtterModel
 from otterlm.signals.reward.config import RewardConfig
-from otterlm.training.packing import Example, Limits, collate, length_buckets, tokenize
-from otterlm.training.reward import RewardObjective, RewardTrainingConfig
-from otterlm.training.rows import Dialogue, ScoredRow
+from otterlm.signals.reward.objective import RewardObjective, RewardTrainingConfig
+from otterlm.training.data.conversations import Dialogue
+from otterlm.training.data.packing import Example, collate, length_buckets
+from otterlm.training.data.rows import ScoredRow
+from otterlm.training.data.tokens import Limits, tokenize
 from otterlm.training.sources import FinalState, RecordedBase, read_batch
 from otterlm.training.trainer import TrainingConfig, train
 

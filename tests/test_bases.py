@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from otterlm.bases import base_folder, load_base, load_config, load_tokenizer
 from otterlm.decoding import CandidateSearch, RewardGuidance
 from otterlm.model import OtterModel
+from otterlm.signals.reward.objective import RewardObjective, RewardTrainingConfig
 from otterlm.smollm2 import SMOLLM2, WEIGHTS, WHEEL
-from otterlm.training.packing import Example, collate
-from otterlm.training.reward import RewardObjective, RewardTrainingConfig
+from otterlm.training.data.packing import Example, collate
 from otterlm.training.sources import LiveBase
 
 EXAMPLES = [Example(0, (5, 6, 7), ((8, 9), (10, 11, 12))), Example(1, (20,), ((21, 22, 23), (24, 25)))]

@@ -12,7 +12,7 @@ from transformers import BertConfig, BertModel
 from otterlm.bench.alignment import Scale
 from otterlm.bench.judges import Coherence, Preference, diversity
 from otterlm.peers.reward_model import SeparateRewardModel
-from otterlm.training.packing import Limits
+from otterlm.training.data.tokens import Limits
 
 
 def reward_model(folder, seed: int):

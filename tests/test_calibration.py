@@ -16,9 +16,9 @@ from test_cli import adapter, answer, base, otter, refusal  # noqa: F401 - fixtu
 from otterlm.bases import load_base
 from otterlm.model import OtterModel
 from otterlm.signals.reward.config import Calibration, RewardConfig
-from otterlm.training.calibration import calibrate, isotonic
-from otterlm.training.packing import Example
-from otterlm.training.scoring import Scored
+from otterlm.training.data.packing import Example
+from otterlm.training.evaluation.calibration import calibrate, isotonic
+from otterlm.training.evaluation.scoring import Scored
 
 
 def texts(count: int = 400) -> list[Scored]:

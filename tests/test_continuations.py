@@ -7,9 +7,10 @@ import torch
 from conftest import refused, tiny_base
 from test_packing import TEMPLATE, WORDS, tokenizer
 
-from otterlm.training import continuations
-from otterlm.training.continuations import continue_prompts, continue_texts, read_prompts
-from otterlm.training.packing import prompt_tokens
+from otterlm.training.data.prompts import read_prompts
+from otterlm.training.data.tokens import prompt_tokens
+from otterlm.training.teachers import continuations
+from otterlm.training.teachers.continuations import continue_prompts, continue_texts
 
 PROMPTS = [(("user", " ".join(WORDS[10 : 11 + n])),) for n in range(7)]
 

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM, Trainer, Traini
 
 from otterlm.model import OtterModel
 from otterlm.signals.contrast.config import ContrastConfig
-from otterlm.training.packing import Example, collate
+from otterlm.signals.reward.objective import RewardObjective, RewardTrainingConfig
+from otterlm.training.data.packing import Example, collate
 from otterlm.training.recipes.common import on_device
-from otterlm.training.reward import RewardObjective, RewardTrainingConfig
 from otterlm.training.sources import LiveBase
 
 OURS = """

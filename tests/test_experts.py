@@ -8,9 +8,10 @@ from conftest import close, randomize, refused, tiny_base, tiny_config
 from otterlm.decoding.contrast import nucleus
 from otterlm.model import OtterModel
 from otterlm.signals.contrast.config import ContrastConfig
-from otterlm.training.experts import ExpertOpinions, ExpertsObjective
-from otterlm.training.packing import Example, collate
+from otterlm.signals.contrast.experts_objective import ExpertsObjective
+from otterlm.training.data.packing import Example, collate
 from otterlm.training.sources import LiveBase, RecordedBase
+from otterlm.training.teachers.experts import ExpertOpinions
 from otterlm.training.trainer import TrainingConfig, train
 
 
@@ -91,7 +92,7 @@ def test_training_steers_as_the_experts_do(tmp_path) -> None:
 def test_what_the_experts_said_is_kept(tmp_path, monkeypatch) -> None:
     learner = objective(tmp_path)
     before = (tmp_path / "opinions.f32").read_bytes()
-    monkeypatch.setattr("otterlm.training.experts._compare", None)
+    monkeypatch.setattr("otterlm.training.teachers.experts._compare", None)
     assert objective(tmp_path).identity == learner.identity  # the models are not asked again
     assert (tmp_path / "opinions.f32").read_bytes() == before
     base, *sides = models()

@@ -13,10 +13,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from otterlm import families
 from otterlm.model import OtterModel
 from otterlm.signals.contrast.config import ContrastConfig
+from otterlm.signals.contrast.objective import ContrastObjective
 from otterlm.signals.draft.config import DraftConfig
-from otterlm.training.contrast import ContrastObjective
-from otterlm.training.packing import Example, collate
-from otterlm.training.reward import RewardObjective, RewardTrainingConfig
+from otterlm.signals.reward.objective import RewardObjective, RewardTrainingConfig
+from otterlm.training.data.packing import Example, collate
 from otterlm.training.sources import LiveBase, RecordedBase
 
 WIDTH = SIZES["hidden_size"]
@@ -119,7 +119,9 @@ def test_a_contrast_knows_what_is_done_to_the_logits(name) -> None:
     base = family_base(name, attention=attention_of(name))
     otter = OtterModel(base, tiny_config(signal=ContrastConfig(rank=4)))
     text = torch.tensor([[5, 6, 7, 8, 9]])
-    loss = ContrastObjective(otter, LiveBase(otter)).eval()(collate([Example(0, (), (tuple(text[0].tolist()),), 1.0)]))
+    loss = ContrastObjective(otter, LiveBase(otter)).eval()(
+        collate([Example(0, (), (tuple(text[0].tolist()),), label=1)])
+    )
     close(loss["loss"].detach(), base(text, labels=text).loss, 1e-4)
 
 

@@ -6,16 +6,8 @@ import pytest
 import torch
 from conftest import close
 
-from otterlm.training.losses import (
-    CHOSEN,
-    REJECTED,
-    bradley_terry,
-    branch_rewards,
-    final_rewards,
-    preference_accuracy,
-    regression,
-)
-from otterlm.training.packing import Example, collate
+from otterlm.signals.reward.losses import bradley_terry, branch_rewards, final_rewards, preference_accuracy, regression
+from otterlm.training.data.packing import CHOSEN, REJECTED, Example, collate
 from otterlm.training.probe import fit_probe
 
 BATCH = collate([Example(0, (4,), ((5, 6), (7, 8, 9))), Example(1, (4, 4), ((5,), (6,)))])

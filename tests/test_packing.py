@@ -13,8 +13,10 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
-from otterlm.training.packing import Example, Limits, collate, dialogue_tokens, length_buckets, prompt_tokens, tokenize
-from otterlm.training.rows import Dialogue, PairRow, ScoredRow
+from otterlm.training.data.conversations import Dialogue
+from otterlm.training.data.packing import Example, collate, length_buckets
+from otterlm.training.data.rows import PairRow, ScoredRow
+from otterlm.training.data.tokens import Limits, dialogue_tokens, prompt_tokens, tokenize
 from otterlm.training.sources import LiveBase
 
 WORDS = ["<pad>", "<bos>", "<eos>", "<unk>", "Human", "Assistant", "System", ":", "user", "assistant", *"abcdefghij"]

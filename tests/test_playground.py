@@ -28,7 +28,7 @@ from otterlm.playground.session import Comparison, Session, Settings
 from otterlm.signals.contrast.config import ContrastConfig
 from otterlm.signals.draft.config import DraftConfig
 from otterlm.signals.reward.config import RewardConfig
-from otterlm.training.packing import prompt_tokens
+from otterlm.training.data.tokens import prompt_tokens
 
 ROOT = Path(__file__).parent.parent
 PROMPT = "a b c"

@@ -18,8 +18,8 @@ from otterlm.decoding import DraftTree, RewardGuidance, RewardStop, SpeculativeD
 from otterlm.decoding.speculative import propose
 from otterlm.model import OtterModel
 from otterlm.signals.draft.config import DraftConfig
-from otterlm.training.draft import DraftObjective, frequent_tokens, measured_accuracy
-from otterlm.training.packing import Example, collate
+from otterlm.signals.draft.objective import DraftObjective, frequent_tokens, measured_accuracy
+from otterlm.training.data.packing import Example, collate
 from otterlm.training.sources import LiveBase
 from otterlm.training.trainer import TrainingConfig, train
 

@@ -19,9 +19,9 @@ from otterlm import files
 from otterlm.errors import OtterError
 from otterlm.fingerprint import fingerprint
 from otterlm.signals.reward.config import RewardConfig
+from otterlm.signals.reward.objective import RewardObjective, RewardTrainingConfig, last_states, start_from_probe
 from otterlm.taps import LayerTaps, Visitor
-from otterlm.training.packing import Example, collate
-from otterlm.training.reward import RewardObjective, RewardTrainingConfig, last_states, start_from_probe
+from otterlm.training.data.packing import Example, collate
 from otterlm.training.sources import LiveBase, RecordedBase
 from otterlm.training.trainer import TrainingConfig, train
 

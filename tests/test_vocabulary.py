@@ -8,8 +8,8 @@ from training_runs import HELD_OUT, TRAIN
 
 from otterlm.decoding import RewardGuidance, score_sequences
 from otterlm.signals.low_rank import LowRankHead
-from otterlm.training.packing import Example
-from otterlm.training.vocabulary import fit_vocabulary, read_candidates
+from otterlm.training.data.packing import Example
+from otterlm.training.vocabulary_head import fit_vocabulary, read_candidates
 
 EXAMPLES = [*TRAIN[:5], Example(90, (), ((5, 6, 7),)), Example(91, (4,), ((8,),))]
 

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from otterlm.model import OtterModel
+from otterlm.signals.reward.objective import RewardObjective, RewardTrainingConfig
 from otterlm.training.checkpoint import trainable
-from otterlm.training.packing import Example
-from otterlm.training.reward import RewardObjective, RewardTrainingConfig
+from otterlm.training.data.packing import Example
 from otterlm.training.sources import LiveBase
 from otterlm.training.trainer import TrainingConfig, train
 

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from otterlm.model import OtterModel
 from otterlm.signals.base import Capability
-from otterlm.training.losses import followed_tokens
-from otterlm.training.packing import Batch
+from otterlm.training.data.packing import Batch, followed_tokens
 from otterlm.training.sources import Source, of_adapter, read_batch
 
 

@@ -10,11 +10,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from otterlm.config import OtterConfig
 from otterlm.model import OtterModel
 from otterlm.settings import check_settings, setting
-from otterlm.training.continuations import continue_prompts
-from otterlm.training.prompts import read_prompts
+from otterlm.training.data.conversations import Prompt
+from otterlm.training.data.prompts import read_prompts
 from otterlm.training.recipes.common import Run, on_device
-from otterlm.training.rows import Prompt
 from otterlm.training.sources import LiveBase
+from otterlm.training.teachers.continuations import continue_prompts
 from own_signal.objective import UncertaintyObjective
 
 

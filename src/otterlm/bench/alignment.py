@@ -29,9 +29,9 @@ from otterlm.peers.cards import CARDS
 from otterlm.peers.reward_model import SeparateRewardModel
 from otterlm.resumable import run_resumable
 from otterlm.signals.base import Capability
-from otterlm.training.continuations import continue_greedily, of_generation, pad_left, responses_of
-from otterlm.training.packing import Limits, encode_prompts
-from otterlm.training.rows import Prompt
+from otterlm.training.data.conversations import Prompt
+from otterlm.training.data.tokens import Limits, encode_prompts
+from otterlm.training.teachers.continuations import continue_greedily, of_generation, pad_left, responses_of
 
 BASE, SAMPLED = "base", "base, sampled"
 SAMPLING: dict[str, Any] = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}

@@ -19,15 +19,15 @@ from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBa
 from otterlm.bases import load_base
 from otterlm.bench.judges import Judge, Perplexity, distinct
 from otterlm.bench.report import half_interval, machine
-from otterlm.decoding import Companion, CompanionContrast, ContrastGuidance
+from otterlm.decoding import ContrastGuidance, ReadAlongModel, TwoModelContrast
 from otterlm.decoding.contrast import nucleus
 from otterlm.decoding.prompt import read_once
 from otterlm.identity import Identity, identity, of_data, of_tokenizer, of_weights
 from otterlm.model import OtterModel
 from otterlm.peers.dexperts import DExperts
 from otterlm.resumable import run_resumable
-from otterlm.training.continuations import of_generation
-from otterlm.training.experts import check_vocabularies
+from otterlm.training.teachers.continuations import of_generation
+from otterlm.training.teachers.experts import check_vocabularies
 
 BASE = "base"
 TOP_P = 0.9
@@ -139,14 +139,14 @@ def prompts_method(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, al
         good, bad = (
             _companion(base, tokenizer, [instruction + prompt for prompt in prompts]) for instruction in (GOOD, BAD)
         )
-        return CompanionContrast(good, bad, batch["input_ids"].shape[1], alpha, TOP_P)
+        return TwoModelContrast(good, bad, batch["input_ids"].shape[1], alpha, TOP_P)
 
     return Method(base, steer, depends={"alpha": alpha, "instructions": of_data([GOOD, BAD])})
 
 
-def _companion(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Companion:
+def _companion(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> ReadAlongModel:
     given = tokenizer(texts, return_tensors="pt", padding=True).to(base.device)
-    return Companion(base, given["input_ids"], given["attention_mask"])
+    return ReadAlongModel(base, given["input_ids"], given["attention_mask"])
 
 
 def continue_all(

@@ -15,9 +15,9 @@ from otterlm.identity import of_weights
 from otterlm.masks import token_positions
 from otterlm.peers.reward_model import SeparateRewardModel
 from otterlm.progress import track
-from otterlm.training.continuations import pad_left
-from otterlm.training.packing import Limits, dialogue_tokens
-from otterlm.training.rows import Dialogue, Prompt
+from otterlm.training.data.conversations import Dialogue, Prompt
+from otterlm.training.data.tokens import Limits, dialogue_tokens
+from otterlm.training.teachers.continuations import pad_left
 
 
 class Judge(Protocol):

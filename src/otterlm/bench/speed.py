@@ -25,10 +25,10 @@ from otterlm.model import OtterModel
 from otterlm.peers.medusa import MedusaDecoding, MedusaHeads
 from otterlm.resumable import run_resumable
 from otterlm.signals.base import Capability
-from otterlm.training.continuations import of_generation
-from otterlm.training.draft import measured_accuracy
-from otterlm.training.packing import encode_prompts
-from otterlm.training.rows import Prompt
+from otterlm.signals.draft.objective import measured_accuracy
+from otterlm.training.data.conversations import Prompt
+from otterlm.training.data.tokens import encode_prompts
+from otterlm.training.teachers.continuations import of_generation
 
 BASE = "base"
 PROMPTS = (

@@ -15,9 +15,9 @@ from otterlm.cli.scored import score_rows
 from otterlm.cli.terminal import print_json
 from otterlm.errors import OtterError
 from otterlm.signals.reward.config import Calibration
-from otterlm.training.calibration import calibrate
-from otterlm.training.packing import Limits
-from otterlm.training.rows import read_rows
+from otterlm.training.data.rows import read_rows
+from otterlm.training.data.tokens import Limits
+from otterlm.training.evaluation.calibration import calibrate
 
 
 @grouped

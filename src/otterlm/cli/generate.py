@@ -20,7 +20,7 @@ from otterlm.decoding.registry import InterventionSettings, intervention_type
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
 from otterlm.signals.base import Capability
-from otterlm.training.packing import prompt_tokens
+from otterlm.training.data.tokens import prompt_tokens
 
 
 @grouped

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from otterlm.bases import load_base, parse_dtype
 from otterlm.cli.options import parse_device
 from otterlm.errors import OtterError
-from otterlm.training.rows import Row, hold_out
+from otterlm.training.data.rows import Row, hold_out
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:

@@ -16,9 +16,9 @@ from otterlm.cli.terminal import print_json
 from otterlm.colour import coloured_html, page
 from otterlm.errors import OtterError
 from otterlm.files import write_text
-from otterlm.training.packing import Limits
-from otterlm.training.rows import read_rows
-from otterlm.training.scoring import Scored, summarize
+from otterlm.training.data.rows import read_rows
+from otterlm.training.data.tokens import Limits
+from otterlm.training.evaluation.scoring import Scored, summarize
 
 
 @grouped

@@ -8,9 +8,9 @@ from transformers import PreTrainedTokenizerBase
 from otterlm.bases import check_context, load_config, load_tokenizer
 from otterlm.cli.groups import Machine
 from otterlm.model import OtterModel
-from otterlm.training.packing import Limits, tokenize
-from otterlm.training.rows import Row
-from otterlm.training.scoring import Scored, score_examples
+from otterlm.training.data.rows import Row
+from otterlm.training.data.tokens import Limits, tokenize
+from otterlm.training.evaluation.scoring import Scored, score_examples
 
 
 def score_rows(

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from otterlm.cache import keep_path
 from otterlm.decoding.checks import check_count, check_weight
-from otterlm.decoding.few_tokens import FewTokens
 from otterlm.decoding.loop import Loop, Run
 from otterlm.decoding.output import RewardedOutput
 from otterlm.decoding.prompt import read_prompt
+from otterlm.decoding.transposed_linear import TransposedLinear
 from otterlm.errors import OtterError
 from otterlm.masks import tree_mask
 from otterlm.model import OtterModel
@@ -77,7 +77,7 @@ class CandidateSearch(Loop):
             scores = run.processors(input_ids, logits.float())
             likely, candidates = scores.topk(min(self.top_k, scores.shape[-1]), dim=-1)  # [B, k]
             k = candidates.shape[1]
-            with FewTokens():
+            with TransposedLinear():
                 output = model(
                     input_ids=candidates,
                     attention_mask=tree_mask(seen.bool(), torch.eye(k, dtype=torch.bool), model.base_model.dtype),

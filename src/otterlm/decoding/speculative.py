@@ -18,10 +18,10 @@ from transformers.utils import ModelOutput
 from otterlm.cache import keep_path
 from otterlm.decoding.checks import check_chance, check_count
 from otterlm.decoding.draft_tree import DraftTree
-from otterlm.decoding.few_tokens import FewTokens
 from otterlm.decoding.loop import Loop, Run
 from otterlm.decoding.prompt import read_prompt
 from otterlm.decoding.rows import Reading, join_rows, process_row
+from otterlm.decoding.transposed_linear import TransposedLinear
 from otterlm.errors import OtterError
 from otterlm.generation import Request
 from otterlm.masks import tree_mask
@@ -111,7 +111,7 @@ class SpeculativeDecoding(Loop):
             root = torch.stack([row.tokens[-1] for row in rows])
             drafts, tree = propose(drafter, state, root, whole, self.confidence)  # [B, N]
             depths = torch.tensor(tree.depths, device=drafts.device)
-            with FewTokens() if len(tree) > 1 else nullcontext():
+            with TransposedLinear() if len(tree) > 1 else nullcontext():
                 output = model(
                     input_ids=drafts,
                     attention_mask=tree_mask(seen.bool(), tree.ancestors, model.base_model.dtype),

@@ -10,8 +10,8 @@ from transformers import DynamicCache, LogitsProcessor
 
 from otterlm.cache import keep_path
 from otterlm.decoding.checks import check_count, check_weight
-from otterlm.decoding.few_tokens import FewTokens
 from otterlm.decoding.rows import repeated
+from otterlm.decoding.transposed_linear import TransposedLinear
 from otterlm.errors import OtterError
 from otterlm.generation import Intervention, Supports
 from otterlm.masks import token_positions, tree_mask
@@ -83,7 +83,7 @@ class ARGS(Intervention, LogitsProcessor):
             )
         k = candidates.shape[1]
         rivals = torch.eye(k, dtype=torch.bool)
-        with FewTokens():
+        with TransposedLinear():
             read = self.reward_model.read(
                 input_ids=candidates,
                 attention_mask=tree_mask(mask.bool(), rivals, self.reward_model.classifier.dtype),

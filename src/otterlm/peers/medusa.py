@@ -11,8 +11,8 @@ from otterlm.decoding.draft_tree import DraftTree
 from otterlm.decoding.speculative import SpeculativeDecoding
 from otterlm.identity import of_weights
 from otterlm.model import OtterModel
-from otterlm.training.draft import draft_metrics
-from otterlm.training.packing import Batch
+from otterlm.signals.draft.objective import draft_metrics
+from otterlm.training.data.packing import Batch
 from otterlm.training.sources import FinalState, Source
 
 

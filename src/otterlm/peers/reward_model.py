@@ -11,8 +11,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from otterlm.errors import OtterError, reason
 from otterlm.identity import of_weights
-from otterlm.training.losses import bradley_terry, preference_accuracy
-from otterlm.training.packing import Batch
+from otterlm.signals.reward.losses import bradley_terry, preference_accuracy
+from otterlm.training.data.packing import Batch
 
 
 class SeparateRewardModel(nn.Module):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 if TYPE_CHECKING:  # so that listing signals and reading a configuration need no torch
     from torch import Tensor
 
-    from otterlm.training.packing import Batch
+    from otterlm.training.data.packing import Batch
 
 
 class Capability(enum.Flag):

@@ -17,7 +17,7 @@ from otterlm.identity import Identity, identity, of_config, of_data, of_weights
 from otterlm.masks import branch_mask
 from otterlm.model import OtterModel
 from otterlm.taps import LayerTaps, Visitor
-from otterlm.training.packing import Batch, Example, collate
+from otterlm.training.data.packing import Batch, Example, collate
 from otterlm.training.token_file import TokenFile
 
 

@@ -13,7 +13,7 @@ from otterlm.errors import OtterError
 from otterlm.files import hold, write_text
 from otterlm.identity import Identity, check
 from otterlm.progress import track
-from otterlm.training.packing import Batch, Example, length_buckets
+from otterlm.training.data.packing import Batch, Example, length_buckets
 
 
 class TokenFile:

@@ -21,8 +21,8 @@ from otterlm.identity import Identity, identity, of_data
 from otterlm.progress import bar
 from otterlm.settings import check_settings, setting
 from otterlm.training.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint, trainable
+from otterlm.training.data.packing import Example, collate, length_buckets
 from otterlm.training.log import Log
-from otterlm.training.packing import Example, collate, length_buckets
 
 DIVERGED = "lower the learning rate or look at the data (the last checkpoint is whole and is gone on with)"
 

@@ -12,8 +12,8 @@ from otterlm.cli.groups import Machine, grouped
 from otterlm.cli.options import AsJson, Base, OneAdapter, Prompts, ResumedFolder, Seed, one_adapter
 from otterlm.cli.terminal import print_json, show_table
 from otterlm.decoding.checks import check_weight
-from otterlm.training.continuations import read_prompts
-from otterlm.training.packing import Limits
+from otterlm.training.data.prompts import read_prompts
+from otterlm.training.data.tokens import Limits
 
 
 @grouped

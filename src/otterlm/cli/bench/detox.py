@@ -12,7 +12,7 @@ from otterlm.cli.groups import Machine, grouped
 from otterlm.cli.options import AsJson, Base, OneAdapter, ResumedFolder, Seed, one_adapter
 from otterlm.cli.terminal import print_json, show_table
 from otterlm.errors import OtterError
-from otterlm.training.corpora import read_texts
+from otterlm.training.data.corpora import read_texts
 
 
 @grouped

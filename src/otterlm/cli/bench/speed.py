@@ -11,7 +11,7 @@ from otterlm.bench.speed import PROMPTS, measure, methods_of
 from otterlm.cli.groups import Machine, grouped
 from otterlm.cli.options import AsJson, Base, NamedAdapters, ResumedFolder, named_adapters
 from otterlm.cli.terminal import print_json, show_table
-from otterlm.training.continuations import read_prompts
+from otterlm.training.data.prompts import read_prompts
 
 
 @grouped

@@ -14,7 +14,7 @@ from otterlm.cli.terminal import console
 from otterlm.model import OtterModel
 from otterlm.plan import plan
 from otterlm.smollm2 import SMOLLM2
-from otterlm.training.packing import prompt_tokens
+from otterlm.training.data.tokens import prompt_tokens
 
 
 def chat_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:

@@ -11,7 +11,7 @@ from otterlm.signals.base import Capability, SignalConfig
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What rewards mean, see `otterlm.training.calibration`.
+    """What rewards mean, see `otterlm.training.evaluation.calibration`.
 
     Attributes:
         curve: points (reward, score), both rising; between them the line.

@@ -19,8 +19,8 @@ from otterlm.identity import identity, of_config, of_weights
 from otterlm.model import OtterModel
 from otterlm.settings import setting
 from otterlm.training.checkpoint import CHECKPOINT, check_checkpoint
-from otterlm.training.packing import Example
-from otterlm.training.rows import check_fraction
+from otterlm.training.data.packing import Example
+from otterlm.training.data.rows import check_fraction
 from otterlm.training.sources import RecordedBase
 from otterlm.training.trainer import TrainingConfig, known_identity, run_identity, train
 

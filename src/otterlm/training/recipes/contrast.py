@@ -10,8 +10,8 @@ from otterlm.config import OtterConfig
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
 from otterlm.settings import check_settings, setting
-from otterlm.training.contrast import ContrastObjective
-from otterlm.training.corpora import read_labelled, read_texts, tokenize_corpora
+from otterlm.signals.contrast.objective import ContrastObjective
+from otterlm.training.data.corpora import read_labelled, read_texts, tokenize_corpora
 from otterlm.training.recipes.common import Run, on_device
 from otterlm.training.sources import LiveBase
 
@@ -23,7 +23,7 @@ class ContrastRecipe:
     Attributes:
         positive, negative: texts to write like and not to write like; or
         data: both in one, told apart by their labels.
-        text_column, label_column: see `otterlm.training.corpora.read_labelled`.
+        text_column, label_column: see `otterlm.training.data.corpora.read_labelled`.
         positive_labels, negative_labels: with `data`, separated by commas.
         max_tokens: of a text; a longer one keeps its start.
     """

@@ -10,13 +10,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from otterlm.config import OtterConfig
 from otterlm.errors import OtterError
 from otterlm.settings import check_settings, setting
-from otterlm.training.prompts import read_prompts
+from otterlm.signals.reward.objective import RewardObjective, RewardTrainingConfig
+from otterlm.training.data.conversations import Prompt
+from otterlm.training.data.prompts import read_prompts
 from otterlm.training.recipes.common import Run, on_device
 from otterlm.training.recipes.reward import fit_reward
-from otterlm.training.responses import Sampling, scored_responses
-from otterlm.training.reward import RewardObjective, RewardTrainingConfig
-from otterlm.training.rows import Prompt
-from otterlm.training.scorers import load_scorer
+from otterlm.training.teachers.responses import Sampling, scored_responses
+from otterlm.training.teachers.scorers import load_scorer
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +26,8 @@ class DistillationRecipe:
     The base samples responses, the scorer rates them, and every prefix learns the score.
 
     Attributes:
-        scorer: see `otterlm.training.scorers.load_scorer`.
-        prompts: see `otterlm.training.prompts.read_prompts`; a part of them is held out whole.
+        scorer: see `otterlm.training.teachers.scorers.load_scorer`.
+        prompts: see `otterlm.training.data.prompts.read_prompts`; a part of them is held out whole.
         limit: only the first prompts; None: all.
         sampling: of the responses; its seed is the run's.
         learning: what is learned.

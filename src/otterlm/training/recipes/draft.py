@@ -12,12 +12,12 @@ from otterlm.config import OtterConfig
 from otterlm.families.parts import decoder_config
 from otterlm.model import OtterModel
 from otterlm.settings import check_settings, setting
-from otterlm.training.continuations import continue_prompts
-from otterlm.training.draft import DraftObjective, frequent_tokens, measured_accuracy
-from otterlm.training.prompts import read_prompts
+from otterlm.signals.draft.objective import DraftObjective, frequent_tokens, measured_accuracy
+from otterlm.training.data.conversations import Prompt
+from otterlm.training.data.prompts import read_prompts
 from otterlm.training.recipes.common import Run, on_device
-from otterlm.training.rows import Prompt
 from otterlm.training.sources import LiveBase
+from otterlm.training.teachers.continuations import continue_prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class DraftRecipe:
     """Trains drafts on what the base itself says after prompts.
 
     Attributes:
-        prompts: see `otterlm.training.prompts.read_prompts`.
+        prompts: see `otterlm.training.data.prompts.read_prompts`.
         limit: only the first prompts; None: all.
         max_prompt_tokens: a longer prompt keeps its end.
         max_new_tokens: length of a continuation.

@@ -13,11 +13,12 @@ from otterlm.decoding.checks import check_weight
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
 from otterlm.settings import check_settings, setting
-from otterlm.training.continuations import continue_texts
-from otterlm.training.corpora import read_texts
-from otterlm.training.experts import ExpertOpinions, ExpertsObjective
+from otterlm.signals.contrast.experts_objective import ExpertsObjective
+from otterlm.training.data.corpora import read_texts
 from otterlm.training.recipes.common import Run, on_device
 from otterlm.training.sources import LiveBase
+from otterlm.training.teachers.continuations import continue_texts
+from otterlm.training.teachers.experts import ExpertOpinions
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class ExpertsRecipe:
     Attributes:
         expert, anti_expert: language models with the base's vocabulary, see `otterlm.bases.load_base`.
         texts: such as will be steered; no labels.
-        text_column: see `otterlm.training.corpora.read_texts`.
+        text_column: see `otterlm.training.data.corpora.read_texts`.
         max_tokens: of a text; a longer one keeps its start.
         max_new_tokens: of its continuation.
         alpha: how far the experts steer.

@@ -11,14 +11,15 @@ from otterlm.errors import OtterError
 from otterlm.families.parts import weight_of
 from otterlm.model import OtterModel
 from otterlm.settings import setting
-from otterlm.training.packing import Example, Limits, tokenize
+from otterlm.signals.reward.objective import RewardObjective, RewardTrainingConfig, start_from_probe
+from otterlm.training.data.packing import Example
+from otterlm.training.data.records import source_name
+from otterlm.training.data.rows import PairRow, Row, hold_out, read_rows
+from otterlm.training.data.tokens import Limits, tokenize
+from otterlm.training.evaluation.scoring import correlations, score_examples
 from otterlm.training.recipes.common import Run, on_device
-from otterlm.training.records import source_name
-from otterlm.training.reward import RewardObjective, RewardTrainingConfig, start_from_probe
-from otterlm.training.rows import PairRow, Row, hold_out, read_rows
-from otterlm.training.scoring import correlations, score_examples
 from otterlm.training.sources import LiveBase
-from otterlm.training.vocabulary import fit_vocabulary, read_candidates
+from otterlm.training.vocabulary_head import fit_vocabulary, read_candidates
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class RewardRecipe:
     """Trains a reward from preference pairs or scored texts.
 
     Attributes:
-        data: see `otterlm.training.rows.read_rows`.
+        data: see `otterlm.training.data.rows.read_rows`.
         eval_data: rows to evaluate on; without it, a part of `data` is held out.
         learning: what is learned.
         limits: tokens of a prompt and of a response.

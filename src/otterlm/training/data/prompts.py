@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from otterlm.errors import OtterError
-from otterlm.training.context import ASKED, read_context
-from otterlm.training.conversations import Prompt, Turn, is_given, read_prompt, strip
-from otterlm.training.records import Records, numbered_records, source_name
-from otterlm.training.rows import read_dialogues, response_columns
+from otterlm.training.data.context import ASKED, read_context
+from otterlm.training.data.conversations import Prompt, Turn, is_given, read_prompt, strip
+from otterlm.training.data.records import Records, numbered_records, source_name
+from otterlm.training.data.rows import read_dialogues, response_columns
 
 
 class ReadPrompt(tuple[Turn, ...]):
@@ -20,10 +20,10 @@ def read_prompts(source: Records, split: str = "train") -> list[Prompt]:
     """Reads prompts as chat turns, each once.
 
     Args:
-        source: see `otterlm.training.records.read_records`. Of each record what stands before its response,
-            see `otterlm.training.rows.read_rows`; where there is no response, what
-            `otterlm.training.context.read_context` reads (`prompt`, `question`, `messages`, ...), else `text`, else the
-            first of `turns` (as MT-Bench has them). The response that ends a dialogue is left out.
+        source: see `otterlm.training.data.records.read_records`. Of each record what stands before its response,
+            see `otterlm.training.data.rows.read_rows`; where there is no response, what
+            `otterlm.training.data.context.read_context` reads (`prompt`, `question`, `messages`, ...), else `text`,
+            else the first of `turns` (as MT-Bench has them). The response that ends a dialogue is left out.
         split: which split, where there are several.
 
     Raises:

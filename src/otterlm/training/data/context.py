@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from otterlm.errors import OtterError
-from otterlm.training.conversations import Dialogue, Turn, clean, is_given, read_prompt, split_response, strip
+from otterlm.training.data.conversations import Dialogue, Turn, clean, is_given, read_prompt, split_response, strip
 
 ASKED = ("prompt", "question", "query", "instruction", "input")
 """The columns that can hold a prompt; `input` goes on with `instruction`, as in Alpaca's data."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from otterlm.errors import OtterError
 from otterlm.signals.reward.config import Calibration
-from otterlm.training.scoring import Scored
+from otterlm.training.evaluation.scoring import Scored
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,8 @@ import torch
 
 from otterlm.errors import OtterError, reason
 from otterlm.identity import Identity, of_data, of_weights
-from otterlm.training.packing import Limits
-from otterlm.training.rows import Prompt
+from otterlm.training.data.conversations import Prompt
+from otterlm.training.data.tokens import Limits
 
 Scorer = Callable[[Sequence[Prompt], Sequence[str]], list[float]]
 """Called with prompts, as chat turns, and responses, gives a number for each response."""

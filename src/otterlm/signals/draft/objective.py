@@ -14,8 +14,7 @@ from otterlm.model import OtterModel
 from otterlm.signals.base import Capability
 from otterlm.signals.draft.config import MAX_GUESSES
 from otterlm.signals.draft.head import Drafter
-from otterlm.training.losses import CHOSEN, followed_tokens
-from otterlm.training.packing import Batch, Example
+from otterlm.training.data.packing import CHOSEN, Batch, Example, followed_tokens
 from otterlm.training.sources import Source, of_adapter, read_batch
 
 DISCOUNT = 0.8

@@ -10,7 +10,7 @@ import torch
 from otterlm.model import OtterModel
 from otterlm.progress import track
 from otterlm.signals.base import Capability
-from otterlm.training.packing import Example, collate, length_buckets
+from otterlm.training.data.packing import Example, collate, length_buckets
 from otterlm.training.sources import LiveBase, read_batch
 
 

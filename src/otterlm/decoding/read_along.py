@@ -14,7 +14,7 @@ from otterlm.generation import Intervention, Supports
 from otterlm.masks import token_positions
 
 
-class Companion:
+class ReadAlongModel:
     """Next-token logits of a model after its own prompt and the tokens generated so far, with its own KV cache.
 
     Args:
@@ -66,7 +66,7 @@ class Companion:
         return cache, prompt.shape[1] - 1
 
 
-class CompanionContrast(Intervention, LogitsProcessor):
+class TwoModelContrast(Intervention, LogitsProcessor):
     """logits + alpha * (expert - anti-expert), where both are companions. For one call of a base's `generate`.
 
     With two fine-tuned models this is DExperts (arXiv 2105.03023); with the base twice, after a good and a bad system
@@ -85,7 +85,7 @@ class CompanionContrast(Intervention, LogitsProcessor):
     supports = Supports(embeddings=False, new_tokens_only=False)
 
     def __init__(
-        self, expert: Companion, anti_expert: Companion, prompt_length: int, alpha: float, top_p: float = 0.9
+        self, expert: ReadAlongModel, anti_expert: ReadAlongModel, prompt_length: int, alpha: float, top_p: float = 0.9
     ) -> None:
         self.expert = expert
         self.anti_expert = anti_expert

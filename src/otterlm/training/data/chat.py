@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from otterlm.errors import OtterError, reason
-from otterlm.training.conversations import Turn
+from otterlm.training.data.conversations import Turn
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from otterlm.decoding import few_tokens
-from otterlm.decoding.few_tokens import MOST, FewTokens
+from otterlm.decoding import transposed_linear
+from otterlm.decoding.transposed_linear import MOST, TransposedLinear
 
 
 @given(st.lists(st.integers(1, 6), min_size=0, max_size=3), st.integers(1, 20), st.integers(1, 20), st.booleans())
@@ -18,7 +18,7 @@ def test_products_are_the_same(shape, into, out, bias):
     linear, inputs = nn.Linear(into, out, bias=bias), torch.randn(*shape, into)
     with torch.no_grad():
         expected = linear(inputs)
-        with FewTokens():
+        with TransposedLinear():
             found = linear(inputs)
     assert found.shape == expected.shape
     close(found, expected)
@@ -27,15 +27,15 @@ def test_products_are_the_same(shape, into, out, bias):
 @pytest.mark.parametrize(("rows", "turned"), [(1, False), (2, True), (MOST, True), (MOST + 1, False)])
 def test_only_a_few_rows_are_turned(rows, turned, monkeypatch):
     seen = []
-    original = few_tokens._linear
+    original = transposed_linear._linear
 
     def counted(*args):
         seen.append(1)
         return original(*args)
 
-    monkeypatch.setattr(few_tokens, "_linear", counted)
+    monkeypatch.setattr(transposed_linear, "_linear", counted)
     linear, inputs = nn.Linear(4, 5), torch.randn(rows, 4)
-    with FewTokens():
+    with TransposedLinear():
         linear(inputs)
         other = threading.Thread(target=lambda: linear(inputs))
         other.start()
@@ -49,5 +49,5 @@ def test_a_weight_of_another_kind_is_left_alone():
         pass
 
     weight, inputs = torch.randn(5, 4).as_subclass(Quantised), torch.randn(3, 4)
-    with FewTokens():
+    with TransposedLinear():
         assert type(nn.functional.linear(inputs, weight)) is Quantised

@@ -17,7 +17,7 @@ MOST = 32
 """Rows from which on PyTorch's own kernel is as good."""
 
 
-class FewTokens(TorchFunctionMode):
+class TransposedLinear(TorchFunctionMode):
     """Inside the block, in this thread, linear layers on a CPU take 2 to `MOST` rows the other way round."""
 
     def __torch_function__(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from otterlm.errors import OtterError, reason
-from otterlm.training.data_files import PACKED, READABLE, UNREADABLE, read_file, suffix_of
+from otterlm.training.data.data_files import PACKED, READABLE, UNREADABLE, read_file, suffix_of
 
 Records = str | Path | Iterable[Mapping[str, Any]]
 """Where records come from: a file, a folder, the name of a dataset on the hub, or the records themselves."""

@@ -13,16 +13,8 @@ from otterlm.progress import track
 from otterlm.settings import check_settings, setting
 from otterlm.signals.base import Capability
 from otterlm.signals.reward.head import RewardSignal
-from otterlm.training.losses import (
-    CHOSEN,
-    REJECTED,
-    bradley_terry,
-    final_rewards,
-    followed_tokens,
-    preference_accuracy,
-    regression,
-)
-from otterlm.training.packing import Batch, Example, collate, length_buckets
+from otterlm.signals.reward.losses import bradley_terry, final_rewards, preference_accuracy, regression
+from otterlm.training.data.packing import CHOSEN, REJECTED, Batch, Example, collate, followed_tokens, length_buckets
 from otterlm.training.probe import fit_probe
 from otterlm.training.sources import FinalState, Source, of_adapter, read_batch
 
@@ -38,9 +30,9 @@ class RewardTrainingConfig:
             that of the whole response.
         vocabulary_weight: of the vocabulary head's squared error to the prefix head at the next token.
         probe_start: whether the head starts from a linear probe on the base's last hidden state.
-        trace: lambda of TD(lambda), for given scores on prefixes, see `otterlm.training.losses.regression`.
+        trace: lambda of TD(lambda), for given scores on prefixes, see `otterlm.signals.reward.losses.regression`.
         candidates, places: after training, the vocabulary head is fitted to so many of the base's likeliest next tokens
-            at so many places of each example, see `otterlm.training.vocabulary`; 0 candidates leave it as trained.
+            at so many places of each example, see `otterlm.training.vocabulary_head`; 0 candidates leave it as trained.
     """
 
     compare: Compare = setting("prefixes", "Train the reward of all prefixes, or of the last token only.")
@@ -89,7 +81,7 @@ class RewardObjective(nn.Module):
         rewards = signal.prefix  # [B, T]
         prefixes = self.config.compare == "prefixes"
         metrics: dict[str, Tensor] = {}
-        if (batch.segments == REJECTED).any():
+        if batch.pairs:
             loss = metrics["preference"] = bradley_terry(rewards, batch, prefixes)
             metrics["accuracy"] = preference_accuracy(rewards.detach(), batch)
         else:

@@ -4,10 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from otterlm.training.packing import Batch
-
-CHOSEN, REJECTED = 1, 2
-"""The segments of a packed pair."""
+from otterlm.training.data.packing import CHOSEN, REJECTED, Batch
 
 
 def branch_rewards(rewards: Tensor, segments: Tensor, segment: int) -> tuple[Tensor, Tensor]:
@@ -107,18 +104,3 @@ def lambda_returns(values: Tensor, lengths: Tensor, scores: Tensor, trace: float
         step = (1 - trace) * values[:, place + 1] + trace * returns[-1]
         returns.append(torch.where(place < lengths - 1, step, scores))
     return torch.stack(returns[::-1], dim=1)
-
-
-def followed_tokens(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """The response tokens that follow another token: their rows, their positions and their parents' positions, `[n]`
-    each. (The first token of a text without a prompt is predicted by nothing.)"""
-    row, position = (batch.segments >= CHOSEN).nonzero(as_tuple=True)
-    parent = batch.parents[row, position]
-    follows = parent != position
-    return row[follows], position[follows], parent[follows]
-
-
-def next_token_loss(logits: Tensor, batch: Batch) -> Tensor:
-    """Cross-entropy of the response tokens under `[B, T, V]` logits, the mean over tokens."""
-    row, position, parent = followed_tokens(batch)
-    return F.cross_entropy(logits[row, parent].float(), batch.input_ids[row, position])

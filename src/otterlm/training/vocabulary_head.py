@@ -19,8 +19,7 @@ from otterlm.model import OtterModel
 from otterlm.progress import track
 from otterlm.signals.base import Capability
 from otterlm.signals.low_rank import LowRankHead
-from otterlm.training.losses import followed_tokens
-from otterlm.training.packing import Batch, Example, collate, length_buckets
+from otterlm.training.data.packing import Batch, Example, collate, followed_tokens, length_buckets
 
 
 @dataclass(frozen=True, slots=True)

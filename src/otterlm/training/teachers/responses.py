@@ -19,10 +19,11 @@ from otterlm.files import hold, write_files, write_text
 from otterlm.identity import Identity, check, identity, of_data, of_tokenizer
 from otterlm.progress import track
 from otterlm.settings import check_settings, setting
-from otterlm.training.continuations import of_generation, pad_left, responses_of
-from otterlm.training.packing import Example, encode_prompts
-from otterlm.training.rows import Prompt
-from otterlm.training.scorers import Scorer
+from otterlm.training.data.conversations import Prompt
+from otterlm.training.data.packing import Example
+from otterlm.training.data.tokens import encode_prompts
+from otterlm.training.teachers.continuations import of_generation, pad_left, responses_of
+from otterlm.training.teachers.scorers import Scorer
 
 MARK = "identity.json"
 

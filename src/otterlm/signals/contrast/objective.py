@@ -7,12 +7,9 @@ from torch import Tensor, nn
 from otterlm.families.parts import logit_transform
 from otterlm.model import OtterModel
 from otterlm.signals.base import Capability
-from otterlm.training.losses import followed_tokens
-from otterlm.training.packing import Batch
+from otterlm.training.data.corpora import WANTED
+from otterlm.training.data.packing import Batch, followed_tokens
 from otterlm.training.sources import Source, of_adapter, read_batch
-
-EXPERT, ANTI_EXPERT = 1.0, 0.0
-"""The scores that mark which corpus a text is of."""
 
 
 class ContrastObjective(nn.Module):
@@ -38,7 +35,7 @@ class ContrastObjective(nn.Module):
         row, position, parent = followed_tokens(batch)
         seen, target = state[row, parent], batch.input_ids[row, position]  # [n, d + d'], [n]
         head = self.model.adapter(self.name).head
-        of_expert = (batch.scores == EXPERT)[row]
+        of_expert = (batch.labels == WANTED)[row]
         if self.training:
             direction = torch.where(of_expert[:, None], head.expert.direction(seen), head.anti_expert.direction(seen))
             return {"loss": self._loss(seen, direction, target).mean()}

@@ -6,18 +6,20 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from otterlm.errors import OtterError
-from otterlm.training.chat import plain_tokens
-from otterlm.training.contrast import ANTI_EXPERT, EXPERT
-from otterlm.training.conversations import clean
-from otterlm.training.packing import Example
-from otterlm.training.records import Records, numbered_records, source_name
+from otterlm.training.data.chat import plain_tokens
+from otterlm.training.data.conversations import clean
+from otterlm.training.data.packing import Example
+from otterlm.training.data.records import Records, numbered_records, source_name
+
+WANTED, UNWANTED = 1, 0
+"""The labels of texts: which of the two corpora they are of."""
 
 
 def read_texts(source: Records, column: str = "text") -> list[str]:
     """The texts of a file or dataset.
 
     Args:
-        source: see `otterlm.training.records.read_records`.
+        source: see `otterlm.training.data.records.read_records`.
         column: which holds the text; `a.b` is field b of column a.
 
     Raises:
@@ -35,7 +37,7 @@ def read_labelled(
     """The wanted and the unwanted texts of one file or dataset. Rows with other labels are left out.
 
     Args:
-        source: see `otterlm.training.records.read_records`.
+        source: see `otterlm.training.data.records.read_records`.
         positive, negative: the labels of wanted and unwanted texts, as they are printed.
         column, label: which columns hold text and label.
 
@@ -76,7 +78,7 @@ def _field(record: Mapping[str, Any], column: str, where: str) -> Any:
 def tokenize_corpora(
     positive: Sequence[str], negative: Sequence[str], tokenizer: PreTrainedTokenizerBase, longest: int
 ) -> list[Example]:
-    """Texts as examples, the score saying whose they are; a longer one keeps its start.
+    """Texts as examples, the label saying which corpus they are of; a longer one keeps its start.
 
     Tokens are what the tokenizer makes of a plain text. No end of sequence is added: a corpus may hold fragments.
 
@@ -85,12 +87,12 @@ def tokenize_corpora(
     """
     examples: list[Example] = []
     row = 0
-    for side, texts in ((EXPERT, positive), (ANTI_EXPERT, negative)):
+    for side, texts in ((WANTED, positive), (UNWANTED, negative)):
         before = len(examples)
         for text in texts:
             tokens = tuple(plain_tokens(text, tokenizer, f"text {row + 1}", add_special_tokens=True)[:longest])
             if len(tokens) > 1:
-                examples.append(Example(row, (), (tokens,), side))
+                examples.append(Example(row, (), (tokens,), label=side))
             row += 1
         if len(examples) == before:
             raise OtterError("one of the two corpora has no text of at least two tokens")
