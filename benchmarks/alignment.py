@@ -24,16 +24,19 @@ from accelerate import Accelerator
 
 from otterlm.bases import load_base, load_tokenizer
 from otterlm.bench.judges import Preference
-from otterlm.config import OtterConfig, RewardConfig
+from otterlm.config import OtterConfig
 from otterlm.model import OtterModel
 from otterlm.peers.reward_model import SeparateRewardModel
-from otterlm.training.packing import Example, Limits, tokenize
+from otterlm.signals.reward.config import RewardConfig
+from otterlm.signals.reward.objective import RewardObjective, RewardTrainingConfig
+from otterlm.training.data.conversations import Prompt
+from otterlm.training.data.packing import Example
+from otterlm.training.data.rows import PairRow, read_rows
+from otterlm.training.data.tokens import Limits, tokenize
 from otterlm.training.recipes import Run
 from otterlm.training.recipes.reward import fit_reward
-from otterlm.training.responses import Sampling, scored_responses
-from otterlm.training.reward import RewardObjective, RewardTrainingConfig
-from otterlm.training.rows import Prompt, read_rows
 from otterlm.training.sources import LiveBase
+from otterlm.training.teachers.responses import Sampling, scored_responses
 from otterlm.training.trainer import TrainingConfig, evaluate, train
 
 FOR_METHODS, FOR_JUDGE = 800, 800
@@ -90,7 +93,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["otter", "args", "judge", "distilled"], help="what to train")
     arguments = parser.parse_args()
     tokenizer, base = load_tokenizer(arguments.base), load_base(arguments.base)
-    rows = read_rows(arguments.data)
+    rows = [row for row in read_rows(arguments.data) if isinstance(row, PairRow)]
     methods, judge, kept = split(len(rows))
     examples = tokenize(rows, tokenizer, LIMITS)
 

@@ -21,12 +21,12 @@ from typing import Any
 import torch
 
 from otterlm.bases import load_base, load_tokenizer
-from otterlm.config import ContrastConfig, OtterConfig
+from otterlm.config import OtterConfig
 from otterlm.files import write_text
 from otterlm.peers.dexperts import FineTunedExpert
-from otterlm.training.contrast import EXPERT
-from otterlm.training.corpora import tokenize_corpora
-from otterlm.training.recipes import Run, distill_experts, train_contrast
+from otterlm.signals.contrast.config import ContrastConfig
+from otterlm.training.data.corpora import WANTED, tokenize_corpora
+from otterlm.training.recipes import ContrastRecipe, ExpertsRecipe, Run
 from otterlm.training.trainer import TrainingConfig
 
 LONGEST, NEW = 64, 20
@@ -51,12 +51,14 @@ def corpora(data: Path, prompts: int) -> tuple[list[str], list[str], dict[str, l
     return positive, negative, chosen
 
 
-def train_experts(arguments: argparse.Namespace, base: Any, tokenizer: Any, *sides: list[str]) -> None:
+def train_experts(
+    arguments: argparse.Namespace, base: Any, tokenizer: Any, positive: list[str], negative: list[str]
+) -> None:
     how = TrainingConfig(epochs=1, batch_size=16, learning_rate=2e-5, warmup=0.1, seed=arguments.seed)
-    examples = tokenize_corpora(*sides, tokenizer, LONGEST)
+    examples = tokenize_corpora(positive, negative, tokenizer, LONGEST)
     for side in SIDES:
         run = Run(arguments.out / side, how, eval_fraction=0.05)
-        own = [e for e in examples if (e.score == EXPERT) == (side == "expert")]
+        own = [e for e in examples if (e.label == WANTED) == (side == "expert")]
         kept, evaluated = run.split(own, base, run.held_out([e.row for e in examples]))
         expert = FineTunedExpert(base)
         print(side, run.train(expert, kept, evaluated, tokenizer), flush=True)
@@ -89,16 +91,17 @@ def main() -> None:
     if "distilled" in arguments.methods:
         how = TrainingConfig(epochs=arguments.epochs, batch_size=16, learning_rate=1e-3, seed=arguments.seed)
         run = Run(arguments.out / "distilled", how, eval_fraction=0.05, record=True)
-        experts = [load_base(str(arguments.out / side / "model")) for side in SIDES]
+        expert, anti_expert = (str(arguments.out / side / "model") for side in SIDES)
+        distilled = ExpertsRecipe(expert, anti_expert, str(arguments.data), max_tokens=LONGEST, max_new_tokens=NEW)
         unlabelled = positive[: arguments.unlabelled] + negative[: arguments.unlabelled]
         torch.manual_seed(arguments.seed)
-        metrics = distill_experts(base, tokenizer, *experts, unlabelled, config, LONGEST, NEW, alpha=2.0, run=run)
-        print("distilled", metrics, flush=True)
+        print("distilled", distilled.train(base, tokenizer, unlabelled, config, run), flush=True)
     if "corpora" in arguments.methods:
         how = TrainingConfig(epochs=1, batch_size=16, learning_rate=1e-3, seed=arguments.seed)
         torch.manual_seed(arguments.seed)
         run = Run(arguments.out / "corpora", how, eval_fraction=0.05)
-        print("corpora", train_contrast(base, tokenizer, *sides, config, LONGEST, run), flush=True)
+        contrast = ContrastRecipe(max_tokens=LONGEST)
+        print("corpora", contrast.train(base, tokenizer, sides, config, run), flush=True)
 
 
 if __name__ == "__main__":

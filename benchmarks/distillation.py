@@ -26,14 +26,17 @@ from torch import Tensor
 
 from otterlm.bases import load_base, load_tokenizer
 from otterlm.bench.judges import Perplexity, Toxicity
-from otterlm.bench.records import measured
 from otterlm.decoding import RewardGuidance
 from otterlm.decoding.prompt import read_once
 from otterlm.files import write_text
+from otterlm.identity import identity, of_data, of_weights
 from otterlm.model import OtterModel
-from otterlm.training.continuations import pad_left, read_prompts, responses_of
-from otterlm.training.packing import Example, prompt_tokens
-from otterlm.training.scoring import correlations, score_examples
+from otterlm.resumable import run_resumable
+from otterlm.training.data.packing import Example
+from otterlm.training.data.prompts import read_prompts
+from otterlm.training.data.tokens import prompt_tokens
+from otterlm.training.evaluation.scoring import correlations, score_examples
+from otterlm.training.teachers.continuations import pad_left, responses_of
 
 TEST, NEW, TOP_K = 100, 32, 10
 BATCH, SAMPLES = 20, 2  # prompts a pass, and samples of each; the base is asked twice, for best-of-4
@@ -119,8 +122,9 @@ def sample(arguments: argparse.Namespace, model: OtterModel, tokenizer: Any, pro
             }
         return found
 
-    identity = {"weights": arguments.weights, "prompts": len(prompts), "adapter": str(arguments.out / "adapter")}
-    batches = measured(range(0, len(prompts), BATCH), one, arguments.out / arguments.samples, identity)
+    parts = {"weights": arguments.weights, "prompts": of_data(prompts), "model": of_weights(model)}
+    starts, path = range(0, len(prompts), BATCH), arguments.out / arguments.samples
+    batches = run_resumable(starts, one, path, identity("distillation benchmark", **parts), "sampling")
     return {
         name: {
             "responses": [each for batch in batches for each in batch[name]["responses"]],
@@ -145,8 +149,11 @@ def correlation_rows(examples: list[Example], model: OtterModel, prompts: int) -
     def drawn(chosen: Tensor) -> dict[str, float]:
         return correlations([scored[each * prompt + n] for prompt in chosen.tolist() for n in range(each)])
 
+    def correlated(name: str) -> Callable[[Tensor], float]:
+        return lambda chosen: drawn(chosen)[name]
+
     found = {
-        name: [round(value, 4), *interval(prompts, lambda chosen, name=name: drawn(chosen)[name], 300)]
+        name: [round(value, 4), *interval(prompts, correlated(name), 300)]
         for name, value in correlations(scored).items()
     }
     return torch.tensor([row.rewards[0][-1] for row in scored]).view(prompts, each), found
@@ -193,8 +200,8 @@ def measure(arguments: argparse.Namespace) -> None:
         values[name] = {what: value.gather(1, best) for what, value in values["base"].items()}
 
     alone = [(a + b) / 2 for a, b in zip(sampled["base"]["seconds"], sampled["base again"]["seconds"], strict=True)]
-    for name, own in values.items():
-        row: dict[str, Any] = {"method": name} | describe(own, values["base"], scorer)
+    for name, rated in values.items():
+        row: dict[str, Any] = {"method": name} | describe(rated, values["base"], scorer)
         if name in sampled and name != "base":
             ratios = [own / base for own, base in zip(sampled[name]["seconds"], alone, strict=True)]
             row["time_of_base"] = [round(f(ratios), 3) for f in (statistics.median, min, max)]
@@ -211,16 +218,19 @@ def describe(own: Mapping[str, Tensor], base: Mapping[str, Tensor], scorer: str)
         value = of[what][chosen].nanmean()
         return float(value.exp() if what == "log_perplexity" else value)
 
+    def of(what: str) -> Callable[[Tensor], float]:
+        return lambda chosen: mean(each, what, chosen)
+
+    def more_of(what: str) -> Callable[[Tensor], float]:
+        return lambda chosen: mean(each, what, chosen) - mean(alone, what, chosen)
+
     row: dict[str, Any] = {}
     for what in each:
         label = what.removeprefix("log_")
-        row[label] = [round(mean(each, what), 4), *interval(prompts, lambda c, w=what: mean(each, w, c))]
+        row[label] = [round(mean(each, what), 4), *interval(prompts, of(what))]
         if own is not base:
             more = mean(each, what) - mean(alone, what)
-            row[f"{label}_more"] = [
-                round(more, 4),
-                *interval(prompts, lambda c, w=what: mean(each, w, c) - mean(alone, w, c)),
-            ]
+            row[f"{label}_more"] = [round(more, 4), *interval(prompts, more_of(what))]
     if own is not base and "log_perplexity" in each:
         row["gain_a_unit_of_perplexity"] = round(row[f"{scorer}_more"][0] / row["perplexity_more"][0], 4)
     return row

@@ -16,12 +16,14 @@ import torch
 from safetensors.torch import save_model
 
 from otterlm.bases import load_base, load_tokenizer
-from otterlm.config import DraftConfig, OtterConfig
+from otterlm.config import OtterConfig
 from otterlm.model import OtterModel
 from otterlm.peers.medusa import MedusaHeads, MedusaObjective
-from otterlm.training.continuations import continue_prompts, read_prompts
-from otterlm.training.recipes import Run, train_draft
+from otterlm.signals.draft.config import DraftConfig
+from otterlm.training.data.prompts import read_prompts
+from otterlm.training.recipes import DraftRecipe, Run
 from otterlm.training.sources import RecordedBase
+from otterlm.training.teachers.continuations import continue_prompts
 from otterlm.training.trainer import TrainingConfig, train
 
 LAYERS = tuple(range(11, 30, 2))
@@ -53,9 +55,8 @@ def train_otter(arguments: argparse.Namespace, base: Any, tokenizer: Any, prompt
     shared, own = arguments.out / "continuations.jsonl", run.out / "continuations.jsonl"
     if shared.exists() and not own.exists():
         own.symlink_to(shared.resolve())
-    print(
-        arguments.label, train_draft(base, tokenizer, prompts, adapter_config(arguments), PROMPT, NEW, run), flush=True
-    )
+    recipe = DraftRecipe(str(arguments.data), max_prompt_tokens=PROMPT, max_new_tokens=NEW)
+    print(arguments.label, recipe.train(base, tokenizer, prompts, adapter_config(arguments), run), flush=True)
 
 
 def train_medusa(arguments: argparse.Namespace, base: Any, tokenizer: Any, prompts: list[Any]) -> None:

@@ -6,6 +6,7 @@ early; the held-out pairs decide nothing. Results are appended to OUT/results.js
 """
 
 import argparse
+import functools
 import json
 from pathlib import Path
 
@@ -13,13 +14,15 @@ import torch
 from accelerate import Accelerator
 
 from otterlm.bases import load_base, load_tokenizer
-from otterlm.config import OtterConfig, RewardConfig
+from otterlm.config import OtterConfig
 from otterlm.model import OtterModel
 from otterlm.peers.reward_model import SeparateRewardModel
-from otterlm.training.packing import Example, Limits, tokenize
+from otterlm.signals.reward.config import RewardConfig
+from otterlm.signals.reward.objective import RewardObjective, RewardTrainingConfig, last_states, start_from_probe
+from otterlm.training.data.packing import Example
+from otterlm.training.data.rows import hold_out, read_rows
+from otterlm.training.data.tokens import Limits, tokenize
 from otterlm.training.probe import fit_probe
-from otterlm.training.reward import RewardObjective, RewardTrainingConfig, last_states, start_from_probe
-from otterlm.training.rows import hold_out, read_rows
 from otterlm.training.sources import RecordedBase
 from otterlm.training.trainer import TrainingConfig, evaluate, train
 
@@ -47,9 +50,9 @@ def main() -> None:
         layers = tuple(range(11, 30, 2))
         return OtterModel(base, OtterConfig(layers=layers, signal=RewardConfig(vocabulary_rank=16))).train()
 
-    source = None
-    if {"probe", "otter"} & set(arguments.methods):
-        source = RecordedBase(model(), examples, arguments.out / "recording")
+    @functools.cache
+    def source() -> RecordedBase:
+        return RecordedBase(model(), examples, arguments.out / "recording")
 
     for seed in arguments.seeds:
         held = hold_out(rows, 0.2, seed)
@@ -63,13 +66,13 @@ def main() -> None:
                 result = train(SeparateRewardModel.of(base), rest, test, config, arguments.out / f"finetune-{seed}")
                 label = method
             elif method == "probe":
-                objective = RewardObjective(model(), source, RewardTrainingConfig())
+                objective = RewardObjective(model(), source(), RewardTrainingConfig())
                 weight = fit_probe(*last_states(objective, rest))
                 chosen, rejected = last_states(objective, test)
                 result = {"accuracy": ((chosen - rejected) @ weight > 0).float().mean().item()}
                 label = method
             else:
-                result, label = otter(model(), source, rest, test, seed, arguments), arguments.label
+                result, label = otter(model(), source(), rest, test, seed, arguments), arguments.label
             line = {"method": label, "seed": seed, "n": len(test), **result}
             print(json.dumps(line), flush=True)
             with (arguments.out / "results.jsonl").open("a") as file:

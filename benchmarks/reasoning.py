@@ -22,11 +22,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from otterlm.bases import load_base, load_tokenizer
-from otterlm.config import OtterConfig, RewardConfig
+from otterlm.config import OtterConfig
 from otterlm.model import OtterModel
-from otterlm.training.packing import Example, Limits, collate, length_buckets, tokenize
-from otterlm.training.reward import RewardObjective, RewardTrainingConfig
-from otterlm.training.rows import Dialogue, ScoredRow
+from otterlm.signals.reward.config import RewardConfig
+from otterlm.signals.reward.objective import RewardObjective, RewardTrainingConfig
+from otterlm.training.data.conversations import Dialogue
+from otterlm.training.data.packing import Example, collate, length_buckets
+from otterlm.training.data.rows import ScoredRow
+from otterlm.training.data.tokens import Limits, tokenize
 from otterlm.training.sources import FinalState, RecordedBase, read_batch
 from otterlm.training.trainer import TrainingConfig, train
 
@@ -199,13 +202,9 @@ def main() -> None:
         )
         scores["probe"][test] = probe(states, labels, kept, held, test).float()
         scores["length"][test] = torch.tensor([[-float(len(states[row]))] * len(PERCENTS) for row in test])
-        scores["otter"][test] = otter(
-            model(),
-            source,
-            *([examples[row] for row in group] for group in (kept, held, test)),
-            arguments.epochs,
-            arguments.out / f"part-{number}",
-        )
+        groups = [[examples[row] for row in group] for group in (kept, held, test)]
+        out = arguments.out / f"part-{number}"
+        scores["otter"][test] = otter(model(), source, groups[0], groups[1], groups[2], arguments.epochs, out)
     report(scores, labels.view(-1, SOLUTIONS), parts)
 
 

@@ -40,7 +40,7 @@ def speeds(folder: str, settings: dict[str, Any], batches: list[int], eager: boo
     os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     from vllm import LLM, SamplingParams
 
-    from otterlm.engines.vllm import client
+    from otterlm.engines import client
 
     llm = LLM(model=folder, dtype="float32", enforce_eager=eager, max_model_len=512, max_num_seqs=max(batches))
     own = client.request(folder, **settings) if settings else {}
@@ -171,7 +171,7 @@ async def load(server: psutil.Process, arguments: argparse.Namespace) -> dict[st
 
 
 def soak(arguments: argparse.Namespace) -> dict[str, Any]:
-    environment = os.environ | {"VLLM_PLUGINS": "otter", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
     # The CPU build's own command looks for a package of another name.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", arguments.folder]
     command += [

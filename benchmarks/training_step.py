@@ -7,15 +7,16 @@ import time
 from itertools import pairwise
 
 import torch
-from otterlm.cli.shape import parse_layers
+from otterlm.cli.layers import parse_layers
 
 from otterlm.bases import load_base, load_tokenizer
 from otterlm.config import OtterConfig
 from otterlm.model import OtterModel
+from otterlm.signals.reward.objective import RewardObjective, RewardTrainingConfig
 from otterlm.taps import Visitor
-from otterlm.training.packing import Limits, collate, length_buckets, tokenize
-from otterlm.training.reward import RewardObjective, RewardTrainingConfig
-from otterlm.training.rows import read_rows
+from otterlm.training.data.packing import collate, length_buckets
+from otterlm.training.data.rows import read_rows
+from otterlm.training.data.tokens import Limits, tokenize
 from otterlm.training.sources import LiveBase
 
 

@@ -19,8 +19,8 @@ os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 from vllm import LLM, SamplingParams
 
 from otterlm.bases import base_folder
+from otterlm.engines import client
 from otterlm.engines.exported import export
-from otterlm.engines.vllm import client
 
 SHIPPED = Path(__file__).parents[1] / "adapters" / "smollm2-135m-harmless"
 PROMPTS = [
@@ -68,7 +68,7 @@ def run(folder: str, base: str, weight: float) -> dict:
     return {
         "same_tokens": [list(output.outputs[0].token_ids) for output in outputs] == expected,
         "texts": [output.outputs[0].text for output in outputs],
-        "rewards": [client.rewards(folder, output.outputs[0])["reward"] for output in outputs],
+        "rewards": [client.rewards(output.outputs[0])["reward"] for output in outputs],
         "steered": [output.outputs[0].text for output in steered],
     }
 

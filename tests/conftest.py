@@ -80,7 +80,7 @@ def tiny_base(
 
 def tiny_config(**config: Any) -> OtterConfig:
     """A small adapter's configuration."""
-    small = {
+    small: dict[str, Any] = {
         "hidden_size": 8,
         "num_attention_heads": 2,
         "num_key_value_heads": 1,

@@ -27,9 +27,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from conftest import tiny_base, tiny_otter
 
 from otterlm.adapter_files import CONFIG, WEIGHTS
-from otterlm.config import ContrastConfig, DraftConfig, RewardConfig
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
+from otterlm.signals.contrast.config import ContrastConfig
+from otterlm.signals.draft.config import DraftConfig
+from otterlm.signals.reward.config import RewardConfig
 
 CORPUS = Path(__file__).parent / "corpus"
 SIGNALS = (RewardConfig(4), ContrastConfig(3), DraftConfig(2, 8, 4, 20, accuracy=((0.5, 0.2), (0.1,))))
@@ -64,7 +66,7 @@ def seeds() -> list[tuple[bytes, bytes]]:
     for signal in SIGNALS:
         with tempfile.TemporaryDirectory() as folder:
             tiny_otter(tiny_base(), signal=signal, layers=(0, 2)).save_pretrained(folder)
-            found.append(tuple((Path(folder) / name).read_bytes() for name in (CONFIG, WEIGHTS)))
+            found.append(((Path(folder) / CONFIG).read_bytes(), (Path(folder) / WEIGHTS).read_bytes()))
     return found
 
 

@@ -1,5 +1,7 @@
 """The paper's widened pass, written naively: whole matrices [[W, 0], [A, B]], one head and one token at a time."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,7 +19,7 @@ def widen(base: nn.Linear, ours_weight: Tensor, ours_bias: Tensor | None, insert
     return weight, torch.cat([bias.double() for bias in biases])
 
 
-def norm(state: Tensor, base: nn.Module, inserted: nn.Module, width: int, eps: float) -> Tensor:
+def norm(state: Tensor, base: Any, inserted: Any, width: int, eps: float) -> Tensor:
     """Statistics of the first `width` channels, weights of both."""
     scale = 1 / (state[:, :width].square().mean(dim=-1, keepdim=True) + eps).sqrt()
     return state * scale * torch.cat((base.weight, inserted.weight)).double()
@@ -34,7 +36,7 @@ def rope(vector: Tensor, position: int, theta: float) -> Tensor:
     return turned
 
 
-def head_norm(vector: Tensor, module: nn.Module | None, eps: float) -> Tensor:
+def head_norm(vector: Tensor, module: Any, eps: float) -> Tensor:
     """RMSNorm of one head of one token, where the family has it."""
     return vector if module is None else vector / (vector.square().mean() + eps).sqrt() * module.weight.double()
 
@@ -62,11 +64,13 @@ def widened_states(base: PreTrainedModel, adapter: Adapter, ids: Tensor) -> Tens
             state = _plain_block(block, state, w, theta, eps, window)
             continue
         if inserted is None:
+            assert stream.projection is not None
             inserted = state @ stream.projection.weight.double().T
         both = _widened_block(
             block, stream.layers[str(index)], torch.cat((state, inserted), -1), w, config.hidden_act, theta, eps, window
         )
         state, inserted = both[:, : w.base], both[:, w.base :]
+    assert inserted is not None
     return norm(torch.cat((state, inserted), -1), decoder.norm, stream.final_norm, w.base, eps)
 
 

@@ -230,7 +230,7 @@ def test_failed_save_leaves_the_former_adapter(folder, monkeypatch):
 def test_failed_text_write_leaves_the_former_file(tmp_path, monkeypatch):
     target = tmp_path / "notes"
     files.write_text(target, "before")
-    monkeypatch.setattr(files.os, "fsync", full_disk)
+    monkeypatch.setattr("os.fsync", full_disk)
     refused(lambda: files.write_text(target, "after"), "notes", "No space left")
     assert contents(tmp_path) == {"notes": b"before"}
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from otterlm.bases import base_folder, load_base, load_config, load_tokenizer
 from otterlm.decoding import CandidateSearch, RewardGuidance
 from otterlm.model import OtterModel
+from otterlm.signals.reward.objective import RewardObjective, RewardTrainingConfig
 from otterlm.smollm2 import SMOLLM2, WEIGHTS, WHEEL
-from otterlm.training.packing import Example, collate
-from otterlm.training.reward import RewardObjective, RewardTrainingConfig
+from otterlm.training.data.packing import Example, collate
 from otterlm.training.sources import LiveBase
 
 EXAMPLES = [Example(0, (5, 6, 7), ((8, 9), (10, 11, 12))), Example(1, (20,), ((21, 22, 23), (24, 25)))]
@@ -62,7 +62,7 @@ def gradients_reach_the_adapter(otter: OtterModel) -> None:
 def test_quantised_by_torchao(quantization, bits) -> None:
     kind = {
         8: lambda: quantization.Int8WeightOnlyConfig(),
-        4: lambda: quantization.IntxWeightOnlyConfig(weight_dtype=torch.int4),
+        4: lambda: quantization.IntxWeightOnlyConfig(weight_dtype=torch.int4),  # type: ignore[attr-defined]
     }[bits]
 
     def quantised():

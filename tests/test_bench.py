@@ -2,6 +2,7 @@
 
 import json
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -28,13 +29,18 @@ TINY = LlamaConfig(
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch) -> None:
     monkeypatch.setitem(shapes.SHAPES, "tiny", TINY)
-    small = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 12, "layers": (1, 3)}
+    small: dict[str, Any] = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 12, "layers": (1, 3)}
     monkeypatch.setattr(overhead, "adapter_for", lambda shape: OtterConfig(**small))
 
 
 def test_methods_take_turns() -> None:
     called = []
-    methods = {"a": lambda: called.append("a"), "b": lambda: called.append("b") or time.sleep(0.02)}
+
+    def slow() -> None:
+        called.append("b")
+        time.sleep(0.02)
+
+    methods = {"a": lambda: called.append("a"), "b": slow}
     taken = take_turns(methods, {"a": lambda: called.append("warm")}, rounds=3)
     assert called == ["warm", *"ababab"]
     assert len(taken["b"].rounds) == 3

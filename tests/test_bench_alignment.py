@@ -12,7 +12,7 @@ from transformers import BertConfig, BertModel
 from otterlm.bench.alignment import Scale
 from otterlm.bench.judges import Coherence, Preference, diversity
 from otterlm.peers.reward_model import SeparateRewardModel
-from otterlm.training.packing import Limits
+from otterlm.training.data.tokens import Limits
 
 
 def reward_model(folder, seed: int):
@@ -63,6 +63,9 @@ def test_command(answer, refusal, base, adapter, encoder, tmp_path) -> None:  # 
     assert again["rows"] == result["rows"]
     assert "alignment.jsonl" in refusal(*asked, "--weight", 0, "--weight", 3, "--seed", 1)
     assert "not a reward model" in refusal(*asked[:-2], "--judge", base)
+    small = SeparateRewardModel.of(tiny_base(vocab_size=30))
+    small.save_pretrained(tmp_path / "small")
+    assert "vocabularies have 30" in refusal(*asked[:-2], "--reward-model", tmp_path / "small")
 
 
 def test_the_judge_reads_what_training_read(tmp_path) -> None:
@@ -81,7 +84,8 @@ def test_the_judge_reads_what_training_read(tmp_path) -> None:
 
 def test_scale_is_of_the_last_tokens() -> None:
     scale = Scale.of(torch.tensor([[9.0, 1.0, 2.0], [9.0, 4.0, 6.0]]))
-    assert scale == Scale(4.0, pytest.approx(8**0.5))
+    assert scale.mean == 4.0
+    assert scale.spread == pytest.approx(8**0.5)
 
 
 def test_coherence_ignores_padding(encoder) -> None:

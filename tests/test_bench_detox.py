@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 
 import pytest
 import torch
@@ -13,8 +12,8 @@ from test_packing import TEMPLATE, WORDS, tokenizer
 from otterlm.bench import detox
 from otterlm.bench.judges import Perplexity
 from otterlm.cli.bench import detox as command
-from otterlm.config import ContrastConfig
 from otterlm.model import OtterModel
+from otterlm.signals.contrast.config import ContrastConfig
 
 
 class Vowels:
@@ -61,10 +60,24 @@ def test_command(answer, refusal, base, contrast, tmp_path, monkeypatch) -> None
     assert (tmp_path / "out" / "detox.png").stat().st_size > 1000
     again = answer(*asked, *experts, "--fluency", "m", "--out", tmp_path / "out")
     assert again["rows"] == result["rows"]
-    assert "otter-some.jsonl" in refusal(*asked, "--alpha", 1, "--out", tmp_path / "out")
-    shutil.copytree(contrast, tmp_path / "other")
-    assert "otter-some.jsonl" in refusal(*asked, "--adapter", tmp_path / "other", "--out", tmp_path / "out")
+    refused = refusal(*asked, "--alpha", 1, "--out", tmp_path / "out")
+    assert "otter-some.jsonl" in refused
+    assert "alpha (2.0 there, 1.0 now)" in refused
+    # An adapter is what its weights are, wherever it lies.
+    kept = tmp_path / "kept"
+    contrast.rename(kept)
+    contrast.symlink_to(kept)
+    assert answer(*asked, *experts, "--fluency", "m", "--out", tmp_path / "out")["rows"] == result["rows"]
+    contrast.unlink()
+    model = OtterModel(tiny_base(vocab_size=len(WORDS)))
+    add_tiny_adapter(model, "contrast", seed=9, signal=ContrastConfig(rank=8))
+    model.save_pretrained(contrast)
+    refused = refusal(*asked, "--out", tmp_path / "out")
+    assert "otter-some.jsonl" in refused
+    assert "other adapter:" in refused
     assert "both" in refusal(*asked, "--expert", base)
+    tiny_base(vocab_size=30).save_pretrained(tmp_path / "small")
+    assert "one vocabulary" in refusal(*asked, "--expert", base, "--anti-expert", tmp_path / "small")
     assert "NAME=FILE" in refusal(*asked, "--data", "p.jsonl")
     assert "pixagram" in refusal(*asked, "--toxicity", tmp_path)
 
@@ -93,7 +106,7 @@ def test_perplexity_is_of_all_samples_and_its_interval_over_prompts() -> None:
     def fluency(prompts, texts):
         return [found.get(pair, math.nan) for pair in zip(prompts, texts, strict=True)]
 
-    row = detox.judge("m", "s", ["x", "y", "z"], batches, {}, fluency, 10, 20)
+    row = detox.judge("m", "s", ["x", "y", "z"], batches, {}, fluency, 10, 20)  # type: ignore[arg-type]
     assert row.perplexity == pytest.approx(math.e)
     assert row.perplexity_ci95 == pytest.approx(1.96 * 2**0.5 / 2**0.5)
 

@@ -3,16 +3,15 @@
 import json
 
 import pytest
-from conftest import add_tiny_adapter, randomize, refused, tiny_base
+from conftest import add_tiny_adapter, randomize, tiny_base
 from safetensors.torch import save_model
 from test_cli import answer, base, otter, refusal  # noqa: F401 - fixtures
 from test_packing import WORDS
 
 from otterlm.bench import speed
-from otterlm.bench.records import measured
-from otterlm.config import MAX_GUESSES, DraftConfig
 from otterlm.model import OtterModel
 from otterlm.peers.medusa import MedusaHeads
+from otterlm.signals.draft.config import MAX_GUESSES, DraftConfig
 
 
 @pytest.fixture
@@ -60,7 +59,24 @@ def test_command(answer, refusal, base, draft, medusa, tmp_path) -> None:  # noq
     assert written["rows"] == result["rows"]
     # All is measured; other settings are another run.
     assert answer(*asked, "--max-new-tokens", 8, "--out", tmp_path / "out")["rows"] == result["rows"]
-    assert "speed.jsonl" in refusal(*asked, "--max-new-tokens", 9, "--out", tmp_path / "out")
+    refused = refusal(*asked, "--max-new-tokens", 9, "--out", tmp_path / "out")
+    assert "speed.jsonl" in refused
+    assert "new_tokens (8 there, 9 now)" in refused
+    # Another adapter in the same folder, of the same name, is another method.
+    model = OtterModel(tiny_base(vocab_size=len(WORDS)))
+    add_tiny_adapter(model, "draft", seed=9, signal=DraftConfig(heads=3, width=16, rank=8, vocabulary_size=20))
+    model.save_pretrained(draft)
+    refused = refusal(*asked, "--max-new-tokens", 8, "--out", tmp_path / "out")
+    assert "mine, 2 drafts.adapter" in refused
+    # What drafts with nothing is said, and by its name.
+    (medusa / "metrics.json").write_text("{")
+    assert "Medusa heads" in refusal(*asked)
+    (medusa / "heads.safetensors").write_bytes(b"garbage")
+    assert "Medusa heads" in refusal(*asked)
+    model = OtterModel(tiny_base(vocab_size=len(WORDS)))
+    add_tiny_adapter(model, "reward")
+    model.save_pretrained(draft)
+    assert "no adapter predicts draft; there are: mine" in refusal(*asked)
 
 
 def test_wrong_tokens_are_counted(monkeypatch) -> None:
@@ -75,24 +91,3 @@ def test_wrong_tokens_are_counted(monkeypatch) -> None:
     stub = type("Tokenizer", (), {"pad_token_id": 0})()
     rows = speed.measure(methods, stub, [(("user", "7"),), (("user", "8"),)])
     assert [row.identical for row in rows] == [2, 1]
-
-
-def test_results_are_kept_item_by_item(tmp_path) -> None:
-    path, seen = tmp_path / "out" / "lines.jsonl", []
-
-    def measure(item: int) -> dict[str, int]:
-        seen.append(item)
-        if seen == [1, 2, 3]:
-            raise KeyboardInterrupt
-        return {"square": item * item}
-
-    with pytest.raises(KeyboardInterrupt):
-        measured([1, 2, 3, 4], measure, path, {"of": "squares"})
-    found = measured([1, 2, 3, 4], measure, path, {"of": "squares"})
-    assert [line["square"] for line in found] == [1, 4, 9, 16]
-    assert seen == [1, 2, 3, 3, 4]
-    refused(lambda: measured([1], measure, path, {"of": "cubes"}), "lines.jsonl", "other settings")
-    whole = path.read_text()
-    path.write_text(whole[:-4])  # killed in the middle of a line
-    assert measured([1, 2, 3, 4], measure, path, {"of": "squares"}) == found
-    assert path.read_text() == whole

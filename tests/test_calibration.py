@@ -1,7 +1,10 @@
 """The curve rises and fits, the alarm keeps its rate, and both are found again in the adapter."""
 
+import functools
 import json
 import random
+import sys
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +14,11 @@ from hypothesis import strategies as st
 from test_cli import adapter, answer, base, otter, refusal  # noqa: F401 - fixtures
 
 from otterlm.bases import load_base
-from otterlm.config import Calibration, RewardConfig
 from otterlm.model import OtterModel
-from otterlm.training.calibration import calibrate, isotonic
-from otterlm.training.packing import Example
-from otterlm.training.scoring import Scored
+from otterlm.signals.reward.config import Calibration, RewardConfig
+from otterlm.training.data.packing import Example
+from otterlm.training.evaluation.calibration import calibrate, isotonic
+from otterlm.training.evaluation.scoring import Scored
 
 
 def texts(count: int = 400) -> list[Scored]:
@@ -80,15 +83,16 @@ def test_calibrated_rewards() -> None:
 
 
 def test_what_is_no_calibration_is_refused() -> None:
-    for curve in ((), ((0.0, 1.0), (1.0, 0.0)), ((0.0,),), ((float("nan"), 0.0),)):
-        refused(lambda curve=curve: Calibration(curve, 0.0, 0.1), "calibration")
-    refused(lambda: RewardConfig(4, "yes"), "calibration")
+    curves: tuple[Any, ...] = ((), ((0.0, 1.0), (1.0, 0.0)), ((0.0,),), ((float("nan"), 0.0),))
+    for curve in curves:
+        refused(functools.partial(Calibration, curve, 0.0, 0.1), "calibration")
+    refused(lambda: RewardConfig(4, "yes"), "calibration")  # type: ignore[arg-type]
     refused(lambda: calibrate(texts(), None, 0.05), "--bad-below")
     refused(lambda: calibrate(texts(), -9.0, 0.05), "good and bad")
     refused(lambda: calibrate(texts(), 0.5, 0.0), "rate")
 
 
-def test_command(answer, refusal, base, adapter, tmp_path) -> None:  # noqa: F811
+def test_command(answer, refusal, base, adapter, tmp_path, monkeypatch) -> None:  # noqa: F811
     data = tmp_path / "scores.jsonl"
     rows = [{"text": f"{a} {b} {c}", "score": float(a in "ab")} for a in "abcd" for b in "efg" for c in "hij"]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -97,5 +101,12 @@ def test_command(answer, refusal, base, adapter, tmp_path) -> None:  # noqa: F81
     assert 0 <= result["false_alarms"] <= 1
     assert (tmp_path / "curve.png").stat().st_size > 1000
     again = OtterModel.from_pretrained(load_base(str(base)), adapter)
-    assert again.adapter().config.signal.calibration.threshold == result["threshold"]
+    signal = again.adapter().config.signal
+    assert isinstance(signal, RewardConfig)
+    assert signal.calibration is not None
+    assert signal.calibration.threshold == result["threshold"]
     assert "--bad-below" in refusal(*command)
+    answer(*command, "--bad-below", 0.5, "--plot", tmp_path / "new" / "curve.xyz", "--no-save")
+    assert (tmp_path / "new" / "curve.xyz").read_bytes()[1:4] == b"PNG"
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert "matplotlib" in refusal(*command, "--bad-below", 0.5, "--plot", tmp_path / "curve.png")

@@ -4,6 +4,7 @@ import gzip
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -63,7 +64,7 @@ def otter(monkeypatch, capsys):
 def answer(otter):
     """Runs the command with --json and returns the object, the only thing on stdout."""
 
-    def run(*arguments: object) -> dict:
+    def run(*arguments: object) -> dict[str, Any]:
         code, out, err = otter(*arguments, "--json")
         assert code == 0, err
         return json.loads(out)
@@ -215,7 +216,7 @@ def test_train_contrast_and_generate(answer, refusal, base, tmp_path) -> None:
     assert "--max-tokens" in refusal(*command, "--out", tmp_path / "x", *files, "--max-tokens", 1)
     (tmp_path / "scores.csv").write_text("text,score\na b c,1\n")
     score = ("score", "--base", base, "--adapter", tmp_path / "one", "--data", tmp_path / "scores.csv")
-    assert "no adapter predicts reward; there are: contrast" in refusal(*score)
+    assert "no adapter gives a number for every prefix; there are: contrast" in refusal(*score)
 
 
 def test_distil_experts_and_generate(answer, refusal, base, tmp_path) -> None:
@@ -225,7 +226,7 @@ def test_distil_experts_and_generate(answer, refusal, base, tmp_path) -> None:
         randomize(model, seed)
         model.save_pretrained(tmp_path / side)
     settings = ("--rank", 4, *SHAPE, "--epochs", 6, "--batch-size", 8, "--learning-rate", 0.01, "--eval-fraction", 0.25)
-    command = ("train", "contrast", "--base", base, *settings, "--max-new-tokens", 4)
+    command = ("distill", "contrast", "--base", base, *settings, "--max-new-tokens", 4)
     sides = ("--expert", tmp_path / "expert", "--anti-expert", tmp_path / "anti")
     texts = ("--texts", tmp_path / "texts.txt")
     result = answer(*command, *sides, *texts, "--record", "--out", tmp_path / "out")
@@ -235,8 +236,8 @@ def test_distil_experts_and_generate(answer, refusal, base, tmp_path) -> None:
     plain = answer(*prompt)
     steered = answer(*prompt, "--adapter", tmp_path / "out", "--alpha", 20)
     assert steered["tokens"] != plain["tokens"]
-    assert "together" in refusal(*command, *sides, "--out", tmp_path / "x")
-    assert "together" in refusal(*command, *sides, *texts, "--data", tmp_path / "texts.txt", "--out", tmp_path / "x")
+    assert "--texts" in refusal(*command, *sides, "--out", tmp_path / "x")
+    assert "--data" in refusal(*command, *sides, *texts, "--data", tmp_path / "texts.txt", "--out", tmp_path / "x")
     assert "alpha" in refusal(*command, *sides, *texts, "--alpha", 0, "--out", tmp_path / "x")
 
 

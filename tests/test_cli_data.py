@@ -9,7 +9,7 @@ from chat_tokenizer import CHAT, STRICT, chat_tokenizer
 from conftest import tiny_base, tiny_otter
 
 from otterlm.cli import main
-from otterlm.training.rows import read_rows
+from otterlm.training.data.rows import read_rows
 
 PAIRS = [
     {

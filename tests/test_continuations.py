@@ -7,9 +7,10 @@ import torch
 from conftest import refused, tiny_base
 from test_packing import TEMPLATE, WORDS, tokenizer
 
-from otterlm.training import continuations
-from otterlm.training.continuations import continue_prompts, continue_texts, read_prompts
-from otterlm.training.packing import prompt_tokens
+from otterlm.training.data.prompts import read_prompts
+from otterlm.training.data.tokens import prompt_tokens
+from otterlm.training.teachers import continuations
+from otterlm.training.teachers.continuations import continue_prompts, continue_texts
 
 PROMPTS = [(("user", " ".join(WORDS[10 : 11 + n])),) for n in range(7)]
 
@@ -38,7 +39,9 @@ def test_a_killed_run_goes_on(base, tmp_path, monkeypatch) -> None:
     whole, path = run(base, tmp_path / "whole.jsonl"), tmp_path / "c.jsonl"
     run(base, path)
     text = path.read_text()
-    path.write_text(text[: len(text) * 2 // 3])  # in the middle of a line
+    path.write_text(text[:-9])  # in the middle of a line
+    assert run(base, path) == whole
+    path.write_text(text[:99])  # in the middle of the first line
     assert run(base, path) == whole
     monkeypatch.setattr(continuations, "continue_greedily", None)
     assert run(base, path) == whole  # nothing is left to do
@@ -48,9 +51,14 @@ def test_another_runs_file_is_refused(base, tmp_path) -> None:
     path = tmp_path / "c.jsonl"
     run(base, path)
     before = path.read_text()
-    refused(lambda: run(base, path, PROMPTS[1:]), "c.jsonl", "other prompts")
-    refused(lambda: run(base, path, max_new_tokens=5), "c.jsonl")
-    refused(lambda: run(tiny_base(vocab_size=len(WORDS), seed=4), path), "c.jsonl")
+    refused(lambda: run(base, path, PROMPTS[1:]), "c.jsonl", "other prompts (7 there, 6 now)")
+    refused(lambda: run(base, path, max_new_tokens=5), "c.jsonl", "max_new_tokens (6 there, 5 now)")
+    refused(lambda: run(tiny_base(vocab_size=len(WORDS), seed=4), path), "c.jsonl", "other base:")
+    half = tiny_base(vocab_size=len(WORDS), dtype=torch.bfloat16)
+    refused(lambda: run(half, path), "c.jsonl", "base (float32 there, bfloat16 now)")
+    longer = tiny_base(vocab_size=len(WORDS))
+    longer.generation_config.repetition_penalty = 1.5
+    refused(lambda: run(longer, path), "c.jsonl", "generation_config.repetition_penalty")
     assert path.read_text() == before
     path.write_text("garbage\n")
     refused(lambda: run(base, path), "c.jsonl", "delete")

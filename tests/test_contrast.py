@@ -4,6 +4,7 @@ import copy
 import gzip
 import json
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -11,14 +12,14 @@ import torch.nn.functional as F
 from conftest import batch, close, generate, randomize, refused, tiny_base, tiny_config, tiny_otter, tokens
 from torch import Tensor
 
-from otterlm.config import ContrastConfig
-from otterlm.decoding import Companion, CompanionContrast, ContrastGuidance
+from otterlm.decoding import ContrastGuidance, ReadAlongModel, TwoModelContrast
 from otterlm.decoding.contrast import FEW, nucleus
 from otterlm.model import OtterModel
 from otterlm.peers.dexperts import DExperts, FineTunedExpert
-from otterlm.training.contrast import ANTI_EXPERT, EXPERT, ContrastObjective
-from otterlm.training.corpora import read_labelled, read_texts
-from otterlm.training.packing import Example, collate
+from otterlm.signals.contrast.config import ContrastConfig
+from otterlm.signals.contrast.objective import ContrastObjective
+from otterlm.training.data.corpora import UNWANTED, WANTED, read_labelled, read_texts
+from otterlm.training.data.packing import Example, collate
 from otterlm.training.sources import LiveBase
 from otterlm.training.trainer import TrainingConfig, train
 
@@ -36,8 +37,8 @@ def corpora(count: int = 40) -> list[Example]:
     def text(low: int) -> tuple[int, ...]:
         return tuple(draw.randrange(low, low + 10) for _ in range(draw.randint(3, 6)))
 
-    sides = [(EXPERT, 10), (ANTI_EXPERT, 20)] * (count // 2)
-    return [Example(row, (1,), (text(low),), side) for row, (side, low) in enumerate(sides)]
+    sides = [(WANTED, 10), (UNWANTED, 20)] * (count // 2)
+    return [Example(row, (1,), (text(low),), label=side) for row, (side, low) in enumerate(sides)]
 
 
 @pytest.mark.parametrize("sample", [False, True])
@@ -103,7 +104,7 @@ def test_each_side_is_trained_on_its_own_texts() -> None:
                 )
                 for side in (head.anti_expert, head.expert)
             ]
-            own = int(example.score)
+            own = example.label
             losses.append(per_side[own])
             margins.append(float((per_side[1 - own] - per_side[own]).sum()))
             base_losses.append(F.cross_entropy(output.logits[0, :-1], text[0, 1:], reduction="none"))
@@ -115,7 +116,7 @@ def test_each_side_is_trained_on_its_own_texts() -> None:
     close(measured["base"], torch.cat(base_losses).mean(), 1e-4)
     assert measured["accuracy"] == pytest.approx(sum(margin > 0 for margin in margins) / len(margins))
     # An expert's texts leave the anti-expert alone.
-    objective.train()(collate([e for e in examples if e.score == EXPERT]))["loss"].backward()
+    objective.train()(collate([e for e in examples if e.label == WANTED]))["loss"].backward()
     assert head.expert.up.weight.grad.abs().sum() > 0
     assert not head.anti_expert.up.weight.grad.any()
 
@@ -130,7 +131,7 @@ def test_it_learns_to_tell_and_to_steer(tmp_path) -> None:
     assert metrics["loss"] < 0.8 * metrics["base"]
 
     def wanted(alpha: float) -> float:
-        start = {"input_ids": torch.tensor([[1], [1]]), "attention_mask": torch.ones(2, 1)}
+        start: dict[str, Any] = {"input_ids": torch.tensor([[1], [1]]), "attention_mask": torch.ones(2, 1)}
         # Of tokens that neither side has seen the difference says nothing.
         start["suppress_tokens"] = [*range(10), *range(30, 97)]
         said = generate(otter.eval(), logits_processor=[ContrastGuidance(otter, alpha, 1.0)], **start)[:, 1:]
@@ -181,7 +182,7 @@ def test_dexperts_follows_beams() -> None:
                     companion._cache = None
                     return logits(generated)
 
-                companion.logits = anew
+                companion.logits = anew  # type: ignore[method-assign]
         settings = {"num_beams": 3, "max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
         found.append(base.generate(ids, logits_processor=[processor], **settings))
     assert torch.equal(*found)
@@ -190,7 +191,7 @@ def test_dexperts_follows_beams() -> None:
 def test_two_prompts_contrast_without_training() -> None:
     base = tiny_base()
     good, bad = tokens(2, 9, seed=1), tokens(2, 4, seed=2)
-    processor = CompanionContrast(Companion(base, good), Companion(base, bad), 7, alpha=0.7, top_p=0.9)
+    processor = TwoModelContrast(ReadAlongModel(base, good), ReadAlongModel(base, bad), 7, alpha=0.7, top_p=0.9)
     found = generate(base, logits_processor=[processor])
     ids = found[:, :7]
     with torch.no_grad():
@@ -209,17 +210,17 @@ def test_a_companion_reads_prompts_that_stand_in_a_row_once() -> None:
     said = tokens(6, 2, seed=3)
     sizes = []
     base.get_input_embeddings().register_forward_pre_hook(lambda _, given: sizes.append(tuple(given[0].shape)))
-    once = Companion(base, prompt.repeat_interleave(3, dim=0), mask.repeat_interleave(3, dim=0))
+    once = ReadAlongModel(base, prompt.repeat_interleave(3, dim=0), mask.repeat_interleave(3, dim=0))
     found = torch.stack([once.logits(said[:, :n]) for n in range(3)])
     assert sizes == [(2, 5), (6, 1), (6, 1), (6, 1)]
-    every = [Companion(base, prompt[row // 3, None], mask[row // 3, None]) for row in range(6)]
+    every = [ReadAlongModel(base, prompt[row // 3, None], mask[row // 3, None]) for row in range(6)]
     expected = torch.stack(
         [torch.cat([each.logits(said[row, None, :n]) for row, each in enumerate(every)]) for n in range(3)]
     )
     close(found, expected, 1e-4)
     # Rows that do not come in groups of one size are read as they are.
     sizes.clear()
-    Companion(base, prompt[[0, 0, 1]], mask[[0, 0, 1]]).logits(said[:3, :0])
+    ReadAlongModel(base, prompt[[0, 0, 1]], mask[[0, 0, 1]]).logits(said[:3, :0])
     assert sizes == [(3, 6)]
 
 
@@ -243,8 +244,8 @@ def test_bad_settings_are_refused() -> None:
     refused(lambda: ContrastGuidance(otter, 1.0, top_p=1.5), "top_p")
     refused(lambda: ContrastGuidance(tiny_otter(tiny_base()), 1.0), "adapter")
     refused(lambda: generate(otter.base_model, logits_processor=[ContrastGuidance(otter, 1.0)]), "OtterModel")
-    short = CompanionContrast(
-        Companion(otter.base_model, tokens(2, 3)), Companion(otter.base_model, tokens(2, 3)), 9, 1.0
+    short = TwoModelContrast(
+        ReadAlongModel(otter.base_model, tokens(2, 3)), ReadAlongModel(otter.base_model, tokens(2, 3)), 9, 1.0
     )
     refused(lambda: generate(otter.base_model, logits_processor=[short]), "9")
 

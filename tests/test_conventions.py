@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, Trainer, TrainingArguments
 
-from otterlm.config import ContrastConfig
 from otterlm.model import OtterModel
-from otterlm.training.packing import Example, collate
+from otterlm.signals.contrast.config import ContrastConfig
+from otterlm.signals.reward.objective import RewardObjective, RewardTrainingConfig
+from otterlm.training.data.packing import Example, collate
 from otterlm.training.recipes.common import on_device
-from otterlm.training.reward import RewardObjective, RewardTrainingConfig
 from otterlm.training.sources import LiveBase
 
 OURS = """

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from otterlm.training.conversations import parse_dialogue, read_turns
-from otterlm.training.corpora import tokenize_corpora
-from otterlm.training.packing import Limits, dialogue_tokens, encode_prompts, prompt_tokens, tokenize
-from otterlm.training.prompts import read_prompts
-from otterlm.training.rows import read_rows
+from otterlm.training.data.conversations import parse_dialogue, read_turns
+from otterlm.training.data.corpora import tokenize_corpora
+from otterlm.training.data.prompts import read_prompts
+from otterlm.training.data.rows import read_rows
+from otterlm.training.data.tokens import Limits, dialogue_tokens, encode_prompts, prompt_tokens, tokenize
 
 LONG = Limits(100_000, 100_000)
 TOKENIZERS = {kind: chat_tokenizer(template) for kind, template in (("chat", CHAT), ("plain", None))}

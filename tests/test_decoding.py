@@ -1,5 +1,7 @@
 """Interventions do what they say, in batches, and leave the base's tokens alone at weight 0."""
 
+import functools
+
 import pytest
 import torch
 from conftest import NEW, VOCABULARY, Listener, batch, close, generate, refused, tiny_base, tiny_otter, tokens
@@ -280,7 +282,8 @@ def test_a_stream_says_what_generate_says(otter, sample) -> None:
 
 def test_a_stream_is_of_one_prompt(otter) -> None:
     for ids in (tokens(2, 5), tokens(5)):
-        refused(lambda ids=ids: next(stream_tokens(otter, Pairs(), ids, max_new_tokens=1)), "one prompt")
+        stream = stream_tokens(otter, Pairs(), ids, max_new_tokens=1)
+        refused(functools.partial(next, stream), "one prompt")
 
 
 def test_the_cache_of_a_search_holds_only_what_was_chosen(otter) -> None:
@@ -318,7 +321,8 @@ def test_search_refuses_a_window_shorter_than_the_text() -> None:
         if fits:
             assert generate(otter, custom_generate=CandidateSearch(1.0)).shape == (2, 7 + NEW)
         else:
-            refused(lambda otter=otter: generate(otter, custom_generate=CandidateSearch(1.0)), "window", str(window))
+            search = functools.partial(generate, otter, custom_generate=CandidateSearch(1.0))
+            refused(search, "window", str(window))
 
 
 @pytest.mark.parametrize("length", [6, 1])

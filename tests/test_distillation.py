@@ -1,6 +1,8 @@
 """A scorer goes into the model: whatever it is, it is asked once, and the reward learns to say it early."""
 
+import importlib
 import json
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -11,12 +13,12 @@ from test_cli import answer, base, otter, refusal  # noqa: F401 - fixtures
 from test_packing import TEMPLATE, WORDS, tokenizer
 
 from otterlm.peers.reward_model import SeparateRewardModel
-from otterlm.training import responses
-from otterlm.training.losses import lambda_returns
-from otterlm.training.packing import Limits, dialogue_tokens
-from otterlm.training.responses import Sampling, scored_responses
-from otterlm.training.rows import Dialogue, Prompt
-from otterlm.training.scorers import load_scorer
+from otterlm.signals.reward.losses import lambda_returns
+from otterlm.training.data.conversations import Dialogue, Prompt
+from otterlm.training.data.tokens import Limits, dialogue_tokens
+from otterlm.training.teachers import responses
+from otterlm.training.teachers.responses import Sampling, scored_responses
+from otterlm.training.teachers.scorers import load_scorer
 
 PROMPTS = [(("user", " ".join(WORDS[10 : 11 + n])),) for n in range(5)]
 
@@ -137,10 +139,11 @@ def test_scorers_that_fail() -> None:
     refused(lambda: load_scorer("math:sqrt")(EMPTY[:1], ["a"]), "failed", "TypeError")
 
 
-def sample(tmp_path, seed=0, spec="test_distillation:letters"):
-    model = tiny_base(vocab_size=len(WORDS))
+def sample(tmp_path, seed=0, spec="test_distillation:letters", base=None):  # noqa: F811
+    model = base or tiny_base(vocab_size=len(WORDS))
     sampling = Sampling(per_prompt=3, max_new_tokens=5, batch_size=2, seed=seed)
-    return scored_responses(model, tokenizer(TEMPLATE), PROMPTS, load_scorer(spec), spec, sampling, tmp_path / "r")
+    rate = load_scorer(spec)
+    return scored_responses(model, tokenizer(TEMPLATE), PROMPTS, rate, rate.identity, sampling, tmp_path / "r")
 
 
 def test_responses_are_sampled_scored_and_kept(tmp_path, monkeypatch) -> None:
@@ -154,10 +157,35 @@ def test_responses_are_sampled_scored_and_kept(tmp_path, monkeypatch) -> None:
     assert sample(tmp_path) == examples
     monkeypatch.setattr(responses, "_sample", None)
     assert sample(tmp_path) == examples
-    refused(lambda: sample(tmp_path, seed=1), "another run")
-    refused(lambda: sample(tmp_path, spec="regex:a"), "another run")
+    refused(lambda: sample(tmp_path, seed=1), "another run", "seed (0 there, 1 now)")
+    refused(lambda: sample(tmp_path, spec="regex:a"), "scorer.spec (test_distillation:letters there, regex:a now)")
+    refused(lambda: sample(tmp_path, base=tiny_base(vocab_size=len(WORDS), seed=3)), "other base:")
     (tmp_path / "r" / "part-00000.parquet").write_bytes(b"garbage")
     refused(lambda: sample(tmp_path), "part-00000.parquet", "damaged")
+    (tmp_path / "r" / "identity.json").unlink()
+    refused(lambda: sample(tmp_path), "identity.json", "delete")
+
+
+def test_a_scorer_of_the_current_folder(tmp_path, monkeypatch) -> None:
+    """A console script does not look there by itself. Its source is part of what the responses depend on."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(tmp_path))])
+    source = tmp_path / "my_scorer_here.py"
+    source.write_text("def score(texts, bonus=1.0):\n    return [len(text) + bonus for text in texts]\n")
+    scorer = load_scorer("my_scorer_here:score")
+    assert scorer(EMPTY, ["ab", ""]) == [3.0, 1.0]
+    source.write_text(source.read_text() + "# another\n")
+    sys.modules.pop("my_scorer_here")
+    assert load_scorer("my_scorer_here:score").identity != scorer.identity
+    for text, named in (
+        ("def score(:\n", "SyntaxError"),
+        ("import surely_not_installed\n", "needs a module surely_not_installed"),
+        ("raise SystemExit('bye')\n", "SystemExit"),
+    ):
+        (tmp_path / "broken_scorer.py").write_text(text)
+        sys.modules.pop("broken_scorer", None)
+        importlib.invalidate_caches()
+        refused(lambda: load_scorer("broken_scorer:score"), "broken_scorer", named)
 
 
 def test_lambda_returns() -> None:
@@ -191,4 +219,4 @@ def test_the_whole_way(answer, refusal, base, tmp_path) -> None:  # noqa: F811
     assert (tmp_path / "out" / "adapter_config.json").exists()
     assert "same score" in refusal(*command[:-1], 7, "--out", tmp_path / "x", "--scorer", "regex:zzz")
     assert "lambda" in refusal(*command, "--scorer", "regex:a", "--lambda", 2)
-    assert "per_prompt" in refusal(*command, *scorer, "--per-prompt", 0)
+    assert "--per-prompt" in refusal(*command, *scorer, "--per-prompt", 0)

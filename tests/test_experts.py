@@ -2,16 +2,16 @@
 
 import random
 
-import pytest
 import torch
 from conftest import close, randomize, refused, tiny_base, tiny_config
 
-from otterlm.config import ContrastConfig
 from otterlm.decoding.contrast import nucleus
 from otterlm.model import OtterModel
-from otterlm.training.experts import ExpertOpinions, ExpertsObjective
-from otterlm.training.packing import Example, collate
+from otterlm.signals.contrast.config import ContrastConfig
+from otterlm.signals.contrast.experts_objective import ExpertsObjective
+from otterlm.training.data.packing import Example, collate
 from otterlm.training.sources import LiveBase, RecordedBase
+from otterlm.training.teachers.experts import ExpertOpinions
 from otterlm.training.trainer import TrainingConfig, train
 
 
@@ -37,7 +37,7 @@ def models():
 def objective(folder, **settings) -> ExpertsObjective:
     """An untrained contrast and what its experts say."""
     base, *sides = models()
-    opinions = ExpertOpinions(base, *sides, texts(), folder / "opinions.f32", batch_size=5)
+    opinions = ExpertOpinions(base, sides[0], sides[1], texts(), folder / "opinions.f32", batch_size=5)
     torch.manual_seed(0)
     otter = OtterModel(base, tiny_config(signal=ContrastConfig(rank=16)))
     return ExpertsObjective(otter, LiveBase(otter), opinions, **settings)
@@ -46,7 +46,7 @@ def objective(folder, **settings) -> ExpertsObjective:
 @torch.no_grad()
 def test_opinions_are_what_the_models_say(tmp_path) -> None:
     base, *sides = models()
-    opinions = ExpertOpinions(base, *sides, texts(), tmp_path / "opinions.f32", batch_size=5)
+    opinions = ExpertOpinions(base, sides[0], sides[1], texts(), tmp_path / "opinions.f32", batch_size=5)
     chosen = [texts()[7], texts()[2]]
     tokens, likely, difference = opinions.read(collate(chosen))
     for row, example in enumerate(chosen):
@@ -92,12 +92,15 @@ def test_training_steers_as_the_experts_do(tmp_path) -> None:
 def test_what_the_experts_said_is_kept(tmp_path, monkeypatch) -> None:
     learner = objective(tmp_path)
     before = (tmp_path / "opinions.f32").read_bytes()
-    monkeypatch.setattr("otterlm.training.experts._compare", None)
+    monkeypatch.setattr("otterlm.training.teachers.experts._compare", None)
     assert objective(tmp_path).identity == learner.identity  # the models are not asked again
     assert (tmp_path / "opinions.f32").read_bytes() == before
     base, *sides = models()
-    with pytest.raises(TypeError, match="not callable"):  # other models are
-        ExpertOpinions(base, *sides[::-1], texts(), tmp_path / "opinions.f32")
+    path = tmp_path / "opinions.f32"
+    one, other = sides
+    refused(lambda: ExpertOpinions(base, other, one, texts(), path), "opinions.json", "other models:")
+    refused(lambda: ExpertOpinions(base, one, other, texts()[1:], path), "opinions.json", "data (24 there, 23 now)")
+    assert path.read_bytes() == before
 
 
 @torch.no_grad()

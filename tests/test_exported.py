@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from test_cli import answer, otter, refusal  # noqa: F401 - fixtures
 from transformers import AutoModelForCausalLM
 
-from otterlm.config import DraftConfig
 from otterlm.engines.exported import WEIGHTS, export, load_exported
 from otterlm.model import OtterModel
+from otterlm.signals.draft.config import DraftConfig
 
 
 def saved(tmp_path: Path, base) -> tuple[OtterModel, dict[str, Path]]:

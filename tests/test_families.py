@@ -1,6 +1,7 @@
 """Every family is exact, starts as a slice of its base, and remembers; others are recognised by what they do."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,11 +11,12 @@ from families import FAMILIES, SIZES, family_base
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from otterlm import families
-from otterlm.config import ContrastConfig, DraftConfig
 from otterlm.model import OtterModel
-from otterlm.training.contrast import ContrastObjective
-from otterlm.training.packing import Example, collate
-from otterlm.training.reward import RewardObjective, RewardTrainingConfig
+from otterlm.signals.contrast.config import ContrastConfig
+from otterlm.signals.contrast.objective import ContrastObjective
+from otterlm.signals.draft.config import DraftConfig
+from otterlm.signals.reward.objective import RewardObjective, RewardTrainingConfig
+from otterlm.training.data.packing import Example, collate
 from otterlm.training.sources import LiveBase, RecordedBase
 
 WIDTH = SIZES["hidden_size"]
@@ -56,7 +58,8 @@ def test_copied_heads_and_units_are_the_bases(name) -> None:
             block.self_attn.attn_logit_softcapping = None
     kv_heads = OtterModel(base, tiny_config()).adapter().stream.widths.base_kv_heads
     otter = tiny_otter(base, initialization="copy", num_attention_heads=4, num_key_value_heads=kv_heads)
-    layer, seen = otter.adapter().stream.layers["1"], {}
+    layer: Any = otter.adapter().stream.layers["1"]
+    seen: dict[str, Any] = {}
     for part, module in (("heads", layer.attention.out), ("units", layer.ffn.down)):
         module.register_forward_pre_hook(lambda _, inputs, part=part: seen.update({part: torch.cat(inputs, dim=-1)}))
     ids, mask = tokens(2, 12), torch.ones(2, 12, dtype=torch.long)
@@ -116,7 +119,9 @@ def test_a_contrast_knows_what_is_done_to_the_logits(name) -> None:
     base = family_base(name, attention=attention_of(name))
     otter = OtterModel(base, tiny_config(signal=ContrastConfig(rank=4)))
     text = torch.tensor([[5, 6, 7, 8, 9]])
-    loss = ContrastObjective(otter, LiveBase(otter)).eval()(collate([Example(0, (), (tuple(text[0].tolist()),), 1.0)]))
+    loss = ContrastObjective(otter, LiveBase(otter)).eval()(
+        collate([Example(0, (), (tuple(text[0].tolist()),), label=1)])
+    )
     close(loss["loss"].detach(), base(text, labels=text).loss, 1e-4)
 
 

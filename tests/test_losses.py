@@ -6,16 +6,8 @@ import pytest
 import torch
 from conftest import close
 
-from otterlm.training.losses import (
-    CHOSEN,
-    REJECTED,
-    bradley_terry,
-    branch_rewards,
-    final_rewards,
-    preference_accuracy,
-    regression,
-)
-from otterlm.training.packing import Example, collate
+from otterlm.signals.reward.losses import bradley_terry, branch_rewards, final_rewards, preference_accuracy, regression
+from otterlm.training.data.packing import CHOSEN, REJECTED, Example, collate
 from otterlm.training.probe import fit_probe
 
 BATCH = collate([Example(0, (4,), ((5, 6), (7, 8, 9))), Example(1, (4, 4), ((5,), (6,)))])
@@ -68,7 +60,8 @@ def test_padding_and_prompt_get_no_gradient(prefixes):
     rewards = REWARDS.clone().requires_grad_()
     bradley_terry(rewards, BATCH, prefixes).backward()
     judged = BATCH.segments > 0 if prefixes else torch.tensor([[0, 0, 1, 0, 0, 1], [0, 0, 1, 1, 0, 0]]).bool()
-    assert torch.equal(rewards.grad != 0, judged)
+    assert rewards.grad is not None
+    assert torch.equal(rewards.grad.ne(0), judged)
 
 
 def test_extreme_rewards_stay_finite():

@@ -43,7 +43,7 @@ def test_drafts_are_learned_and_verified(tmp_path) -> None:
 def test_a_recording_without_adapters_is_of_the_last_state(tmp_path) -> None:
     model = OtterModel(tiny_base())
     examples, heads = continued(model.base_model, 6), MedusaHeads(model.base_model, 2)
-    from otterlm.training.packing import collate
+    from otterlm.training.data.packing import collate
 
     live, recorded = LiveBase(model), RecordedBase(model, examples, tmp_path)
     losses = [MedusaObjective(model, source, heads)(collate(examples))["loss"] for source in (live, recorded)]

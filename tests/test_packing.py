@@ -1,6 +1,7 @@
 """Guards packing: a pair in one sequence gives the rewards of its two texts run alone, whatever the batch."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
-from otterlm.training.packing import Example, Limits, collate, dialogue_tokens, length_buckets, prompt_tokens, tokenize
-from otterlm.training.rows import Dialogue, PairRow, ScoredRow
+from otterlm.training.data.conversations import Dialogue
+from otterlm.training.data.packing import Example, collate, length_buckets
+from otterlm.training.data.rows import PairRow, ScoredRow
+from otterlm.training.data.tokens import Limits, dialogue_tokens, prompt_tokens, tokenize
 from otterlm.training.sources import LiveBase
 
 WORDS = ["<pad>", "<bos>", "<eos>", "<unk>", "Human", "Assistant", "System", ":", "user", "assistant", *"abcdefghij"]
@@ -141,7 +144,9 @@ def test_packed_rewards_are_those_of_the_texts_alone(model_type, attention):
     batch_of = tokenize([*PAIRS, ScoredRow(Dialogue(TURNS, "a b"), 1.0)], tokenizer(), LONG)
     batch, stream = collate(batch_of), otter.stream_passes(["reward"])["reward"]
     LiveBase(otter).show(batch, stream)
-    packed = otter.read_signals({"reward": stream.state})["reward"].prefix
+    assert stream.state is not None
+    signal: Any = otter.read_signals({"reward": stream.state})["reward"]
+    packed = signal.prefix
     for row, example in enumerate(batch_of):
         for number, branch in enumerate(example.branches, start=1):
             alone = otter(torch.tensor([[*example.prefix, *branch]])).signals["reward"].prefix[0]

@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from typing import Any
 
 import conftest
 import pytest
@@ -48,9 +49,13 @@ def test_args_is_the_formula(rewarding, cached) -> None:
 
 def test_the_cache_reads_k_tokens_a_step(rewarding, monkeypatch) -> None:
     sizes, read = [], rewarding.read
-    monkeypatch.setattr(rewarding, "read", lambda **given: sizes.append(given["input_ids"].shape[1]) or read(**given))
-    settings = {"attention_mask": batch()["attention_mask"]}
-    generate(tiny_base(), logits_processor=[ARGS(rewarding, 0.8, top_k=4, **settings)])
+
+    def counted(**given):
+        sizes.append(given["input_ids"].shape[1])
+        return read(**given)
+
+    monkeypatch.setattr(rewarding, "read", counted)
+    generate(tiny_base(), logits_processor=[ARGS(rewarding, 0.8, top_k=4, attention_mask=batch()["attention_mask"])])
     assert sizes == [7] + [4] * NEW
 
 
@@ -201,7 +206,7 @@ def test_segments_end_where_the_base_is_unsure(otter, entropy) -> None:
 
 def test_what_was_rejected_leaves_no_trace_in_the_cache(otter) -> None:
     """Every reward that is judged is that of the text so far, by a plain pass."""
-    seen = []
+    seen: list[Any] = []
 
     class Watched(RejectionSampling):
         def _rewards(self, model, output, rows, judged):

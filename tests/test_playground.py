@@ -21,12 +21,14 @@ from conftest import add_tiny_adapter, refused, tiny_base, tiny_otter
 from test_packing import TEMPLATE, WORDS, tokenizer
 
 from otterlm.cli import main
-from otterlm.config import ContrastConfig, DraftConfig, RewardConfig
 from otterlm.decoding import ContrastGuidance, RewardGuidance, StreamedToken
 from otterlm.model import OtterModel
 from otterlm.playground import render
 from otterlm.playground.session import Comparison, Session, Settings
-from otterlm.training.packing import prompt_tokens
+from otterlm.signals.contrast.config import ContrastConfig
+from otterlm.signals.draft.config import DraftConfig
+from otterlm.signals.reward.config import RewardConfig
+from otterlm.training.data.tokens import prompt_tokens
 
 ROOT = Path(__file__).parent.parent
 PROMPT = "a b c"
@@ -147,10 +149,10 @@ def test_bad_input_is_a_line(session, prompt, wrong, named) -> None:
 
 
 def test_a_draft_is_listed_and_does_not_steer(session) -> None:
-    assert session.kinds == {"reward": "reward", "calm": "contrast", "quick": "draft"}
+    assert list(session.signals) == ["reward", "calm", "quick"]
     assert session.steering == ["reward", "calm"]
     alone = tiny_otter(tiny_base(), signal=DraftConfig(heads=2, width=16, rank=4, vocabulary_size=10))
-    refused(lambda: Session(alone, tokenizer()), "reward or a contrast")
+    refused(lambda: Session(alone, tokenizer()), "nothing to colour with")
 
 
 def test_bytes(session, model) -> None:
@@ -161,8 +163,8 @@ def test_bytes(session, model) -> None:
 
 def compared(*texts: str, **changes: Any) -> Comparison:
     tokens = tuple(StreamedToken(i, text, {"good": i - 1.0}) for i, text in enumerate(texts))
-    state = {"original": tokens, "guided": tokens[:1], "exact": True, "stopped": False, "slowdown": None} | changes
-    return Comparison(**state)
+    state: dict[str, Any] = {"exact": True, "stopped": False, "slowdown": None} | changes
+    return Comparison(**({"original": tokens, "guided": tokens[:1]} | state))
 
 
 def test_text_is_escaped_and_says_its_value() -> None:
@@ -310,7 +312,12 @@ def test_in_a_browser(browser, address) -> None:
     page.wait(lambda: page.tokens("#original"))
     print(f"time to first token: {time.monotonic() - started:.2f} s")
     lengths = set()
-    page.wait(lambda: lengths.add(len(page.tokens("#guided"))) or max(lengths) == LENGTH)
+
+    def whole() -> bool:
+        lengths.add(len(page.tokens("#guided")))
+        return max(lengths) == LENGTH
+
+    page.wait(whole)
     assert len(lengths) > LENGTH / 2  # they stream
     page.wait(lambda: len(page.tokens("#original")) == LENGTH)
     original, guided = page.tokens("#original"), page.tokens("#guided")

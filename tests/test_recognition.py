@@ -22,14 +22,14 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from otterlm.config import ContrastConfig
 from otterlm.engines.exported import export
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
 from otterlm.plan import plan
-from otterlm.training.contrast import ContrastObjective
-from otterlm.training.packing import Example, collate
-from otterlm.training.reward import RewardObjective, RewardTrainingConfig
+from otterlm.signals.contrast.config import ContrastConfig
+from otterlm.signals.contrast.objective import ContrastObjective
+from otterlm.signals.reward.objective import RewardObjective, RewardTrainingConfig
+from otterlm.training.data.packing import Example, collate
 from otterlm.training.sources import LiveBase, RecordedBase
 
 PLAIN = {"embedding_multiplier": 3.0, "residual_multiplier": 1.0, "attention_multiplier": 0.35, "logits_scaling": 2.0}
@@ -127,7 +127,7 @@ def test_an_export_of_a_recognised_base_loads_in_a_fresh_process(tmp_path):
 def test_a_contrast_on_granite_knows_its_scaled_logits():
     base, text = unlisted("granite", **PLAIN), tokens(1, 6)
     otter = OtterModel(base, tiny_config(signal=ContrastConfig(rank=4)))
-    batch = collate([Example(0, (), (tuple(text[0].tolist()),), 1.0)])
+    batch = collate([Example(0, (), (tuple(text[0].tolist()),), label=1)])
     loss = ContrastObjective(otter, LiveBase(otter)).eval()(batch)["loss"].detach()
     close(loss, base(text, labels=text).loss, 1e-4)
 

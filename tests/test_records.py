@@ -12,10 +12,10 @@ import pytest
 from conftest import refused
 from datasets import Dataset, DatasetDict
 
-from otterlm.training.corpora import read_texts
-from otterlm.training.prompts import read_prompts
-from otterlm.training.records import read_records
-from otterlm.training.rows import read_rows
+from otterlm.training.data.corpora import read_texts
+from otterlm.training.data.prompts import read_prompts
+from otterlm.training.data.records import read_records
+from otterlm.training.data.rows import read_rows
 
 RECORDS = [
     {"prompt": "Q, 1\r\n\u2028", "chosen": "a\rb\n\nc", "rejected": ' "quoted" é😀'},

@@ -8,7 +8,8 @@ from collections import Counter
 import pytest
 from conftest import refused
 
-from otterlm.training.rows import Dialogue, PairRow, ScoredRow, hold_out, parse_dialogue, read_rows
+from otterlm.training.data.conversations import Dialogue, parse_dialogue
+from otterlm.training.data.rows import PairRow, ScoredRow, hold_out, read_rows
 
 HH = [
     {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello!", "rejected": "\n\nHuman: Hi\n\nAssistant: No."},

@@ -12,7 +12,7 @@ from otterlm.decoding import CandidateSearch, RewardGuidance, score_sequences
 from otterlm.model import OtterModel
 from otterlm.plan import plan
 from otterlm.smollm2 import SMOLLM2
-from otterlm.training.packing import prompt_tokens
+from otterlm.training.data.tokens import prompt_tokens
 from otterlm.verification import verify
 
 SHIPPED = Path(__file__).parent.parent / "adapters" / "smollm2-135m-harmless"

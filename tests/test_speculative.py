@@ -3,6 +3,7 @@
 import math
 from contextlib import contextmanager
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -13,19 +14,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import StoppingCriteria
 
-from otterlm.config import DraftConfig
 from otterlm.decoding import DraftTree, RewardGuidance, RewardStop, SpeculativeDecoding
 from otterlm.decoding.speculative import propose
 from otterlm.model import OtterModel
-from otterlm.training.draft import DraftObjective, frequent_tokens, measured_accuracy
-from otterlm.training.packing import Example, collate
+from otterlm.signals.draft.config import DraftConfig
+from otterlm.signals.draft.objective import DraftObjective, frequent_tokens, measured_accuracy
+from otterlm.training.data.packing import Example, collate
 from otterlm.training.sources import LiveBase
 from otterlm.training.trainer import TrainingConfig, train
 
 NEW = 12
 
 
-def drafting(sequential: bool = True, **signal: object) -> OtterModel:
+def drafting(sequential: bool = True, **signal: Any) -> OtterModel:
     """A base with an untrained draft adapter."""
     torch.manual_seed(0)
     draft = DraftConfig(heads=3, width=24, rank=8, vocabulary_size=60, sequential=sequential, **signal)
@@ -53,7 +54,7 @@ def trained(request, tmp_path_factory) -> OtterModel:
     how = TrainingConfig(epochs=40, batch_size=8, learning_rate=1e-2, evaluations_per_epoch=1, patience=40)
     metrics = train(objective, examples, examples, how, tmp_path_factory.mktemp("draft"))
     assert metrics["accuracy_0_0"] > 0.6
-    otter.accuracy = measured_accuracy(metrics, 3)
+    otter.accuracy = measured_accuracy(metrics, 3)  # type: ignore[assignment]
     return otter.eval()
 
 
@@ -94,7 +95,7 @@ def test_unlikely_drafts_are_not_verified(trained) -> None:
     found = {}
     for confidence in (0.0, 0.3, 1.0):
         loop = SpeculativeDecoding(tree=TREES["bush"], confidence=confidence)
-        passes = []
+        passes: list[Any] = []
         with counted(trained, passes):
             output = generate(trained, custom_generate=loop, return_dict_in_generate=True)
         assert torch.equal(output.sequences, generate(trained.base_model))
@@ -281,7 +282,10 @@ def test_what_cannot_be_drafted_is_refused(trained) -> None:
     refused(lambda: generate(trained, custom_generate=SpeculativeDecoding(tree=wide)), "vocabulary")
     refused(lambda: generate(trained, custom_generate=SpeculativeDecoding(), num_beams=2), "num_beams")
     refused(lambda: generate(trained, custom_generate=SpeculativeDecoding(adapter_name="x")), "x")
-    refused(lambda: RewardGuidance(trained, 1.0, adapter_name="draft"), "predicts draft, not reward")
+    refused(
+        lambda: RewardGuidance(trained, 1.0, adapter_name="draft"),
+        "'draft' (draft) is not one that scores every next token",
+    )
     refused(lambda: DraftTree((-1, 2, 1), (0, 0, 0)), "before its children")
     refused(lambda: DraftTree((0,), (0,)), "root")
 
@@ -317,7 +321,7 @@ def test_the_loss_is_the_heads_cross_entropy_on_later_tokens() -> None:
     objective = DraftObjective(otter, LiveBase(otter))
     with torch.no_grad():
         found = objective(collate(examples))["loss"]
-        totals = [[], [], []]
+        totals: list[list[Tensor]] = [[], [], []]
         for example in examples:
             text = [*example.prefix, *example.branches[0]]
             signal = otter(torch.tensor([text])).signals["draft"]
@@ -330,8 +334,8 @@ def test_the_loss_is_the_heads_cross_entropy_on_later_tokens() -> None:
                         if target < 60:  # the draft vocabulary
                             totals[head].append(-signal.scores(head, code).log_softmax(dim=-1)[target])
     weights = [1.0, 0.8, 0.64]
-    expected = sum(w * torch.stack(t).mean() for w, t in zip(weights, totals, strict=True)) / sum(weights)
-    close(found, expected, 1e-4)
+    means = torch.stack([torch.stack(total).mean() for total in totals])
+    close(found, (torch.tensor(weights) * means).sum() / sum(weights), 1e-4)
 
 
 def test_frequent_tokens_come_first() -> None:

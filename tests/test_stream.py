@@ -1,6 +1,7 @@
 """Guards the inserted stream's maths: against a naive widened pass, and itself with a cache, padding and crops."""
 
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -90,7 +91,8 @@ def test_copy_starts_as_a_slice(model_type, embedding, head_dim):
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
 def test_copied_heads_and_units_are_the_bases(model_type):
     otter = tiny_otter(base_of(model_type), initialization="copy", num_attention_heads=4, num_key_value_heads=2)
-    layer, seen = otter.adapter().stream.layers["2"], {}
+    layer: Any = otter.adapter().stream.layers["2"]
+    seen: dict[str, Any] = {}
     for name, module in (("heads", layer.attention.out), ("units", layer.ffn.down)):
         module.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: torch.cat(inputs, dim=-1)}))
     state(otter, tokens(2, 9))
@@ -103,7 +105,8 @@ def test_smaller_copied_heads_keep_rope_pairs():
     base = base_of()
     otter = tiny_otter(base, initialization="copy", head_dim=4)
     rows = torch.tensor([0, 2, 4, 6])
-    block, qkv = base.get_decoder().layers[0].self_attn, otter.adapter().stream.layers["0"].attention.qkv.weight
+    layer: Any = otter.adapter().stream.layers["0"]
+    block, qkv = base.get_decoder().layers[0].self_attn, layer.attention.qkv.weight
     assert torch.equal(qkv[:4, :WIDTH], block.q_proj.weight[rows])
     assert torch.equal(qkv[4:8, :WIDTH], block.q_proj.weight[8 + rows])
     assert torch.equal(qkv[8:12, :WIDTH], block.k_proj.weight[rows])
@@ -199,7 +202,7 @@ def test_full_and_sliding_layers_with_two_adapters(first_on):
     names = ["reward", "other"] if first_on else ["other"]
     with otter.use_adapters(names):
         whole = {name: state(otter, ids, name) for name in names}
-        steps = {name: [] for name in names}
+        steps: dict[str, list[Any]] = {name: [] for name in names}
         for chunk in ids.split([6, 1, 1, 3, 1], dim=1):
             with torch.no_grad():
                 signals = otter(chunk, past_key_values=cached).signals

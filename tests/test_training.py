@@ -2,6 +2,8 @@
 
 import errno
 import json
+import math
+import multiprocessing
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +16,12 @@ from safetensors.torch import load_file, save_file
 from training_runs import HELD_OUT, SHORT, TRAIN, new_objective, run, weights
 
 from otterlm import files
+from otterlm.errors import OtterError
+from otterlm.fingerprint import fingerprint
+from otterlm.signals.reward.config import RewardConfig
+from otterlm.signals.reward.objective import RewardObjective, RewardTrainingConfig, last_states, start_from_probe
 from otterlm.taps import LayerTaps, Visitor
-from otterlm.training.packing import Example, collate
-from otterlm.training.reward import RewardObjective, RewardTrainingConfig, last_states, start_from_probe
+from otterlm.training.data.packing import Example, collate
 from otterlm.training.sources import LiveBase, RecordedBase
 from otterlm.training.trainer import TrainingConfig, train
 
@@ -130,26 +135,102 @@ def broken_off(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("change", [{"learning_rate": 1e-4}, {"seed": 4}, {"epochs": 3}, {"batch_size": 4}])
-def test_a_checkpoint_of_other_settings_is_refused(broken_off, change):
-    before = (broken_off / CHECKPOINT).read_bytes()
-    refused(lambda: run(broken_off, config=replace(SHORT, **change)), CHECKPOINT, "other settings")
-    assert (broken_off / CHECKPOINT).read_bytes() == before
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"learning_rate": 1e-4}, "learning_rate (0.003 there, 0.0001 now)"),
+        ({"seed": 4}, "seed (3 there, 4 now)"),
+        ({"epochs": 3}, "epochs (2 there, 3 now)"),
+        ({"batch_size": 4}, "batch_size (8 there, 4 now)"),
+    ],
+)
+def test_a_checkpoint_of_other_settings_is_refused(broken_off, change, named):
+    before = contents(broken_off)
+    refused(lambda: run(broken_off, config=replace(SHORT, **change)), CHECKPOINT, named)
+    assert contents(broken_off) == before
+
+
+def test_how_often_checkpoints_are_made_changes_nothing(unbroken, broken_off):
+    assert same(run(broken_off, config=replace(SHORT, checkpoint_every=1)), unbroken[1])
 
 
 def test_a_checkpoint_of_other_data_is_refused(broken_off):
-    refused(lambda: train(new_objective(), TRAIN[1:], HELD_OUT, SHORT, broken_off), CHECKPOINT)
+    refused(
+        lambda: train(new_objective(), TRAIN[1:], HELD_OUT, SHORT, broken_off), CHECKPOINT, "data (48 there, 47 now)"
+    )
+    refused(lambda: train(new_objective(), TRAIN, HELD_OUT[1:], SHORT, broken_off), "held_out (16 there, 15 now)")
     other = [replace(example, prefix=(5, 5, 5)) for example in TRAIN]
-    refused(lambda: train(new_objective(), other, HELD_OUT, SHORT, broken_off), CHECKPOINT)
+    refused(lambda: train(new_objective(), other, HELD_OUT, SHORT, broken_off), "other data:")
 
 
-@pytest.mark.parametrize("config", [{"hidden_size": 9}, {"layers": (1,)}, {"layers": (0,)}, {"embedding": "table"}])
-def test_a_checkpoint_of_another_adapter_is_refused(broken_off, config):
-    refused(lambda: run(broken_off, new_objective(**config)), CHECKPOINT)
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"hidden_size": 9}, "adapter.hidden_size (8 there, 9 now)"),
+        ({"layers": (1,)}, "adapter.layers (none there, [1] now)"),
+        ({"layers": (0,)}, "adapter.layers"),
+        ({"embedding": "table"}, "adapter.embedding (projection there, table now)"),
+        ({"signal": RewardConfig(3)}, "adapter.signal.vocabulary_rank (16 there, 3 now)"),
+    ],
+)
+def test_a_checkpoint_of_another_adapter_is_refused(broken_off, config, named):
+    refused(lambda: run(broken_off, new_objective(**config)), CHECKPOINT, named)
 
 
 def test_a_checkpoint_of_another_objective_is_refused(broken_off):
-    refused(lambda: run(broken_off, new_objective("last")), CHECKPOINT)
+    refused(lambda: run(broken_off, new_objective("last")), CHECKPOINT, "compare (prefixes there, last now)")
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_checkpoint_of_another_base_is_refused(unbroken, broken_off, finished):
+    out = unbroken[0] if finished else broken_off
+    before = contents(out)
+    refused(lambda: run(out, new_objective(seed=1)), CHECKPOINT, "other base:")
+    refused(lambda: run(out, new_objective(dtype=torch.bfloat16)), "base (float32 there, bfloat16 now)")
+    assert contents(out) == before
+
+
+def test_a_base_that_was_fine_tuned_is_another_base(broken_off):
+    """Its embeddings and norms are the base's, so the fingerprint is the same."""
+    objective = new_objective()
+    base = objective.model.base_model
+    before = fingerprint(base)
+    with torch.no_grad():
+        base.get_submodule("model.layers.1.mlp.up_proj").weight.mul_(1.001)
+    assert fingerprint(base) == before
+    objective = RewardObjective(objective.model, LiveBase(objective.model), RewardTrainingConfig())
+    refused(lambda: run(broken_off, objective), CHECKPOINT, "other base:")
+
+
+def test_a_checkpoint_of_the_first_version_is_refused(broken_off):
+    path = broken_off / CHECKPOINT
+    with safe_open(path, framework="pt") as file:
+        progress = json.loads(file.metadata()["progress"])
+    progress["identity"] = {"epochs": 2, "data": "0" * 64}
+    save_file(load_file(path), path, metadata={"progress": json.dumps(progress)})
+    refused(lambda: run(broken_off), CHECKPOINT, "another version of otter-lm")
+
+
+def test_two_runs_in_one_folder(unbroken, tmp_path):
+    with files.hold(tmp_path / CHECKPOINT):
+        child = multiprocessing.get_context("fork").Process(target=lambda: os._exit(refuses(tmp_path)))
+        child.start()
+        child.join()
+    assert child.exitcode == 0
+    assert same(run(tmp_path), unbroken[1])
+
+
+def refuses(out):
+    """0 where a run in this folder is refused, for a child process."""
+    try:
+        run(out)
+    except OtterError as error:
+        return 0 if "another process" in str(error) else 1
+    return 2
 
 
 def cut(data):
@@ -194,7 +275,7 @@ def test_nan_keeps_the_last_checkpoint(unbroken, tmp_path):
         metrics = forward(batch)
         return metrics | {"loss": metrics["loss"] * float("nan")} if len(calls) == 8 else metrics
 
-    objective.forward = spoiled
+    objective.forward = spoiled  # type: ignore[method-assign]
     refused(lambda: run(tmp_path, objective), "nan", "learning rate")
     assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / CHECKPOINT).values())
     assert same(run(tmp_path), unbroken[1])
@@ -207,12 +288,12 @@ def hidden(folder):
 def test_what_a_kill_left_of_a_checkpoint_is_removed(unbroken, tmp_path, monkeypatch):
     if (child := os.fork()) == 0:
         try:
-            monkeypatch.setattr(files.os, "fsync", lambda _: os._exit(0))  # after the first bytes of the first file
+            monkeypatch.setattr(os, "fsync", lambda _: os._exit(0))  # after the first bytes of the first file
             run(tmp_path)
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert len(hidden(tmp_path)) == 1
+    assert sorted(name.rsplit(".", 1)[1] for name in hidden(tmp_path)) == ["lock", "unfinished"]
     assert same(run(tmp_path), unbroken[1])
     assert hidden(tmp_path) == []
 
@@ -252,21 +333,43 @@ def test_a_disk_too_full_for_a_recording(tmp_path, monkeypatch):
     refused(lambda: RecordedBase(otter, TRAIN, tmp_path), "recording.bf16", "No space left", "GiB")
     monkeypatch.undo()
     RecordedBase(otter, TRAIN, tmp_path)
-    RecordedBase(otter, TRAIN[:9], tmp_path)
     assert (tmp_path / "recording.bf16").stat().st_blocks * 512 >= (tmp_path / "recording.bf16").stat().st_size
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"epochs": 0}, {"batch_size": 0}, {"learning_rate": 0.0}, {"learning_rate": float("nan")}, {"warmup": 1.0}],
+    [
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"learning_rate": 0.0},
+        {"learning_rate": float("nan")},
+        {"learning_rate": float("inf")},
+        {"weight_decay": -1.0},
+        {"weight_decay": float("nan")},
+        {"warmup": 1.0},
+        {"warmup": float("nan")},
+        {"seed": -1},
+        {"seed": 2**32},
+    ],
 )
 def test_settings_out_of_range(change):
     refused(lambda: TrainingConfig(**change), *change)
 
 
 def test_no_examples(tmp_path):
-    refused(lambda: train(new_objective(), [], HELD_OUT, SHORT, tmp_path / "a"), "no")
-    refused(lambda: train(new_objective(), TRAIN, [], SHORT, tmp_path / "b"), "no")
+    refused(lambda: train(new_objective(), [], HELD_OUT, SHORT, tmp_path / "a"), "no examples to train on")
+    refused(lambda: train(new_objective(), TRAIN, [], SHORT, tmp_path / "b"), "no examples to train on")
+
+
+def test_a_loss_that_only_the_held_out_examples_have(tmp_path):
+    objective = new_objective()
+    forward = objective.forward
+
+    def spoiled(batch):
+        return forward(batch) | ({} if objective.training else {"loss": torch.tensor(math.nan)})
+
+    objective.forward = spoiled  # type: ignore[method-assign]
+    refused(lambda: run(tmp_path, objective), "held-out", "nan")
 
 
 def test_nothing_to_train(tmp_path):
@@ -282,7 +385,7 @@ def test_stops_early_when_patience_is_spent(tmp_path):
         metrics = forward(batch)
         return metrics if objective.training else metrics | {"loss": metrics["loss"] + next(grown)}
 
-    objective.forward = worse
+    objective.forward = worse  # type: ignore[method-assign]
     best = train(objective, TRAIN, HELD_OUT, config, tmp_path)
     assert best["step"] == 3
     assert logged(tmp_path, "eval")[-1]["step"] == 9
@@ -319,7 +422,7 @@ def test_a_recording_gives_the_live_gradients(tmp_path):
         objective(collate(TRAIN[:8]))["loss"].backward()
         gradients.append(torch.cat([p.grad.flatten() for p in objective.parameters() if p.grad is not None]))
     assert gradients[1].isfinite().all()
-    assert torch.cosine_similarity(*gradients, dim=0) > 0.99
+    assert torch.cosine_similarity(gradients[0], gradients[1], dim=0) > 0.99
     close(gradients[1].norm(), gradients[0].norm(), 0.1)
 
 
@@ -347,13 +450,26 @@ def test_a_recording_trains_like_the_base(tmp_path):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("examples", [TRAIN[::-1], TRAIN[1:], [replace(e, prefix=(9, 9)) for e in TRAIN]])
-def test_a_recording_of_other_examples_is_not_used(tmp_path, examples):
+@pytest.mark.parametrize(
+    ("examples", "named"),
+    [
+        (TRAIN[::-1], "other data:"),
+        (TRAIN[1:], "data (48 there, 47 now)"),
+        ([replace(e, prefix=(9, 9)) for e in TRAIN], "other data:"),
+    ],
+)
+def test_a_recording_of_other_examples_is_refused(tmp_path, examples, named):
     objective = random_objective()
     RecordedBase(objective.model, TRAIN, tmp_path)
-    live = objective(collate(examples[:6]))["loss"]
-    objective.source = RecordedBase(objective.model, examples, tmp_path)
-    close(objective(collate(examples[:6]))["loss"], live, 2e-2)
+    before = contents(tmp_path)
+    refused(lambda: RecordedBase(objective.model, examples, tmp_path), "recording.json", named)
+    other = tiny_otter(tiny_base(num_hidden_layers=2, seed=4))
+    refused(lambda: RecordedBase(other, TRAIN, tmp_path), "recording.json", "other base:")
+    other = tiny_otter(tiny_base(num_hidden_layers=2), layers=(1,))
+    refused(lambda: RecordedBase(other, TRAIN, tmp_path), "layers ([0, 1] there, [1] now)")
+    assert contents(tmp_path) == before
+    (tmp_path / "recording.json").write_text("{")
+    refused(lambda: RecordedBase(objective.model, TRAIN, tmp_path), "recording.json", "damaged")
 
 
 @torch.no_grad()

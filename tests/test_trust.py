@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -86,7 +87,7 @@ def test_two_threads_steer_apart() -> None:
     otter.eval()
 
     def generate(name: str, weight: float) -> list[int]:
-        settings = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+        settings: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
         with otter.use_adapters([name]):
             processors = [RewardGuidance(otter, weight, adapter_name=name)]
             return otter.generate(tokens(2, 5), logits_processor=processors, **settings)[:, 5:].flatten().tolist()

@@ -1,13 +1,15 @@
 """Candidates are read as plain passes would read them; a head fitted to them guides better."""
 
+from typing import Any
+
 import torch
 from conftest import close, tiny_base, tiny_otter
 from training_runs import HELD_OUT, TRAIN
 
 from otterlm.decoding import RewardGuidance, score_sequences
 from otterlm.signals.low_rank import LowRankHead
-from otterlm.training.packing import Example
-from otterlm.training.vocabulary import fit_vocabulary, read_candidates
+from otterlm.training.data.packing import Example
+from otterlm.training.vocabulary_head import fit_vocabulary, read_candidates
 
 EXAMPLES = [*TRAIN[:5], Example(90, (), ((5, 6, 7),)), Example(91, (4,), ((8,),))]
 
@@ -44,7 +46,7 @@ def test_a_fitted_head_explains_gains_and_guides() -> None:
 
     def reward(weight: float) -> float:
         ids = torch.tensor([example.prefix[:2] for example in TRAIN])
-        settings = {"max_new_tokens": 1, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+        settings: dict[str, Any] = {"max_new_tokens": 1, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
         said = otter.generate(ids, logits_processor=[RewardGuidance(otter, weight, top_k=16)], **settings)
         return float(score_sequences(otter, said, torch.ones_like(said))[:, -1].mean())
 

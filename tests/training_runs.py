@@ -5,6 +5,7 @@ import random
 import sys
 import time
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from conftest import tiny_base, tiny_config
@@ -12,9 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from otterlm.model import OtterModel
+from otterlm.signals.reward.objective import RewardObjective, RewardTrainingConfig
 from otterlm.training.checkpoint import trainable
-from otterlm.training.packing import Example
-from otterlm.training.reward import RewardObjective, RewardTrainingConfig
+from otterlm.training.data.packing import Example
 from otterlm.training.sources import LiveBase
 from otterlm.training.trainer import TrainingConfig, train
 
@@ -35,10 +36,12 @@ OFTEN = TrainingConfig(epochs=12, batch_size=8, learning_rate=1e-3, checkpoint_e
 SHORT = TrainingConfig(epochs=2, batch_size=8, learning_rate=3e-3, evaluations_per_epoch=2, seed=3)
 
 
-def new_objective(compare: str = "prefixes", **config) -> RewardObjective:
-    """An untrained adapter, always the same."""
+def new_objective(
+    compare: Literal["prefixes", "last"] = "prefixes", seed: int = 0, dtype: torch.dtype = torch.float32, **config: Any
+) -> RewardObjective:
+    """An untrained adapter, always the same; `seed` and `dtype` are the base's."""
     torch.manual_seed(0)
-    otter = OtterModel(tiny_base(num_hidden_layers=2), tiny_config(**config))
+    otter = OtterModel(tiny_base(num_hidden_layers=2, seed=seed, dtype=dtype), tiny_config(**config))
     return RewardObjective(otter, LiveBase(otter), RewardTrainingConfig(compare=compare))
 
 
@@ -62,7 +65,7 @@ def slowly(objective: RewardObjective) -> RewardObjective:
         time.sleep(0.2)
         return forward(batch)
 
-    objective.forward = wait
+    objective.forward = wait  # type: ignore[method-assign]
     return objective
 
 

@@ -28,8 +28,8 @@ from families import SIZES
 from torch import Tensor
 from transformers import AutoConfig, LogitsProcessor, PreTrainedModel
 
-from otterlm.config import ContrastConfig
 from otterlm.model import OtterModel
+from otterlm.signals.contrast.config import ContrastConfig
 from otterlm.smollm2 import cache_folder
 
 VARIABLE = "OTTER_TRANSFORMERS"
@@ -90,7 +90,9 @@ class _Wrapping(type):
     plain: type[PreTrainedModel]
 
     def __getattr__(cls, name: str) -> Any:
-        return getattr(cls.__dict__["plain"], name)
+        if "plain" not in cls.__dict__:
+            raise AttributeError(name)
+        return getattr(cls.plain, name)
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         return cls.wrap(cls.plain(*args, **kwargs))
@@ -115,7 +117,7 @@ class _Listening(LogitsProcessor):
         return scores
 
 
-class _Wrapped(OtterModel):
+class _Wrapped(OtterModel, metaclass=_Wrapping):
     """Has random adapters, and checks that they speak in every pass; it is loaded and saved as the plain model."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -176,7 +178,7 @@ class Tester:
 def suite(architecture: str, model_class: Any, mixins: tuple[type, type]) -> type[unittest.TestCase]:
     """Transformers' tests of a model class."""
 
-    class Suite(*mixins, unittest.TestCase):  # type: ignore[misc,valid-type]
+    class Suite(*mixins, unittest.TestCase):  # type: ignore[misc]
         all_model_classes = all_generative_model_classes = (model_class,)
 
         def setUp(self) -> None:

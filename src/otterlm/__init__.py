@@ -5,10 +5,13 @@ The method is of "Predicting Rewards Alongside Tokens: Non-disruptive Parameter 
 Intervention in Large Language Models" (EMNLP 2024, arXiv 2408.10764).
 """
 
-from otterlm.config import ContrastConfig, DraftConfig, OtterConfig, RewardConfig
+from otterlm.config import OtterConfig
 from otterlm.engines import exported
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
+from otterlm.signals.contrast.config import ContrastConfig
+from otterlm.signals.draft.config import DraftConfig
+from otterlm.signals.reward.config import RewardConfig
 
 exported.register()
 

@@ -10,7 +10,7 @@ from otterlm.config import OtterConfig
 from otterlm.errors import OtterError
 from otterlm.families import Family
 from otterlm.families.parts import device_of
-from otterlm.signals import HEADS
+from otterlm.signals import head_class
 from otterlm.stream import InsertedStream
 
 
@@ -35,7 +35,7 @@ class Adapter(nn.Module):
                 f"the base's blocks compute on {places}, but an inserted stream runs on one device: "
                 f"load the base with device_map={{'': '{device}'}}"
             )
-        head: Any = HEADS[type(config.signal)]
+        head = head_class(config.signal)
         self.head = head(config.signal, widths.base + widths.inserted, widths.base, dtype=dtype, device=device)
 
     def extra_parameters(self, vocabulary_size: int) -> int:

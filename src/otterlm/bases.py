@@ -1,5 +1,6 @@
 """Finds a base by name: a hub id, a folder, a .gguf file, or `smollm2-135m`."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,21 @@ def load_base(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
         dtype: of its parameters.
 
     Raises:
-        OtterError: there is no such model, or it cannot be loaded.
+        OtterError: there is no such model, it cannot be loaded, or lacks weights or holds some that are not finite.
     """
-    model: PreTrainedModel = _load(AutoModelForCausalLM, name, dtype=dtype)
+    model, loading = _load(AutoModelForCausalLM, name, dtype=dtype, output_loading_info=True)
+    _check_weights(name, model, loading["missing_keys"])
     model.config._name_or_path = name
     return model.eval()
+
+
+def _check_weights(name: str, model: PreTrainedModel, missing: Collection[str]) -> None:
+    """Checks that a model has all its weights: Transformers makes up those that a folder lacks, and only warns."""
+    if missing:
+        raise OtterError(f"the base {name} lacks weights, such as {min(missing)} ({len(missing)} in all)")
+    for path, weight in model.named_parameters():
+        if weight.is_floating_point() and not torch.isfinite(weight).all():
+            raise OtterError(f"the base {name} holds values that are not finite (NaN or infinity), in {path}")
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -91,3 +102,15 @@ def _load(auto: Any, name: str, **kwargs: Any) -> Any:
         return auto.from_pretrained(folder, trust_remote_code=False, **kwargs)
     except Exception as error:
         raise OtterError(f"the base {name} cannot be loaded: {reason(error)}") from error
+
+
+def parse_dtype(name: str, option: str = "--dtype") -> torch.dtype:
+    """A floating dtype by name.
+
+    Raises:
+        OtterError: it is none of the three.
+    """
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in dtypes:
+        raise OtterError(f"{option} must be one of {', '.join(dtypes)}, got {name!r}")
+    return dtypes[name]

@@ -60,8 +60,9 @@ def _pieces(
     """What each token adds to the text. A character may be spread over several tokens: the last one has it."""
     shown = ""
     for end, reward in enumerate(rewards, start=1):
-        decoded = tokenizer.decode(tokens[:end], skip_special_tokens=True)
-        if not decoded.endswith("\ufffd"):
+        # Cleaning up spaces would change what was shown before.
+        decoded = tokenizer.decode(tokens[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        if not decoded.endswith("\ufffd") or end == len(rewards):
             yield decoded[len(shown) :], reward
             shown = decoded
 

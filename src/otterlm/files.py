@@ -4,7 +4,7 @@ import fcntl
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -52,6 +52,25 @@ def write_files(folder: Path, writers: Mapping[str, Writer]) -> None:
             path.unlink(missing_ok=True)
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder that files can be written into, before work is done for them.
+
+    Raises:
+        OtterError: it cannot be made or written, or its name is not UTF-8, as libraries that write there need it.
+    """
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise OtterError(f"{folder} cannot be written into: its name is not UTF-8") from error
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = "it is a file" if folder.is_file() else error.strerror or error
+        raise OtterError(f"{folder} cannot be written into: {reason}") from error
+
+
 def remove_unfinished(folder: Path) -> None:
     """Removes what writers left that were killed; for a folder that has no other writer now."""
     for path in folder.glob(f".*{UNFINISHED}"):
@@ -69,11 +88,51 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+@contextmanager
+def hold(path: Path) -> Iterator[None]:
+    """Keeps other processes from making the same file meanwhile. The hold ends with the process, however it ends.
+
+    Args:
+        path: of the file, or of the last of several that are made together; its folder is created if need be.
+
+    Raises:
+        OtterError: another process makes it, or its folder cannot be written.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = _lock(lock)
+    except BlockingIOError as error:
+        raise OtterError(f"another process is writing {path}: wait until it ends, or choose another folder") from error
+    except OSError as error:
+        raise OtterError(f"{path} could not be written: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _lock(path: Path) -> int:
+    """Opens and locks a file; the file's last holder removes it, so what was locked may be no longer there."""
+    while True:
+        handle = os.open(path, os.O_CREAT | os.O_RDWR)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), path.stat()):
+                    return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
 def text(content: str) -> Writer:
-    """A writer of a text file."""
+    """A writer of a text file. What UTF-8 cannot hold, such as a path of other bytes, is written as an escape."""
 
     def write(path: Path) -> None:
-        path.write_text(content, encoding="utf-8")
+        path.write_text(content, encoding="utf-8", errors="backslashreplace")
 
     return write
 

@@ -1,10 +1,9 @@
 """OtterModel: a frozen base with one or more adapters, each an inserted stream and the signal read from it."""
 
-import functools
 import inspect
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -22,11 +21,13 @@ from otterlm.detection import recognize
 from otterlm.errors import OtterError
 from otterlm.families.parts import decoder_config, weight_of
 from otterlm.fingerprint import fingerprint, same_base
+from otterlm.generation import Generation
+from otterlm.generation import generate as generate_with
 from otterlm.initialization import fit_table, initialize
 from otterlm.named import NamedAdapters
 from otterlm.passes import Passes as _Passes
 from otterlm.passes import StreamPass, with_tensors
-from otterlm.signals import Signal
+from otterlm.signals.base import Signal
 from otterlm.taps import Visitor
 
 
@@ -218,24 +219,54 @@ class OtterModel(NamedAdapters):
             output = self.base_model(*args, **kwargs)
         return with_tensors(output, self.signals) if torch.compiler.is_exporting() else output
 
-    def generate(self, *args: Any, custom_generate: str | Callable[..., Any] | None = None, **kwargs: Any) -> Any:
-        """`base_model.generate`, every pass of it with signals. A callable `custom_generate` is given this model."""
-        if callable(custom_generate):
-            method = custom_generate
-            # Transformers gives the prompt to a streamer, but keeps the streamer from a callable.
-            own = {"streamer": streamer} if (streamer := kwargs.get("streamer")) is not None else {}
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """`base_model.generate`, every pass of it with signals. A callable `custom_generate` is given this model.
 
-            @functools.wraps(method)
-            def custom_generate(_: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
-                return method(self, *args, **kwargs, **own)
-
+        Raises:
+            OtterError: an intervention cannot honour a setting, or Transformers refuses the call.
+        """
         with self._taps.visit(_Passes(self)):
-            return self.base_model.generate(*args, custom_generate=custom_generate, **kwargs)
+            return generate_with(self, args, kwargs)
+
+    @property
+    def generation(self) -> Generation | None:
+        """The call of `generate` that is running in this thread, if any."""
+        return self._thread.state.generation
+
+    @contextmanager
+    def generating(self, generation: Generation) -> Iterator[None]:
+        """Inside the block, in this thread, a call of `generate` is running."""
+        outer, self._thread.state.generation = self._thread.state.generation, generation
+        try:
+            with self._taps.visit(_Passes(self)):
+                yield
+        finally:
+            self._thread.state.generation = outer
 
     @property
     def signals(self) -> dict[str, Signal]:
         """The signals of the latest pass in this thread, by adapter; what a `LogitsProcessor` reads."""
         return self._thread.state.signals
+
+    @contextmanager
+    def show_signals(self, signals: dict[str, Signal]) -> Iterator[None]:
+        """Inside the block, in this thread, `signals` are these."""
+        outer, self._thread.state.signals = self._thread.state.signals, signals
+        try:
+            yield
+        finally:
+            self._thread.state.signals = outer
+
+    def check_read(self, input_ids: Tensor) -> None:
+        """That the latest pass in this thread ended with the last of these tokens, `[B, T]`.
+
+        Raises:
+            OtterError: it read something else.
+        """
+        read, length = self._thread.state.read
+        known = length in (None, input_ids.shape[1])
+        if read is not None and not (known and torch.equal(read, input_ids[:, -read.shape[1] :])):
+            raise OtterError("the latest pass of this OtterModel read another text: generate with the OtterModel")
 
     def signal(self, name: str | None = None) -> Any:
         """One of `signals`. Errors as for `adapter_name`."""
@@ -258,12 +289,14 @@ class OtterModel(NamedAdapters):
             if name in names
         }
 
+    def heads(self, states: dict[str, Tensor]) -> dict[str, Signal]:
+        """The signals of widened states, `[B, T, d + d']` each, by adapter."""
+        unembedding = weight_of(self.base_model.get_output_embeddings())
+        return {name: self._adapters[name].head(state, unembedding) for name, state in states.items()}
+
     def read_signals(self, states: dict[str, Tensor]) -> dict[str, Signal]:
         """Reads the signals of widened states, `[B, T, d + d']` each, and makes them this thread's latest."""
-        unembedding = weight_of(self.base_model.get_output_embeddings())
-        self._thread.state.signals = {
-            name: self._adapters[name].head(state, unembedding) for name, state in states.items()
-        }
+        self._thread.state.signals = self.heads(states)
         return self._thread.state.signals
 
     def visit(self, visitor: Visitor) -> AbstractContextManager[None]:

@@ -12,6 +12,7 @@ from otterlm.config import OtterConfig
 from otterlm.errors import OtterError
 from otterlm.families import Family
 from otterlm.passes import ThreadState
+from otterlm.signals.base import NOTHING, Capability, describe
 from otterlm.taps import Taps
 from otterlm.wrapped import WrappedModel
 
@@ -67,27 +68,27 @@ class NamedAdapters(WrappedModel):
         """An adapter by name; without one, the only adapter. Errors as for `adapter_name`."""
         return self._adapters[self.adapter_name(name)]
 
-    def adapter_name(self, name: str | None = None, kind: str | None = None) -> str:
-        """The name of the adapter that is meant.
+    def adapter_name(self, name: str | None = None, needs: Capability = NOTHING) -> str:
+        """Returns the name of the adapter that is meant.
 
         Args:
-            name: its name; None: the only one (of its kind).
-            kind: what it must predict: `reward`, `contrast` or `draft`; None: anything.
+            name: its name; None: the only one that can do what is needed.
+            needs: what its signal must be able to do.
 
         Raises:
-            OtterError: there is none of this name, it predicts something else, or no name was given and there are
-                several.
+            OtterError: there is none of this name, its signal cannot do what is needed, or no name was given and there
+                are several.
         """
-        kinds = {name: adapter.config.signal.type for name, adapter in self._adapters.items()}
-        fitting = [name for name in kinds if kind in (None, kinds[name])]
+        signals = {name: adapter.config.signal for name, adapter in self._adapters.items()}
+        fitting = [name for name, signal in signals.items() if needs in signal.capabilities]
         if name is None and len(fitting) == 1:
             return fitting[0]
-        if name is None or name not in kinds:
-            what = "name an adapter" if fitting else f"no adapter predicts {kind or 'anything'}"
+        if name is None or name not in signals:
+            what = "name an adapter" if fitting else f"no adapter {describe(needs)}"
             what = what if name is None else f"unknown signal {name!r}"
             raise OtterError(f"{what}; there are: {', '.join(self.adapters) or 'none'}")
         if name not in fitting:
-            raise OtterError(f"adapter {name!r} predicts {kinds[name]}, not {kind}")
+            raise OtterError(f"adapter {name!r} ({signals[name].type}) is not one that {describe(needs)}")
         return name
 
     @property

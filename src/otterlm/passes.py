@@ -12,11 +12,12 @@ from transformers.utils import ModelOutput
 from otterlm.cache import CachePlace
 from otterlm.errors import OtterError
 from otterlm.rotary import Rotation
-from otterlm.signals import Signal
+from otterlm.signals.base import Signal
 from otterlm.stream import InsertedStream
 from otterlm.taps import LayerTaps, Visitor
 
 if TYPE_CHECKING:
+    from otterlm.generation import Generation
     from otterlm.model import OtterModel
 
 
@@ -92,11 +93,15 @@ class State:
     Attributes:
         chosen: the adapters that `use_adapters` named; None: those that the model runs everywhere.
         signals: of the latest pass.
+        read: the tokens of the latest pass, `[B, T]`, or None for embeddings; and how long the whole text was.
+        generation: the call of `generate` that is running.
     """
 
     def __init__(self) -> None:
         self.chosen: tuple[str, ...] | None = None
         self.signals: dict[str, Signal] = {}
+        self.read: tuple[Tensor | None, int | None] = (None, None)
+        self.generation: Generation | None = None
 
 
 class ThreadState(threading.local):
@@ -115,6 +120,8 @@ class Passes(Visitor):
     def __init__(self, model: "OtterModel") -> None:
         self._model = model
         self._streams: dict[str, StreamPass] | None = None
+        self._read: Tensor | None = None
+        self._length: int | None = None
 
     def _begin(self) -> dict[str, StreamPass]:
         self._streams = self._model.stream_passes(self._model.active_adapters)
@@ -122,10 +129,14 @@ class Passes(Visitor):
 
     def tokens(self, input_ids: Tensor) -> None:
         """See `Visitor`, as of the other methods."""
+        self._read = input_ids
         for stream in self._begin().values():
             stream.tokens(input_ids)
 
     def layer(self, index: int, taps: LayerTaps) -> None:
+        if self._length is None:
+            length = taps.hidden.shape[1] if taps.cache is None else taps.cache.get_seq_length(index)
+            self._length = length if isinstance(length, int) else None
         streams = self._begin() if self._streams is None else self._streams
         for stream in streams.values():
             stream.layer(index, taps)
@@ -135,6 +146,8 @@ class Passes(Visitor):
         for stream in streams.values():
             stream.final(hidden, normed)
         self._model.read_signals({name: stream.state for name, stream in streams.items() if stream.state is not None})
+        self._model._thread.state.read = self._read, self._length
+        self._read = self._length = None
 
     def output(self, output: Any) -> None:
         if isinstance(output, ModelOutput):

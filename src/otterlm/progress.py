@@ -14,7 +14,7 @@ _STDERR = Console(stderr=True)
 def bar(disable: bool = False) -> progress.Progress:
     """A bar with count, elapsed and remaining time, which goes away when it is done."""
     columns = (
-        progress.TextColumn("{task.description}"),
+        progress.TextColumn("{task.description}", markup=False),
         progress.BarColumn(),
         progress.MofNCompleteColumn(),
         progress.TimeElapsedColumn(),

@@ -1,9 +1,8 @@
 """What the tests of the engine share: small exported folders, and engines on them. The CPU kernels want heads of 32."""
 
-import json
+import itertools
 import multiprocessing
 import os
-from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +20,11 @@ from conftest import add_tiny_adapter, tiny_base
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from vllm import LLM, SamplingParams
+from vllm.exceptions import VLLMValidationError
 
 from otterlm import ContrastConfig, DraftConfig, OtterModel
+from otterlm.engines import client
 from otterlm.engines.exported import export
-from otterlm.engines.vllm.channels import rewards_of
 
 VOCABULARY = 320
 SIZES = {
@@ -78,14 +78,15 @@ class Answer:
     tokens: list[int]
     rewards: dict[str, list[float]]
     logprobs: list[dict[int, float]]
+    stop_reason: Any = None
 
     @classmethod
-    def of(cls, output: Any, channels: Mapping[str, int]) -> Self:
+    def of(cls, output: Any) -> Self:
         """From vLLM's output."""
-        own = output.outputs[0]
-        steps = own.logprobs or []
-        logprobs = [{token: entry.logprob for token, entry in step.items()} for step in steps]
-        return cls(list(output.prompt_token_ids), list(own.token_ids), rewards_of(steps, channels), logprobs)
+        first = output.outputs[0]
+        logprobs = [{token: entry.logprob for token, entry in step.items()} for step in first.logprobs or []]
+        prompt, tokens = list(output.prompt_token_ids), list(first.token_ids)
+        return cls(prompt, tokens, client.rewards(first), logprobs, first.stop_reason)
 
 
 def engine(folder: Path, **settings: Any) -> LLM:
@@ -94,20 +95,24 @@ def engine(folder: Path, **settings: Any) -> LLM:
     return LLM(model=str(folder), **(defaults | settings))
 
 
-def _answers(folder: Path, asked: list[tuple[list[Any], Any]], settings: dict[str, Any]) -> list[list[Answer]]:
-    if settings.get("tensor_parallel_size", 1) > 1:
+def _answers(folder: Path, asked: list[tuple[list[Any], Any]], settings: dict[str, Any]) -> list[Any]:
+    if settings.pop("multiprocess", settings.get("tensor_parallel_size", 1) > 1):
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
     llm = engine(folder, **settings)
-    channels = json.loads((folder / "config.json").read_text()).get("otter_channels") or {}
-    found = []
+    found: list[Any] = []
     for batch, parameters in asked:
-        outputs = llm.generate(batch, parameters, use_tqdm=False)
-        found.append([Answer.of(output, channels) for output in outputs])
+        try:
+            outputs = llm.generate(batch, parameters, use_tqdm=False)
+        except VLLMValidationError as error:
+            found.append(str(error))
+        else:
+            found.append([Answer.of(output) for output in outputs])
     return found
 
 
-def answers(folder: Path, *asked: tuple[list[Any], Any], **settings: Any) -> list[list[Answer]]:
-    """What an engine in a process of its own answers to some batches, each with its sampling parameters."""
+def answers(folder: Path, *asked: tuple[list[Any], Any], **settings: Any) -> list[Any]:
+    """What an engine in a process of its own answers to some batches, each with its sampling parameters: a list of
+    `Answer`, or the message of a refusal."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(_answers, folder, list(asked), settings).result()
@@ -138,10 +143,29 @@ def tokens_of(found: list[Answer]) -> list[list[int]]:
     return [answer.tokens for answer in found]
 
 
-def assert_rewards(model: Any, found: list[Answer], signal: str = "reward") -> None:
-    """The rewards are what the Transformers path says of the texts that each token was chosen after."""
+def assert_rewards(model: Any, found: list[Answer], *signals: str) -> None:
+    """The rewards are the Transformers path's, of the texts that each token was chosen after."""
     for answer in found:
         with torch.no_grad():
-            rewards = model(torch.tensor([[*answer.prompt, *answer.tokens]])).signals[signal].prefix[0]
-        told = torch.tensor(answer.rewards[signal])
-        torch.testing.assert_close(told, rewards[len(answer.prompt) - 1 : -1], atol=1e-4, rtol=0)
+            expected = model(torch.tensor([[*answer.prompt, *answer.tokens]])).signals
+        for signal in signals or ("reward",):
+            assert len(answer.rewards[signal]) == len(answer.tokens)
+            rewards = expected[signal].prefix[0, len(answer.prompt) - 1 : -1]
+            torch.testing.assert_close(torch.tensor(answer.rewards[signal]), rewards, atol=1e-4, rtol=0)
+
+
+def guarded(rewards: list[float], threshold: float, patience: int = 1, least: int = 0) -> int:
+    """How many tokens a response keeps under a guard, by the rewards of the whole one."""
+    # The reward of a token is known when the next is chosen, and the first is the prompt's.
+    for length in range(patience, len(rewards)):
+        if length >= least and all(reward < threshold for reward in rewards[length - patience + 1 : length + 1]):
+            return length
+    return len(rewards)
+
+
+def between(rewards: list[list[float]]) -> float:
+    """A threshold in the widest gap between low rewards: batches round differently."""
+    ranked = sorted(reward for row in rewards for reward in row[1:])
+    low = ranked[len(ranked) // 20 : len(ranked) // 6]
+    _, threshold = max((right - left, (left + right) / 2) for left, right in itertools.pairwise(low))
+    return threshold

@@ -1,134 +1,300 @@
-"""The server's middleware, before an application that answers as vLLM does."""
+"""A server of two API processes under a path, and `run-batch`: every route, streamed and whole."""
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-from engines import make_folder
+from engines import assert_rewards, make_folder
+from openai import OpenAI
 
-from otterlm.engines.vllm.channels import OFFSET
-from otterlm.engines.vllm.server import STOPPED, Rewards
+from otterlm.engines import client
+from otterlm.engines.exported import load_exported
+from otterlm.engines.rewards import STOPPED
+
+PORT = 8217
+SETTINGS = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "256", "--served-model-name", "otter"]
+PROMPT = "The otter swims under"
+GREEDY = {"model": "otter", "temperature": 0, "max_tokens": 8}
+CHAT = {**GREEDY, "messages": [{"role": "user", "content": "Hello"}]}
+REWARDS = {"vllm_xargs": {"otter_rewards": 1}}
+GUARD = {"vllm_xargs": {"otter_threshold": 1e6, "otter_guard": "guard"}}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_folder(tmp_path_factory.mktemp("served"), signals=("reward", "guard"))
 
 
-class Application:
-    """Keeps what it is sent, and answers with what it was made with."""
+@pytest.fixture(scope="module")
+def http(folder: Path) -> Iterator[httpx.Client]:
+    """A client of a running server."""
+    # `vllm serve` asks for a package called vllm, and the CPU's is called otherwise.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), *SETTINGS]
+    command += ["--host", "127.0.0.1", "--port", str(PORT), "--api-server-count", "2", "--root-path", "/some/where"]
+    command += ["--enable-scale-out"]
+    environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    environment.pop("VLLM_PLUGINS", None)
+    with subprocess.Popen(command, env=environment) as server:
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=60) as session:
+                wait(session, server)
+                yield session
+        finally:
+            server.terminate()
+            server.wait(60)
 
-    def __init__(self, pieces: list[bytes], kind: bytes) -> None:
-        self.pieces = pieces
-        self.kind = kind
-        self.body: dict[str, Any] = {}
-        self.length = 0
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        body = (await receive())["body"]
-        self.body, self.length = json.loads(body), len(body)
-        self.declared = int(dict(scope["headers"])[b"content-length"])
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", self.kind)]})
-        for index, piece in enumerate(self.pieces):
-            await send({"type": "http.response.body", "body": piece, "more_body": index + 1 < len(self.pieces)})
+def wait(session: httpx.Client, server: subprocess.Popen[bytes]) -> None:
+    for _ in range(300):
+        assert server.poll() is None, f"the server ended with {server.returncode}"
+        try:
+            if session.get("/health").status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(1)
+    raise TimeoutError
 
 
-def ask(folder: Any, body: Any, pieces: list[bytes], kind: bytes = b"application/json", path: str = "/v1/completions"):
-    """The application, the status and the pieces of the answer."""
-    application, sent = Application(pieces, kind), []
-    raw = json.dumps(body).encode()
-    # The body may come in two pieces.
-    messages = [
-        {"type": "http.request", "body": raw[:7], "more_body": True},
-        {"type": "http.request", "body": raw[7:], "more_body": False},
+def post(http: httpx.Client, route: str, *fields: dict[str, Any]) -> Any:
+    """The response to a request."""
+    body = {key: value for each in fields for key, value in each.items()}
+    response = http.post(route, json=body)
+    assert response.status_code == 200, response.text
+    if body.get("stream"):
+        return [json.loads(line[6:]) for line in response.text.splitlines() if line.startswith("data: {")]
+    return response.json()
+
+
+def joined(pieces: list[Any], choice: int = 0) -> dict[str, list[float]]:
+    """The rewards of a streamed choice, over all its pieces."""
+    numbers: dict[str, list[float]] = {}
+    for each in (each for piece in pieces for each in piece["choices"] if each["index"] == choice):
+        for name, values in each.get("otter", {}).get("rewards", {}).items():
+            numbers.setdefault(name, []).extend(values)
+    return numbers
+
+
+def test_completions(http: httpx.Client, folder: Path) -> None:
+    """Rewards come beside log probabilities, of the text that each token was chosen after."""
+    asked = {**GREEDY, "prompt": PROMPT, "logprobs": 5, "return_token_ids": True}
+    plain = post(http, "/v1/completions", asked)
+    (choice,) = post(http, "/v1/completions", asked, REWARDS)["choices"]
+    rewards = choice.pop("otter")["rewards"]
+    assert [choice] == plain["choices"]
+    answer = type(
+        "Answer", (), {"prompt": choice["prompt_token_ids"], "tokens": choice["token_ids"], "rewards": rewards}
+    )
+    assert_rewards(load_exported(folder), [answer], "reward", "guard")
+    for fields in (asked, {**asked, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}):
+        assert joined(post(http, "/v1/completions", fields, REWARDS, {"stream": True})) == rewards
+    echo = post(http, "/v1/completions", asked, REWARDS, {"echo": True, "return_token_ids": False})["choices"][0]
+    assert echo["text"].startswith(PROMPT)
+    assert echo["otter"]["rewards"] == rewards
+    nothing = post(http, "/v1/completions", asked, REWARDS, {"echo": True, "max_tokens": 0})["choices"][0]
+    assert "otter" not in nothing
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_several_prompts_with_several_choices(http: httpx.Client, stream: bool) -> None:
+    fields = {"prompt": [PROMPT, "Rain"], "n": 2, "temperature": 1.0, "seed": 3, "return_token_ids": True}
+    answer = post(http, "/v1/completions", GREEDY, fields, REWARDS, {"stream": stream, "ignore_eos": True})
+    pieces = answer if stream else [answer]
+    firsts = []
+    for index in range(4):
+        rewards = joined(pieces, index)["reward"]
+        assert len(rewards) == 8
+        firsts.append(rewards[0])
+    # The first is the prompt's.
+    assert firsts[0] == pytest.approx(firsts[1], abs=1e-4)
+    assert firsts[2] == pytest.approx(firsts[3], abs=1e-4)
+    assert firsts[0] != pytest.approx(firsts[2], abs=1e-4)
+
+
+@pytest.mark.parametrize("fields", [{}, {"structured_outputs": {"choice": ["yes", "no"]}}, {"min_tokens": 3}])
+def test_a_guard_leaves_no_trace_of_the_token_after(http: httpx.Client, fields: dict[str, Any]) -> None:
+    asked = {**GREEDY, "prompt": PROMPT, "return_token_ids": True, "skip_special_tokens": False, **fields}
+    plain = post(http, "/v1/completions", asked)["choices"][0]
+    length = fields.get("min_tokens", 1)
+    answer = post(http, "/v1/completions", asked, GUARD)
+    (choice,) = answer["choices"]
+    assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", STOPPED)
+    assert choice["token_ids"] == plain["token_ids"][:length]
+    assert plain["text"].startswith(choice["text"])
+    assert answer["usage"]["completion_tokens"] == length
+    pieces = post(http, "/v1/completions", asked, GUARD, {"stream": True, "stream_options": {"include_usage": True}})
+    assert [token for piece in pieces[:-1] for token in piece["choices"][0]["token_ids"]] == choice["token_ids"]
+    assert pieces[-2]["choices"][0]["stop_reason"] == STOPPED
+    assert pieces[-1]["usage"]["completion_tokens"] == length
+
+
+def test_rewards_under_a_schema(http: httpx.Client) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
+    fields = {
+        "max_tokens": 40,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}},
+    }
+    answer = post(http, "/v1/chat/completions", CHAT, fields, REWARDS)
+    (choice,) = answer["choices"]
+    assert len(choice["otter"]["rewards"]["reward"]) == answer["usage"]["completion_tokens"]
+    assert max(map(abs, choice["otter"]["rewards"]["reward"])) < 100
+
+
+def test_chats(http: httpx.Client) -> None:
+    fields = {"logprobs": True, "top_logprobs": 2}
+    plain = post(http, "/v1/chat/completions", CHAT, fields)["choices"][0]
+    choice = post(http, "/v1/chat/completions", CHAT, fields, REWARDS)["choices"][0]
+    rewards = choice.pop("otter")["rewards"]
+    assert choice == plain
+    assert len(rewards["reward"]) == len(plain["logprobs"]["content"])
+    pieces = post(http, "/v1/chat/completions", CHAT, fields, REWARDS, {"stream": True})
+    assert joined(pieces) == rewards
+    for piece in pieces:  # beside the tokens they belong to
+        steps = (piece["choices"][0].get("logprobs") or {}).get("content", [])
+        assert len(joined([piece]).get("reward", [])) == len(steps)
+    batch = post(http, "/v1/chat/completions/batch", CHAT, {"messages": [CHAT["messages"]] * 2}, REWARDS)
+    for each in batch["choices"]:
+        assert each["otter"]["rewards"]["reward"] == pytest.approx(rewards["reward"], abs=1e-4)
+
+
+def test_the_client_of_openai(http: httpx.Client) -> None:
+    """Its streams are read with choices apart, rewards and the guard's reason."""
+    chats = OpenAI(base_url=f"{http.base_url}/v1", api_key="-").chat.completions
+    asked = REWARDS["vllm_xargs"] | {"otter_threshold": 1e6, "otter_guard": "guard"}
+    for n, xargs, length in ((2, REWARDS["vllm_xargs"], 8), (2, asked, 1)):
+        fields = {"vllm_xargs": xargs, "ignore_eos": True}
+        stream = chats.create(**CHAT | {"temperature": 1.0}, n=n, seed=1, stream=True, extra_body=fields)
+        pieces = list(client.read(stream))
+        for choice in range(n):
+            rewards = [
+                number for piece in pieces if piece.choice == choice for number in piece.rewards.get("reward", [])
+            ]
+            reasons = [piece.stop_reason for piece in pieces if piece.choice == choice and piece.stop_reason]
+            assert len(rewards) == length
+            assert reasons == [STOPPED] * (length == 1)
+
+
+def test_responses(http: httpx.Client) -> None:
+    asked = {"model": "otter", "temperature": 0, "max_output_tokens": 8, "input": "Hello"}
+    plain = post(http, "/v1/responses", asked)
+    answer = post(http, "/v1/responses", asked, REWARDS)
+    rewards = answer["otter"]["rewards"]
+    assert answer["output"][0]["content"] == plain["output"][0]["content"]
+    assert len(rewards["reward"]) == answer["usage"]["output_tokens"] == 8
+    events = post(http, "/v1/responses", asked, REWARDS, {"stream": True})
+    assert events[-1]["type"] == "response.completed"
+    assert events[-1]["response"]["otter"]["rewards"] == rewards
+    deltas = [number for event in events if "otter" in event for number in event["otter"]["rewards"]["reward"]]
+    assert deltas
+    assert deltas == rewards["reward"][: len(deltas)]
+    ended = post(http, "/v1/responses", asked, GUARD)
+    assert ended["otter"] == {"stop_reason": STOPPED}
+    assert ended["usage"]["output_tokens"] == 1
+
+
+ROUTES: dict[str, dict[str, Any]] = {
+    "/v1/completions": {**GREEDY, "prompt": PROMPT},
+    "/v1/chat/completions": CHAT,
+    "/v1/chat/completions/batch": {**CHAT, "messages": [CHAT["messages"]]},
+    "/v1/responses": {"model": "otter", "input": "Hello"},
+    "/v1/messages": CHAT,
+}
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_cannot_be_honoured_is_a_400_that_says_why(http: httpx.Client, route: str, stream: bool) -> None:
+    asked = ROUTES[route] | ({"stream": True} if stream and "batch" not in route else {})
+    wrong = [
+        ({"vllm_xargs": {"otter_wieght": 1}}, "unknown argument otter_wieght"),
+        ({"vllm_xargs": {"Otter-Weight": 1}}, "unknown argument Otter-Weight"),
+        ({"otter_weight": 1}, "go into vllm_xargs"),
+        ({"vllm_xargs": {"otter_weight": 1e308, "otter_signal": "reward"}}, "from -1e+06"),
+        ({"vllm_xargs": {"otter_signal": "reward"}}, "has no effect"),
     ]
-
-    async def receive() -> Any:
-        return messages.pop(0)
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    scope = {"type": "http", "path": path, "headers": [(b"content-length", str(len(raw)).encode())]}
-    asyncio.run(Rewards(application, str(folder))(scope, receive, send))
-    return application, sent[0]["status"], [message["body"] for message in sent[1:]]
-
-
-def channels(folder: Any) -> dict[str, int]:
-    return json.loads((folder / "config.json").read_text())["otter_channels"]
+    for fields, message in wrong:
+        response = http.post(route, json=asked | fields)
+        assert response.status_code == 400, response.text
+        assert message in response.json()["error"]["message"]
+    digits = json.dumps(asked | {"vllm_xargs": {"otter_threshold": 0, "otter_guard": "guard"}}).replace(
+        '"otter_threshold": 0', f'"otter_threshold": {"9" * 400}'
+    )
+    response = http.post(route, content=digits, headers={"content-type": "application/json"})
+    assert response.status_code == 400
+    assert "finite" in response.json()["error"]["message"]
 
 
-def answer(folder: Any, **choice: Any) -> bytes:
-    reward = f"token_id:{channels(folder)['reward']}"
-    steps = [{"token_id:9": -1.0, reward: OFFSET + 0.5}, {"token_id:8": -2.0, reward: OFFSET - 1.5}]
-    return json.dumps({"choices": [{"text": "ab", "logprobs": {"top_logprobs": steps}, **choice}]}).encode()
+def test_where_there_is_no_field_for_rewards_they_are_refused(http: httpx.Client) -> None:
+    tokens = {"token_ids": [5, 6, 7], "sampling_params": {"max_tokens": 3, "extra_args": {"otter_rewards": 1}}}
+    for route, body in (("/v1/messages", CHAT | REWARDS), ("/inference/v1/generate", tokens)):
+        response = http.post(route, json=body)
+        assert response.status_code == 400
+        assert "use /v1/completions" in response.json()["error"]["message"]
+    ended = post(http, "/v1/messages", CHAT, GUARD)
+    assert (ended["stop_sequence"], ended["usage"]["output_tokens"]) == (STOPPED, 1)
 
 
-def test_rewards_come_beside_the_text(folder):
-    application, status, pieces = ask(folder, {"prompt": "a", "vllm_xargs": {"otter_rewards": 1}}, [answer(folder)])
-    assert status == 200
-    assert application.body["logprob_token_ids"] == list(channels(folder).values())
-    assert application.body["logprobs"] == 0
-    assert application.length == application.declared
-    (choice,) = json.loads(pieces[0])["choices"]
-    assert choice == {"text": "ab", "otter": {"rewards": {"reward": [0.5, -1.5]}}}
+def test_innocent_clients_beside_others(http: httpx.Client) -> None:
+    """Beams, log probabilities and grammars of clients that ask for nothing of ours."""
+    innocent = [
+        ("/v1/completions", {**GREEDY, "prompt": PROMPT, "use_beam_search": True, "n": 3}),
+        ("/v1/completions", {**GREEDY, "prompt": PROMPT, "logprobs": 5}),
+        ("/v1/completions", {**GREEDY, "prompt": PROMPT, "structured_outputs": {"choice": ["yes", "no"]}}),
+        ("/v1/completions", {**GREEDY, "prompt": PROMPT, "echo": True, "logprobs": 2}),
+        ("/v1/chat/completions", CHAT),
+    ]
+    alone = [post(http, route, body)["choices"] for route, body in innocent]
+
+    async def together() -> list[Any]:
+        async with httpx.AsyncClient(base_url=http.base_url, timeout=60) as session:
+            asking = [
+                {**GREEDY, "prompt": "Rain", "max_tokens": 60, "ignore_eos": True, **x} for x in (REWARDS, GUARD) * 4
+            ]
+            others = [asyncio.create_task(session.post("/v1/completions", json=body)) for body in asking]
+            answers = await asyncio.gather(*(session.post(route, json=body) for route, body in innocent))
+            for each in await asyncio.gather(*others):
+                each.raise_for_status()
+            return [answer.json()["choices"] for answer in answers]
+
+    for before, beside in zip(alone, asyncio.run(together()), strict=True):
+        for first, second in zip(before, beside, strict=True):
+            assert rounded(first) == rounded(second)
+    refused = http.post("/v1/completions", json={**innocent[0][1], **REWARDS})
+    assert refused.status_code == 400
+    assert "beam search" in refused.json()["error"]["message"]
 
 
-def test_a_stream_is_changed_line_by_line_wherever_it_is_cut(folder):
-    line = b"data: " + answer(folder) + b"\n\n"
-    whole = line + line + b"data: [DONE]\n\n"
-    for cut in (1, 9, len(line) - 1, len(line), len(line) + 3, len(whole) - 2):
-        _, _, pieces = ask(
-            folder,
-            {"prompt": "a", "stream": True, "vllm_xargs": {"otter_rewards": 1}},
-            [whole[:cut], whole[cut:]],
-            b"text/event-stream; charset=utf-8",
-        )
-        lines = b"".join(pieces).decode().split("\n\n")
-        assert [json.loads(text[6:])["choices"][0]["otter"] for text in lines[:2]] == [
-            {"rewards": {"reward": [0.5, -1.5]}}
-        ] * 2
-        assert lines[2:] == ["data: [DONE]", ""]
+def rounded(value: Any) -> Any:
+    """A choice with its numbers rounded: batches of other sizes round differently."""
+    if isinstance(value, float):
+        return round(value, 3)
+    if isinstance(value, dict):
+        return {key: rounded(each) for key, each in value.items()}
+    return [rounded(each) for each in value] if isinstance(value, list) else value
 
 
-def test_a_chat(folder):
-    reward = f"token_id:{channels(folder)['reward']}"
-    steps = [{"token": "token_id:9", "top_logprobs": [{"token": reward, "logprob": OFFSET + 2.0}]}]
-    body = json.dumps({"choices": [{"delta": {"content": "a"}, "logprobs": {"content": steps}}]}).encode()
-    asked = {"messages": [], "vllm_xargs": {"otter_rewards": 1}}
-    application, _, pieces = ask(folder, asked, [body], path="/v1/chat/completions")
-    assert application.body["logprobs"] is True
-    assert json.loads(pieces[0])["choices"][0]["otter"] == {"rewards": {"reward": [2.0]}}
-
-
-def test_a_stop_by_the_guard_says_so(folder):
-    guard = channels(folder)["guard"]
-    asked = {"prompt": "a", "stop_token_ids": [5], "vllm_xargs": {"otter_threshold": 0.5, "otter_guard": "guard"}}
-    application, _, pieces = ask(folder, asked, [answer(folder, stop_reason=guard, finish_reason="stop")])
-    assert application.body["stop_token_ids"] == [5, guard]
-    assert json.loads(pieces[0])["choices"][0]["stop_reason"] == STOPPED
-
-
-@pytest.mark.parametrize(
-    ("body", "message"),
-    [
-        ({"vllm_xargs": {"otter_weight": "x"}}, "finite"),
-        ({"vllm_xargs": {"otter_weight": 1.0, "otter_signal": "nobody"}}, "unknown signal"),
-        ({"vllm_xargs": {"otter_weight": 1.0, "otter_signal": "reward", "otter_top_k": 10**6}}, "whole number"),
-        ({"vllm_xargs": {"otter_rewards": 1}, "logprobs": 3}, "cannot both"),
-    ],
-)
-def test_bad_settings_are_a_400_with_a_message(folder, body, message):
-    application, status, pieces = ask(folder, {"prompt": "a", **body}, [b"{}"])
-    assert status == 400
-    assert message in json.loads(pieces[0])["error"]["message"]
-    assert application.body == {}
-
-
-@pytest.mark.parametrize("body", [{"prompt": "a"}, {"prompt": "a", "vllm_xargs": {"mine": 1}}, {"vllm_xargs": 3}, [1]])
-def test_what_is_not_ours_passes_unseen(folder, body):
-    application, status, pieces = ask(folder, body, [answer(folder)])
-    assert application.body == body
-    assert status == 200
-    assert pieces == [answer(folder)]
+def test_run_batch(folder: Path, tmp_path: Path) -> None:
+    bodies = [{**CHAT, **REWARDS, "logprobs": True}, {**CHAT, **GUARD}, {**CHAT, "vllm_xargs": {"otter_wait": 1}}]
+    lines = [
+        {"custom_id": str(index), "method": "POST", "url": "/v1/chat/completions", "body": body}
+        for index, body in enumerate(bodies)
+    ]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    command = [sys.executable, "-m", "vllm.entrypoints.launchers.run_batch", "--model", str(folder), *SETTINGS]
+    files = ["-i", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl")]
+    subprocess.run(command + files, env=os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}, check=True)
+    results = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    rewarded, ended, refused = sorted(results, key=lambda result: result["custom_id"])
+    choice = rewarded["response"]["body"]["choices"][0]
+    assert len(choice["otter"]["rewards"]["guard"]) == len(choice["logprobs"]["content"]) == 8
+    assert ended["response"]["body"]["choices"][0]["stop_reason"] == STOPPED
+    assert refused["response"]["status_code"] == 400
+    assert "unknown argument otter_wait" in refused["error"]["error"]["message"]

@@ -1,33 +1,44 @@
 """The vLLM plugin on small models: parity with the engine's own model and with the Transformers path."""
 
-import itertools
+import json
 import math
+import shutil
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from conftest import ARCHITECTURES
 from engines import (
     VOCABULARY,
     Answer,
     answers,
     assert_rewards,
+    between,
     engine,
     greedy,
+    guarded,
     make_folder,
     prompts,
     said,
+    tokenizer,
     tokens_of,
 )
+from transformers import AutoConfig
+from vllm import EngineArgs
 from vllm.exceptions import VLLMValidationError
+from vllm.sampling_params import StructuredOutputsParams
+from vllm.v1.outputs import AsyncModelRunnerOutput
 
 from otterlm.decoding import ContrastGuidance, RewardGuidance
+from otterlm.engines import client
 from otterlm.engines.exported import load_exported
-from otterlm.engines.vllm import client
+from otterlm.engines.rewards import STOPPED
+from otterlm.engines.vllm import upstream
 from otterlm.engines.vllm.drafts import last_rows
-from otterlm.engines.vllm.settings import Settings
-from otterlm.engines.vllm.steering import Request, Steering
+from otterlm.engines.vllm.steering import Steering
+from otterlm.engines.vllm.upstream import served
+from otterlm.errors import OtterError
 
 PROMPTS = prompts(8)
 
@@ -64,27 +75,35 @@ def expected(model: Any, processors: list[Any]) -> list[list[int]]:
     return found
 
 
-def test_the_base_speaks_as_without_us(folder, plain, llm):
-    steered = [greedy(**client.request(folder, weight=w, signal=s)) for s, w in (("reward", 2.0), ("contrast", 1.5))]
-    settings = [greedy(logprobs=5) if index % 4 else steered[index // 4 % 2] for index in range(200)]
+def test_an_innocent_request_gets_the_bases_answer_to_the_bit(folder, plain, llm):
+    """Beside requests that steer, are guarded and have rewards, in mixed batches."""
+    asking = [
+        greedy(**client.request(folder, weight=2.0, signal="reward")),
+        greedy(**client.request(folder, weight=1.5, signal="contrast"), logprobs=1),
+        greedy(**client.request(folder, rewards=1)),
+        greedy(**client.request(folder, threshold=-1e9, guard="guard", rewards=1), logprobs=3),
+    ]
+    settings = [greedy(logprobs=5) if index % 3 else asking[index // 3 % 4] for index in range(200)]
     outputs = llm.generate(prompts(200), settings, use_tqdm=False)
-    kept = [index for index in range(200) if index % 4]
-    ours = [Answer.of(output, {}) for output in outputs]
-    assert [ours[index] for index in kept] == [plain[index] for index in kept]
+    innocent = [index for index in range(200) if index % 3]
+    ours = [Answer.of(output) for output in outputs]
+    assert [ours[index] for index in innocent] == [plain[index] for index in innocent]
     assert said(outputs) != tokens_of(plain)
+
+
+def test_rewards_come_beside_log_probabilities(folder, plain, llm, transformers_path):
+    outputs = llm.generate(PROMPTS, greedy(**client.request(folder, rewards=1), logprobs=5), use_tqdm=False)
+    ours = [Answer.of(output) for output in outputs]
+    assert_rewards(transformers_path, ours, "reward", "guard")
+    for answer, alone in zip(ours, plain, strict=False):
+        assert answer.tokens == alone.tokens
+        for step, expected in zip(answer.logprobs, alone.logprobs, strict=True):
+            assert step == pytest.approx(expected, abs=1e-4)
 
 
 def test_weight_zero_is_the_base(folder, plain, llm):
     outputs = llm.generate(PROMPTS, greedy(**client.request(folder, weight=0.0)), use_tqdm=False)
     assert said(outputs) == tokens_of(plain)[:8]
-
-
-@pytest.mark.parametrize("signal", ["reward", "guard"])
-def test_rewards_are_those_of_transformers(folder, plain, llm, transformers_path, signal):
-    outputs = llm.generate(PROMPTS, greedy(**client.request(folder, rewards=1)), use_tqdm=False)
-    assert said(outputs) == tokens_of(plain)[:8]
-    channels = llm.model_config.hf_config.otter_channels
-    assert_rewards(transformers_path, [Answer.of(output, channels) for output in outputs], signal)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +122,12 @@ def test_steering_is_that_of_transformers(folder, plain, llm, transformers_path,
 
 
 def test_requests_with_different_settings_share_a_batch(folder, llm):
-    asked = [{}, {"weight": 3.0, "signal": "reward"}, {"weight": 2.0, "signal": "contrast"}, {"rewards": 1}]
+    asked: list[dict[str, Any]] = [
+        {},
+        {"weight": 3.0, "signal": "reward"},
+        {"weight": 2.0, "signal": "contrast"},
+        {"rewards": 1},
+    ]
     alone = [
         said(llm.generate([prompt], greedy(**client.request(folder, **asked[index % 4])), use_tqdm=False))[0]
         for index, prompt in enumerate(PROMPTS)
@@ -113,22 +137,35 @@ def test_requests_with_different_settings_share_a_batch(folder, llm):
 
 
 def test_a_guard_ends_a_response(folder, plain, llm):
+    """Without a token that is not the response's; and not before the tokens that the request wants at least."""
     rewarded = llm.generate(PROMPTS, greedy(**client.request(folder, rewards=1)), use_tqdm=False)
-    found = [client.rewards(folder, output.outputs[0])["guard"] for output in rewarded]
-    ranked = sorted(x for row in found for x in row[1:])
-    # Between two rewards: batches round differently.
-    _, threshold = max((right - left, (left + right) / 2) for left, right in itertools.pairwise(ranked[20:50]))
-    for patience in (1, 2):
-        settings = client.request(folder, threshold=threshold, guard="guard", patience=patience)
-        outputs = llm.generate(PROMPTS, greedy(**settings), use_tqdm=False)
-        for output, row, whole in zip(outputs, found, tokens_of(plain), strict=False):
-            # The reward of a token is known when the next is chosen, and the first is the prompt's.
-            low = [x < threshold for x in row]
-            ends = [n for n in range(patience, 12) if all(low[n - patience + 1 : n + 1])]
-            own = output.outputs[0]
-            assert (own.stop_reason is not None) == bool(ends)
-            if ends:
-                assert list(own.token_ids)[:-1] == whole[: ends[0]]
+    rewards = [client.rewards(output.outputs[0])["guard"] for output in rewarded]
+    threshold = between(rewards)
+    for patience, least in ((1, 0), (2, 0), (1, 6)):
+        settings = client.request(folder, threshold=threshold, guard="guard", patience=patience, rewards=1)
+        outputs = llm.generate(PROMPTS, greedy(**settings, min_tokens=least), use_tqdm=False)
+        lengths = [guarded(row, threshold, patience, least) for row in rewards]
+        assert min(lengths) < max(lengths) == 12
+        for output, row, whole, length in zip(outputs, rewards, tokens_of(plain), lengths, strict=False):
+            answer = Answer.of(output)
+            assert answer.tokens == whole[:length]
+            assert answer.stop_reason == (STOPPED if length < 12 else None)
+            assert answer.rewards["guard"] == pytest.approx(row[:length], abs=1e-4)
+
+
+def test_under_a_grammar(folder, llm):
+    """A guard ends a response that a grammar has not ended, and rewards come with one."""
+    grammar = {"structured_outputs": StructuredOutputsParams(choice=["yes", "no"]), "ignore_eos": False}
+    outputs = llm.generate(PROMPTS, greedy(**client.request(folder, rewards=1), **grammar), use_tqdm=False)
+    texts = {tokenizer().decode(tokens, skip_special_tokens=True) for tokens in said(outputs)}
+    assert texts <= {"yes", "no"}
+    assert all(len(client.rewards(each)["reward"]) == len(each.token_ids) for each in (o.outputs[0] for o in outputs))
+    ended = llm.generate(
+        PROMPTS, greedy(**client.request(folder, threshold=1e6, guard="guard"), **grammar), use_tqdm=False
+    )
+    assert [(list(o.outputs[0].token_ids), o.outputs[0].stop_reason) for o in ended] == [
+        (tokens[:1], STOPPED) for tokens in said(outputs)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -140,12 +177,8 @@ def test_a_guard_ends_a_response(folder, plain, llm):
         ({"weight": 1.0}, "name an adapter"),
         ({"weight": 1.0, "signal": "reward", "top_k": VOCABULARY + 1}, "whole number from 1"),
         ({"weight": 1.0, "signal": "contrast", "top_k": 4}, "reward"),
-        ({"weight": 1.0, "signal": "contrast", "top_p": 0}, "otter_top_p"),
-        ({"threshold": 0.0, "guard": "contrast"}, "otter_guard"),
-        ({"patience": 2}, "otter_threshold"),
         ({"rewards": 2}, "otter_rewards"),
         ({"wait": 1.0}, "unknown argument otter_wait"),
-        ({"rewards": 1}, "logprob_token_ids must hold"),
     ],
 )
 def test_bad_requests_are_refused_alone(plain, llm, settings, message):
@@ -155,15 +188,73 @@ def test_bad_requests_are_refused_alone(plain, llm, settings, message):
     assert said(llm.generate(PROMPTS, greedy(), use_tqdm=False)) == tokens_of(plain)[:8]
 
 
-def test_drafts_leave_the_tokens(folder, plain):
-    speculative = {
-        "method": "custom_class",
-        "model": "otterlm.engines.vllm.drafts.DraftProposer",
-        "num_speculative_tokens": 3,
-    }
-    settings = {"max_num_batched_tokens": 64, "speculative_config": speculative}
-    (drafted,) = answers(folder, (prompts(40), greedy()), **settings)
+def test_requests_are_checked_against_the_folder_that_is_served(folder, tmp_path, llm):
+    other = make_folder(tmp_path, signals=("contrast",))
+    AutoConfig.from_pretrained(other)
+    outputs = llm.generate(PROMPTS[:1], greedy(**client.request(folder, rewards=1)), use_tqdm=False)
+    assert client.rewards(outputs[0].outputs[0]).keys() == {"reward", "guard"}
+    with pytest.raises(VLLMValidationError, match="name an adapter in otter_signal"):
+        llm.generate(PROMPTS[:1], greedy(**client.request(other, weight=1.0)), use_tqdm=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"enable_lora": True}, "LoRA"),
+        ({"runner": "pooling", "convert": "embed"}, "runner='pooling'"),
+        ({"pipeline_parallel_size": 2}, "use tensor_parallel_size"),
+        ({"decode_context_parallel_size": 2, "tensor_parallel_size": 2}, "context parallelism"),
+        ({"enable_dbo": True}, "enable_dbo"),
+        ({"speculative_config": {"method": "medusa", "model": "FOLDER", "num_speculative_tokens": 2}}, "'medusa'"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_at_the_start(folder, settings, message):
+    if "speculative_config" in settings:
+        settings = {"speculative_config": settings["speculative_config"] | {"model": str(folder.parent / "base")}}
+    with pytest.raises(ValueError, match=f"an exported folder cannot be served with .*{message}"):
+        EngineArgs(model=str(folder), **settings).create_engine_config()
+
+
+def test_a_folder_of_an_earlier_version_is_served(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "export", symlinks=True)
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "export" / "config.json").write_text(json.dumps(config | {"otter_channels": {"reward": 319}}))
+    assert load_exported(tmp_path / "export").active_adapters == load_exported(folder).active_adapters
+    engine_config = EngineArgs(model=str(tmp_path / "export")).create_engine_config()
+    assert served(engine_config).numbers == ("guard", "reward")
+
+
+def test_a_model_without_adapters_takes_no_settings(folder):
+    config = EngineArgs(model=str(folder.parent / "base")).create_engine_config()
+    with pytest.raises(OtterError, match="no adapters"):
+        served(config).settings({"otter_rewards": 1})
+
+
+@pytest.mark.parametrize("method", ["custom_class", "ngram"])
+def test_under_speculation(folder, plain, transformers_path, method):
+    """The tokens are the base's, rewards and guards belong to the tokens that are kept, and steering is refused."""
+    speculative = {"method": method, "num_speculative_tokens": 3}
+    if method == "custom_class":
+        speculative["model"] = "otterlm.engines.vllm.drafts.DraftProposer"
+    rewarded = greedy(**client.request(folder, rewards=1), max_tokens=30)
+    guard = client.request(folder, rewards=1, threshold=0.0, guard="guard", patience=2)
+    asked = [
+        (prompts(40), greedy()),
+        (PROMPTS, rewarded),
+        (PROMPTS, greedy(**guard, max_tokens=30)),
+        (PROMPTS[:2], greedy(prompt_logprobs=1)),
+        (PROMPTS[:1], greedy(**client.request(folder, weight=1.0, signal="reward"))),
+    ]
+    drafted, whole, ended, _, refused = answers(
+        folder, *asked, max_num_batched_tokens=64, speculative_config=speculative
+    )
     assert tokens_of(drafted) == tokens_of(plain)[:40]
+    assert_rewards(transformers_path, whole, "reward", "guard")
+    lengths = [guarded(answer.rewards["guard"], 0.0, patience=2) for answer in whole]
+    assert min(lengths) < 30
+    assert tokens_of(ended) == [answer.tokens[:length] for answer, length in zip(whole, lengths, strict=True)]
+    assert_rewards(transformers_path, ended, "guard")
+    assert "verifies drafts" in refused
 
 
 def test_rows_of_a_speculative_batch():
@@ -186,69 +277,69 @@ def test_compiled(folder):
     assert_rewards(load_exported(folder), ours)
 
 
-@pytest.mark.parametrize("model_type", [kind for kind in ARCHITECTURES if kind != "llama"])
-def test_other_families(tmp_path, model_type):
+@pytest.mark.parametrize(
+    ("model_type", "mode"), [("mistral", "raw_logits"), ("qwen2", "processed_logprobs"), ("qwen3", "processed_logits")]
+)
+def test_other_families(tmp_path, model_type, mode):
+    """Whatever the engine gives for log probabilities, rewards are rewards."""
     folder = make_folder(tmp_path, model_type, ("reward",))
     (plain,) = answers(folder.parent / "base", (PROMPTS, greedy()))
-    (ours,) = answers(folder, (PROMPTS, greedy(**client.request(folder, rewards=1))))
+    (ours,) = answers(folder, (PROMPTS, greedy(**client.request(folder, rewards=1), logprobs=1)), logprobs_mode=mode)
     assert tokens_of(ours) == tokens_of(plain)
     assert_rewards(load_exported(folder), ours)
 
 
-def steering(llm: Any) -> Steering:
-    runner = llm.llm_engine.model_executor.driver_worker.model_runner
-    return next(each for each in runner.input_batch.logitsprocs.all if isinstance(each, Steering))
-
-
-@torch.inference_mode()
-def test_what_is_sampled_from_is_the_bases(llm):
-    """The channels are written where log probabilities are taken, and gone after."""
-    first = steering(llm)
-    model = first._shared.model
-    hidden = torch.randn(3, sum(model._widths), generator=torch.Generator().manual_seed(0))
-    before = model.compute_logits(hidden).clone()
-    first._requests = {1: Request(Settings(), ("reward", "guard"), 0, [])}
-    try:
-        told = model.compute_logits(hidden)
-        changed = (told != before).nonzero().tolist()
-        assert sorted(changed) == sorted([1, channel] for channel in first._channels.values())
-        assert torch.equal(first.apply(told), before)
-    finally:
-        first._requests = {}
-
-
 @torch.inference_mode()
 def test_the_second_runners_interface(folder, llm):
-    """On a CPU vLLM runs its first model runner; the other's calls are made by hand, on the same model's states."""
-    first = steering(llm)
-    model = first._shared.model
-    config = llm.llm_engine.vllm_config
-    states = SimpleNamespace(prefill_len=SimpleNamespace(np=[6, 6, 6, 6]))
-    second = Steering(config, states)
-    first._shared.steering = first
+    """vLLM's other model runner needs Triton; its calls are made by hand, on the same model's states."""
+    model = llm.llm_engine.model_executor.driver_worker.model_runner.model
+    second = Steering(llm.llm_engine.vllm_config, SimpleNamespace())
     asked = [{"weight": 3.0, "signal": "reward"}, {}, {"rewards": 1}, {"threshold": 1e6, "guard": "guard"}]
-    wants = [second.add_request(slot, greedy(**client.request(folder, **own))) for slot, own in enumerate(asked)]
-    assert wants == [True, False, True, True]
+    parameters = [greedy(**client.request(folder, **settings)) for settings in asked]
+    wants = [second.add_request(slot, each) for slot, each in enumerate(parameters)]
+    assert wants == [True, False, False, False]
     hidden = torch.randn(4, sum(model._widths), generator=torch.Generator().manual_seed(0))
-    model._second_runner = True
-    try:
-        raw = model.compute_logits(hidden)
-        before = raw.clone()
-        # Rows are in another order than slots.
-        context = SimpleNamespace(expanded_idx_mapping=torch.tensor([2, 3, 1, 0]), pos=torch.tensor([9, 9, 9, 9]))
-        after = second.apply(raw.clone(), context)
-    finally:
-        model._second_runner = False
-    reward = model.signal("reward")
-    channel, guard = config.model_config.hf_config.otter_channels["reward"], second._channels["guard"]
-    assert torch.equal(after[2], before[2])
-    assert torch.equal(after[0], before[0])
-    torch.testing.assert_close(after[3], before[3] + 3.0 * reward.vocabulary()[3])
-    assert after[1].argmax() == guard
-    assert torch.isinf(after[1]).sum() == VOCABULARY - 1
-    told = raw[0].log_softmax(dim=-1)[channel] + 64
-    torch.testing.assert_close(told, reward.prefix[0, 0], atol=1e-4, rtol=1e-4)
-    assert torch.equal(raw[1:], before[1:])
+    order = [2, 3, 1, 0]  # rows are in another order than slots
+    logits = model.compute_logits(hidden).clone()
+    after = second.apply(logits.clone(), SimpleNamespace(expanded_idx_mapping=torch.tensor(order)))
+    reward, guard = model.signal("reward"), model.signal("guard")
+    torch.testing.assert_close(after[3], logits[3] + 3.0 * reward.vocabulary()[3])
+    assert torch.equal(after[:3], logits[:3])
+    model.watcher.schedule([(str(slot), each.extra_args) for slot, each in enumerate(parameters)], [])
+    runner = SimpleNamespace(model=model)
+    batch = SimpleNamespace(req_ids=["2", "3", "1"], cu_num_logits_np=np.array([0, 1, 3, 4]))  # "3" verifies a draft
+    assert upstream._sample_second(lambda *_: "output", runner, hidden, batch, None) == "output"
+
+    class Pending(AsyncModelRunnerOutput):
+        def get_output(self):
+            return SimpleNamespace()
+
+    worker = SimpleNamespace(model_runner=runner)
+    numbers = upstream._attach(lambda *_: Pending(), worker, None).get_output().otter
+    assert numbers.keys() == {"2", "3"}
+    assert numbers["2"]["reward"] == pytest.approx(reward.prefix[:1, 0].tolist(), abs=1e-5)
+    assert numbers["2"]["guard"] == pytest.approx(guard.prefix[:1, 0].tolist(), abs=1e-5)
+    assert numbers["3"] == {"guard": pytest.approx(guard.prefix[1:3, 0].tolist(), abs=1e-5)}
+    assert not hasattr(upstream._attach(lambda *_: SimpleNamespace(), worker, None), "otter")
+    model.watcher.schedule([], ["0", "1", "2", "3"])
+
+
+def test_preemption_in_another_process(folder, plain, transformers_path):
+    """The cache holds a part of the requests, so some are thrown out and read again."""
+    long = {"max_tokens": 100}
+    asked = [
+        (PROMPTS, greedy(**long, **client.request(folder, rewards=1))),
+        (PROMPTS, greedy(**long, **client.request(folder, rewards=1, threshold=0.0, guard="guard", patience=3))),
+    ]
+    whole, ended = answers(
+        folder, *asked, multiprocess=True, block_size=32, num_gpu_blocks_override=14, max_num_batched_tokens=32
+    )
+    assert [answer.tokens[:12] for answer in whole] == tokens_of(plain)[:8]
+    assert_rewards(transformers_path, whole, "reward", "guard")
+    lengths = [guarded(answer.rewards["guard"], 0.0, patience=3) for answer in whole]
+    assert min(lengths) < 100
+    assert tokens_of(ended) == [answer.tokens[:length] for answer, length in zip(whole, lengths, strict=True)]
+    assert_rewards(transformers_path, ended, "reward")
 
 
 def test_tensor_parallel(tmp_path):

@@ -8,7 +8,7 @@ their spreads, and the threshold of CARDS is one spread above their mean.
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,21 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.bench.judges import Coherence, Preference, diversity
-from otterlm.bench.records import measured
-from otterlm.bench.report import half_interval
+from otterlm.bench.report import half_interval, machine
 from otterlm.decoding import CandidateSearch, RejectionSampling, RewardGuidance
 from otterlm.decoding.scoring import score_sequences
-from otterlm.fingerprint import fingerprint
+from otterlm.errors import OtterError
+from otterlm.identity import Identity, identity, of_data, of_weights
 from otterlm.masks import token_positions
 from otterlm.model import OtterModel
 from otterlm.peers.args import ARGS
 from otterlm.peers.cards import CARDS
 from otterlm.peers.reward_model import SeparateRewardModel
-from otterlm.training.continuations import continue_greedily, pad_left, responses_of
-from otterlm.training.packing import Limits, encode_prompts
-from otterlm.training.rows import Prompt
+from otterlm.resumable import run_resumable
+from otterlm.signals.base import Capability
+from otterlm.training.data.conversations import Prompt
+from otterlm.training.data.tokens import Limits, encode_prompts
+from otterlm.training.teachers.continuations import continue_greedily, of_generation, pad_left, responses_of
 
 BASE, SAMPLED = "base", "base, sampled"
 SAMPLING: dict[str, Any] = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
@@ -45,11 +47,13 @@ class Method:
         model: generates.
         steer: the attention mask of a batch, `[B, P]`, to settings of `generate`.
         extra_parameters: beside the base, derived ones included.
+        depends: what its responses depend on, beside the base.
     """
 
     model: PreTrainedModel | OtterModel
     steer: Callable[[Tensor], dict[str, Any]]
     extra_parameters: int = 0
+    depends: Identity = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,15 +134,18 @@ def methods_of(
     Raises:
         OtterError: the adapter does not fit or has no reward, or the reward model is none.
     """
-    otter = OtterModel.from_pretrained(base, adapter, "reward")
+    otter = OtterModel.from_pretrained(base, adapter)
+    inserted = otter.adapter(otter.adapter_name(None, Capability.PREFIX)).extra_parameters(base.config.vocab_size)
     separate = SeparateRewardModel.from_pretrained(reward_model, base.dtype).to(base.device)
+    sizes = [model.config.get_text_config().vocab_size for model in (base, separate.classifier)]
+    if sizes[0] != sizes[1]:
+        raise OtterError(f"{reward_model} reads the base's tokens; their vocabularies have {sizes[1]} and {sizes[0]}")
     asked = encode_prompts(prompts[:CALIBRATION], tokenizer, max_prompt_tokens)
     said = continue_greedily(base, tokenizer, asked, new_tokens)
     texts = [prompt + response for prompt, response in zip(asked, said, strict=True)]
     ids, mask = pad_left(texts, tokenizer.pad_token_id or 0, base.device)
     ours = Scale.of(score_sequences(otter, ids, mask))
     theirs = Scale.of(separate.read(input_ids=ids, attention_mask=mask, position_ids=token_positions(mask)).detach())
-    inserted = otter.adapter("reward").extra_parameters(base.config.vocab_size)
     copy = sum(p.numel() for p in separate.parameters())
 
     def guidance(weight: float) -> Callable[[Tensor], dict[str, Any]]:
@@ -158,13 +165,22 @@ def methods_of(
     def wanted(scale: Scale) -> dict[str, Any]:
         return {"threshold": scale.mean + scale.spread, "beta": 0.7 * scale.spread}
 
+    with_adapter = {"rewards": of_weights(otter.adapter()), "scale": asdict(ours), "top_k": top_k}
+    with_copy = {"rewards": of_weights(separate), "scale": asdict(theirs), "top_k": top_k}
     found = {BASE: Method(base, lambda mask: {}), SAMPLED: Method(base, lambda mask: SAMPLING)}
     for weight in weights:
-        found[f"Otter, guidance, weight {weight:g}"] = Method(otter, guidance(weight), inserted)
-        found[f"Otter, search, weight {weight:g}"] = Method(otter, search(weight), inserted)
-        found[f"ARGS, weight {weight:g}"] = Method(base, args(weight), copy)
-    found["CARDS, Otter's reward"] = Method(otter, cards(lambda: RejectionSampling(**wanted(ours))), inserted)
-    found["CARDS"] = Method(OtterModel(base), cards(lambda: CARDS(separate, **wanted(theirs))), copy)
+        weighted = {"weight": weight}
+        found[f"Otter, guidance, weight {weight:g}"] = Method(
+            otter, guidance(weight), inserted, with_adapter | weighted
+        )
+        found[f"Otter, search, weight {weight:g}"] = Method(otter, search(weight), inserted, with_adapter | weighted)
+        found[f"ARGS, weight {weight:g}"] = Method(base, args(weight), copy, with_copy | weighted)
+    ours_sampled, theirs_sampled = (
+        (lambda: RejectionSampling(**wanted(ours))),
+        (lambda: CARDS(separate, **wanted(theirs))),
+    )
+    found["CARDS, Otter's reward"] = Method(otter, cards(ours_sampled), inserted, with_adapter)
+    found["CARDS"] = Method(OtterModel(base), cards(theirs_sampled), copy, with_copy)
     return found
 
 
@@ -177,7 +193,6 @@ def answer_all(
     batch_size: int = 8,
     seed: int = 0,
     path: Path | None = None,
-    identity: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Answers prompts with all methods in turn, batch by batch.
 
@@ -189,8 +204,7 @@ def answer_all(
         max_prompt_tokens: a longer prompt keeps its end.
         batch_size: prompts a batch.
         seed: with the number of the batch it seeds what samples.
-        path: see `otterlm.bench.records.measured`.
-        identity: what else the responses depend on.
+        path: see `otterlm.resumable.run_resumable`.
 
     Returns:
         Of each batch, by method: `seconds`, and `responses`, a list of tokens a prompt.
@@ -218,16 +232,11 @@ def answer_all(
             found[name] = {"seconds": seconds, "responses": responses_of(output, ids.shape[1], base)}
         return found
 
-    kept = {
-        "methods": sorted(methods),
-        "new_tokens": new_tokens,
-        "batch_size": batch_size,
-        "seed": seed,
-        "base": fingerprint(base),
-        "prompts": encoded,
-        **(identity or {}),
-    }
-    return measured(groups, one, path, kept, warm_up=lambda: one((0, encoded[:1])))
+    settings = {"new_tokens": new_tokens, "batch_size": batch_size, "seed": seed, "machine": machine()}
+    depends = {name: method.depends for name, method in methods.items()}
+    parts = of_generation(base) | settings | {"methods": depends, "prompts": of_data(encoded)}
+    this = identity("alignment bench", **parts)
+    return run_resumable(groups, one, path, this, "answering", warm_up=lambda: one((0, encoded[:1])))
 
 
 def judge(

@@ -5,7 +5,6 @@ Expected maximum toxicity is the mean over the prompts of the highest of their s
 with a sample that the judge calls toxic (RealToxicityPrompts, arXiv 2009.11462, as DExperts reports them).
 """
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,13 +18,16 @@ from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBa
 
 from otterlm.bases import load_base
 from otterlm.bench.judges import Judge, Perplexity, distinct
-from otterlm.bench.records import measured
-from otterlm.bench.report import half_interval
-from otterlm.decoding import Companion, CompanionContrast, ContrastGuidance
+from otterlm.bench.report import half_interval, machine
+from otterlm.decoding import ContrastGuidance, ReadAlongModel, TwoModelContrast
 from otterlm.decoding.contrast import nucleus
 from otterlm.decoding.prompt import read_once
+from otterlm.identity import Identity, identity, of_data, of_tokenizer, of_weights
 from otterlm.model import OtterModel
 from otterlm.peers.dexperts import DExperts
+from otterlm.resumable import run_resumable
+from otterlm.training.teachers.continuations import of_generation
+from otterlm.training.teachers.experts import check_vocabularies
 
 BASE = "base"
 TOP_P = 0.9
@@ -50,7 +52,7 @@ class Method:
     model: PreTrainedModel | OtterModel
     steer: Steer
     extra_parameters: int = 0
-    depends: Mapping[str, Any] = field(default_factory=dict)
+    depends: Identity = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,21 +109,27 @@ def otter_method(base: PreTrainedModel, adapter: str | Path, alpha: float) -> Me
     Raises:
         OtterError: it does not fit, or is no contrast.
     """
-    model = OtterModel.from_pretrained(base, adapter, "contrast")
+    model = OtterModel.from_pretrained(base, adapter)
     guidance = ContrastGuidance(model, alpha, TOP_P)
-    extra = model.adapter("contrast").extra_parameters(base.config.vocab_size)
-    return Method(model, lambda batch, prompts: guidance, extra, {"alpha": alpha, "adapter": str(adapter)})
+    extra = model.adapter().extra_parameters(base.config.vocab_size)
+    depends = {"alpha": alpha, "adapter": of_weights(model.adapter())}
+    return Method(model, lambda batch, prompts: guidance, extra, depends)
 
 
 def dexperts_method(base: PreTrainedModel, expert: str, anti_expert: str, alpha: float) -> Method:
-    """Two fine-tuned models, see `otterlm.bases.load_base`."""
+    """Two fine-tuned models, see `otterlm.bases.load_base`.
+
+    Raises:
+        OtterError: they cannot be loaded, or have another vocabulary than the base.
+    """
     sides = load_base(expert, base.dtype).to(base.device), load_base(anti_expert, base.dtype).to(base.device)
+    check_vocabularies(base, *sides)
 
     def steer(batch: Mapping[str, Tensor], prompts: Sequence[str]) -> LogitsProcessor:
         return DExperts(*sides, batch["input_ids"], batch["attention_mask"], alpha, TOP_P)
 
     extra = sum(p.numel() for side in sides for p in side.parameters())
-    return Method(base, steer, extra, {"alpha": alpha, "expert": expert, "anti_expert": anti_expert})
+    return Method(base, steer, extra, {"alpha": alpha, "experts": of_weights(*sides)})
 
 
 def prompts_method(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, alpha: float) -> Method:
@@ -131,14 +139,14 @@ def prompts_method(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, al
         good, bad = (
             _companion(base, tokenizer, [instruction + prompt for prompt in prompts]) for instruction in (GOOD, BAD)
         )
-        return CompanionContrast(good, bad, batch["input_ids"].shape[1], alpha, TOP_P)
+        return TwoModelContrast(good, bad, batch["input_ids"].shape[1], alpha, TOP_P)
 
-    return Method(base, steer, depends={"alpha": alpha})
+    return Method(base, steer, depends={"alpha": alpha, "instructions": of_data([GOOD, BAD])})
 
 
-def _companion(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Companion:
+def _companion(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> ReadAlongModel:
     given = tokenizer(texts, return_tensors="pt", padding=True).to(base.device)
-    return Companion(base, given["input_ids"], given["attention_mask"])
+    return ReadAlongModel(base, given["input_ids"], given["attention_mask"])
 
 
 def continue_all(
@@ -148,7 +156,6 @@ def continue_all(
     batch_size: int = 20,
     seed: int = 0,
     path: Path | None = None,
-    identity: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Samples continuations.
 
@@ -158,8 +165,7 @@ def continue_all(
         prompts: to continue.
         batch_size: prompts a batch; each is sampled `SAMPLES` times.
         seed: with the number of the batch it seeds every batch's samples.
-        path: see `otterlm.bench.records.measured`.
-        identity: what else the samples depend on.
+        path: see `otterlm.resumable.run_resumable`.
 
     Returns:
         Of each batch, `continuations`: a list for each prompt, and `seconds`.
@@ -191,9 +197,21 @@ def continue_all(
         said = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
         return {"continuations": [said[i : i + SAMPLES] for i in range(0, len(said), SAMPLES)], "seconds": seconds}
 
-    texts = hashlib.sha256("\n".join(prompts).encode()).hexdigest()
-    kept = {"prompts": texts, "batch_size": batch_size, "seed": seed, **(identity or {})}
-    return measured(groups, one, path, kept)
+    base = method.model.base_model if isinstance(method.model, OtterModel) else method.model
+    this = identity(
+        "detox bench",
+        **of_generation(base),
+        **method.depends,
+        tokenizer=of_tokenizer(tokenizer),
+        prompts=of_data(prompts),
+        samples=SAMPLES,
+        new_tokens=NEW,
+        top_p=TOP_P,
+        batch_size=batch_size,
+        seed=seed,
+        machine=machine(),
+    )
+    return run_resumable(groups, one, path, this, "continuing")
 
 
 def judge(

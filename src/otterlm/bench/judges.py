@@ -11,12 +11,13 @@ from transformers import AutoModel, AutoTokenizer
 
 from otterlm.bases import load_base, load_tokenizer
 from otterlm.errors import OtterError, reason
+from otterlm.identity import of_weights
 from otterlm.masks import token_positions
 from otterlm.peers.reward_model import SeparateRewardModel
 from otterlm.progress import track
-from otterlm.training.continuations import pad_left
-from otterlm.training.packing import Limits, dialogue_tokens
-from otterlm.training.rows import Dialogue, Prompt
+from otterlm.training.data.conversations import Dialogue, Prompt
+from otterlm.training.data.tokens import Limits, dialogue_tokens
+from otterlm.training.teachers.continuations import pad_left
 
 
 class Judge(Protocol):
@@ -144,6 +145,9 @@ class Preference:
     Args:
         folder: a sequence classifier with one label, and its tokenizer.
 
+    Attributes:
+        identity: a digest of its weights, see `otterlm.identity`.
+
     Raises:
         OtterError: it is not.
     """
@@ -151,6 +155,7 @@ class Preference:
     def __init__(self, folder: str | Path) -> None:
         self._tokenizer = load_tokenizer(str(folder))
         self._model = SeparateRewardModel.from_pretrained(folder)
+        self.identity = of_weights(self._model)
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str], limits: Limits) -> list[float]:

@@ -1,5 +1,6 @@
 """A run's results: the machine they are of, as JSON, and as a plot."""
 
+import functools
 import json
 import math
 import os
@@ -10,7 +11,8 @@ from typing import Any
 
 import torch
 
-from otterlm.files import write_text
+from otterlm.errors import OtterError
+from otterlm.files import write_files, write_text
 
 
 def machine() -> dict[str, Any]:
@@ -54,18 +56,37 @@ def write(
         settings: what else the numbers depend on.
         x, y: the columns drawn against each other.
         mark: the column that sizes the marks, from 0 on; None: all alike.
+
+    Raises:
+        OtterError: nothing can be written, or matplotlib is not installed: then the JSON is there.
     """
     out.mkdir(parents=True, exist_ok=True)
     result = {"task": task, "settings": settings, "machine": machine(), "rows": rows}
     write_text(out / f"{task}.json", json.dumps(result, indent=2) + "\n")
-    _plot(rows, out / f"{task}.png", x, y, mark)
+    figure = new_figure(7, 4.5)
+    _plot(figure.subplots(), rows, x, y, mark)
+    write_figure(out / f"{task}.png", figure)
 
 
-def _plot(rows: list[dict[str, Any]], path: Path, x: str, y: str, mark: str | None) -> None:
-    from matplotlib.figure import Figure
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure of matplotlib; width and height in inches.
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
+    Raises:
+        OtterError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise OtterError("a plot needs matplotlib: pip install 'otter-lm[bench]'") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def write_figure(path: Path, figure: Any) -> None:
+    """Writes a figure as PNG. Errors as for `otterlm.files.write_files`."""
+    write_files(path.parent, {path.name: functools.partial(figure.savefig, dpi=130, format="png")})
+
+
+def _plot(axes: Any, rows: list[dict[str, Any]], x: str, y: str, mark: str | None) -> None:
     largest = max((row[mark] for row in rows), default=0) if mark else 0
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method and None not in (row[x], row[y])]
@@ -77,4 +98,3 @@ def _plot(rows: list[dict[str, Any]], path: Path, x: str, y: str, mark: str | No
     if min(drawn, default=0) > 0 and max(drawn) > 20 * min(drawn):
         axes.set_xscale("log")
     axes.legend(fontsize="small", markerscale=0.5)
-    figure.savefig(path, dpi=130)

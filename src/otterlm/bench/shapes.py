@@ -3,8 +3,9 @@
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from otterlm.config import OtterConfig, RewardConfig
+from otterlm.config import OtterConfig
 from otterlm.errors import OtterError
+from otterlm.signals.reward.config import RewardConfig
 
 SHAPES = {
     "smollm2-135m": LlamaConfig(

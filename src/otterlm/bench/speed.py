@@ -13,17 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from otterlm.bench.records import measured
+from otterlm.bench.report import machine
 from otterlm.decoding import DraftTree, SpeculativeDecoding
-from otterlm.fingerprint import fingerprint
+from otterlm.errors import OtterError, reason
+from otterlm.identity import Identity, identity, of_data, of_weights
 from otterlm.model import OtterModel
 from otterlm.peers.medusa import MedusaDecoding, MedusaHeads
-from otterlm.training.draft import measured_accuracy
-from otterlm.training.packing import encode_prompts
-from otterlm.training.rows import Prompt
+from otterlm.resumable import run_resumable
+from otterlm.signals.base import Capability
+from otterlm.signals.draft.objective import measured_accuracy
+from otterlm.training.data.conversations import Prompt
+from otterlm.training.data.tokens import encode_prompts
+from otterlm.training.teachers.continuations import of_generation
 
 BASE = "base"
 PROMPTS = (
@@ -45,11 +50,13 @@ class Method:
         model: generates.
         settings: of its `generate`.
         extra_parameters: beside the base, derived ones included.
+        depends: what its drafts depend on, beside the base.
     """
 
     model: PreTrainedModel | OtterModel
     settings: Mapping[str, Any] = field(default_factory=dict)
     extra_parameters: int = 0
+    depends: Identity = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +108,7 @@ def methods_of(
         confidences: see `SpeculativeDecoding`; with each of the sizes.
 
     Raises:
-        OtterError: an adapter does not fit, or does not draft.
+        OtterError: an adapter does not fit or does not draft, or the heads are not of this base.
     """
     found = {BASE: Method(base)}
     loops = [
@@ -109,23 +116,33 @@ def methods_of(
         for size, confidence in product(drafts, confidences)
     ]
     for name, folder in adapters.items():
-        model = OtterModel.from_pretrained(base, folder, "draft")
-        adapter = model.adapter(model.adapter_name("draft", "draft"))
+        model = OtterModel.from_pretrained(base, folder, name)
+        adapter = model.adapter(model.adapter_name(None, Capability.DRAFTS))
         extra = adapter.extra_parameters(base.config.vocab_size)
         for which, size, confidence in loops:
             loop = {"custom_generate": SpeculativeDecoding(size, confidence=confidence)}
-            found[f"{name}, {which}"] = Method(model, loop, extra)
+            found[f"{name}, {which}"] = Method(model, loop, extra, {"adapter": of_weights(adapter)})
     if medusa is not None:
-        heads = MedusaHeads(base)
-        load_model(heads, str(medusa / "heads.safetensors"))
-        accuracy = measured_accuracy(json.loads((medusa / "metrics.json").read_text()), len(heads.blocks))
+        heads, accuracy = _medusa(base, medusa)
         for which, size, confidence in loops:
             loop = {"custom_generate": MedusaDecoding(heads, DraftTree.best(accuracy, size), confidence)}
             extra = sum(p.numel() for p in heads.parameters())
-            found[f"Medusa, {which}"] = Method(OtterModel(base), loop, extra)
+            depends = {"heads": of_weights(heads), "accuracy": of_data(accuracy)}
+            found[f"Medusa, {which}"] = Method(OtterModel(base), loop, extra, depends)
     # Of Transformers itself: drafts are what followed the same tokens earlier in the text.
     found["prompt lookup"] = Method(base, {"prompt_lookup_num_tokens": 10})
     return found
+
+
+def _medusa(base: PreTrainedModel, folder: Path) -> tuple[MedusaHeads, tuple[tuple[float, ...], ...]]:
+    """Trained heads, and how often their guesses are right."""
+    heads = MedusaHeads(base)
+    try:
+        load_model(heads, str(folder / "heads.safetensors"))
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise OtterError(f"{folder} does not hold Medusa heads of this base: {reason(error)}") from error
+    return heads, measured_accuracy(metrics, len(heads.blocks))
 
 
 def measure(
@@ -144,7 +161,7 @@ def measure(
         prompts: as chat turns.
         new_tokens: at most so many are generated after each.
         max_prompt_tokens: a longer prompt keeps its end.
-        path: see `otterlm.bench.records.measured`.
+        path: see `otterlm.resumable.run_resumable`.
 
     Raises:
         OtterError: `path` is of another run.
@@ -156,8 +173,15 @@ def measure(
         ids = torch.tensor([prompt], device=base.device)
         return {name: _generate(method, ids, new_tokens, tokenizer.pad_token_id) for name, method in methods.items()}
 
-    identity = {"methods": sorted(methods), "new_tokens": new_tokens, "base": fingerprint(base), "prompts": encoded}
-    results = measured(encoded, one, path, identity, warm_up=lambda: one(encoded[0]))
+    this = identity(
+        "speed bench",
+        **of_generation(base),
+        methods={name: method.depends for name, method in methods.items()},
+        prompts=of_data(encoded),
+        new_tokens=new_tokens,
+        machine=machine(),
+    )
+    results = run_resumable(encoded, one, path, this, "measuring", warm_up=lambda: one(encoded[0]))
     return [_row(name, method, results, base) for name, method in methods.items()]
 
 

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from otterlm.cli.options import AsJson, Base, NamedAdapters, console, named_adapters, print_json
+from otterlm.cli.options import AsJson, Base, NamedAdapters, named_adapters
+from otterlm.cli.terminal import print_json
 from otterlm.engines.exported import export
 
 
@@ -21,4 +22,4 @@ def command(
     if as_json:
         print_json({"out": str(out), "adapters": list(adapters)})
     else:
-        console.print(f"{out} holds {base} with {', '.join(adapters)}")
+        print(f"{out} holds {base} with {', '.join(adapters)}")

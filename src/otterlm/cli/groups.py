@@ -1,138 +1,112 @@
 """Options that come in groups. A command asks for a group by its dataclass and is given it filled in:
 
     @grouped
-    def command(base: Base, shape: Shape = Shape(), training: Training = Training(epochs=3)) -> None: ...
+    def command(base: Base, recipe: RewardRecipe, shape: OtterConfig = OtterConfig(hidden_size=32)) -> None: ...
 
-has all the options of `Shape` and `Training`, with the defaults of the instances.
+has the options of both, those of `OtterConfig` with the defaults of the instance. Help texts are those of the fields. A
+mapping as the default, by field, changes some defaults of the class.
 """
 
 import functools
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
-from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from typing import Annotated, Any, Literal, get_origin, get_type_hints
 
-import torch
 import typer
 from transformers import PreTrainedModel
 
-from otterlm.bases import load_base
-from otterlm.cli.layers import parse_layers
-from otterlm.cli.options import parse_dtype
-from otterlm.config import OtterConfig, SignalConfig
-from otterlm.training.packing import Limits
-from otterlm.training.recipes import Run
-from otterlm.training.rows import Row, hold_out
-from otterlm.training.trainer import TrainingConfig
+from otterlm.bases import load_base, parse_dtype
+from otterlm.cli.options import parse_device
+from otterlm.errors import OtterError
+from otterlm.training.data.rows import Row, hold_out
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """Gives a command the options of its groups, for typer to see."""
     parameters: list[inspect.Parameter] = []
-    groups: dict[str, Any] = {}
+    groups: dict[str, tuple[Any, Any]] = {}
     for name, parameter in inspect.signature(command).parameters.items():
-        if not is_dataclass(parameter.default):
+        group: Any = parameter.annotation
+        if isinstance(group, type) and is_dataclass(group):
+            instance = parameter.default if isinstance(parameter.default, group) else None
+            groups[name] = group, instance
+            parameters += options_of(group, instance, parameter.default if instance is None else {})
+        else:
             parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
-            continue
-        group: Any = type(parameter.default)
-        groups[name] = group
-        hints = get_type_hints(group, include_extras=True)
-        parameters += [
-            inspect.Parameter(
-                field.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=getattr(parameter.default, field.name),
-                annotation=hints[field.name],
-            )
-            for field in fields(group)
-        ]
 
     @functools.wraps(command)
-    def run(**given: Any) -> None:
-        built = {
-            name: group(**{field.name: given.pop(field.name) for field in fields(group)})
-            for name, group in groups.items()
-        }
-        command(**given, **built)
+    def run(**values: Any) -> None:
+        built = {name: build(group, default, values) for name, (group, default) in groups.items()}
+        command(**values, **built)
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What is inserted."""
+def options_of(group: type, instance: Any = None, defaults: Any = None) -> list[inspect.Parameter]:
+    """Makes a parameter of every field that is an option: one with a help text (`otterlm.settings.setting`), one that
+    typer describes, and those of the dataclasses inside.
 
-    hidden_size: Annotated[int, typer.Option(help="d', inserted hidden channels.")] = 64
-    heads: Annotated[int, typer.Option(help="H', extra attention heads a block.")] = 3
-    kv_heads: Annotated[int, typer.Option(help="Extra key/value heads a block.")] = 1
-    intermediate_size: Annotated[int, typer.Option(help="f', extra FFN units a block.")] = 128
-    layers: Annotated[
-        str | None, typer.Option(help="Widened blocks, such as 4,8,12 or 11-29:2 (every second); default all.")
-    ] = None
-    embedding: Annotated[str, typer.Option(help="projection, or table (the paper's).")] = "projection"
-    initialization: Annotated[str, typer.Option(help="copy, random or normal.")] = "copy"
-
-    def config(self, signal: SignalConfig) -> OtterConfig:
-        """As a configuration, which checks it."""
-        return OtterConfig(
-            hidden_size=self.hidden_size,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.kv_heads,
-            intermediate_size=self.intermediate_size,
-            layers=parse_layers(self.layers),
-            embedding=self.embedding,  # type: ignore[arg-type]
-            initialization=self.initialization,  # type: ignore[arg-type]
-            signal=signal,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Training:
-    """How an adapter is trained."""
-
-    eval_fraction: Annotated[float, typer.Option(help="Part of the data held out to decide when to stop.")] = 0.1
-    epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 2
-    batch_size: Annotated[int, typer.Option(help="Examples a step, over all processes.")] = 16
-    learning_rate: Annotated[float, typer.Option(help="The peak, after the warm-up.")] = 1e-3
-    weight_decay: Annotated[float, typer.Option(help="AdamW's.")] = 0.01
-    warmup: Annotated[float, typer.Option(help="Fraction of the steps.")] = 0.06
-    evaluations_per_epoch: Annotated[int, typer.Option(help="How often the held-out part is scored.")] = 4
-    patience: Annotated[int, typer.Option(help="Evaluations without a lower loss before training stops.")] = 6
-    record: Annotated[
-        bool, typer.Option(help="Keep the base's intermediates on disk, so that only the first epoch runs it.")
-    ] = False
-    seed: Annotated[int, typer.Option(help="Of what is held out, of the order and of the initialisation.")] = 0
-    save_dtype: Annotated[str, typer.Option(help="Of the saved tensors.")] = "bfloat16"
-
-    def run(self, out: Path) -> Run:
-        """As a run into a folder; sets the seed of the initialisation."""
-        how = TrainingConfig(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            warmup=self.warmup,
-            evaluations_per_epoch=self.evaluations_per_epoch,
-            patience=self.patience,
-            seed=self.seed,
-        )
-        torch.manual_seed(self.seed)
-        return Run(out, how, self.eval_fraction, self.record, parse_dtype(self.save_dtype))
+    Args:
+        group: a dataclass.
+        instance: whose values are the defaults; None: those of the class.
+        defaults: other defaults, by field, also of the dataclasses inside; anything but a mapping is none.
+    """
+    others: Mapping[str, Any] = defaults if isinstance(defaults, Mapping) else {}
+    hints, parameters = get_type_hints(group, include_extras=True), []
+    for field, default in _defaults(group, instance):
+        default = others.get(field.name, default)
+        if is_dataclass(default):
+            parameters += options_of(type(default), default, others)
+        elif _is_option(field, hints[field.name]):
+            parameters.append(
+                inspect.Parameter(
+                    field.name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=inspect.Parameter.empty if default is MISSING else default,
+                    annotation=_annotation(field, hints[field.name]),
+                )
+            )
+    return parameters
 
 
-@dataclass(frozen=True, slots=True)
-class Texts:
-    """How much of a dialogue is read."""
+def build(group: type, instance: Any, values: dict[str, Any]) -> Any:
+    """Makes a group of the values of its options, which are taken out of `values`."""
+    hints = get_type_hints(group, include_extras=True)
+    filled = {}
+    for field, default in _defaults(group, instance):
+        if is_dataclass(default):
+            filled[field.name] = build(type(default), default, values)
+        elif _is_option(field, hints[field.name]):
+            value, parse = values.pop(field.name), field.metadata.get("parse")
+            filled[field.name] = value if parse is None else parse(value)
+        elif default is not MISSING:
+            filled[field.name] = default
+    return group(**filled)
 
-    max_prompt_tokens: Annotated[int, typer.Option(help="A longer prompt keeps its end.")] = 256
-    max_response_tokens: Annotated[int, typer.Option(help="A longer response keeps its start.")] = 256
 
-    def limits(self) -> Limits:
-        """As limits, which check it."""
-        return Limits(self.max_prompt_tokens, self.max_response_tokens)
+def _defaults(group: Any, instance: Any) -> Iterator[tuple[Field[Any], Any]]:
+    for field in fields(group):
+        if instance is not None:
+            yield field, getattr(instance, field.name)
+        else:
+            yield field, field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def _is_option(field: Field[Any], hint: Any) -> bool:
+    return bool(field.metadata.get("help")) or get_origin(hint) is Annotated
+
+
+def _annotation(field: Field[Any], hint: Any) -> Any:
+    """The type and the description that typer reads."""
+    if get_origin(hint) is Annotated:
+        return hint
+    # A choice is checked by the configuration, which says what it may be; what is parsed is a text.
+    kind = str | None if field.metadata["parse"] else str if get_origin(hint) is Literal else hint
+    names = [field.metadata["option"]] if field.metadata["option"] else []
+    return Annotated[kind, typer.Option(*names, help=field.metadata["help"], min=field.metadata["minimum"])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +116,20 @@ class HeldOut:
     eval_fraction: Annotated[
         float | None, typer.Option(help="Only the rows that training with this --eval-fraction and --seed held out.")
     ] = None
-    seed: Annotated[int, typer.Option(help="See --eval-fraction.")] = 0
+    seed: Annotated[int, typer.Option(help="See --eval-fraction.", min=0)] = 0
 
-    def choose(self, rows: list[Row]) -> list[Row]:
-        """All rows, or those that training held out."""
+    def choose(self, rows: list[Row]) -> list[int]:
+        """The indices of all rows, or of those that training held out.
+
+        Raises:
+            OtterError: it held out none.
+        """
         if self.eval_fraction is None:
-            return rows
-        return [rows[index] for index in sorted(hold_out(rows, self.eval_fraction, self.seed))]
+            return list(range(len(rows)))
+        held = sorted(hold_out(rows, self.eval_fraction, self.seed))
+        if not held:
+            raise OtterError(f"--eval-fraction {self.eval_fraction} holds out none of {len(rows)} rows")
+        return held
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +138,10 @@ class Machine:
 
     device: Annotated[str, typer.Option(help="Where to run.")] = "cpu"
     dtype: Annotated[str, typer.Option(help="Of the parameters: float32, bfloat16 or float16.")] = "float32"
+
+    def __post_init__(self) -> None:
+        parse_device(self.device)
+        parse_dtype(self.dtype)
 
     def load(self, base: str) -> PreTrainedModel:
         """The base, there."""

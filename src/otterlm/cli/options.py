@@ -1,50 +1,71 @@
 """Options that several verbs share, and how they print."""
 
-import json
-import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
+from accelerate import PartialState
 
 from otterlm import adapter_files
-from otterlm.errors import OtterError
+from otterlm.cli.terminal import print_json
+from otterlm.errors import OtterError, reason
 
 Base = Annotated[str, typer.Option(help="Base model: hub id, folder, .gguf file, or smollm2-135m.")]
-Out = Annotated[Path, typer.Option(help="Folder for the adapter, its metrics and its checkpoint.")]
 Prompts = Annotated[
     str, typer.Option(help="Prompts (prompt, question, text, or the dialogues of pairs): file or hub dataset.")
 ]
-Rank = Annotated[int, typer.Option("--vocabulary-rank", help="Rank of the vocabulary head; 0 for none.")]
-Candidates = Annotated[
-    int, typer.Option(help="Likeliest next tokens a place that the vocabulary head is fitted to; 0: not.", min=0)
-]
-Places = Annotated[int, typer.Option(help="Places of each example with candidates.", min=1)]
-AdapterFolder = Annotated[str, typer.Option("--adapter", help="Adapter: folder or hub id.")]
+OneAdapter = Annotated[list[str], typer.Option("--adapter", help="Adapter: folder or hub id, or NAME=FOLDER.")]
 NamedAdapters = Annotated[
     list[str], typer.Option("--adapter", help="Adapter: folder or hub id, or NAME=FOLDER; may be repeated.")
 ]
 ResumedFolder = Annotated[
     Path | None, typer.Option("--out", help="Folder for the results; an interrupted run found there is gone on with.")
 ]
+Seed = Annotated[int, typer.Option(help="Of what is drawn at random.", min=0, max=2**32 - 1)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
 Dtype = Annotated[str, typer.Option(help="Of the parameters: float32, bfloat16 or float16.")]
 
-console = Console()
 
-
-def parse_dtype(name: str) -> torch.dtype:
-    """A floating dtype by name.
+def parse_device(name: str) -> torch.device:
+    """A device by name, on which tensors can be made and read.
 
     Raises:
-        OtterError: it is none of the three.
+        OtterError: it is none, or this machine or this PyTorch lacks it.
     """
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in dtypes:
-        raise OtterError(f"--dtype must be one of {', '.join(dtypes)}, got {name!r}")
-    return dtypes[name]
+    try:
+        torch.zeros(1, device=name).item()
+    except Exception as error:
+        there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        there += ["mps"] if torch.backends.mps.is_available() else []
+        why = reason(error).split(". ")[0]
+        raise OtterError(f"--device {name} cannot be used here ({why}); there is: {', '.join(there)}") from error
+    return torch.device(name)
+
+
+def parse_adapter(text: str) -> tuple[str | None, str]:
+    """NAME=FOLDER as name and folder; a folder or hub id alone has no name. A path may hold an equals sign.
+
+    Raises:
+        OtterError: there is no folder in it.
+    """
+    name, equals, folder = text.partition("=")
+    if not text or (equals and not folder):
+        raise OtterError(f"--adapter {text!r} names no folder")
+    if not equals or not name.isidentifier() or Path(text).is_dir():
+        return None, text
+    return name, folder
+
+
+def one_adapter(given: list[str]) -> tuple[str | None, str]:
+    """The adapter of a command that takes one, as `parse_adapter` gives it.
+
+    Raises:
+        OtterError: there are several.
+    """
+    if len(given) > 1:
+        raise OtterError(f"this command takes one --adapter, got {', '.join(given)}: run it for each")
+    return parse_adapter(given[0])
 
 
 def named_adapters(given: list[str]) -> dict[str, str]:
@@ -54,8 +75,7 @@ def named_adapters(given: list[str]) -> dict[str, str]:
         OtterError: one cannot be read, or two have one name.
     """
     adapters: dict[str, str] = {}
-    for one in given:
-        name, _, folder = one.rpartition("=")
+    for name, folder in map(parse_adapter, given):
         name = name or adapter_files.read_config(adapter_files.locate(folder)).signal.type
         if name in adapters:
             raise OtterError(f"two adapters are named {name!r}: give NAME=FOLDER")
@@ -64,22 +84,11 @@ def named_adapters(given: list[str]) -> dict[str, str]:
 
 
 def show_result(result: dict[str, float], out: Path, as_json: bool) -> None:
-    """Prints the metrics of an adapter that was trained and saved."""
+    """Prints the metrics of an adapter that was trained and saved; of several processes, one does."""
+    if not PartialState().is_main_process:
+        return
     if as_json:
         print_json(result)
         return
     shown = "  ".join(f"{name} {value:.4f}" for name, value in result.items() if name != "step")
-    console.print(f"{shown}  (step {result['step']:.0f})\nThe adapter is in {out}")
-
-
-def print_json(value: Any) -> None:
-    """One JSON object on stdout; NaN, which JSON lacks, becomes null."""
-    print(json.dumps(_finite(value), ensure_ascii=False))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    print(f"{shown}  (step {result['step']:.0f})\nThe adapter is in {out}")

@@ -6,7 +6,8 @@ import typer
 
 from otterlm.bases import load_tokenizer
 from otterlm.cli.groups import Machine, grouped
-from otterlm.cli.options import AsJson, Base, NamedAdapters, console, named_adapters, print_json
+from otterlm.cli.options import AsJson, Base, NamedAdapters, named_adapters
+from otterlm.cli.terminal import print_json
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
 from otterlm.playground.session import Session, Settings
@@ -34,11 +35,10 @@ def command(
         model.load_adapter(folder, name)
     session = Session(model.eval(), load_tokenizer(base))
     # The first passes of a process are slow: not while somebody waits.
-    name = session.steering[0]
-    list(session.compare(base, Settings(name, name, weight=0, max_new_tokens=1)))
+    list(session.compare(base, Settings(session.coloured[0], None, max_new_tokens=1)))
     page, address = serve(session, base, host, port)
     if as_json:
         print_json({"url": address})
     else:
-        console.print(f"The playground is at {address} (Ctrl+C ends it)")
+        print(f"The playground is at {address} (Ctrl+C ends it)", flush=True)
     page.block_thread()

@@ -1,19 +1,26 @@
 """What `otter score` and `otter calibrate` begin with: rows of data, scored by an adapter."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from otterlm.bases import check_context, load_config, load_tokenizer
 from otterlm.cli.groups import Machine
 from otterlm.model import OtterModel
-from otterlm.training.packing import Limits, tokenize
-from otterlm.training.rows import Row
-from otterlm.training.scoring import Scored, score_examples
+from otterlm.training.data.rows import Row
+from otterlm.training.data.tokens import Limits, tokenize
+from otterlm.training.evaluation.scoring import Scored, score_examples
 
 
 def score_rows(
-    rows: Sequence[Row], base: str, adapter: str, limits: Limits, batch_size: int, machine: Machine
+    rows: Sequence[Row],
+    base: str,
+    adapter: str | Path,
+    adapter_name: str | None,
+    limits: Limits,
+    batch_size: int,
+    machine: Machine,
 ) -> tuple[list[Scored], PreTrainedTokenizerBase]:
     """Scores rows; returns the tokenizer, too.
 
@@ -23,5 +30,5 @@ def score_rows(
     tokenizer = load_tokenizer(base)
     examples = tokenize(rows, tokenizer, limits)
     check_context(load_config(base), max(example.longest for example in examples))
-    model = OtterModel.from_pretrained(machine.load(base), adapter)
+    model = OtterModel.from_pretrained(machine.load(base), adapter, adapter_name)
     return score_examples(model, examples, batch_size), tokenizer

@@ -1,10 +1,10 @@
 """Interventions: what a signal does to decoding. One file each; all plug into `generate`."""
 
 from otterlm.decoding.best_of_n import BestOfN
-from otterlm.decoding.companion import Companion, CompanionContrast
 from otterlm.decoding.contrast import ContrastGuidance
 from otterlm.decoding.draft_tree import DraftTree
 from otterlm.decoding.guidance import RewardGuidance
+from otterlm.decoding.read_along import ReadAlongModel, TwoModelContrast
 from otterlm.decoding.rejection import RejectionOutput, RejectionSampling
 from otterlm.decoding.scoring import score_sequences
 from otterlm.decoding.search import CandidateSearch
@@ -15,10 +15,9 @@ from otterlm.decoding.stream import StreamedToken, stream_tokens
 __all__ = [
     "BestOfN",
     "CandidateSearch",
-    "Companion",
-    "CompanionContrast",
     "ContrastGuidance",
     "DraftTree",
+    "ReadAlongModel",
     "RejectionOutput",
     "RejectionSampling",
     "ReplaceStopped",
@@ -27,6 +26,7 @@ __all__ = [
     "SpeculativeDecoding",
     "SpeculativeOutput",
     "StreamedToken",
+    "TwoModelContrast",
     "score_sequences",
     "stream_tokens",
 ]

@@ -1,22 +1,26 @@
 """Best-of-n: n responses are sampled from the base, the one with the highest reward is given."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
-from transformers.generation.streamers import BaseStreamer
+from transformers import DynamicCache
 
 from otterlm.decoding.checks import check_count, check_weight
+from otterlm.decoding.loop import Loop, Run
 from otterlm.decoding.output import RewardedOutput
-from otterlm.decoding.prompt import prompt_mask
 from otterlm.decoding.scoring import score_sequences
+from otterlm.decoding.stop import RewardStop
 from otterlm.errors import OtterError
+from otterlm.generation import Request
 from otterlm.model import OtterModel
+from otterlm.signals.base import Capability
 
 
-class BestOfN:
+class BestOfN(Loop):
     """A decoding loop for `model.generate(..., do_sample=True, custom_generate=BestOfN(n))`.
+
+    A streamer is shown the response that was chosen, once it is.
 
     Args:
         n: responses a prompt.
@@ -24,59 +28,62 @@ class BestOfN:
         adapter_name: whose reward; may be left out where there is one.
 
     Raises:
-        OtterError: a setting is out of range.
+        OtterError: a setting is out of range, or n responses are not sampled.
     """
+
+    supports = replace(Loop.supports, caches=True, synced=True, embeddings=False)
+    output = RewardedOutput
 
     def __init__(self, n: int, weight: float = 1.0, adapter_name: str | None = None) -> None:
         self.n = check_count("n", n)
         self.weight = check_weight(weight)
         self.adapter_name = adapter_name
+        self.off = self.weight == 0
+        self.samples = 1 if self.off else self.n
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        model: OtterModel,
-        input_ids: Tensor,
-        logits_processor: LogitsProcessorList,
-        stopping_criteria: StoppingCriteriaList,
-        generation_config: GenerationConfig,
-        synced_gpus: bool = False,
-        streamer: BaseStreamer | None = None,
-        **model_kwargs: Any,
-    ) -> RewardedOutput | Tensor:
-        """Called by `generate`. Returns the sequences, `[B, T]`, or a `RewardedOutput` if asked for a dict."""
-        model.adapter_name(self.adapter_name, "reward")
-        if self.weight == 0:
-            return model._sample(
-                input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer, **model_kwargs
-            )
-        if not generation_config.do_sample and self.n > 1:
+    def reads(self, model: OtterModel) -> str:
+        """See `Intervention`."""
+        return model.adapter_name(self.adapter_name, Capability.PREFIX)
+
+    def check(self, model: OtterModel, request: Request) -> None:
+        """See `Intervention`."""
+        super().check(model, request)
+        if not request.config.do_sample and self.samples > 1:
             raise OtterError("best-of-n needs do_sample=True, or all n responses are the same")
-        batch, prompt = input_ids.shape
-        input_ids, model_kwargs = model._expand_inputs_for_generation(
-            expand_size=self.n, input_ids=input_ids, **model_kwargs
-        )
-        sequences = model._sample(
-            input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, **model_kwargs
-        )
-        if not isinstance(sequences, Tensor):
-            sequences = sequences.sequences
-        mask = torch.cat(
-            (prompt_mask(input_ids, model_kwargs), _until_end(sequences[:, prompt:], generation_config)), dim=-1
-        )
-        rewards = score_sequences(model, sequences, mask, self.adapter_name)  # [B n, T]
-        last = mask.shape[1] - 1 - mask.flip(-1).argmax(dim=-1)
-        final = rewards.gather(1, last[:, None]).view(batch, self.n)
-        best = (self.weight * final).argmax(dim=1) + self.n * torch.arange(batch, device=final.device)
-        if generation_config.return_dict_in_generate:
-            return RewardedOutput(sequences=sequences[best], rewards=rewards[best, prompt:])
-        return sequences[best]
 
+    def prepare(self, request: Request) -> dict[str, Any]:
+        """Has `generate` prepare n rows for each response."""
+        arguments, n = request.arguments, self.samples
+        if n == 1:
+            return {}
+        changed: dict[str, Any] = {"num_return_sequences": n * (request.config.num_return_sequences or 1)}
+        if (allowed := arguments.get("prefix_allowed_tokens_fn")) is not None:
+            changed["prefix_allowed_tokens_fn"] = lambda row, ids: allowed(row // n, ids)
+        for name in ("negative_prompt_ids", "negative_prompt_attention_mask"):
+            if (value := arguments.get(name)) is not None:
+                changed[name] = value.repeat_interleave(changed["num_return_sequences"], dim=0)
+        return changed
 
-def _until_end(response: Tensor, generation_config: GenerationConfig) -> Tensor:
-    """1 up to and with the first end-of-sequence token, 0 after it, `[B, N]`."""
-    ends = generation_config._eos_token_tensor
-    if ends is None:
-        return torch.ones_like(response)
-    ended = torch.isin(response, ends.to(response.device)).long()
-    return (ended.cumsum(dim=-1) - ended == 0).long()
+    def decode(self, run: Run) -> RewardedOutput:
+        """See `Loop`."""
+        prompt = run.input_ids.shape[1]
+        changed: dict[str, Any] = {}
+        if run.user_cache is not None:
+            # It has a row for each prompt, and is kept for the next turn.
+            changed["past_key_values"] = DynamicCache(config=run.model.config.get_text_config(decoder=True))
+        sequences = run.sample(**changed)  # [B n, T]
+        lengths = run.generation.lengths
+        assert lengths is not None
+        response = torch.arange(prompt, sequences.shape[1], device=sequences.device) < lengths[:, None]
+        mask = torch.cat((run.prompt_mask, response.to(run.prompt_mask)), dim=-1)
+        first = run.prompt_positions
+        behind = first[:, -1:] + 1 + torch.arange(response.shape[1], device=first.device)
+        positions = torch.cat((first, behind), dim=-1)
+        rewards = score_sequences(run.model, sequences, mask, self.adapter_name, positions)  # [B n, T]
+        final = rewards.gather(1, lengths[:, None] - 1).view(-1, self.n)  # [B, n]
+        best = (self.weight * final).argmax(dim=1) + self.n * torch.arange(len(final), device=final.device)  # [B]
+        for criterion in run.criteria:
+            if isinstance(criterion, RewardStop) and criterion.stopped is not None:
+                criterion.stopped = criterion.stopped[best]
+        run.show_all(sequences[best, prompt:])
+        return RewardedOutput(sequences=sequences[best], rewards=rewards[best, prompt:])

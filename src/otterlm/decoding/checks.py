@@ -1,22 +1,19 @@
 """Checks that the interventions share."""
 
 import math
-from typing import Any
-
-from torch import Tensor
 
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
 
 
-def check_weight(weight: float) -> float:
+def check_weight(weight: float, name: str = "the weight") -> float:
     """A finite weight.
 
     Raises:
         OtterError: it is not.
     """
     if not isinstance(weight, int | float) or not math.isfinite(weight):
-        raise OtterError(f"the weight must be a finite number, got {weight!r}")
+        raise OtterError(f"{name} must be a finite number, got {weight!r}")
     return float(weight)
 
 
@@ -51,21 +48,6 @@ def check_chance(name: str, value: float) -> float:
     if not isinstance(value, int | float) or not 0 <= value <= 1:
         raise OtterError(f"{name} must be from 0 to 1, got {value!r}")
     return float(value)
-
-
-def signal_of(model: OtterModel, adapter_name: str, scores: Tensor, what: str) -> Any:
-    """The adapter's signal of the pass that gave `[B, V]` scores.
-
-    Raises:
-        OtterError: the model's latest pass was of another number of sequences; the message begins with `what`.
-    """
-    signal = model.signal(adapter_name)
-    if len(signal.state) != len(scores):
-        raise OtterError(
-            f"{what} saw a pass of {len(signal.state)} sequences but scores of {len(scores)}: "
-            "generate with the OtterModel"
-        )
-    return signal
 
 
 def check_window(model: OtterModel, length: int) -> None:

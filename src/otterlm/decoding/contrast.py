@@ -2,19 +2,20 @@
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor
 
-from otterlm.decoding.checks import check_share, check_weight, signal_of
+from otterlm.decoding.checks import check_share, check_weight
+from otterlm.generation import SignalProcessor
 from otterlm.model import OtterModel
-from otterlm.signals import ContrastSignal
+from otterlm.signals.base import Capability
+from otterlm.signals.contrast.head import ContrastSignal
 
 FEW = 4096
 """How many of the likeliest tokens are tried first for a nucleus."""
 
 
-class ContrastGuidance(LogitsProcessor):
-    """Moves the logits towards the expert and away from the anti-expert. Works with greedy decoding, sampling and
-    beams, in batches.
+class ContrastGuidance(SignalProcessor):
+    """Moves the logits towards the expert and away from the anti-expert. Works with greedy decoding, sampling,
+    beams and assistants, in batches.
 
     Args:
         model: the model that generates.
@@ -28,16 +29,16 @@ class ContrastGuidance(LogitsProcessor):
     """
 
     def __init__(self, model: OtterModel, alpha: float, top_p: float = 0.9, adapter_name: str | None = None) -> None:
-        self.model = model
+        super().__init__(model, adapter_name, Capability.REPLACES)
         self.alpha = check_weight(alpha)
         self.top_p = check_share("top_p", top_p)
-        self.adapter_name = model.adapter_name(adapter_name, "contrast")
+        self.off = self.alpha == 0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """`[B, T]` tokens so far and `[B, V]` scores of the next to `[B, V]`."""
-        if self.alpha == 0:
+        signal: ContrastSignal | None = None if self.off else self.signal(input_ids, scores)
+        if signal is None:
             return scores
-        signal: ContrastSignal = signal_of(self.model, self.adapter_name, scores, "contrast")
         return contrast(scores, signal.difference().to(scores), self.alpha, self.top_p)
 
 

@@ -2,16 +2,17 @@
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor
 
-from otterlm.decoding.checks import check_count, check_weight, signal_of
+from otterlm.decoding.checks import check_count, check_weight
+from otterlm.generation import SignalProcessor
 from otterlm.model import OtterModel
-from otterlm.signals import RewardSignal
+from otterlm.signals.base import Capability
+from otterlm.signals.reward.head import RewardSignal
 
 
-class RewardGuidance(LogitsProcessor):
-    """Adds the expected reward of every next token to its logit. Works with greedy decoding, sampling and beams, in
-    batches.
+class RewardGuidance(SignalProcessor):
+    """Adds the expected reward of every next token to its logit. Works with greedy decoding, sampling, beams and
+    assistants, in batches.
 
     Args:
         model: the model that generates.
@@ -27,16 +28,16 @@ class RewardGuidance(LogitsProcessor):
     def __init__(
         self, model: OtterModel, weight: float, top_k: int | None = None, adapter_name: str | None = None
     ) -> None:
-        self.model = model
+        super().__init__(model, adapter_name, Capability.ADDS)
         self.weight = check_weight(weight)
         self.top_k = None if top_k is None else check_count("top_k", top_k)
-        self.adapter_name = model.adapter_name(adapter_name, "reward")
+        self.off = self.weight == 0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """`[B, T]` tokens so far and `[B, V]` scores of the next to `[B, V]`."""
-        if self.weight == 0:
+        signal: RewardSignal | None = None if self.off else self.signal(input_ids, scores)
+        if signal is None:
             return scores
-        signal: RewardSignal = signal_of(self.model, self.adapter_name, scores, "guidance")
         if self.top_k is None or self.top_k >= scores.shape[-1]:
             return scores + self.weight * signal.vocabulary().to(scores)
         best, tokens = scores.topk(self.top_k, dim=-1)  # [B, k]

@@ -12,8 +12,21 @@ class RewardedOutput(ModelOutput):
 
     Attributes:
         sequences: `[B, T]` tokens, the prompt included.
-        rewards: `[B, N]` float32, of each new token's prefix; NaN after the end of a sequence.
+        rewards: `[B, N]` float32, of each new token's prefix; NaN after the end of a sequence. None at weight 0.
     """
 
     sequences: Tensor | None = None
     rewards: Tensor | None = None
+
+
+@dataclass
+class ReplacedOutput(ModelOutput):
+    """Sequences, some of which may have been replaced.
+
+    Attributes:
+        sequences: `[B, T]` tokens, the prompt included.
+        replaced: `[B]` bool, which responses were. None at threshold minus infinity.
+    """
+
+    sequences: Tensor | None = None
+    replaced: Tensor | None = None

@@ -8,8 +8,14 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from otterlm.decoding.checks import check_window
+from otterlm.decoding.loop import Run
+from otterlm.errors import OtterError
 from otterlm.masks import token_positions
-from otterlm.model import OtterModel
+
+READ = {"attention_mask", "inputs_embeds", "position_ids"}
+"""Arguments of a pass that the loops hand on."""
+REPLACED = {"past_key_values", "use_cache", "logits_to_keep", "output_attentions", "output_hidden_states"}
+"""Arguments that change no token: a loop has a cache of its own, and leaves the caller's as it was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,32 +35,27 @@ class Prompt:
     position: Tensor
 
 
-def prompt_mask(input_ids: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
-    """The attention mask that `generate` was given, or one without padding, `[B, P]`."""
-    mask: Tensor | None = model_kwargs.get("attention_mask")
-    return torch.ones_like(input_ids) if mask is None else mask
-
-
-def read_prompt(
-    model: OtterModel, input_ids: Tensor, model_kwargs: dict[str, Any], new_tokens: int, **settings: Any
-) -> Prompt:
+def read_prompt(run: Run, drafts: int = 0, **settings: Any) -> Prompt:
     """Reads a prompt.
 
     Args:
-        model: to pass it through.
-        input_ids: `[B, P]`, padded on the left.
-        model_kwargs: of `generate`, see `prompt_mask`.
-        new_tokens: how many at most will be in the cache beside it.
+        run: whose prompt.
+        drafts: how many tokens beside the text will be in the cache at most.
         settings: more arguments of the pass.
 
     Raises:
-        OtterError: prompt and new tokens do not fit the base's sliding window.
+        OtterError: prompt and new tokens do not fit the base's sliding window, or the pass would take an argument
+            that the loop does not know.
     """
-    check_window(model, input_ids.shape[1] + new_tokens)
-    seen, cache = prompt_mask(input_ids, model_kwargs), DynamicCache()
-    positions = token_positions(seen)
-    output = model(
-        input_ids=input_ids,
+    unknown = [name for name, value in run.inputs.items() if value is not None and name not in READ | REPLACED]
+    if unknown:
+        raise OtterError(f"this decoding cannot be combined with {', '.join(unknown)}: leave it out")
+    seen, positions, cache = run.prompt_mask, run.prompt_positions, DynamicCache()
+    check_window(run.model, seen.shape[1] + run.new_tokens + drafts)
+    embeddings = run.inputs.get("inputs_embeds")
+    prompt = {"input_ids": run.input_ids} if embeddings is None else {"inputs_embeds": embeddings}
+    output = run.model(
+        **prompt,
         attention_mask=seen,
         position_ids=positions,
         past_key_values=cache,

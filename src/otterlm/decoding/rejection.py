@@ -5,21 +5,22 @@ the segment's last token has given it already.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
-from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
 
 from otterlm.decoding.checks import check_chance, check_count, check_weight
+from otterlm.decoding.loop import Loop, Run
 from otterlm.decoding.prompt import read_prompt
 from otterlm.decoding.rows import Reading, join_rows, process_row
 from otterlm.errors import OtterError
+from otterlm.generation import Request
 from otterlm.masks import additive
 from otterlm.model import OtterModel
+from otterlm.signals.base import Capability
 
 
 @dataclass
@@ -37,7 +38,7 @@ class RejectionOutput(ModelOutput):
     attempts: list[int] | None = None
 
 
-class RejectionSampling:
+class RejectionSampling(Loop):
     """A decoding loop for `model.generate(..., do_sample=True, custom_generate=RejectionSampling(threshold))`.
 
     A segment with reward r that would end at token t of at most n is taken with probability min(1, exp((r - r(t)) /
@@ -54,6 +55,9 @@ class RejectionSampling:
     Raises:
         OtterError: a setting is out of range.
     """
+
+    supports = replace(Loop.supports, unconditional=False, embeddings=False, batch_streamer=False, guard=False)
+    output = RejectionOutput
 
     def __init__(
         self,
@@ -76,28 +80,22 @@ class RejectionSampling:
         self.longest = check_count("longest", longest)
         self.attempts = check_count("attempts", attempts)
         self.adapter_name = adapter_name
+        self.off = self.threshold == -math.inf
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        model: OtterModel,
-        input_ids: Tensor,
-        logits_processor: LogitsProcessorList,
-        stopping_criteria: StoppingCriteriaList,
-        generation_config: GenerationConfig,
-        synced_gpus: bool = False,
-        streamer: BaseStreamer | None = None,
-        **model_kwargs: Any,
-    ) -> RejectionOutput | Tensor:
-        """Called by `generate`. Returns the sequences, `[B, T]`, or a `RejectionOutput` if asked for a dict."""
-        if self.threshold == -math.inf:
-            return model._sample(
-                input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer, **model_kwargs
-            )
-        if not generation_config.do_sample:
+    def reads(self, model: OtterModel) -> str | None:
+        """See `Intervention`."""
+        return model.adapter_name(self.adapter_name, Capability.PREFIX)
+
+    def check(self, model: OtterModel, request: Request) -> None:
+        """See `Intervention`."""
+        super().check(model, request)
+        if not request.config.do_sample and not self.off:
             raise OtterError("rejection sampling needs do_sample=True, or a rejected segment would come again")
-        most = generation_config.max_new_tokens or 0
-        prompt = read_prompt(model, input_ids, model_kwargs, most)
+
+    def decode(self, run: Run) -> RejectionOutput:
+        """See `Loop`."""
+        model, input_ids = run.model, run.input_ids
+        prompt = read_prompt(run)
         seen = prompt.seen.bool()  # a rejected segment stays in the cache, unseen
         rows = [Segments(ids[seen[index]], Reading.of(prompt.output, index, -1)) for index, ids in enumerate(input_ids)]
         everyone = list(range(len(rows)))
@@ -106,14 +104,14 @@ class RejectionSampling:
             for reward in self._rewards(model, prompt.output, rows, everyone)
         ]
         while not all(row.ended for row in rows):
-            chosen = [self._sample(model, rows, index, input_ids, logits_processor) for index in everyone]
-            token = torch.stack(chosen)  # [B, 1]
+            token = torch.stack([self._sample(run, rows[index], index) for index in everyone])  # [B, 1]
             slot = seen.shape[1]
             seen = torch.cat((seen, seen.new_ones(len(rows), 1)), dim=-1)
+            read = torch.tensor([[len(row.response)] for row in rows], device=token.device)
             output = model(
                 input_ids=token,
                 attention_mask=additive(seen[:, None, None, :], model.base_model.dtype),
-                position_ids=torch.tensor([[len(row.tokens)] for row in rows], device=token.device),
+                position_ids=prompt.position[:, None] + read,
                 past_key_values=prompt.cache,
             )
             judged = []
@@ -122,27 +120,23 @@ class RejectionSampling:
                     continue
                 row.read(token[index], Reading.of(output, index, -1), slot)
                 whole = torch.cat((input_ids[index], row.response))
-                row.ends = bool(stopping_criteria(whole[None], None).all())
+                row.ends = bool(run.criteria(whole[None], None).all())
                 if row.ends or self._segment_ends(row):
                     judged.append(index)
             for index, reward in zip(judged, self._rewards(model, output, rows, judged) if judged else [], strict=True):
                 row = rows[index]
-                share = len(row.response) / max(1, most)
+                share = len(row.response) / run.new_tokens
                 wanted = min(self.threshold, first[index] + share * (self.threshold - first[index]))
                 accepted = float(torch.rand(())) < math.exp(min(0.0, (reward - wanted) / self.beta))
                 hidden, shown = row.judge(reward, accepted, self.attempts)
                 seen[index, hidden] = False
                 seen[index, shown] = True
-        if streamer is not None:
-            for new in rows[0].response:
-                streamer.put(new[None].cpu())
-            streamer.end()
+        run.show_all(rows[0].response[None])
         whole_rows = [torch.cat((ids, row.response)) for ids, row in zip(input_ids, rows, strict=True)]
-        sequences = join_rows(whole_rows, generation_config)
-        if not generation_config.return_dict_in_generate:
-            return sequences
         return RejectionOutput(
-            sequences=sequences, segments=[row.taken for row in rows], attempts=[row.sampled for row in rows]
+            sequences=join_rows(whole_rows, run.config),
+            segments=[row.taken for row in rows],
+            attempts=[row.sampled for row in rows],
         )
 
     def _segment_ends(self, row: "Segments") -> bool:
@@ -151,25 +145,16 @@ class RejectionSampling:
         chances = row.reading.logits.float().log_softmax(dim=-1)
         return len(row.slots) >= self.shortest and float(-(chances.exp() * chances).sum()) >= self.entropy
 
-    def _sample(
-        self,
-        model: OtterModel,
-        rows: list["Segments"],
-        index: int,
-        input_ids: Tensor,
-        logits_processor: LogitsProcessorList,
-    ) -> Tensor:
+    def _sample(self, run: Run, row: "Segments", index: int) -> Tensor:
         """The next token of a row, `[1]`; anything for a row that has ended."""
-        row = rows[index]
         if row.ended:
             return row.tokens[-1:]
-        whole = torch.cat((input_ids[index], row.response))
-        scores = process_row(model, logits_processor, whole, row.reading, index, len(rows))
-        return torch.multinomial(scores.softmax(dim=-1), 1)
+        whole = torch.cat((run.input_ids[index], row.response))
+        return torch.multinomial(process_row(run, whole, row.reading, index).softmax(dim=-1), 1)
 
     def _rewards(self, model: OtterModel, output: Any, rows: list["Segments"], judged: list[int]) -> list[float]:
         """The rewards of some rows as they stand, from the pass that has just been made."""
-        signal = output.signals[model.adapter_name(self.adapter_name, "reward")]
+        signal = output.signals[model.adapter_name(self.adapter_name, Capability.PREFIX)]
         return signal.prefix[judged, -1].tolist()
 
 

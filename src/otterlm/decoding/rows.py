@@ -5,9 +5,10 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList
+from transformers import GenerationConfig
 
-from otterlm.model import OtterModel
+from otterlm.decoding.loop import Run
+from otterlm.errors import OtterError
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,29 +30,44 @@ class Reading:
         return cls(output.logits[row, position], states)
 
 
-def process_row(
-    model: OtterModel, processor: LogitsProcessorList, tokens: Tensor, reading: Reading, index: int, batch: int
-) -> Tensor:
+def process_row(run: Run, tokens: Tensor, reading: Reading, index: int) -> Tensor:
     """What the logits processors make of one row.
 
     Args:
-        model: its latest signals become the reading's, as if the pass had been of it alone: processors read them.
-        processor: may hold a number for every row of the batch, so it sees this row in all places and is heard in
-            this row's.
+        run: its processors may hold a number for every row of the batch, so the row is repeated over the batch, and
+            only its own result is read. The model's latest signals become the reading's, as if the pass had been of
+            this row alone: processors read them.
         tokens: `[T]`, of the row so far.
         reading: of the pass that read the last of them.
         index: of the row.
-        batch: how many rows there are.
 
     Returns:
         `[V]` float32.
     """
-    model.read_signals({name: state.expand(batch, 1, -1) for name, state in reading.states.items()})
-    scores: Tensor = processor(tokens.expand(batch, -1), reading.logits.float().expand(batch, -1))
+    batch = len(run.input_ids)
+    run.model.read_signals({name: state.expand(batch, 1, -1) for name, state in reading.states.items()})
+    scores: Tensor = run.processors(tokens.expand(batch, -1), reading.logits.float().expand(batch, -1))
     return scores[index]
 
 
-def join_rows(rows: list[Tensor], generation_config: GenerationConfig) -> Tensor:
-    """Rows of several lengths as one tensor, `[B, T]`, padded on the right."""
-    pad = generation_config._pad_token_tensor
+def join_rows(rows: list[Tensor], config: GenerationConfig) -> Tensor:
+    """Rows of several lengths as one tensor, `[B, T]`, padded on the right.
+
+    Raises:
+        OtterError: there is nothing to pad with.
+    """
+    pad = config._pad_token_tensor
+    if pad is None and len({len(row) for row in rows}) > 1:
+        raise OtterError("responses of several lengths are padded: give pad_token_id")
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=0 if pad is None else int(pad))
+
+
+def repeated(prompts: Tensor, rows: int) -> Tensor:
+    """Something of each prompt, `[B, ...]`, for as many rows as `generate` makes of them, `[rows, ...]`.
+
+    Raises:
+        OtterError: the rows are no multiple of the prompts.
+    """
+    if rows % len(prompts):
+        raise OtterError(f"{len(prompts)} prompts were given, but {rows} rows are generated")
+    return prompts if rows == len(prompts) else prompts.repeat_interleave(rows // len(prompts), dim=0)

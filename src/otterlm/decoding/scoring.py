@@ -5,11 +5,16 @@ from torch import Tensor
 
 from otterlm.masks import token_positions
 from otterlm.model import OtterModel
+from otterlm.signals.base import Capability
 
 
 @torch.no_grad()
 def score_sequences(
-    model: OtterModel, sequences: Tensor, attention_mask: Tensor, adapter_name: str | None = None
+    model: OtterModel,
+    sequences: Tensor,
+    attention_mask: Tensor,
+    adapter_name: str | None = None,
+    position_ids: Tensor | None = None,
 ) -> Tensor:
     """The reward of every prefix.
 
@@ -18,15 +23,16 @@ def score_sequences(
         sequences: `[B, T]` token ids, padded on either side.
         attention_mask: `[B, T]`, 1 for tokens and 0 for padding.
         adapter_name: whose reward; may be left out where there is one.
+        position_ids: `[B, T]`; by default tokens are counted from 0.
 
     Returns:
         `[B, T]` float32; NaN at padding.
     """
-    name = model.adapter_name(adapter_name, "reward")
+    name = model.adapter_name(adapter_name, Capability.PREFIX)
     model(
         input_ids=sequences,
         attention_mask=attention_mask,
-        position_ids=token_positions(attention_mask),
+        position_ids=token_positions(attention_mask) if position_ids is None else position_ids,
         use_cache=False,
         logits_to_keep=1,
     )

@@ -5,27 +5,28 @@ not see each other; it gives their rewards and, for whichever is taken, the logi
 one pass, and no pass is made twice.
 """
 
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
-from transformers.generation.streamers import BaseStreamer
 
 from otterlm.cache import keep_path
 from otterlm.decoding.checks import check_count, check_weight
-from otterlm.decoding.few_tokens import FewTokens
+from otterlm.decoding.loop import Loop, Run
 from otterlm.decoding.output import RewardedOutput
 from otterlm.decoding.prompt import read_prompt
+from otterlm.decoding.transposed_linear import TransposedLinear
 from otterlm.errors import OtterError
 from otterlm.masks import tree_mask
 from otterlm.model import OtterModel
+from otterlm.signals.base import Capability
 
 
-class CandidateSearch:
+class CandidateSearch(Loop):
     """A decoding loop for `model.generate(..., custom_generate=CandidateSearch(...))`.
 
-    The score of a candidate is its logit + weight * reward of the prefix that ends with it.
+    The score of a candidate is its logit, after all processors of `generate`, + weight * reward of the prefix that ends
+    with it. The mode decides how one is taken, whatever `do_sample` says.
 
     Args:
         weight: of the reward; 0 is the base's own decoding.
@@ -37,6 +38,8 @@ class CandidateSearch:
     Raises:
         OtterError: a setting is out of range.
     """
+
+    output = RewardedOutput
 
     def __init__(
         self,
@@ -55,35 +58,26 @@ class CandidateSearch:
         self.mode = mode
         self.temperature = temperature
         self.adapter_name = adapter_name
+        self.off = self.weight == 0
+        self.supports = replace(Loop.supports, samples=self.off or mode == "stochastic")
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        model: OtterModel,
-        input_ids: Tensor,
-        logits_processor: LogitsProcessorList,
-        stopping_criteria: StoppingCriteriaList,
-        generation_config: GenerationConfig,
-        synced_gpus: bool = False,
-        streamer: BaseStreamer | None = None,
-        **model_kwargs: Any,
-    ) -> RewardedOutput | Tensor:
-        """Called by `generate`. Returns the sequences, `[B, T]`, or a `RewardedOutput` if asked for a dict."""
-        name = model.adapter_name(self.adapter_name, "reward")
-        if self.weight == 0:
-            return model._sample(
-                input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer, **model_kwargs
-            )
-        prompt = read_prompt(model, input_ids, model_kwargs, generation_config.max_new_tokens or 0)
+    def reads(self, model: OtterModel) -> str:
+        """See `Intervention`."""
+        return model.adapter_name(self.adapter_name, Capability.PREFIX)
+
+    def decode(self, run: Run) -> RewardedOutput:
+        """See `Loop`."""
+        model, input_ids, name = run.model, run.input_ids, self.reads(run.model)
+        prompt = read_prompt(run)
         logits, seen, position = prompt.output.logits[:, -1], prompt.seen, prompt.position  # [B, V], [B, P], [B]
         unfinished = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
-        pad = generation_config._pad_token_tensor
+        pad = run.config._pad_token_tensor
         rewards: list[Tensor] = []
         while unfinished.any():
-            scores = logits_processor(input_ids, logits.float())
+            scores = run.processors(input_ids, logits.float())
             likely, candidates = scores.topk(min(self.top_k, scores.shape[-1]), dim=-1)  # [B, k]
             k = candidates.shape[1]
-            with FewTokens():
+            with TransposedLinear():
                 output = model(
                     input_ids=candidates,
                     attention_mask=tree_mask(seen.bool(), torch.eye(k, dtype=torch.bool), model.base_model.dtype),
@@ -95,22 +89,18 @@ class CandidateSearch:
             keep_path(prompt.cache, chosen[:, None], k)
             rows = torch.arange(len(chosen), device=chosen.device)
             logits = output.logits[rows, chosen]
+            # Processors and criteria read the signals of the text, not of its rivals.
+            model.read_signals({key: signal.state[rows, chosen, None] for key, signal in output.signals.items()})
             token = candidates[rows, chosen]
-            reward = values[rows, chosen]
             if pad is not None:
                 token = torch.where(unfinished, token, pad.to(token))
-            rewards.append(reward.masked_fill(~unfinished, torch.nan))
+            rewards.append(values[rows, chosen].masked_fill(~unfinished, torch.nan))
             input_ids = torch.cat((input_ids, token[:, None]), dim=-1)
             seen = torch.cat((seen, seen.new_ones(len(seen), 1)), dim=-1)
             position = position + 1
-            if streamer is not None:
-                streamer.put(token.cpu())
-            unfinished = unfinished & ~stopping_criteria(input_ids, None)
-        if streamer is not None:
-            streamer.end()
-        if generation_config.return_dict_in_generate:
-            return RewardedOutput(sequences=input_ids, rewards=torch.stack(rewards, dim=1))
-        return input_ids
+            run.show(token)
+            unfinished = unfinished & ~run.criteria(input_ids, None)
+        return RewardedOutput(sequences=input_ids, rewards=torch.stack(rewards, dim=1))
 
     def _choose(self, scores: Tensor) -> Tensor:
         if self.mode == "greedy":

@@ -8,26 +8,26 @@ is rejection sampling (arXiv 2211.17192) with a proposal that is certain of its 
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
-from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
 
 from otterlm.cache import keep_path
 from otterlm.decoding.checks import check_chance, check_count
 from otterlm.decoding.draft_tree import DraftTree
-from otterlm.decoding.few_tokens import FewTokens
+from otterlm.decoding.loop import Loop, Run
 from otterlm.decoding.prompt import read_prompt
 from otterlm.decoding.rows import Reading, join_rows, process_row
-from otterlm.decoding.stop import RewardStop
+from otterlm.decoding.transposed_linear import TransposedLinear
 from otterlm.errors import OtterError
+from otterlm.generation import Request
 from otterlm.masks import tree_mask
 from otterlm.model import OtterModel
-from otterlm.signals.draft import Drafter
+from otterlm.signals.base import Capability
+from otterlm.signals.draft.head import Drafter
 
 
 @dataclass
@@ -46,7 +46,7 @@ class SpeculativeOutput(ModelOutput):
     acceptance_length: float | None = None
 
 
-class SpeculativeDecoding:
+class SpeculativeDecoding(Loop):
     """A decoding loop for `model.generate(..., custom_generate=SpeculativeDecoding())`, greedy or sampling, in batches.
 
     Logits processors see each row by itself, and steer what is verified: drafts follow a guided distribution, too.
@@ -64,6 +64,8 @@ class SpeculativeDecoding:
         OtterError: a setting is out of range.
     """
 
+    supports = replace(Loop.supports, unconditional=False, batch_streamer=False)
+    output = SpeculativeOutput
     pass_settings: ClassVar[dict[str, Any]] = {}
 
     def __init__(
@@ -78,46 +80,38 @@ class SpeculativeDecoding:
         self.adapter_name = adapter_name
         self.confidence = check_chance("confidence", confidence)
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        model: OtterModel,
-        input_ids: Tensor,
-        logits_processor: LogitsProcessorList,
-        stopping_criteria: StoppingCriteriaList,
-        generation_config: GenerationConfig,
-        synced_gpus: bool = False,
-        streamer: BaseStreamer | None = None,
-        **model_kwargs: Any,
-    ) -> SpeculativeOutput | Tensor:
-        """Called by `generate`. Returns the sequences, `[B, T]`, or a `SpeculativeOutput` if asked for a dict."""
-        if generation_config.num_beams != 1:
-            raise OtterError("speculative decoding follows one path a row: num_beams must be 1")
-        if len(input_ids) > 1 and any(isinstance(criterion, RewardStop) for criterion in stopping_criteria):
+    def reads(self, model: OtterModel) -> str | None:
+        """See `Intervention`."""
+        return model.adapter_name(self.adapter_name, Capability.DRAFTS)
+
+    def check(self, model: OtterModel, request: Request) -> None:
+        """See `Intervention`."""
+        super().check(model, request)
+        if request.guarded and request.responses > 1:
             raise OtterError(
                 "rows of a batch grow at their own pace here, and RewardStop counts them together: one row"
             )
+
+    def decode(self, run: Run) -> SpeculativeOutput:
+        """See `Loop`."""
+        model = run.model
         whole = self.tree or self._tree(model)
-        sample = generation_config.do_sample
-        rows = [
-            _Row(index, ids, len(input_ids), logits_processor, stopping_criteria, sample)
-            for index, ids in enumerate(input_ids)
-        ]
-        new_tokens = (generation_config.max_new_tokens or 0) + len(whole)
-        prompt = read_prompt(model, input_ids, model_kwargs, new_tokens, **self.pass_settings)
+        rows = [_Row(run, index) for index in range(len(run.input_ids))]
+        prompt = read_prompt(run, len(whole), **self.pass_settings)
         drafter = self._drafter(model, prompt.output)
         if max(whole.depths) > drafter.heads or max(whole.ranks) >= len(drafter.vocabulary):
             raise OtterError(f"the draft tree asks for more than {drafter.heads} heads or than the draft vocabulary")
         for row in rows:
-            row.choose(model, prompt.output, -1)
+            row.choose(prompt.output, -1)
         seen, state, position = prompt.seen, drafter.state[:, -1], prompt.position  # [B, P], [B, d + d'], [B]
         longest = getattr(model.config, "max_position_embeddings", None) or torch.iinfo(torch.long).max
         accepted: list[list[int]] = [[] for _ in rows]
         while not all(row.ended for row in rows):
+            rows[0].show()
             root = torch.stack([row.tokens[-1] for row in rows])
             drafts, tree = propose(drafter, state, root, whole, self.confidence)  # [B, N]
             depths = torch.tensor(tree.depths, device=drafts.device)
-            with FewTokens() if len(tree) > 1 else nullcontext():
+            with TransposedLinear() if len(tree) > 1 else nullcontext():
                 output = model(
                     input_ids=drafts,
                     attention_mask=tree_mask(seen.bool(), tree.ancestors, model.base_model.dtype),
@@ -132,36 +126,29 @@ class SpeculativeDecoding:
                 if row.ended:
                     paths.append([0])
                     continue
-                paths.append(_follow(model, output, row, drafts[index].tolist(), tree))
+                paths.append(row.follow(output, drafts[index].tolist(), tree))
                 accepted[index].append(len(paths[-1]) - 1)
             path, kept = _pad(paths, drafts.device)  # [B, n] each
             keep_path(prompt.cache, path, len(tree))
             seen = torch.cat((seen, kept.to(seen)), dim=-1)
             state = drafter.state[torch.arange(len(rows)), [path[-1] for path in paths]]
             position = position + kept.sum(dim=-1)
-            if streamer is not None:
-                rows[0].show(streamer)
-        if streamer is not None:
-            rows[0].show(streamer)
-            streamer.end()
-        sequences = join_rows([row.tokens for row in rows], generation_config)
-        if not generation_config.return_dict_in_generate:
-            return sequences
+        rows[0].show()
         passes = sum(map(len, accepted))
         return SpeculativeOutput(
-            sequences=sequences,
+            sequences=join_rows([row.tokens for row in rows], run.config),
             accepted=accepted,
             acceptance_length=1 + sum(map(sum, accepted)) / passes if passes else None,
         )
 
     def _tree(self, model: OtterModel) -> DraftTree:
-        signal: Any = model.adapter(model.adapter_name(self.adapter_name, "draft")).config.signal
+        signal: Any = model.adapter(model.adapter_name(self.adapter_name, Capability.DRAFTS)).config.signal
         if signal.accuracy:
             return DraftTree.best(signal.accuracy, self.drafts)
         return DraftTree.chain(min(self.drafts, signal.heads))
 
     def _drafter(self, model: OtterModel, output: Any) -> Drafter:
-        return output.signals[model.adapter_name(self.adapter_name, "draft")]
+        return output.signals[model.adapter_name(self.adapter_name, Capability.DRAFTS)]
 
 
 def propose(
@@ -203,51 +190,39 @@ def propose(
     return tokens[:, kept], tree.only(kept)
 
 
-def _follow(model: OtterModel, output: Any, row: "_Row", drafts: Sequence[int], tree: DraftTree) -> list[int]:
-    """Chooses tokens from the root on, as long as each choice was drafted. Returns the nodes that are kept."""
-    path = [0]
-    while True:
-        token = row.choose(model, output, path[-1])
-        following = [child for child in tree.children[path[-1]] if drafts[child] == token]
-        if not following or row.ended:
-            return path
-        path.append(following[0])
-
-
 class _Row:
     """One sequence of the batch, which grows at its own pace."""
 
-    def __init__(
-        self,
-        index: int,
-        tokens: Tensor,
-        batch: int,
-        processor: LogitsProcessorList,
-        criteria: StoppingCriteriaList,
-        sample: bool,
-    ) -> None:
-        self.tokens = tokens
+    def __init__(self, run: Run, index: int) -> None:
+        self.tokens = run.input_ids[index]
         self.ended = False
+        self._run = run
         self._index = index
-        self._batch = batch
-        self._processor = processor
-        self._criteria = criteria
-        self._sample = sample
-        self._shown = len(tokens)
+        self._shown = len(self.tokens)
 
-    def choose(self, model: OtterModel, output: Any, position: int) -> int:
+    def choose(self, output: Any, position: int) -> int:
         """Appends the next token, chosen from what a pass says at a position of this row."""
-        reading = Reading.of(output, self._index, position)
-        scores = process_row(model, self._processor, self.tokens, reading, self._index, self._batch)[None]  # [1, V]
-        token = torch.multinomial(scores.softmax(dim=-1), 1)[0] if self._sample else scores.argmax(dim=-1)  # [1]
+        scores = process_row(self._run, self.tokens, Reading.of(output, self._index, position), self._index)[None]
+        sample = self._run.config.do_sample
+        token = torch.multinomial(scores.softmax(dim=-1), 1)[0] if sample else scores.argmax(dim=-1)  # [1]
         self.tokens = torch.cat((self.tokens, token))
-        self.ended = bool(self._criteria(self.tokens[None], scores).all())
+        self.ended = bool(self._run.criteria(self.tokens[None], scores).all())
         return int(token)
 
-    def show(self, streamer: BaseStreamer) -> None:
+    def follow(self, output: Any, drafts: Sequence[int], tree: DraftTree) -> list[int]:
+        """Chooses tokens from the root on, as long as each choice was drafted. Returns the nodes that are kept."""
+        path = [0]
+        while True:
+            token = self.choose(output, path[-1])
+            following = [child for child in tree.children[path[-1]] if drafts[child] == token]
+            if not following or self.ended:
+                return path
+            path.append(following[0])
+
+    def show(self) -> None:
         """Gives the streamer what is new."""
         for token in self.tokens[self._shown :]:
-            streamer.put(token[None].cpu())
+            self._run.show(token[None])
         self._shown = len(self.tokens)
 
 

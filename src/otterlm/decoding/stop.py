@@ -2,23 +2,39 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
-from transformers.generation.streamers import BaseStreamer
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from otterlm.decoding.checks import check_count
+from otterlm.decoding.loop import Loop, Run
+from otterlm.decoding.output import ReplacedOutput
+from otterlm.decoding.rows import join_rows
 from otterlm.errors import OtterError
+from otterlm.generation import Criteria, Generation, Intervention, Supports
 from otterlm.model import OtterModel
+from otterlm.signals.base import Capability
 
 
-class RewardStop(StoppingCriteria):
+def check_threshold(threshold: float, name: str = "the threshold") -> float:
+    """A number, which may be infinite.
+
+    Raises:
+        OtterError: it is not.
+    """
+    if not isinstance(threshold, int | float) or math.isnan(threshold):
+        raise OtterError(f"{name} must be a number, got {threshold!r}")
+    return threshold
+
+
+class RewardStop(Intervention, StoppingCriteria):
     """Ends each sequence whose reward has been under a threshold for some tokens in a row.
 
-    For `generate(..., stopping_criteria=[RewardStop(...)])`; every call needs a fresh one. The reward of a token is
-    known when the next has been chosen, so the end comes one token late.
+    For `generate(..., stopping_criteria=[RewardStop(...)])`. The reward of a token is known when the next has been
+    chosen, so the end comes one token late. Every call of `generate` starts anew.
 
     Args:
         model: the model that generates.
@@ -27,86 +43,108 @@ class RewardStop(StoppingCriteria):
         adapter_name: whose reward; may be left out where there is one.
 
     Attributes:
-        stopped: `[B]` bool, which sequences were ended by reward.
+        stopped: `[B]` bool, which sequences of the latest call were ended by reward.
 
     Raises:
         OtterError: a setting is out of range.
     """
 
-    def __init__(self, model: OtterModel, threshold: float, patience: int = 1, adapter_name: str | None = None) -> None:
-        if not isinstance(threshold, int | float) or math.isnan(threshold):
-            raise OtterError(f"the threshold must be a number, got {threshold!r}")
-        self.model = model
-        self.threshold = threshold
-        self.patience = check_count("patience", patience)
-        self.adapter_name = model.adapter_name(adapter_name, "reward")
-        self.stopped: Tensor | None = None
-        self._under: Tensor | None = None
-        self._ended: Tensor | None = None
+    supports = Supports(beams=False, drafts=False, unpadded=False)
+    guards = True
 
-    def __call__(self, input_ids: Tensor, scores: Tensor | None, **kwargs: Any) -> Tensor:
+    def __init__(self, model: OtterModel, threshold: float, patience: int = 1, adapter_name: str | None = None) -> None:
+        self.model: OtterModel = model
+        self.threshold = check_threshold(threshold)
+        self.patience = check_count("patience", patience)
+        self.adapter_name = model.adapter_name(adapter_name, Capability.PREFIX)
+        self.off = self.threshold == -math.inf
+        self.stopped: Tensor | None = None
+        self._under: Tensor | None = None  # [B], tokens in a row
+        self._generation: Generation | None = None
+
+    def reads(self, model: OtterModel) -> str:
+        """See `Intervention`."""
+        return self.adapter_name
+
+    def begin(self, generation: Generation) -> None:
+        """Forgets the call before."""
+        self._generation, self.stopped, self._under = generation, None, None
+        if generation.config._pad_token_tensor is not None:
+            # Transformers pads a row that has ended only beside a criterion with this attribute.
+            self.eos_token_id = generation.config._eos_token_tensor
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         """`[B, T]` tokens so far to `[B]` bool, which sequences are to end."""
-        if self.stopped is None or self._under is None or self._ended is None:
+        generation = self.model.generation
+        if generation is None:
+            raise OtterError("RewardStop reads the passes of one generation: generate with the OtterModel")
+        if generation is not self._generation:
+            self.begin(generation)
+        if self.stopped is None or self._under is None:
             # The latest pass read the prompt; its reward is not the response's.
             self.stopped = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
             self._under = torch.zeros_like(self.stopped, dtype=torch.long)
-            self._ended = torch.zeros_like(self.stopped)
-        else:
+        elif not self.off:
             low = self.model.signal(self.adapter_name).prefix[:, -1] < self.threshold
             self._under = torch.where(low, self._under + 1, 0)
+            stop = self._under >= self.patience
             # Behind the end of a sequence there is only padding, which is not judged.
-            self.stopped = self.stopped | ((self._under >= self.patience) & ~self._ended)
-        ends = self.model.generation_config.eos_token_id
-        if ends is not None:
-            self._ended = self._ended | torch.isin(input_ids[:, -1], torch.as_tensor(ends, device=input_ids.device))
+            self.stopped = self.stopped | (stop if generation.ended is None else stop & ~generation.ended)
         return self.stopped
 
 
-class ReplaceStopped:
+class ReplaceStopped(Loop):
     """A decoding loop, `generate(..., custom_generate=ReplaceStopped(...))`: a response that `RewardStop` ends gives
     way to another.
+
+    A streamer is shown the response once it is complete: until then it may be replaced. A cache that is kept for the
+    next turn is emptied where a response was replaced, so that the next turn reads the text anew.
 
     Args:
         threshold, patience, adapter_name: as for `RewardStop`.
         replacement: token ids of the response put in its place.
+
+    Raises:
+        OtterError: a setting is out of range.
     """
+
+    supports = replace(Loop.supports, caches=True, synced=True)
+    guards = True
+    output = ReplacedOutput
 
     def __init__(
         self, threshold: float, replacement: Sequence[int], patience: int = 1, adapter_name: str | None = None
     ) -> None:
-        self.threshold = threshold
+        self.threshold = check_threshold(threshold)
         self.replacement = list(replacement)
-        self.patience = patience
+        self.patience = check_count("patience", patience)
         self.adapter_name = adapter_name
+        self.off = threshold == -math.inf
         if not self.replacement:
             raise OtterError("the replacement has no tokens")
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        model: OtterModel,
-        input_ids: Tensor,
-        logits_processor: LogitsProcessorList,
-        stopping_criteria: StoppingCriteriaList,
-        generation_config: GenerationConfig,
-        synced_gpus: bool = False,
-        streamer: BaseStreamer | None = None,
-        **model_kwargs: Any,
-    ) -> Tensor:
-        """Called by `generate`. Returns the sequences, `[B, T]`."""
-        prompt = input_ids.shape[1]
-        stop = RewardStop(model, self.threshold, self.patience, self.adapter_name)
-        criteria = StoppingCriteriaList([*stopping_criteria, stop])
-        output = model._sample(
-            input_ids, logits_processor, criteria, generation_config, synced_gpus, streamer, **model_kwargs
-        )
-        sequences: Tensor = output if isinstance(output, Tensor) else output.sequences
-        if stop.stopped is None or not stop.stopped.any():
-            return sequences
-        pad = generation_config._pad_token_tensor
-        fill = int(pad) if pad is not None else self.replacement[-1]
-        replaced = sequences.new_full((len(sequences), max(sequences.shape[1], prompt + len(self.replacement))), fill)
-        replaced[:, : sequences.shape[1]] = sequences
-        replaced[stop.stopped, prompt:] = fill
-        replaced[stop.stopped, prompt : prompt + len(self.replacement)] = sequences.new_tensor(self.replacement)
-        return replaced
+    def reads(self, model: OtterModel) -> str:
+        """See `Intervention`."""
+        return model.adapter_name(self.adapter_name, Capability.PREFIX)
+
+    def decode(self, run: Run) -> ReplacedOutput:
+        """See `Loop`."""
+        stop = RewardStop(run.model, self.threshold, self.patience, self.adapter_name)
+        stop.begin(run.generation)
+        criteria = Criteria(StoppingCriteriaList([*run.criteria, stop]), run.generation)
+        sequences = run.sample(stopping_criteria=criteria)
+        assert stop.stopped is not None
+        if stop.stopped.any():
+            sequences = self._replace(run, sequences, stop.stopped)
+            if run.user_cache is not None:
+                run.user_cache.reset()  # it holds what was said before
+        run.show_all(sequences[:, run.input_ids.shape[1] :])
+        return ReplacedOutput(sequences=sequences, replaced=stop.stopped)
+
+    def _replace(self, run: Run, sequences: Tensor, stopped: Tensor) -> Tensor:
+        prompt = run.input_ids.shape[1]
+        rows = [
+            torch.cat((row[:prompt], row.new_tensor(self.replacement))) if gone else row
+            for row, gone in zip(sequences, stopped.tolist(), strict=True)
+        ]
+        return join_rows(rows, run.config)

@@ -6,17 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    DynamicCache,
-    GenerationConfig,
-    LogitsProcessorList,
-    PreTrainedTokenizerBase,
-    StoppingCriteriaList,
-)
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from otterlm.errors import OtterError
+from otterlm.generation import Generation, Intervention, Request, Supports
 from otterlm.model import OtterModel
-from otterlm.signals import ContrastSignal, RewardSignal, Signal
+from otterlm.signals.base import Capability
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +31,11 @@ class StreamedToken:
 
 
 def stream_tokens(
-    model: OtterModel, tokenizer: PreTrainedTokenizerBase, input_ids: Tensor, **generate_kwargs: Any
+    model: OtterModel,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    /,
+    input_ids: Tensor | None = None,
+    **generate_kwargs: Any,
 ) -> Iterator[StreamedToken]:
     """Generates from one prompt, yielding every token as soon as its signals are known.
 
@@ -44,19 +43,26 @@ def stream_tokens(
 
     Args:
         model: with its adapters.
-        tokenizer: the base's.
-        input_ids: `[1, T]`.
+        tokenizer: the base's; it may also be given by name, as to `generate`.
+        input_ids: `[1, T]`; None where `inputs_embeds` are given.
         generate_kwargs: as for `generate`, with `logits_processor` and `stopping_criteria` (but not `custom_generate`).
 
     Raises:
-        OtterError: there is more than one prompt.
+        OtterError: there is more than one prompt, or a setting of `generate` that a stream cannot honour.
     """
-    if input_ids.dim() != 2 or len(input_ids) != 1:
-        raise OtterError(f"streaming takes one prompt, [1, T] token ids, got shape {list(input_ids.shape)}")
-    steps = model.generate(input_ids, custom_generate=_tokens, **generate_kwargs)
+    tokenizer = generate_kwargs.pop("tokenizer", tokenizer) if tokenizer is None else tokenizer
+    if tokenizer is None:
+        raise OtterError("streaming decodes tokens: give the tokenizer")
+    prompt = generate_kwargs.get("inputs_embeds") if input_ids is None else input_ids
+    if prompt is None or prompt.dim() < 2 or len(prompt) != 1:
+        shape = None if prompt is None else list(prompt.shape)
+        raise OtterError(f"streaming takes one prompt, [1, T] token ids, got shape {shape}")
+    if generate_kwargs.get("custom_generate") is not None:
+        raise OtterError("streaming is a decoding loop itself: leave custom_generate out")
+    arguments = {"tokenizer": tokenizer} | generate_kwargs | {"input_ids": input_ids, "custom_generate": _Stream()}
     generated: list[int] = []
     printed = ""
-    for token, signals in steps:
+    for token, signals in model.generate(**arguments):
         generated.append(token)
         text = tokenizer.decode(generated, skip_special_tokens=True)
         # A byte-level token may end inside a character: its text waits for the rest.
@@ -65,42 +71,73 @@ def stream_tokens(
         yield StreamedToken(token, new, signals)
 
 
-def _tokens(
-    model: OtterModel,
-    input_ids: Tensor,
-    logits_processor: LogitsProcessorList,
-    stopping_criteria: StoppingCriteriaList,
-    generation_config: GenerationConfig,
-    **model_kwargs: Any,
-) -> Iterator[tuple[int, dict[str, float]]]:
-    """The plain decoding loop as a generator: a token is given once the pass after it has read it."""
-    cache = DynamicCache(config=model.config)
-    with torch.no_grad():
-        output = model(input_ids=input_ids, past_key_values=cache, logits_to_keep=1)
-    unfinished = True
-    while unfinished:
-        with torch.no_grad():
-            # Processors read the latest signals, and since ours another stream's pass may have been made.
-            before = model.read_signals({name: signal.state for name, signal in output.signals.items()})
-            scores = logits_processor(input_ids, output.logits[:, -1].float())
-            if generation_config.do_sample:
-                token = torch.multinomial(scores.softmax(dim=-1), 1)
-            else:
-                token = scores.argmax(dim=-1, keepdim=True)  # [1, 1]
-            input_ids = torch.cat((input_ids, token), dim=-1)
-            output = model(input_ids=token, past_key_values=cache)
-            unfinished = not bool(stopping_criteria(input_ids, scores).all())
-            values = _values(int(token), before, output.signals)
-        yield int(token), values
+class _Stream(Intervention):
+    """The base's own decoding as a generator: a token is given once the pass after it has read it."""
 
+    supports = Supports(
+        beams=False,
+        drafts=False,
+        samples=False,
+        fixed_past=False,
+        scores=False,
+        synced=False,
+        streamer=False,
+    )
+    name = "stream_tokens"
 
-def _values(token: int, before: dict[str, Signal], after: dict[str, Signal]) -> dict[str, float]:
-    """What the pass that chose a token and the pass that read it say of it, by adapter."""
-    values = {}
-    for name, signal in after.items():
-        chose = before[name]
-        if isinstance(signal, RewardSignal):
-            values[name] = float(signal.prefix[0, -1])
-        elif isinstance(chose, ContrastSignal):
-            values[name] = float(chose.difference()[0, token])
-    return values
+    def prepare(self, request: Request) -> dict[str, Any]:
+        """Makes room for the last token, which `generate` does not read, in a cache of a fixed size."""
+        config, prompt = request.config, request.prompt
+        if config.cache_implementation is None or prompt is None:
+            return {}
+        longest = prompt.shape[1] + (config.max_new_tokens or config.max_length)
+        return {"max_cache_len": max(longest, config.max_cache_len or 0)}
+
+    def __call__(
+        self,
+        model: OtterModel,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **inputs: Any,
+    ) -> Iterator[tuple[int, dict[str, float]]]:
+        """Called by `generate`, which is over before the first step."""
+        assert model.generation is not None
+        return self._steps(
+            model, model.generation, input_ids, logits_processor, stopping_criteria, generation_config, inputs
+        )
+
+    def _steps(
+        self,
+        model: OtterModel,
+        generation: Generation,
+        input_ids: Tensor,
+        processors: LogitsProcessorList,
+        criteria: StoppingCriteriaList,
+        config: GenerationConfig,
+        inputs: dict[str, Any],
+    ) -> Iterator[tuple[int, dict[str, float]]]:
+        """Each step may run in another thread, between those of other streams."""
+        with model.generating(generation), torch.no_grad():
+            output, after = model._prefill(input_ids, config, inputs), model.signals
+        unfinished = True
+        while unfinished:
+            before = after
+            with model.generating(generation), model.show_signals(before), torch.no_grad():
+                inputs = model._update_model_kwargs_for_generation(output, inputs)
+                scores = processors(input_ids, output.logits[:, -1].float())
+                if config.do_sample:
+                    token = torch.multinomial(scores.softmax(dim=-1), 1)
+                else:
+                    token = scores.argmax(dim=-1, keepdim=True)  # [1, 1]
+                input_ids = torch.cat((input_ids, token), dim=-1)
+                unfinished = not bool(criteria(input_ids, None).all())
+                length = 1 if inputs["use_cache"] else None
+                output = model(**model.prepare_inputs_for_generation(input_ids, next_sequence_length=length, **inputs))
+                values = {
+                    name: signal.beside(int(token), before[name])
+                    for name, signal in model.signals.items()
+                    if Capability.BESIDE in model.adapter(name).config.signal.capabilities
+                }
+            yield int(token), values

@@ -1,7 +1,6 @@
 """Exported folders: a base and its adapters as one model, that loads with one changed line.
 
-    config.json           the base's, its model_type with `otter_` before it, what is inserted under `otter`, and under
-                          `otter_channels` how an engine gives the rewards out
+    config.json           the base's, its model_type with `otter_` before it, and what is inserted under `otter`
     model*.safetensors    links to the base's own files
     otter.safetensors     the inserted tensors of all adapters, named `otter.NAME....`
     tokenizer and others  links
@@ -21,7 +20,6 @@ from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -30,17 +28,16 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from otterlm import adapter_files, files
 from otterlm.bases import base_folder
-from otterlm.config import OtterConfig, RewardConfig
-from otterlm.engines.vllm.channels import choose_channels
+from otterlm.config import OtterConfig
 from otterlm.errors import OtterError
 from otterlm.families import FAMILIES
-from otterlm.families.parts import decoder_config
 from otterlm.model import OtterModel
-from otterlm.training.continuations import end_tokens
 
 PREFIX = "otter_"
-ADAPTERS, CHANNELS = "otter", "otter_channels"
-"""The fields of `config.json` that are ours; the first also begins our tensors' names."""
+ADAPTERS = "otter"
+"""The field of `config.json` that is ours; our tensors' names begin with it, too."""
+FORMER = "otter_channels"
+"""A field that folders of earlier versions have, and that nothing reads."""
 WEIGHTS = "otter.safetensors"
 SPECIAL = ("config.json", SAFE_WEIGHTS_INDEX_NAME, WEIGHTS)
 """Files that are written rather than linked."""
@@ -78,15 +75,11 @@ def export(base: str, adapters: Mapping[str, str | Path], out: str | Path) -> No
         module = model.adapter(name)
         configs[name] = json.loads(module.config.to_json())
         inserted |= {f"{ADAPTERS}.{name}.{key}": value for key, value in module.state_dict().items()}
-    rewards = [name for name in adapters if isinstance(model.adapter(name).config.signal, RewardConfig)]
     config = model.base_model.config.to_dict()
     config |= {
         "model_type": PREFIX + config["model_type"],
         "architectures": [f"Otter{kind}" for kind in config.get("architectures") or [type(model.base_model).__name__]],
         ADAPTERS: configs,
-        CHANNELS: choose_channels(
-            rewards, _tokenizer(source), decoder_config(model.base_model).vocab_size, end_tokens(model.base_model)
-        ),
     }
     written = {
         "config.json": files.text(json.dumps(config, indent=2, sort_keys=True) + "\n"),
@@ -101,13 +94,6 @@ def export(base: str, adapters: Mapping[str, str | Path], out: str | Path) -> No
     for path in source.iterdir():
         if path.is_file() and path.name not in SPECIAL:
             _link(path.resolve(), target / path.name)
-
-
-def _tokenizer(folder: Path) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError):  # a base without one
-        return None
 
 
 def _link(source: Path, target: Path) -> None:
@@ -149,17 +135,11 @@ def read_adapters(config: PretrainedConfig) -> dict[str, OtterConfig]:
     return {name: OtterConfig.from_json(json.dumps(values), f"adapter {name}") for name, values in adapters.items()}
 
 
-def read_kinds(config: PretrainedConfig) -> dict[str, str]:
-    """What each adapter of an exported folder predicts: `reward`, `contrast` or `draft`, by name."""
-    adapters: dict[str, Any] = config.otter
-    return {name: str(values["signal"]["type"]) for name, values in adapters.items()}
-
-
 def base_config(config: PretrainedConfig) -> PretrainedConfig:
     """The base's own configuration, of an exported folder's."""
     values = config.to_dict()
     del values[ADAPTERS]
-    values.pop(CHANNELS, None)
+    values.pop(FORMER, None)
     values["model_type"] = config.model_type.removeprefix(PREFIX)
     values["architectures"] = [kind.removeprefix("Otter") for kind in values.get("architectures") or []]
     return CONFIG_MAPPING[values["model_type"]].from_dict(values)
@@ -175,21 +155,6 @@ class _AutoModel:
     def from_pretrained(self, folder: str, *_: Any, config: PretrainedConfig, **kwargs: Any) -> OtterModel:
         """See `load_exported`."""
         return load_exported(folder, config, **kwargs)
-
-
-latest: list[PretrainedConfig] = []
-"""The configuration of the exported folder that was read last. An engine's front end checks requests in a class method
-that is given no configuration; it has read one."""
-
-
-class _Exported:
-    """Mixed into the base's configuration class."""
-
-    @classmethod
-    def from_dict(cls, *args: Any, **kwargs: Any) -> Any:
-        config = super().from_dict(*args, **kwargs)  # type: ignore[misc]
-        latest[:] = [config[0] if isinstance(config, tuple) else config]
-        return config
 
 
 def register() -> None:
@@ -213,9 +178,13 @@ def _unread(kind: str) -> Any:
 def _config_class(kind: str) -> Any:
     """The configuration of exported folders of a type, made known to `AutoModelForCausalLM`."""
     base: Any = CONFIG_MAPPING[kind]
-    fields = {"model_type": PREFIX + kind, ADAPTERS: None, CHANNELS: None, "__module__": __name__}
-    made: Any = type(f"Otter{base.__name__}", (_Exported, base), fields)
+    fields = {"model_type": PREFIX + kind, ADAPTERS: None, "__module__": __name__}
+    made: Any = type(f"Otter{base.__name__}", (base,), fields)
     # Engines send configurations to other processes by the name of their class.
     globals()[made.__name__] = made
     AutoModelForCausalLM.register(made, _AutoModel(made), exist_ok=True)
     return made
+
+
+# Engines send configurations to processes that have imported nothing else of ours.
+register()

@@ -10,12 +10,15 @@ from transformers import DynamicCache, LogitsProcessor
 
 from otterlm.cache import keep_path
 from otterlm.decoding.checks import check_count, check_weight
-from otterlm.decoding.few_tokens import FewTokens
+from otterlm.decoding.rows import repeated
+from otterlm.decoding.transposed_linear import TransposedLinear
+from otterlm.errors import OtterError
+from otterlm.generation import Intervention, Supports
 from otterlm.masks import token_positions, tree_mask
 from otterlm.peers.reward_model import SeparateRewardModel
 
 
-class ARGS(LogitsProcessor):
+class ARGS(Intervention, LogitsProcessor):
     """logits + weight * reward of the prefix with each candidate. For one call of a base's `generate`; greedy decoding
     is ARGS-greedy, sampling is ARGS-stochastic.
 
@@ -30,6 +33,8 @@ class ARGS(LogitsProcessor):
         OtterError: a setting is out of range.
     """
 
+    supports = Supports(embeddings=False, new_tokens_only=False)
+
     def __init__(
         self,
         reward_model: SeparateRewardModel,
@@ -40,6 +45,7 @@ class ARGS(LogitsProcessor):
     ) -> None:
         self.reward_model = reward_model
         self.weight = check_weight(weight)
+        self.off = self.weight == 0
         self.top_k = check_count("top_k", top_k)
         self.cached = cached
         self._prompt_mask = attention_mask
@@ -48,12 +54,15 @@ class ARGS(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """`[B, T]` tokens so far and `[B, V]` scores of the next to `[B, V]`."""
-        if self.weight == 0:
+        if self.off:
             return scores
         likely, candidates = scores.topk(min(self.top_k, scores.shape[-1]), dim=-1)  # [B, k]
         mask = torch.ones_like(input_ids)
         if self._prompt_mask is not None:
-            mask[:, : self._prompt_mask.shape[1]] = self._prompt_mask
+            prompt = self._prompt_mask.shape[1]
+            if input_ids.shape[1] < prompt:
+                raise OtterError(f"the prompt has {input_ids.shape[1]} tokens, but its attention_mask has {prompt}")
+            mask[:, :prompt] = repeated(self._prompt_mask, len(mask))
         rewards = (self._over_cache if self.cached else self._anew)(input_ids, candidates, mask)
         guided = likely + self.weight * rewards.to(likely)
         return torch.full_like(scores, -torch.inf).scatter(-1, candidates, guided)
@@ -74,7 +83,7 @@ class ARGS(LogitsProcessor):
             )
         k = candidates.shape[1]
         rivals = torch.eye(k, dtype=torch.bool)
-        with FewTokens():
+        with TransposedLinear():
             read = self.reward_model.read(
                 input_ids=candidates,
                 attention_mask=tree_mask(mask.bool(), rivals, self.reward_model.classifier.dtype),

@@ -25,6 +25,9 @@ class CARDS(RejectionSampling):
         self.reward_model = reward_model
         self._read: dict[int, tuple[Tensor, DynamicCache]] = {}  # of each row, what is in its cache
 
+    def reads(self, model: OtterModel) -> None:
+        """None: no adapter is needed."""
+
     def _rewards(self, model: OtterModel, output: Any, rows: list[Segments], judged: list[int]) -> list[float]:
         return [self._reward(index, rows[index].tokens) for index in judged]
 

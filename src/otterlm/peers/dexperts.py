@@ -2,15 +2,16 @@
 
 import copy
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from otterlm.decoding.companion import Companion, CompanionContrast
-from otterlm.training.losses import next_token_loss
-from otterlm.training.packing import Batch
+from otterlm.decoding.read_along import ReadAlongModel, TwoModelContrast
+from otterlm.identity import of_weights
+from otterlm.training.data.packing import Batch, followed_tokens
 
 
-class DExperts(CompanionContrast):
+class DExperts(TwoModelContrast):
     """The logits processor for one call of a base's `generate`.
 
     Args:
@@ -29,8 +30,8 @@ class DExperts(CompanionContrast):
         alpha: float = 2.0,
         top_p: float = 0.9,
     ) -> None:
-        expert_reads, anti_expert_reads = (Companion(model, prompt, attention_mask) for model in (expert, anti_expert))
-        super().__init__(expert_reads, anti_expert_reads, prompt.shape[1], alpha, top_p)
+        wanted, unwanted = (ReadAlongModel(side, prompt, attention_mask) for side in (expert, anti_expert))
+        super().__init__(wanted, unwanted, prompt.shape[1], alpha, top_p)
 
 
 class FineTunedExpert(nn.Module):
@@ -38,13 +39,23 @@ class FineTunedExpert(nn.Module):
 
     Args:
         base: what it starts from; it is copied, not changed.
+
+    Attributes:
+        identity: what its training depends on, see `otterlm.identity`.
     """
 
     def __init__(self, base: PreTrainedModel) -> None:
         super().__init__()
         self.model = copy.deepcopy(base).requires_grad_(True)
+        self.identity = {"base": of_weights(base)}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The language-model loss on packed texts."""
         logits = self.model(**batch.inputs(self.model.dtype)).logits
         return {"loss": next_token_loss(logits, batch)}
+
+
+def next_token_loss(logits: Tensor, batch: Batch) -> Tensor:
+    """Cross-entropy of the response tokens under `[B, T, V]` logits, the mean over tokens."""
+    row, position, parent = followed_tokens(batch)
+    return F.cross_entropy(logits[row, parent].float(), batch.input_ids[row, position])

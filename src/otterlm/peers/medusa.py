@@ -9,9 +9,10 @@ from transformers import PreTrainedModel
 
 from otterlm.decoding.draft_tree import DraftTree
 from otterlm.decoding.speculative import SpeculativeDecoding
+from otterlm.identity import of_weights
 from otterlm.model import OtterModel
-from otterlm.training.draft import draft_metrics
-from otterlm.training.packing import Batch
+from otterlm.signals.draft.objective import draft_metrics
+from otterlm.training.data.packing import Batch
 from otterlm.training.sources import FinalState, Source
 
 
@@ -76,6 +77,7 @@ class MedusaObjective(nn.Module):
         self.medusa = medusa
         self._model = (model,)  # not a submodule: its parameters are not trained here
         self._source = source
+        self.identity = {"base": of_weights(model.base_model)}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Scalars, see `DraftObjective`."""
@@ -101,6 +103,9 @@ class MedusaDecoding(SpeculativeDecoding):
     def __init__(self, medusa: MedusaHeads, tree: DraftTree, confidence: float = 0.0) -> None:
         super().__init__(tree=tree, confidence=confidence)
         self.medusa = medusa
+
+    def reads(self, model: OtterModel) -> None:
+        """None: no adapter is needed."""
 
     def _drafter(self, model: OtterModel, output: Any) -> MedusaDrafter:
         return self.medusa(output.hidden_states[-1])

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from otterlm.errors import OtterError, reason
-from otterlm.training.losses import bradley_terry, preference_accuracy
-from otterlm.training.packing import Batch
+from otterlm.identity import of_weights
+from otterlm.signals.reward.losses import bradley_terry, preference_accuracy
+from otterlm.training.data.packing import Batch
 
 
 class SeparateRewardModel(nn.Module):
@@ -19,11 +20,15 @@ class SeparateRewardModel(nn.Module):
 
     Args:
         classifier: a sequence classifier of Transformers with one label, whose score head reads every position.
+
+    Attributes:
+        identity: what its training depends on, see `otterlm.identity`: the weights that it starts from.
     """
 
     def __init__(self, classifier: PreTrainedModel) -> None:
         super().__init__()
         self.classifier = classifier
+        self.identity = {"base": of_weights(classifier)}
 
     @classmethod
     def of(cls, base: PreTrainedModel, shared: bool = False) -> Self:
@@ -51,11 +56,14 @@ class SeparateRewardModel(nn.Module):
             OtterError: there is none, or it has more labels or another kind of head.
         """
         try:
-            classifier = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype)
+            load = AutoModelForSequenceClassification.from_pretrained
+            classifier, loading = load(folder, dtype=dtype, output_loading_info=True)
         except Exception as error:
             raise OtterError(f"{folder} is not a reward model: {reason(error)}") from error
         if classifier.num_labels != 1 or not hasattr(classifier, "score"):
             raise OtterError(f"{folder} is not a reward model: it must have one label and a score for every position")
+        if loading["missing_keys"]:  # Transformers makes them up
+            raise OtterError(f"{folder} is not a reward model: it lacks {min(loading['missing_keys'])}")
         return cls(classifier.requires_grad_(False).eval())
 
     def save_pretrained(self, folder: str | Path) -> None:

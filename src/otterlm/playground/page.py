@@ -8,6 +8,7 @@ import gradio as gr
 from otterlm.errors import OtterError
 from otterlm.playground import render
 from otterlm.playground.session import Session, Settings
+from otterlm.signals.base import Capability
 
 PROMPT = "What is the easiest way to steal a bicycle?"
 NEVER = -10.0
@@ -28,13 +29,13 @@ def build(session: Session, base: str) -> gr.Blocks:
     """
 
     def compare(
-        prompt: str, shown: str, steering: str, weight: float, top_k: int, threshold: float, max_new_tokens: int
+        prompt: str, shown: str, steering: str | None, weight: float, top_k: int, threshold: float, max_new_tokens: int
     ) -> Iterator[tuple[str, str, str, str]]:
-        stops = threshold != NEVER and session.kinds.get(shown) == "reward"
+        stops = threshold != NEVER and session.can(shown, Capability.PREFIX)
         threshold = threshold if stops else -math.inf
         settings = Settings(shown, steering, weight, top_k, threshold, max_new_tokens)
         try:
-            sizes = session.bytes_of({shown, steering})
+            sizes = session.bytes_of({name for name in (shown, steering) if name is not None})
             for comparison in session.compare(prompt, settings):
                 yield (
                     *render.responses(comparison, shown),
@@ -50,7 +51,7 @@ def build(session: Session, base: str) -> gr.Blocks:
             prompt = gr.Textbox(PROMPT, label="Prompt", scale=8, elem_id="prompt")
             run, stop = gr.Button("Compare", variant="primary", elem_id="run"), gr.Button("Stop")
         with gr.Row():
-            shown = gr.Dropdown(session.steering, label="Colours", info="the tokens, and the curve")
+            shown = gr.Dropdown(session.coloured, label="Colours", info="the tokens, and the curve")
             steering = gr.Dropdown(session.steering, label="Steers", info="the guided response")
             weight = gr.Slider(-10, 10, 2, step=0.1, label="Weight", info="0: the original", elem_id="weight")
             top_k = gr.Slider(1, 100, 10, step=1, label="k", info="candidates a token, of a reward", elem_id="top-k")
@@ -81,9 +82,9 @@ def build(session: Session, base: str) -> gr.Blocks:
 
 
 def _describe(session: Session) -> Iterator[str]:
-    for name, kind in session.kinds.items():
-        idle = "" if name in session.steering else ": neither colours nor steers here, `otter generate` drafts with it"
-        yield f"**{name}** ({kind}{idle})"
+    for name, signal in session.signals.items():
+        shown = name in session.coloured or name in session.steering
+        yield f"**{name}** ({signal.type}{'' if shown else ': neither colours nor steers, see `otter generate`'})"
 
 
 def serve(session: Session, base: str, host: str, port: int) -> tuple[gr.Blocks, str]:

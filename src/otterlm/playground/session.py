@@ -9,14 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
 from otterlm.bases import check_context
-from otterlm.decoding import ContrastGuidance, RewardGuidance, RewardStop, StreamedToken, stream_tokens
+from otterlm.decoding import RewardStop, StreamedToken, stream_tokens
 from otterlm.decoding.checks import check_count
+from otterlm.decoding.registry import InterventionSettings, intervention_type
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
-from otterlm.training.packing import prompt_tokens
+from otterlm.signals.base import STEERS, Capability
+from otterlm.training.data.tokens import prompt_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,7 @@ class Settings:
 
     Attributes:
         shown: the adapter whose signal colours the tokens; a reward also stops the guided response.
-        steering: the adapter that guides.
+        steering: the adapter that guides; None: none.
         weight: of its reward, or alpha of its contrast; 0 gives the original.
         top_k: candidates a step, of a reward.
         threshold: the guided response ends when the shown reward falls under it; minus infinity: never.
@@ -33,7 +35,7 @@ class Settings:
     """
 
     shown: str
-    steering: str
+    steering: str | None
     weight: float = 2.0
     top_k: int = 10
     threshold: float = -torch.inf
@@ -70,21 +72,27 @@ class Session:
         tokenizer: the base's.
 
     Attributes:
-        kinds: what each adapter predicts, by name.
-        steering: names of the adapters that can colour and steer: rewards and contrasts.
+        signals: the configuration of each adapter's signal, by name.
+        coloured: names of the adapters that give a number beside every token.
+        steering: names of the adapters that can steer.
 
     Raises:
-        OtterError: no adapter can colour and steer.
+        OtterError: no adapter gives a number beside every token.
     """
 
     def __init__(self, model: OtterModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.kinds = {name: model.adapter(name).config.signal.type for name in model.active_adapters}
-        self.steering = [name for name, kind in self.kinds.items() if kind != "draft"]
-        if not self.steering:
-            raise OtterError("there is nothing to colour or steer with: give a reward or a contrast adapter")
+        self.signals = {name: model.adapter(name).config.signal for name in model.active_adapters}
+        self.coloured = [name for name in self.signals if self.can(name, Capability.BESIDE)]
+        self.steering = [name for name in self.signals if self.can(name, STEERS)]
+        if not self.coloured:
+            raise OtterError("there is nothing to colour with: give an adapter that says a number beside every token")
         self._model = model
         self._tokenizer = tokenizer
         self._turn = threading.Lock()
+
+    def can(self, name: str | None, capability: Capability) -> bool:
+        """Whether an adapter's signal can do one of these."""
+        return name in self.signals and bool(self.signals[name].capabilities & capability)
 
     def compare(self, prompt: str, settings: Settings) -> Iterator[Comparison]:
         """Generates both responses, greedily, and the base's alone, which times them.
@@ -97,12 +105,12 @@ class Session:
             OtterError: the prompt is empty or too long, or a setting is out of range.
         """
         ids = self._read(prompt, settings.max_new_tokens)
-        adapters = list({settings.shown, settings.steering})
+        adapters = [name for name in dict.fromkeys((settings.shown, settings.steering)) if name is not None]
         guidance, stop = self._guidance(settings), self._stop(settings)
         alone = self._respond(ids, settings, [])
         original = self._respond(ids, settings, adapters)
         guided = self._respond(
-            ids, settings, adapters, logits_processor=[guidance], stopping_criteria=[] if stop is None else [stop]
+            ids, settings, adapters, logits_processor=guidance, stopping_criteria=[] if stop is None else [stop]
         )
         growing = [original, guided, alone]
         while growing:
@@ -135,15 +143,20 @@ class Session:
         check_context(self._model.config, len(tokens) + check_count("max_new_tokens", max_new_tokens))
         return torch.tensor([tokens], device=self._model.device)  # [1, T]
 
-    def _guidance(self, settings: Settings) -> RewardGuidance | ContrastGuidance:
-        if self.kinds.get(settings.steering) == "contrast":
-            return ContrastGuidance(self._model, settings.weight, adapter_name=settings.steering)
-        return RewardGuidance(self._model, settings.weight, settings.top_k, settings.steering)
+    def _guidance(self, settings: Settings) -> list[LogitsProcessor]:
+        if settings.steering is None:
+            return []
+        use = "contrast" if self.can(settings.steering, Capability.REPLACES) else "guidance"
+        strength = InterventionSettings(settings.weight, settings.top_k, alpha=settings.weight)
+        return [intervention_type(use).make(self._model, settings.steering, strength)]
 
     def _stop(self, settings: Settings) -> RewardStop | None:
-        if self.kinds.get(settings.shown) == "contrast":
+        if not self.can(settings.shown, Capability.PREFIX):
             return None
-        return RewardStop(self._model, settings.threshold, adapter_name=settings.shown)
+        stop: RewardStop = intervention_type("stop").make(
+            self._model, settings.shown, InterventionSettings(threshold=settings.threshold)
+        )
+        return stop
 
     def _respond(self, ids: Tensor, settings: Settings, adapters: list[str], **steering: Any) -> "_Response":
         stream = stream_tokens(

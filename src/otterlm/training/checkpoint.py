@@ -1,6 +1,8 @@
 """One safetensors file holds all a run needs to go on after a kill -9: weights, best weights, optimizer, position."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,10 @@ from torch import Tensor, nn
 
 from otterlm.errors import OtterError
 from otterlm.files import write_tensors
+from otterlm.identity import Identity, check
+
+CHECKPOINT = "checkpoint.safetensors"
+PROGRESS = {"step", "best", "stale", "finished"}
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -42,15 +48,22 @@ def save_checkpoint(
     write_tensors(path, tensors, {"progress": json.dumps(progress)})
 
 
+def check_checkpoint(path: Path, wanted: Identity, partial: bool = False) -> None:
+    """Checks that a checkpoint, if there is one, is of this run. Arguments and errors: see `otterlm.identity.check`."""
+    if path.exists():
+        with _opened(path) as file:
+            check(path, _progress(file)["identity"], wanted, partial)
+
+
 def load_checkpoint(
-    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any]
+    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, wanted: Identity
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Restores what `save_checkpoint` saved. Nothing is touched before the whole file has been checked.
 
     Args:
         path: the file.
         module, optimizer: are given the saved state.
-        identity: what the run that is to go on has under `identity` in its progress.
+        wanted: the identity of the run that is to go on, as `identity` in its progress.
 
     Returns:
         The best parameters and the rest of the progress.
@@ -59,15 +72,10 @@ def load_checkpoint(
         OtterError: the file is damaged, or of a run with another identity.
     """
     names = trainable(module)
-    try:
-        with safe_open(path, framework="pt") as file:
-            progress = json.loads((file.metadata() or {})["progress"])
-            saved_identity = progress.pop("identity")
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, OSError) as error:
-        raise _damaged(path, error) from error
-    if saved_identity != json.loads(json.dumps(identity)):
-        raise OtterError(f"{path} belongs to a run with other settings or data; delete it or choose another --out")
+    with _opened(path) as file:
+        progress = _progress(file)
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+    check(path, progress.pop("identity"), wanted)
     slots = ("step", "exp_avg", "exp_avg_sq") if progress.get("step") else ()
     expected = {f"{part}.{name}" for name in names for part in ("model", "best", *(f"optimizer.{s}" for s in slots))}
     if expected != set(tensors):
@@ -82,6 +90,22 @@ def load_checkpoint(
             value = tensors[f"optimizer.{slot}.{name}"]
             optimizer.state[parameter][slot] = value.to(parameter.device) if value.dim() else value
     return {name: tensors[f"best.{name}"].to(parameter.device) for name, parameter in names.items()}, progress
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, KeyError, json.JSONDecodeError, TypeError, AttributeError, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def _progress(file: Any) -> dict[str, Any]:
+    progress: dict[str, Any] = json.loads(file.metadata()["progress"])
+    if set(progress) != {*PROGRESS, "identity"} or not isinstance(progress["identity"], dict):
+        raise KeyError("identity")
+    return progress
 
 
 def _damaged(path: Path, reason: object) -> OtterError:

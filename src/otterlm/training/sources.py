@@ -13,12 +13,11 @@ from torch import Tensor
 
 from otterlm.families import Family
 from otterlm.families.parts import decoder_config, inputs_of
-from otterlm.fingerprint import fingerprint
+from otterlm.identity import Identity, identity, of_config, of_data, of_weights
 from otterlm.masks import branch_mask
 from otterlm.model import OtterModel
-from otterlm.progress import track
 from otterlm.taps import LayerTaps, Visitor
-from otterlm.training.packing import Batch, Example, collate, length_buckets
+from otterlm.training.data.packing import Batch, Example, collate
 from otterlm.training.token_file import TokenFile
 
 
@@ -35,6 +34,11 @@ def read_batch(model: OtterModel, source: Source, batch: Batch, adapter_name: st
     source.show(batch, stream)
     assert stream.state is not None
     return model.read_signals({adapter_name: stream.state})[adapter_name]
+
+
+def of_adapter(model: OtterModel, adapter_name: str) -> Identity:
+    """What the checkpoint of an adapter's training must agree with, beside the trainer's own settings."""
+    return {"base": of_weights(model.base_model), "adapter": of_config(model.adapter(adapter_name).config)}
 
 
 class LiveBase:
@@ -63,7 +67,8 @@ class RecordedBase:
         batch_size: examples a recording pass.
 
     Raises:
-        OtterError: the recording does not fit on the disk.
+        OtterError: the folder holds the recording of another run, the recording does not fit on the disk, or another
+            process is making it.
     """
 
     def __init__(self, model: OtterModel, examples: Sequence[Example], folder: Path, batch_size: int = 8) -> None:
@@ -81,20 +86,23 @@ class RecordedBase:
         }
         self._parts = [sizes.get(name, base) for name in self._fields]
         width = len(self._layers) * sum(self._parts) + base
-        identity = {"base": fingerprint(model.base_model), "layers": self._layers}
-        self._file = TokenFile(folder / "recording.bf16", examples, width, torch.bfloat16, identity)
-        if not self._file.finished:
-            self._record(examples, batch_size)
-            self._file.finish()
+        parts = {"base": of_weights(model.base_model), "layers": self._layers, "data": of_data(_texts(examples))}
+        self._file = TokenFile(
+            folder / "recording.bf16",
+            examples,
+            width,
+            torch.bfloat16,
+            identity("recording of the base", **parts),
+            self._recorded,
+            batch_size,
+            "recording the base",
+        )
 
     @torch.no_grad()
-    def _record(self, examples: Sequence[Example], batch_size: int) -> None:
-        live = LiveBase(self._model)
-        batches = list(length_buckets(examples, batch_size))
-        for group in track(batches, "recording the base"):
-            recorder = _Recorder(self._fields)
-            live.show(collate(group).to(self._model.device), recorder)
-            self._file.write(group, torch.cat(recorder.pieces, dim=-1))
+    def _recorded(self, group: Sequence[Example]) -> Tensor:
+        recorder = _Recorder(self._fields)
+        LiveBase(self._model).show(collate(group).to(self._model.device), recorder)
+        return torch.cat(recorder.pieces, dim=-1)  # [B, T, width]
 
     def show(self, batch: Batch, visitor: Visitor) -> None:
         """See `Source`."""
@@ -131,6 +139,11 @@ class RecordedBase:
         if not hasattr(rotary, "layer_types"):
             return rotary(state, positions)
         return rotary(state, positions, decoder_config(self._model.base_model).layer_types[index])
+
+
+def _texts(examples: Sequence[Example]) -> list[object]:
+    """What of examples the base reads: not their scores."""
+    return [(example.row, example.prefix, example.branches) for example in examples]
 
 
 def _recorded_fields(family: Family) -> list[str]:

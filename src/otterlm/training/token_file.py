@@ -1,18 +1,19 @@
 """Numbers beside every token of some examples, too many for memory: one file, a row a token, mapped."""
 
-import hashlib
 import json
+import mmap
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from otterlm.errors import OtterError
-from otterlm.files import write_text
-from otterlm.training.packing import Batch, Example
+from otterlm.files import hold, write_text
+from otterlm.identity import Identity, check
+from otterlm.progress import track
+from otterlm.training.data.packing import Batch, Example, length_buckets
 
 
 class TokenFile:
@@ -23,45 +24,47 @@ class TokenFile:
         examples: all that will be asked for.
         width: numbers a token.
         dtype: of the numbers.
-        identity: what else they depend on.
-
-    Attributes:
-        finished: whether it holds the numbers of these examples already; else they are to be written.
+        identity: what they depend on, see `otterlm.identity`; the examples are part of it.
+        numbers: gives those of some examples, `[B, T, width]`; called only if the file does not hold them yet.
+        batch_size: examples a call.
+        description: of the progress bar.
 
     Raises:
-        OtterError: it does not fit on the disk.
+        OtterError: it holds the numbers of another run, does not fit on the disk, or another process is writing it.
     """
 
     def __init__(
-        self, path: Path, examples: Sequence[Example], width: int, dtype: torch.dtype, identity: Mapping[str, Any]
+        self,
+        path: Path,
+        examples: Sequence[Example],
+        width: int,
+        dtype: torch.dtype,
+        identity: Identity,
+        numbers: Callable[[Sequence[Example]], Tensor],
+        batch_size: int,
+        description: str,
     ) -> None:
         self._starts, tokens = {}, 0
         for example in examples:
             self._starts[example.row] = tokens
             tokens += len(example)
-        texts = repr([(e.row, e.prefix, e.branches) for e in examples])
-        self._identity = json.dumps({**identity, "examples": hashlib.sha256(texts.encode()).hexdigest()})
-        self._mark = path.with_suffix(".json")
-        size = tokens * width * dtype.itemsize
-        path.parent.mkdir(parents=True, exist_ok=True)
-        known = self._mark.exists() and self._mark.read_text() == self._identity
-        self.finished = known and path.exists() and path.stat().st_size == size
-        if not self.finished:
-            self._mark.unlink(missing_ok=True)
-            _reserve(path, size)
-        self._rows = torch.from_file(str(path), shared=True, size=tokens * width, dtype=dtype).view(-1, width)
+        mark, size = path.with_suffix(".json"), tokens * width * dtype.itemsize
+        if not _finished(path, mark, size, identity):
+            with hold(path):
+                if not _finished(path, mark, size, identity):  # another process may have been first
+                    mark.unlink(missing_ok=True)
+                    _reserve(path, size)
+                    self._rows = _mapped(path, tokens, width, dtype)
+                    for group in track(list(length_buckets(examples, batch_size)), description):
+                        self._write(group, numbers(group))
+                    write_text(mark, json.dumps(identity))
+        self._rows = _mapped(path, tokens, width, dtype)
 
-    def write(self, group: Sequence[Example], numbers: Tensor) -> None:
-        """Writes the numbers of packed examples, `[B, T, width]`."""
+    def _write(self, group: Sequence[Example], numbers: Tensor) -> None:
         numbers = numbers.to("cpu", self._rows.dtype)
         for row, example in zip(numbers, group, strict=True):
             start = self._starts[example.row]
             self._rows[start : start + len(example)] = row[: len(example)]
-
-    def finish(self) -> None:
-        """All is written."""
-        write_text(self._mark, self._identity)
-        self.finished = True
 
     def read(self, batch: Batch) -> Tensor:
         """The numbers of a packed batch, `[B, T, width]` in memory."""
@@ -69,6 +72,25 @@ class TokenFile:
         # Padding repeats an example's first token: a state of zeros has no norm, and would be blown up by 1 / eps.
         places = torch.arange(batch.segments.shape[1]) * (batch.segments >= 0).cpu()  # [B, T]
         return self._rows[starts + places]
+
+
+def _finished(path: Path, mark: Path, size: int, identity: Identity) -> bool:
+    """Whether a file holds all numbers. Without a mark, or cut, it is made anew; of another run, it is refused."""
+    if not mark.exists():
+        return False
+    try:
+        saved = json.loads(mark.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise OtterError(f"{mark} is damaged ({error}); delete it to make {path.name} anew") from error
+    check(mark, saved, identity)
+    return path.exists() and path.stat().st_size == size
+
+
+def _mapped(path: Path, tokens: int, width: int, dtype: torch.dtype) -> Tensor:
+    # Not torch.from_file, which takes only paths that are UTF-8.
+    with path.open("r+b") as file:
+        memory = mmap.mmap(file.fileno(), tokens * width * dtype.itemsize)
+    return torch.frombuffer(memory, dtype=dtype).view(-1, width)
 
 
 def _reserve(path: Path, size: int) -> None:

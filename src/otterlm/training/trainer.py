@@ -4,10 +4,9 @@ The order of the data is a function of the seed and the epoch, dropout a functio
 that is killed and started again ends with the weights of one that was not.
 """
 
-import hashlib
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,15 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from otterlm.errors import OtterError
-from otterlm.files import remove_unfinished, write_text
+from otterlm.files import hold
+from otterlm.identity import Identity, identity, of_data
 from otterlm.progress import bar
-from otterlm.training.checkpoint import load_checkpoint, save_checkpoint, trainable
-from otterlm.training.packing import Example, collate, length_buckets
+from otterlm.settings import check_settings, setting
+from otterlm.training.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint, trainable
+from otterlm.training.data.packing import Example, collate, length_buckets
+from otterlm.training.log import Log
+
+DIVERGED = "lower the learning rate or look at the data (the last checkpoint is whole and is gone on with)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,24 +44,26 @@ class TrainingConfig:
         seed: of the order of the data and of dropout.
     """
 
-    epochs: int = 1
-    batch_size: int = 8
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    warmup: float = 0.06
+    epochs: int = setting(1, "Passes over the data.", minimum=1)
+    batch_size: int = setting(8, "Examples a step, over all processes.", minimum=1)
+    learning_rate: float = setting(1e-3, "The peak, after the warm-up.")
+    weight_decay: float = setting(0.01, "AdamW's.")
+    warmup: float = setting(0.06, "Fraction of the steps.")
     max_grad_norm: float = 1.0
-    evaluations_per_epoch: int = 2
-    checkpoint_every: int = 50
-    patience: int = 4
-    seed: int = 0
+    evaluations_per_epoch: int = setting(2, "How often the held-out part is scored.", minimum=1)
+    checkpoint_every: int = setting(50, minimum=1)
+    patience: int = setting(4, "Evaluations without a lower loss before training stops.", minimum=1)
+    seed: int = setting(0, "Of what is held out, of the order and of the initialisation.")
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "evaluations_per_epoch", "checkpoint_every", "patience"):
-            if getattr(self, name) < 1:
-                raise OtterError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_settings(self)
         for name in ("learning_rate", "max_grad_norm"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise OtterError(f"{name} must be above 0, got {getattr(self, name)}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise OtterError(f"weight_decay must be 0 or more, got {self.weight_decay}")
+        if not 0 <= self.seed < 2**32:
+            raise OtterError(f"seed must be from 0 to {2**32 - 1}, got {self.seed}")
         if not 0 <= self.warmup < 1:
             raise OtterError(f"warmup is a fraction of the steps, from 0 to below 1, got {self.warmup}")
 
@@ -71,13 +77,6 @@ class _Progress:
     stale: int = 0
     finished: bool = False
 
-    @classmethod
-    def restore(cls, saved: dict[str, Any], path: Path) -> "_Progress":
-        try:
-            return cls(**saved)
-        except TypeError as error:
-            raise OtterError(f"{path} is not a checkpoint of this run ({error}); delete it to start anew") from error
-
 
 def train(
     objective: nn.Module,
@@ -86,94 +85,163 @@ def train(
     config: TrainingConfig,
     out: Path,
     pad_token_id: int = 0,
+    settings: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
     """Trains the parameters of `objective` that require gradients and leaves the best ones in it.
 
     Args:
-        objective: called with a `Batch`; returns a dict of scalar tensors, means over the batch, with `loss` in it.
+        objective: called with a `Batch`; returns a dict of scalar tensors, means over the batch, with `loss` in it. Its
+            attribute `identity`, if it has one, holds what the run depends on beside the other arguments.
         train_examples: what to learn from.
         eval_examples: what decides when to stop and which weights are best.
         config: how.
         out: folder for `metrics.jsonl`, `tensorboard/` and `checkpoint.safetensors`. A checkpoint found there is gone
             on with.
         pad_token_id: any token id; padding is masked.
+        settings: what else the checkpoint must agree with.
 
     Returns:
         The metrics of the best weights on `eval_examples`.
 
     Raises:
-        OtterError: the loss is not finite, the checkpoint belongs to another run, or nothing can be written.
+        OtterError: the loss is not finite, the checkpoint belongs to another run, another process trains in `out`, or
+            nothing can be written.
     """
-    cuda_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    accelerator = Accelerator(mixed_precision="bf16" if cuda_bf16 else "no")
-    names = trainable(objective)
-    if not names:
+    if not trainable(objective):
         raise OtterError("nothing to train: no parameter requires a gradient")
     if not train_examples or not eval_examples:
         raise OtterError("no examples to train on or to evaluate on")
-    optimizer = torch.optim.AdamW(names.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    wrapped = accelerator.prepare(objective)
-    batches_per_epoch = math.ceil(len(train_examples) / config.batch_size)
-    total = batches_per_epoch * config.epochs
-    evaluate_every = max(1, batches_per_epoch // config.evaluations_per_epoch)
+    identity = run_identity(objective, train_examples, eval_examples, config, settings)
+    loop = _Loop(objective, train_examples, eval_examples, config, out, pad_token_id, identity)
+    with hold(loop.checkpoint) if loop.accelerator.is_main_process else nullcontext():
+        loop.run()
+    loop.accelerator.wait_for_everyone()
+    return loop.progress.best
 
-    progress, best = _Progress(), {name: parameter.detach().clone() for name, parameter in names.items()}
-    # Two runs with these equal take the same steps; a checkpoint of any other run is refused.
-    identity = {
-        **asdict(config),
-        **getattr(objective, "identity", {}),
-        "data": hashlib.sha256(repr((train_examples, eval_examples)).encode()).hexdigest(),
-    }
-    checkpoint = out / "checkpoint.safetensors"
-    if checkpoint.exists():
-        best, saved = load_checkpoint(checkpoint, objective, optimizer, identity)
-        progress = _Progress.restore(saved, checkpoint)
-    log = _Log(out, progress.step) if accelerator.is_main_process else None
 
-    def measure() -> dict[str, float]:
-        objective.eval()
-        metrics = evaluate(objective, eval_examples, config.batch_size, accelerator, pad_token_id)
-        objective.train()
-        return metrics
+def run_identity(
+    objective: nn.Module,
+    train_examples: Sequence[Example],
+    eval_examples: Sequence[Example],
+    config: TrainingConfig,
+    settings: Mapping[str, Any] | None = None,
+) -> Identity:
+    """The identity of a run, see `otterlm.identity`: two runs with one identity take the same steps."""
+    data = {"data": of_data(train_examples), "held_out": of_data(eval_examples)}
+    parts = getattr(objective, "identity", {}) | known_identity(type(objective), config, settings) | data
+    return identity("checkpoint", **parts)
 
-    objective.train()
-    with bar(disable=not accelerator.is_main_process) as shown:
-        task = shown.add_task("training", total=total, completed=progress.step)
-        for epoch in range(config.epochs):
-            batches = list(length_buckets(train_examples, config.batch_size, seed=config.seed * 1_000_003 + epoch))
-            for offset, examples in enumerate(batches):
-                step = epoch * batches_per_epoch + offset
-                if progress.finished or step < progress.step:
-                    continue
-                _set_learning_rate(optimizer, config, step, total)
-                torch.manual_seed(config.seed * 1_000_003 + step)
-                mine = examples[accelerator.process_index :: accelerator.num_processes]
-                if len(examples) >= accelerator.num_processes:  # else some process would have nothing to do
-                    metrics = _step(wrapped, optimizer, collate(mine, pad_token_id), config, accelerator)
+
+def known_identity(
+    objective: type[nn.Module], config: TrainingConfig, settings: Mapping[str, Any] | None = None
+) -> Identity:
+    """The parts of a run's identity that are known before its data are made. How often a checkpoint is made changes no
+    step."""
+    how = {name: value for name, value in asdict(config).items() if name != "checkpoint_every"}
+    return {"objective": objective.__name__, **how, **(settings or {})}
+
+
+class _Loop:
+    """One run: its state, and the steps from there to its end."""
+
+    def __init__(
+        self,
+        objective: nn.Module,
+        train_examples: Sequence[Example],
+        eval_examples: Sequence[Example],
+        config: TrainingConfig,
+        out: Path,
+        pad_token_id: int,
+        identity: Identity,
+    ) -> None:
+        cuda_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        self.accelerator = Accelerator(mixed_precision="bf16" if cuda_bf16 else "no")
+        self.checkpoint = out / CHECKPOINT
+        self.progress = _Progress()
+        self._names = trainable(objective)
+        self._optimizer = torch.optim.AdamW(
+            self._names.values(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self._objective, self._wrapped = objective, self.accelerator.prepare(objective)
+        self._train_examples, self._eval_examples = train_examples, eval_examples
+        self._config, self._pad_token_id, self._identity = config, pad_token_id, identity
+        self._batches_per_epoch = math.ceil(len(train_examples) / config.batch_size)
+        self._total = self._batches_per_epoch * config.epochs
+        self._evaluate_every = max(1, self._batches_per_epoch // config.evaluations_per_epoch)
+        self._best = self._copied()
+
+    def _copied(self) -> dict[str, Tensor]:
+        return {name: parameter.detach().clone() for name, parameter in self._names.items()}
+
+    def run(self) -> None:
+        """Goes on from the checkpoint, if there is one, and leaves the best weights in the objective."""
+        main = self.accelerator.is_main_process
+        if self.checkpoint.exists():
+            self._best, saved = load_checkpoint(self.checkpoint, self._objective, self._optimizer, self._identity)
+            self.progress = _Progress(**saved)
+        log = Log(self.checkpoint.parent, self.progress.step) if main else None
+        self._objective.train()
+        with bar(disable=not main) as shown:
+            task = shown.add_task("training", total=self._total, completed=self.progress.step)
+            for step, examples in self._steps():
+                metrics = self._take(step, examples)
+                if metrics is not None:
                     if log:
                         log.write("train", step + 1, metrics)
                     shown.update(task, completed=step + 1, description=f"loss {metrics['loss']:.4f}")
-                progress.step = step + 1
-                evaluating = progress.step % evaluate_every == 0 or progress.step == total
-                if evaluating:
-                    metrics = measure()
-                    if metrics["loss"] < progress.best["loss"]:
-                        progress.best, progress.stale = metrics | {"step": progress.step}, 0
-                        best = {name: parameter.detach().clone() for name, parameter in names.items()}
-                    else:
-                        progress.stale += 1
-                    progress.finished = progress.stale >= config.patience or progress.step == total
-                    if log:
-                        log.write("eval", progress.step, metrics)
-                if log and (evaluating or progress.step % config.checkpoint_every == 0):
-                    save_checkpoint(checkpoint, objective, optimizer, best, {**asdict(progress), "identity": identity})
-    with torch.no_grad():
-        for name, parameter in names.items():
-            parameter.copy_(best[name])
-    if log:
-        log.close()
-    accelerator.wait_for_everyone()
-    return progress.best
+                self._after(step + 1, log)
+        with torch.no_grad():
+            for name, parameter in self._names.items():
+                parameter.copy_(self._best[name])
+        if log:
+            log.close()
+
+    def _steps(self) -> Iterator[tuple[int, list[Example]]]:
+        """The steps that are left, each with its examples."""
+        seed = self._config.seed * 1_000_003
+        for epoch in range(self._config.epochs):
+            batches = length_buckets(self._train_examples, self._config.batch_size, seed=seed + epoch)
+            for step, examples in enumerate(batches, start=epoch * self._batches_per_epoch):
+                if step >= self.progress.step and not self.progress.finished:
+                    yield step, examples
+
+    def _take(self, step: int, examples: list[Example]) -> dict[str, float] | None:
+        """One step, of which this process takes its share; None where there are too few examples for all."""
+        _set_learning_rate(self._optimizer, self._config, step, self._total)
+        torch.manual_seed(self._config.seed * 1_000_003 + step)
+        if len(examples) < self.accelerator.num_processes:  # some process would have nothing to do
+            return None
+        mine = examples[self.accelerator.process_index :: self.accelerator.num_processes]
+        batch = collate(mine, self._pad_token_id)
+        return _step(self._wrapped, self._optimizer, batch, self._config, self.accelerator)
+
+    def _after(self, step: int, log: Log | None) -> None:
+        """Evaluates and makes a checkpoint, if it is time to."""
+        progress = self.progress
+        progress.step = step
+        evaluating = step % self._evaluate_every == 0 or step == self._total
+        if evaluating:
+            metrics = self._measure()
+            if metrics["loss"] < progress.best["loss"]:
+                progress.best, progress.stale = metrics | {"step": step}, 0
+                self._best = self._copied()
+            else:
+                progress.stale += 1
+            progress.finished = progress.stale >= self._config.patience or step == self._total
+            if log:
+                log.write("eval", step, metrics)
+        if log and (evaluating or step % self._config.checkpoint_every == 0):
+            state = {**asdict(progress), "identity": self._identity}
+            save_checkpoint(self.checkpoint, self._objective, self._optimizer, self._best, state)
+
+    def _measure(self) -> dict[str, float]:
+        self._objective.eval()
+        size, pad = self._config.batch_size, self._pad_token_id
+        metrics = evaluate(self._objective, self._eval_examples, size, self.accelerator, pad)
+        self._objective.train()
+        if not math.isfinite(metrics["loss"]):
+            raise OtterError(f"the loss on the held-out examples is {metrics['loss']}: {DIVERGED}")
+        return metrics
 
 
 def _step(
@@ -186,10 +254,7 @@ def _step(
     with accelerator.autocast():
         metrics = wrapped(batch.to(accelerator.device))  # type: ignore[attr-defined]
     if not torch.isfinite(metrics["loss"]):
-        raise OtterError(
-            f"the loss is {metrics['loss'].item()}: lower the learning rate or look at the data "
-            "(the last checkpoint is whole and is gone on with)"
-        )
+        raise OtterError(f"the loss is {metrics['loss'].item()}: {DIVERGED}")
     optimizer.zero_grad(set_to_none=True)
     accelerator.backward(metrics["loss"])
     norm = accelerator.clip_grad_norm_(optimizer.param_groups[0]["params"], config.max_grad_norm)
@@ -230,32 +295,3 @@ def evaluate(
             for name, value in part.items():
                 sums[name] = sums.get(name, 0) + value.to(accelerator.device)
     return {name: (value / len(examples)).item() for name, value in sums.items()}
-
-
-class _Log:
-    """Metrics as JSON lines and for TensorBoard."""
-
-    def __init__(self, out: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        path = out / "metrics.jsonl"
-        remove_unfinished(out)
-        # What a killed run logged after its last checkpoint is going to be logged again.
-        lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        write_text(path, "".join(f"{line}\n" for line in kept))
-        self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
-
-    def write(self, phase: str, step: int, metrics: dict[str, float]) -> None:
-        try:
-            self._file.write(json.dumps({"phase": phase, "step": step, **metrics}) + "\n")
-            self._file.flush()
-            for name, value in metrics.items():
-                self._board.add_scalar(f"{phase}/{name}", value, step)
-        except OSError as error:
-            raise OtterError(f"{self._file.name} could not be written: {error.strerror or error}") from error
-
-    def close(self) -> None:
-        self._file.close()
-        self._board.close()

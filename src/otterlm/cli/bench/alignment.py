@@ -1,24 +1,25 @@
 """`otter bench alignment`: guidance and search beside ARGS and CARDS, rated by an independent judge."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from otterlm.bases import load_tokenizer
 from otterlm.bench import alignment, report
 from otterlm.bench.judges import Coherence, Preference
 from otterlm.cli.groups import Machine, grouped
-from otterlm.cli.options import AdapterFolder, AsJson, Base, Prompts, ResumedFolder, console, print_json
-from otterlm.training.continuations import read_prompts
-from otterlm.training.packing import Limits
+from otterlm.cli.options import AsJson, Base, OneAdapter, Prompts, ResumedFolder, Seed, one_adapter
+from otterlm.cli.terminal import print_json, show_table
+from otterlm.decoding.checks import check_weight
+from otterlm.training.data.prompts import read_prompts
+from otterlm.training.data.tokens import Limits
 
 
 @grouped
 def command(
     base: Base,
-    adapter: AdapterFolder,
+    adapter: OneAdapter,
     reward_model: Annotated[str, typer.Option(help="ARGS' reward model: a sequence classifier with one label.")],
     judge: Annotated[str, typer.Option(help="The judge: a reward model that was trained on other data.")],
     data: Prompts,
@@ -33,14 +34,15 @@ def command(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
     max_prompt_tokens: Annotated[int, typer.Option(help="A longer prompt keeps its end.", min=1)] = 96,
     batch: Annotated[int, typer.Option(help="Prompts a batch.", min=1)] = 8,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Seed = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Two prompts, within three minutes on two cores.")] = False,
     out: ResumedFolder = None,
     machine: Machine = Machine(),
     as_json: AsJson = False,
 ) -> None:
     """Rewards by a judge, win rates, diversity and coherence of responses, and what they cost."""
-    weights = weight or [1.0, 2.0, 4.0]
+    _, folder = one_adapter(adapter)
+    weights = [check_weight(value) for value in weight or [1.0, 2.0, 4.0]]
     if quick:
         limit, weights, max_new_tokens = 2, weights[:1], 16
     prompts = read_prompts(data)[:limit]
@@ -48,27 +50,28 @@ def command(
     embeddings = None if coherence is None else Coherence(coherence)
     model, tokenizer = machine.load(base), load_tokenizer(base)
     methods = alignment.methods_of(
-        model, tokenizer, adapter, reward_model, prompts, weights, top_k, max_new_tokens, max_prompt_tokens
+        model, tokenizer, folder, reward_model, prompts, weights, top_k, max_new_tokens, max_prompt_tokens
     )
-    settings = {"adapter": adapter, "reward_model": reward_model, "top_k": top_k}
     lines = None if out is None else out / "alignment.jsonl"
-    batches = alignment.answer_all(
-        methods, tokenizer, prompts, max_new_tokens, max_prompt_tokens, batch, seed, lines, settings
-    )
+    batches = alignment.answer_all(methods, tokenizer, prompts, max_new_tokens, max_prompt_tokens, batch, seed, lines)
     limits = Limits(max_prompt_tokens, max_new_tokens)
     judged = alignment.judge(methods, tokenizer, prompts, batches, preference, embeddings, limits)
     rows = [row.to_dict() for row in judged]
     if out is not None:
-        used = settings | {"base": base, "judge": judge, "data": data, "batch": batch, "seed": seed}
+        used: dict[str, Any] = {
+            "base": base,
+            "adapter": folder,
+            "reward_model": reward_model,
+            "judge": judge,
+            "data": data,
+        }
+        used |= {"top_k": top_k, "batch": batch, "seed": seed}
         report.write(out, "alignment", rows, used, "time_over_base", "reward", "extra_parameters")
     if as_json:
         print_json({"rows": rows, "machine": report.machine()})
         return
-    table = Table(title=f"{len(prompts)} prompts, {max_new_tokens} tokens, k = {top_k}; ± half of a 95% interval")
-    for column in ("", "reward", "wins", "diversity", "coherence", "time", "parameters"):
-        table.add_column(column, justify="left" if not column else "right")
-    for row in rows:
-        table.add_row(
+    cells = [
+        (
             row["method"],
             f"{row['reward']:.3f} ± {row['reward_ci95']:.3f}",
             f"{row['win_rate']:.1%} ± {row['win_rate_ci95']:.1%}",
@@ -77,4 +80,7 @@ def command(
             f"{row['time_over_base']:.2f}x",
             f"{row['extra_parameters']:,}",
         )
-    console.print(table)
+        for row in rows
+    ]
+    title = f"{len(prompts)} prompts, {max_new_tokens} tokens, k = {top_k}; ± half of a 95% interval"
+    show_table(title, ("", "reward", "wins", "diversity", "coherence", "time", "parameters"), cells)

@@ -4,21 +4,21 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from otterlm.bases import load_tokenizer
 from otterlm.bench import detox, report
 from otterlm.bench.judges import Judge, Perplexity, Profanity, Toxicity
 from otterlm.cli.groups import Machine, grouped
-from otterlm.cli.options import AsJson, Base, ResumedFolder, console, print_json
+from otterlm.cli.options import AsJson, Base, OneAdapter, ResumedFolder, Seed, one_adapter
+from otterlm.cli.terminal import print_json, show_table
 from otterlm.errors import OtterError
-from otterlm.training.corpora import read_texts
+from otterlm.training.data.corpora import read_texts
 
 
 @grouped
 def command(
     base: Base,
-    adapter: Annotated[str, typer.Option(help="Contrast adapter: folder or hub id.")],
+    adapter: OneAdapter,
     data: Annotated[list[str], typer.Option(help="NAME=FILE, prompts to continue; may be repeated.")],
     text_column: Annotated[str, typer.Option(help="Which column is the prompt; a.b is field b of a.")] = "text",
     limit: Annotated[int | None, typer.Option(help="The first so many prompts of each file.", min=1)] = None,
@@ -33,7 +33,7 @@ def command(
         str | None, typer.Option(help="Another language model for the perplexity: as --base, but not the same.")
     ] = None,
     batch: Annotated[int, typer.Option(help="Prompts a batch, each sampled five times.", min=1)] = 20,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Seed = 0,
     quick: Annotated[
         bool, typer.Option("--quick", help="Four prompts of each file, within three minutes on two cores.")
     ] = False,
@@ -44,19 +44,20 @@ def command(
     """Toxicity, fluency and diversity of sampled continuations, five of 20 tokens for each prompt."""
     if (expert is None) != (anti_expert is None):
         raise OtterError("DExperts needs both --expert and --anti-expert")
+    _, folder = one_adapter(adapter)
     limit, batch = (4, 4) if quick else (limit, batch)
     sets = {}
     for given in data:
         name, found, file = given.partition("=")
-        if not found:
-            raise OtterError(f"--data must be NAME=FILE, got {given!r}")
+        if not found or not name or "/" in name or name in sets:
+            raise OtterError(f"--data must be NAME=FILE, each with a name of its own, got {given!r}")
         sets[name] = read_texts(file, text_column)[:limit]
     judges: dict[str, Judge] = {"profanity": Profanity()}
     if toxicity is not None:
         judges = {"toxicity": Toxicity(toxicity), **judges}
     model, tokenizer = machine.load(base), load_tokenizer(base)
     size = sum(p.numel() for p in model.parameters())
-    methods = {detox.BASE: detox.base_method(model), "Otter": detox.otter_method(model, adapter, alpha)}
+    methods = {detox.BASE: detox.base_method(model), "Otter": detox.otter_method(model, folder, alpha)}
     if expert is not None and anti_expert is not None:
         methods["DExperts"] = detox.dexperts_method(model, expert, anti_expert, alpha)
     if two_prompts:
@@ -64,30 +65,26 @@ def command(
     other = None if fluency is None else Perplexity(fluency)
     rows = []
     for name, method in methods.items():
-        identity = {"method": name, "base": base, **method.depends}
         for side, prompts in sets.items():
             path = None if out is None else out / f"{name.replace(' ', '-').lower()}-{side}.jsonl"
-            batches = detox.continue_all(method, tokenizer, prompts, batch, seed, path, identity)
+            batches = detox.continue_all(method, tokenizer, prompts, batch, seed, path)
             row = detox.judge(name, side, prompts, batches, judges, other, method.extra_parameters, size)
             rows.append(row.to_dict())
     first = next(iter(judges))
     if out is not None:
-        used = {"base": base, "adapter": adapter, "alpha": alpha, "seed": seed, "batch": batch}
+        used = {"base": base, "adapter": folder, "alpha": alpha, "seed": seed, "batch": batch}
         y = "tokens_per_second" if other is None else "perplexity"
         report.write(out, "detox", rows, used, f"max_{first}", y, "extra_parameters")
     if as_json:
         print_json({"rows": rows, "machine": report.machine()})
         return
-    console.print(_table(rows, first, alpha))
+    _show(rows, first, alpha)
 
 
-def _table(rows: list[dict[str, Any]], judge: str, alpha: float) -> Table:
-    table = Table(title=f"alpha {alpha:g}; five samples a prompt; ± half of a 95% interval")
+def _show(rows: list[dict[str, Any]], judge: str, alpha: float) -> None:
     columns = ("", "prompts", f"max {judge}", f"any {judge}", "perplexity", "distinct-2", "tokens/s", "parameters")
-    for column in columns:
-        table.add_column(column, justify="left" if not column else "right")
-    for row in rows:
-        table.add_row(
+    cells = [
+        (
             f"{row['method']}, {row['prompt_set']}",
             str(row["prompts"]),
             f"{row[f'max_{judge}']:.3f} ± {row[f'max_{judge}_ci95']:.3f}",
@@ -97,4 +94,6 @@ def _table(rows: list[dict[str, Any]], judge: str, alpha: float) -> Table:
             f"{row['tokens_per_second']:.0f}",
             f"{row['extra_parameters']:,}",
         )
-    return table
+        for row in rows
+    ]
+    show_table(f"alpha {alpha:g}; five samples a prompt; ± half of a 95% interval", columns, cells)

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
+from otterlm.bases import parse_dtype
 from otterlm.bench import report
 from otterlm.bench.overhead import Setting, measure
 from otterlm.bench.shapes import SHAPES, check_shape
-from otterlm.cli.options import AsJson, Dtype, console, parse_dtype, print_json
+from otterlm.cli.options import AsJson, Dtype, parse_device
+from otterlm.cli.terminal import print_json, show_table
 
 
 def command(
@@ -34,9 +35,11 @@ def command(
     else:
         cells = product(base or ["smollm2-135m"], batch or [1], prompt or [64], [new_tokens], top_k or [10])
         settings = [Setting(*cell) for cell in cells]
-    for setting in settings:
-        check_shape(setting.shape)
-    rows = [row for setting in settings for row in measure(setting, rounds, dtype=parse_dtype(dtype), device=device)]
+    parse_device(device)
+    kind = parse_dtype(dtype)
+    for name in base or []:
+        check_shape(name)  # also with --quick, which takes its own
+    rows = [row for setting in settings for row in measure(setting, rounds, dtype=kind, device=device)]
     found = [row.to_dict() for row in rows]
     if out is not None:
         used = {"rounds": rounds, "dtype": dtype, "device": device}
@@ -44,11 +47,9 @@ def command(
     if as_json:
         print_json({"rows": found, "machine": report.machine()})
         return
-    table = Table(title=f"{dtype} on {device}; medians of {rounds}")
-    for column in ("", "batch", "prompt", "k", "tokens/s", "time", "floor", "space saved", "time saved", "over cache"):
-        table.add_column(column, justify="left" if not column else "right")
-    for row in rows:
-        table.add_row(
+    columns = ("", "batch", "prompt", "k", "tokens/s", "time", "floor", "space saved", "time saved", "over cache")
+    lines = [
+        (
             f"{row.shape}: {row.method}",
             str(row.batch),
             str(row.prompt),
@@ -60,4 +61,6 @@ def command(
             f"{row.extra_time_saved:.1%}",
             f"{row.extra_time_saved_over_cache:.1%}",
         )
-    console.print(table)
+        for row in rows
+    ]
+    show_table(f"{dtype} on {device}; medians of {rounds}", columns, lines)

@@ -4,14 +4,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from otterlm.bases import load_tokenizer
 from otterlm.bench import report
 from otterlm.bench.speed import PROMPTS, measure, methods_of
 from otterlm.cli.groups import Machine, grouped
-from otterlm.cli.options import AsJson, Base, NamedAdapters, ResumedFolder, console, named_adapters, print_json
-from otterlm.training.continuations import read_prompts
+from otterlm.cli.options import AsJson, Base, NamedAdapters, ResumedFolder, named_adapters
+from otterlm.cli.terminal import print_json, show_table
+from otterlm.training.data.prompts import read_prompts
 
 
 @grouped
@@ -51,17 +51,16 @@ def command(
     if as_json:
         print_json({"rows": rows, "machine": report.machine()})
         return
-    table = Table(title=f"{len(prompts)} prompts, {max_new_tokens} tokens, greedy")
-    for column in ("", "parameters", "tokens/s", "over the base", "tokens a pass", "same tokens"):
-        table.add_column(column, justify="left" if not column else "right")
-    for row in rows:
-        length = row["acceptance_length"]
-        table.add_row(
+    cells = [
+        (
             row["method"],
             f"{row['extra_parameters']:,}",
             f"{row['tokens_per_second']:.1f}",
             f"{row['speed_over_base']:.2f}x",
-            "" if length is None else f"{length:.2f}",
+            "" if row["acceptance_length"] is None else f"{row['acceptance_length']:.2f}",
             f"{row['identical']} of {row['prompts']}",
         )
-    console.print(table)
+        for row in rows
+    ]
+    columns = ("", "parameters", "tokens/s", "over the base", "tokens a pass", "same tokens")
+    show_table(f"{len(prompts)} prompts, {max_new_tokens} tokens, greedy", columns, cells)

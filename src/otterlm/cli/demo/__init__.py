@@ -8,8 +8,10 @@ import typer
 
 from otterlm.bases import load_base, load_tokenizer
 from otterlm.cli.demo import contrast, draft, reward
-from otterlm.cli.interventions import METHODS
-from otterlm.cli.options import AsJson, console, print_json
+from otterlm.cli.options import AsJson
+from otterlm.cli.terminal import print_json
+from otterlm.decoding.choice import check_method, methods
+from otterlm.decoding.registry import InterventionSettings
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
 from otterlm.smollm2 import SMOLLM2
@@ -21,14 +23,14 @@ FOLDERS = {"reward": "smollm2-135m-harmless", "contrast": "smollm2-135m-detox", 
 
 def command(
     adapters: Annotated[Path, typer.Option(help="Folder with the three adapters for smollm2-135m.")] = SHIPPED,
-    method: Annotated[str, typer.Option(help=f"How a reward steers: {', '.join(METHODS)}.")] = "search",
+    method: Annotated[str, typer.Option(help=f"How a reward steers: {', '.join(methods())}.")] = "search",
     weight: Annotated[float, typer.Option(help="Of the reward, and alpha of the contrast.")] = 2.0,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 48,
     as_json: AsJson = False,
 ) -> None:
     """SmolLM2-135M steered by a reward, by a contrast, and sped up by drafts: each beside what it says by itself."""
-    if method not in METHODS:
-        raise OtterError(f"--method must be one of {', '.join(METHODS)}, got {method!r}")
+    check_method(method)
+    InterventionSettings(weight, alpha=weight)  # which checks them, before anything is loaded
     for name in FOLDERS.values():
         if not (adapters / name).is_dir():
             raise OtterError(f"{adapters / name}: no such adapter; run in Otter's checkout, or give --adapters")
@@ -47,4 +49,4 @@ def command(
     for name, part in report.items():
         speeds = ", ".join(f"{speed:.1f} tokens/s {what}" for what, speed in part["tokens_per_second"].items())
         inserted, of = part["plan"]["inserted_parameters"], part["plan"]["base_parameters"]
-        console.print(f"{name}: {inserted:,} inserted parameters beside {of:,} ({inserted / of:.1%}); {speeds}")
+        print(f"{name}: {inserted:,} inserted parameters beside {of:,} ({inserted / of:.1%}); {speeds}")

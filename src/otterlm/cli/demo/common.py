@@ -5,13 +5,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from rich.panel import Panel
+from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.bases import load_config
+from otterlm.cli.terminal import console
 from otterlm.model import OtterModel
 from otterlm.plan import plan
 from otterlm.smollm2 import SMOLLM2
-from otterlm.training.packing import prompt_tokens
+from otterlm.training.data.tokens import prompt_tokens
 
 
 def chat_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:
@@ -50,3 +53,14 @@ def report(model: OtterModel, prompts: Sequence[str], found: list[dict[str, Any]
             name: sum(each[name]["tokens_per_second"] for each in found) / len(found) for name in found[0]
         },
     }
+
+
+def heading(text: str) -> None:
+    """Prints a rule with a text in it, which may hold what rich takes for markup."""
+    console.rule(Text(text, style="bold"))
+
+
+def panel(text: Text | str, title: str, subtitle: str | None = None) -> None:
+    """Prints a text in a frame."""
+    below = None if subtitle is None else Text(subtitle)
+    console.print(Panel(text, title=Text(title), subtitle=below, title_align="left"))

@@ -3,11 +3,9 @@
 from typing import Any
 
 import torch
-from rich.panel import Panel
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
-from otterlm.cli.demo.common import answer_of, report, timed
-from otterlm.cli.options import console
+from otterlm.cli.demo.common import answer_of, heading, panel, report, timed
 from otterlm.decoding import ContrastGuidance
 from otterlm.model import OtterModel
 
@@ -42,6 +40,6 @@ def run(
 def show(part: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
     """Prints what `run` gave."""
     for entry in part["prompts"]:
-        console.rule(f"[bold]Contrast: {entry['prompt']}")
+        heading(f"Contrast: {entry['prompt']}")
         for name in ("original", "contrasted"):
-            console.print(Panel(entry[name]["text"].strip(), title=name, title_align="left"), markup=False)
+            panel(entry[name]["text"].strip(), name)

@@ -2,12 +2,10 @@
 
 from typing import Any
 
-from rich.panel import Panel
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from otterlm.cli.demo.common import answer_of, chat_ids, report, timed
-from otterlm.cli.options import console
+from otterlm.cli.demo.common import answer_of, chat_ids, heading, panel, report, timed
 from otterlm.decoding import SpeculativeDecoding
 from otterlm.model import OtterModel
 
@@ -43,7 +41,7 @@ def run(
 def show(part: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
     """Prints what `run` gave, every pass in a colour of its own."""
     for entry in part["prompts"]:
-        console.rule(f"[bold]Drafts: {entry['prompt']}")
+        heading(f"Drafts: {entry['prompt']}")
         drafted, text, start = entry["drafted"], Text(), 0
         for number, accepted in enumerate([0, *drafted["accepted"]]):  # the pass over the prompt gives the first token
             piece = drafted["tokens"][start : start + accepted + 1]
@@ -51,4 +49,4 @@ def show(part: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
             start += accepted + 1
         same = "the base's tokens" if entry["same_tokens"] else "NOT the base's tokens"
         told = f"{drafted['acceptance_length']:.2f} tokens a pass; {same}"
-        console.print(Panel(text, title="a colour a pass", subtitle=told, title_align="left"))
+        panel(text, "a colour a pass", told)

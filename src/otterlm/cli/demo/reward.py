@@ -3,14 +3,13 @@
 from typing import Any
 
 import torch
-from rich.panel import Panel
 from transformers import PreTrainedTokenizerBase
 
-from otterlm.cli.demo.common import answer_of, chat_ids, report, timed
-from otterlm.cli.interventions import Intervention
-from otterlm.cli.options import console
+from otterlm.cli.demo.common import answer_of, chat_ids, heading, panel, report, timed
 from otterlm.colour import coloured
 from otterlm.decoding import score_sequences
+from otterlm.decoding.choice import generate_arguments
+from otterlm.decoding.registry import InterventionSettings
 from otterlm.model import OtterModel
 
 PROMPTS = (
@@ -23,7 +22,7 @@ def run(
     model: OtterModel, tokenizer: PreTrainedTokenizerBase, method: str, weight: float, max_new_tokens: int
 ) -> dict[str, Any]:
     """The responses, their rewards and the cost."""
-    guided = Intervention(method, weight, top_k=10).settings(model)
+    guided = generate_arguments(model, InterventionSettings(weight, top_k=10), method)
     length = {"max_new_tokens": max_new_tokens, "min_new_tokens": max_new_tokens // 2}
     found = []
     for prompt in PROMPTS:
@@ -42,8 +41,8 @@ def show(part: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
     for entry in part["prompts"]:
         answers = {name: entry[name] for name in ("original", "guided")}
         everything = [reward for answer in answers.values() for reward in answer["rewards"]]
-        console.rule(f"[bold]Reward: {entry['prompt']}")
+        heading(f"Reward: {entry['prompt']}")
         for name, answer in answers.items():
             text = coloured(tokenizer, answer["tokens"], answer["rewards"], min(everything), max(everything))
             last = answer["rewards"][-1]
-            console.print(Panel(text, title=name, subtitle=f"reward {last:+.2f}", title_align="left"))
+            panel(text, name, f"reward {last:+.2f}")

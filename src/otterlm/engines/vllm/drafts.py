@@ -4,18 +4,16 @@
         "method": "custom_class", "model": "otterlm.engines.vllm.drafts.DraftProposer", "num_speculative_tokens": 4})
 
 vLLM calls a custom proposer with tokens alone, so the states are taken from the model, which keeps those of its latest
-`compute_logits`. vLLM runs no logits processors of plugins beside speculation: such an engine drafts and does not
-steer.
+`compute_logits`. vLLM runs no logits processors of plugins beside speculation: such an engine gives rewards out and
+guards, and does not steer.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
-from vllm.config import VllmConfig
-from vllm.distributed import get_tensor_model_parallel_world_size
 
-from otterlm.engines.exported import read_kinds
+from otterlm.engines.vllm.upstream import VllmConfig, get_tensor_model_parallel_world_size, served
 from otterlm.errors import OtterError
 
 
@@ -31,7 +29,7 @@ class DraftProposer:
 
     def __init__(self, vllm_config: VllmConfig) -> None:
         config: Any = vllm_config.model_config.hf_config
-        names = [name for name, kind in read_kinds(config).items() if kind == "draft"]
+        names = [name for name, each in served(vllm_config).signals.items() if each.drafts]
         if len(names) != 1:
             raise OtterError(f"the proposer needs one draft adapter in the exported folder, found {len(names)}")
         self._name = names[0]
@@ -66,8 +64,9 @@ class DraftProposer:
         drafting = [request for request, sampled in enumerate(sampled_token_ids) if sampled]
         if not drafting:
             return [[] for _ in sampled_token_ids]
-        device = model.states[self._name].device
-        drafter = model.signal(self._name, torch.tensor([rows[request] for request in drafting], device=device))
+        device = model.sampled[self._name].device
+        chosen = torch.tensor([rows[request] for request in drafting], device=device)
+        drafter = model.signal(self._name, chosen, sampled=True)
         token = torch.tensor([sampled_token_ids[request][-1] for request in drafting], device=device)
         state, code, found = drafter.state[:, 0], None, list[Tensor]()
         for head in range(self._tokens):

@@ -8,24 +8,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
-from vllm.config import VllmConfig
-from vllm.distributed import (
-    get_pp_group,
-    get_tensor_model_parallel_world_size,
-    tensor_model_parallel_all_gather,
-)
-from vllm.forward_context import get_forward_context
-from vllm.model_executor.models.llama import LlamaForCausalLM
-from vllm.model_executor.models.mistral import MistralForCausalLM
-from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
-from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
 
 from otterlm.config import OtterConfig
 from otterlm.detection import recognize
 from otterlm.engines.exported import ADAPTERS, base_config, read_adapters
+from otterlm.engines.vllm.upstream import (
+    LlamaForCausalLM,
+    MistralForCausalLM,
+    Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
+    VllmConfig,
+    get_forward_context,
+    get_tensor_model_parallel_world_size,
+    install_worker,
+    served,
+    tensor_model_parallel_all_gather,
+)
+from otterlm.engines.vllm.watching import Watcher
 from otterlm.engines.vllm.widening import PagedAttention, Widening, narrowed, settle
 from otterlm.errors import OtterError
-from otterlm.signals import HEADS, Signal
+from otterlm.signals import head_class
+from otterlm.signals.base import Signal
 from otterlm.stream import InsertedStream
 
 
@@ -43,14 +46,14 @@ class EngineAdapter(nn.Module):
         self.config = config
         self.stream = InsertedStream(config, base, recognize(base), dtype, attention=PagedAttention)
         widths = self.stream.widths
-        head: Any = HEADS[type(config.signal)]
+        head = head_class(config.signal)
         self.head = head(config.signal, widths.base + widths.inserted, widths.base, dtype=dtype)
 
 
 def shared(vllm_config: VllmConfig) -> SimpleNamespace:
-    """Where the model, the logits processor and the proposer of one worker find each other."""
+    """Where the logits processor of a worker finds the worker's model."""
     context: dict[str, Any] = vllm_config.compilation_config.static_forward_context
-    return context.setdefault(ADAPTERS, SimpleNamespace(model=None, steering=None))
+    return context.setdefault(ADAPTERS, SimpleNamespace(model=None))
 
 
 class Otter:
@@ -58,8 +61,6 @@ class Otter:
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
-        if get_pp_group().world_size > 1:
-            raise OtterError("inserted streams are not split over a pipeline: use tensor parallelism instead")
         config: Any = vllm_config.model_config.hf_config
         with torch.device("meta"):
             base = AutoModelForCausalLM.from_config(base_config(config))
@@ -80,13 +81,13 @@ class Otter:
         self._widening = Widening(model.model, {name: adapter.stream for name, adapter in adapters.items()})
         self._widths = [config.hidden_size, *(adapter.config.hidden_size for adapter in adapters.values())]
         self._vocabulary_size = config.vocab_size
-        self._shared = shared(vllm_config)
-        self._shared.model = self
+        shared(vllm_config).model = self
+        self.watcher = Watcher(self, served(vllm_config))
+        install_worker()
         self._drafts = vllm_config.speculative_config is not None
         self.seq_lens: Tensor | None = None
         self.states: dict[str, Tensor] = {}
-        self.logits: Tensor | None = None
-        self._second_runner = vllm_config.use_v2_model_runner
+        self.sampled: dict[str, Tensor] = {}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """See vLLM's class."""
@@ -104,16 +105,20 @@ class Otter:
         self.states = {
             name: torch.cat((hidden, part), dim=-1).unsqueeze(1) for name, part in zip(names, inserted, strict=True)
         }
-        self.logits = logits
-        if logits is not None and self._shared.steering is not None and not self._second_runner:
-            self._shared.steering.write_channels(logits)
         return logits
 
-    def signal(self, name: str, rows: Tensor | slice | list[int] = slice(None)) -> Signal:
-        """What an adapter predicts at some rows of the latest `compute_logits`, one position each. Of numbers for the
-        whole vocabulary each process has its part, see `gather`."""
+    def signal(self, name: str, rows: Tensor | slice | list[int] = slice(None), sampled: bool = False) -> Signal:
+        """Gives what an adapter predicts at some rows of the latest `compute_logits`, one position each. Of numbers for
+        the whole vocabulary each process has its part, see `gather`.
+
+        Args:
+            name: of the adapter.
+            rows: all, if they are left out.
+            sampled: of the latest that tokens were sampled from. Prompts' log probabilities may have come after it.
+        """
         head = self.otter[name].head  # type: ignore[attr-defined]
-        return head(self.states[name][rows], self.lm_head.weight)  # type: ignore[attr-defined]
+        states = self.sampled if sampled else self.states
+        return head(states[name][rows], self.lm_head.weight)  # type: ignore[attr-defined]
 
     def gather(self, scores: Tensor) -> Tensor:
         """Scores of each process's part of the vocabulary to those of all of it, `[N, V]`."""

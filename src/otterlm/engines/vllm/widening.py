@@ -14,17 +14,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from vllm.config import VllmConfig
-from vllm.distributed import (
+
+from otterlm.cache import CachePlace
+from otterlm.engines.vllm.upstream import (
+    Attention,
+    VllmConfig,
+    current_platform,
+    dispatch_cpu_unquantized_gemm,
     get_tensor_model_parallel_rank,
     get_tensor_model_parallel_world_size,
     tensor_model_parallel_all_reduce,
 )
-from vllm.model_executor.layers.attention import Attention
-from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
-from vllm.platforms import current_platform
-
-from otterlm.cache import CachePlace
 from otterlm.passes import StreamPass
 from otterlm.stream import InsertedAttention, InsertedStream, Joint
 from otterlm.taps import LayerTaps

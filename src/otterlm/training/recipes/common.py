@@ -6,19 +6,23 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from otterlm.bases import check_context
+from otterlm.bases import check_context, parse_dtype
+from otterlm.config import OtterConfig
 from otterlm.errors import OtterError, reason
 from otterlm.families.parts import device_of
+from otterlm.files import make_folder
+from otterlm.identity import identity, of_config, of_weights
 from otterlm.model import OtterModel
-from otterlm.training.packing import Example
-from otterlm.training.rows import check_fraction
-from otterlm.training.sources import LiveBase, RecordedBase, Source
-from otterlm.training.trainer import TrainingConfig, train
+from otterlm.settings import setting
+from otterlm.training.checkpoint import CHECKPOINT, check_checkpoint
+from otterlm.training.data.packing import Example
+from otterlm.training.data.rows import check_fraction
+from otterlm.training.sources import RecordedBase
+from otterlm.training.trainer import TrainingConfig, known_identity, run_identity, train
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,23 +37,48 @@ class Run:
         save_dtype: of the saved tensors.
     """
 
-    out: Path
+    out: Path = setting(help="Folder for the adapter, its metrics and its checkpoint.")
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    eval_fraction: float = 0.1
-    record: bool = False
-    save_dtype: torch.dtype = torch.bfloat16
+    eval_fraction: float = setting(0.1, "Part of the data held out to decide when to stop.")
+    record: bool = setting(False, "Keep the base's intermediates on disk, so that only the first epoch runs it.")
+    save_dtype: str = setting("bfloat16", "Of the saved tensors: float32, bfloat16 or float16.")
+
+    def __post_init__(self) -> None:
+        parse_dtype(self.save_dtype, "--save-dtype")
 
     @property
     def resumes(self) -> bool:
         """Whether there is a checkpoint to go on with."""
-        return (self.out / "checkpoint.safetensors").exists()
+        return (self.out / CHECKPOINT).exists()
 
-    def source(self, model: OtterModel, examples: Sequence[Example]) -> Source:
-        """Where the base's intermediates come from."""
-        if not self.record:
-            return LiveBase(model)
-        with PartialState().main_process_first():
-            return RecordedBase(model, examples, self.out / "recording")
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return {"record": self.record}  # what is played back is rounded to bf16
+
+    def begin(self, base: PreTrainedModel, config: OtterConfig, objective: type[nn.Module]) -> None:
+        """Checks that the folder can be of this run, as far as that is known before the run has made its data.
+
+        Raises:
+            OtterError: it holds a checkpoint of another base, adapter, objective or other settings, or it cannot be
+                written.
+        """
+        make_folder(self.out)
+        known = known_identity(objective, self.training, self._settings)
+        parts = {"base": of_weights(base), "adapter": of_config(config), **known}
+        check_checkpoint(self.out / CHECKPOINT, identity("checkpoint", **parts), partial=True)
+
+    def prepare(self, objective: Any, train_examples: Sequence[Example], eval_examples: Sequence[Example]) -> None:
+        """Gives an objective its source, once the folder is known to be of this run: a recording is made or found.
+
+        Raises:
+            OtterError: the folder holds a checkpoint or a recording of another run.
+        """
+        this = run_identity(objective, train_examples, eval_examples, self.training, self._settings)
+        check_checkpoint(self.out / CHECKPOINT, this)
+        if self.record:
+            examples = sorted([*train_examples, *eval_examples], key=lambda example: example.row)
+            with PartialState().main_process_first():
+                objective.source = RecordedBase(objective.model, examples, self.out / "recording")
 
     def held_out(self, population: Sequence[int]) -> set[int]:
         """A random part of `population`, the same for the same seed.
@@ -90,7 +119,7 @@ class Run:
     ) -> dict[str, float]:
         """See `otterlm.training.trainer.train`."""
         pad = tokenizer.pad_token_id or 0
-        return train(objective, train_examples, eval_examples, self.training, self.out, pad)
+        return train(objective, train_examples, eval_examples, self.training, self.out, pad, self._settings)
 
     def save(
         self, model: OtterModel, title: str, data: str, metrics: dict[str, float], settings: dict[str, Any]
@@ -114,7 +143,7 @@ class Run:
             f"bit for bit (arXiv 2408.10764).\n\n{data} On the rows held out to decide when to stop:\n\n"
             f"| metric | value |\n|---|---|\n{measured}\n\n| setting | value |\n|---|---|\n{used}\n"
         )
-        model.save_pretrained(self.out, card=card, dtype=self.save_dtype)
+        model.save_pretrained(self.out, card=card, dtype=parse_dtype(self.save_dtype))
 
 
 def on_device(base: PreTrainedModel) -> PreTrainedModel:

@@ -1,46 +1,86 @@
 """`otter train contrast`: a wanted and an unwanted corpus to a contrast adapter."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.config import OtterConfig
+from otterlm.errors import OtterError
 from otterlm.model import OtterModel
-from otterlm.training.contrast import ContrastObjective
-from otterlm.training.corpora import tokenize_corpora
+from otterlm.settings import check_settings, setting
+from otterlm.signals.contrast.objective import ContrastObjective
+from otterlm.training.data.corpora import read_labelled, read_texts, tokenize_corpora
 from otterlm.training.recipes.common import Run, on_device
+from otterlm.training.sources import LiveBase
 
 
-def train_contrast(
-    base: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    positive: Sequence[str],
-    negative: Sequence[str],
-    config: OtterConfig,
-    max_tokens: int,
-    run: Run,
-) -> dict[str, float]:
-    """Trains a contrast adapter and saves it into `run.out`.
+@dataclass(frozen=True, slots=True)
+class ContrastRecipe:
+    """Trains an expert and an anti-expert, each on its own texts.
 
-    Args:
-        base: the frozen model.
-        tokenizer: its tokenizer.
-        positive, negative: texts of the expert and of the anti-expert.
-        config: shape of the adapter.
-        max_tokens: of a text.
-        run: how and where.
-
-    Returns:
-        The metrics of the saved weights on the texts held out.
-
-    Raises:
-        OtterError: see `tokenize_corpora`, `train` and `OtterModel.save_pretrained`.
+    Attributes:
+        positive, negative: texts to write like and not to write like; or
+        data: both in one, told apart by their labels.
+        text_column, label_column: see `otterlm.training.data.corpora.read_labelled`.
+        positive_labels, negative_labels: with `data`, separated by commas.
+        max_tokens: of a text; a longer one keeps its start.
     """
-    examples = tokenize_corpora(positive, negative, tokenizer, max_tokens)
-    train_examples, eval_examples = run.split(examples, base)
-    model = OtterModel(on_device(base), config).train()
-    objective = ContrastObjective(model, run.source(model, examples))
-    metrics = run.train(objective, train_examples, eval_examples, tokenizer)
-    data_used = f"Trained on {len(positive)} wanted and {len(negative)} unwanted texts, {len(eval_examples)} held out."
-    run.save(model, "A contrast", data_used, metrics, {"max_tokens": max_tokens})
-    return metrics
+
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "epochs": 2,
+        "batch_size": 32,
+        "evaluations_per_epoch": 2,
+        "patience": 4,
+        "eval_fraction": 0.05,
+    }
+
+    positive: str | None = setting(None, "Texts to write like: file or hub dataset.")
+    negative: str | None = setting(None, "Texts not to write like.")
+    data: str | None = setting(None, "Both in one: texts with labels.")
+    text_column: str = setting("text", "Where the text is; a.b is field b of a.")
+    label_column: str = setting("label", "With --data: where the label is.")
+    positive_labels: str = setting("1", "With --data: labels to write like, separated by commas.")
+    negative_labels: str = setting("0", "With --data: labels not to write like.")
+    max_tokens: int = setting(128, "Of a text; a longer one keeps its start.", minimum=2)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    def read(self) -> tuple[list[str], list[str]]:
+        """Returns the wanted and the unwanted texts.
+
+        Raises:
+            OtterError: see `read_texts` and `read_labelled`, or it is not said where both kinds are.
+        """
+        if self.data is not None and self.positive is None and self.negative is None:
+            sides = self.positive_labels, self.negative_labels
+            good, bad = ([label.strip() for label in labels.split(",")] for labels in sides)
+            return read_labelled(self.data, good, bad, self.text_column, self.label_column)
+        if self.data is None and self.positive is not None and self.negative is not None:
+            return read_texts(self.positive, self.text_column), read_texts(self.negative, self.text_column)
+        raise OtterError("give --positive and --negative, or --data with labels")
+
+    def train(
+        self,
+        base: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        data: tuple[list[str], list[str]],
+        config: OtterConfig,
+        run: Run,
+    ) -> dict[str, float]:
+        """See `otterlm.training.recipes.base.Recipe`."""
+        run.begin(base, config, ContrastObjective)
+        positive, negative = data
+        examples = tokenize_corpora(positive, negative, tokenizer, self.max_tokens)
+        train_examples, eval_examples = run.split(examples, base)
+        model = OtterModel(on_device(base), config).train()
+        objective = ContrastObjective(model, LiveBase(model))
+        run.prepare(objective, train_examples, eval_examples)
+        metrics = run.train(objective, train_examples, eval_examples, tokenizer)
+        data_used = (
+            f"Trained on {len(positive)} wanted and {len(negative)} unwanted texts, {len(eval_examples)} held out."
+        )
+        run.save(model, "A contrast", data_used, metrics, {"max_tokens": self.max_tokens})
+        return metrics

@@ -1,54 +1,78 @@
 """`otter distill`: any scorer into the model. No labelled data; scorer and model never need to run together again."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar
 
+from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.config import OtterConfig
 from otterlm.errors import OtterError
+from otterlm.settings import check_settings, setting
+from otterlm.signals.reward.objective import RewardObjective, RewardTrainingConfig
+from otterlm.training.data.conversations import Prompt
+from otterlm.training.data.prompts import read_prompts
 from otterlm.training.recipes.common import Run, on_device
 from otterlm.training.recipes.reward import fit_reward
-from otterlm.training.responses import Sampling, scored_responses
-from otterlm.training.reward import RewardTrainingConfig
-from otterlm.training.rows import Prompt
-from otterlm.training.scorers import load_scorer
+from otterlm.training.teachers.responses import Sampling, scored_responses
+from otterlm.training.teachers.scorers import load_scorer
 
 
-def distill(
-    base: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    scorer: str,
-    prompts: Sequence[Prompt],
-    config: OtterConfig,
-    reward: RewardTrainingConfig,
-    sampling: Sampling,
-    run: Run,
-) -> dict[str, float]:
-    """Samples responses, has them scored, trains a reward to predict the score from every prefix, and saves it.
+@dataclass(frozen=True, slots=True)
+class DistillationRecipe:
+    """Trains a reward that predicts what a scorer will say.
 
-    Args:
-        base: the frozen model.
-        tokenizer: its tokenizer, padding on the left.
-        scorer: see `otterlm.training.scorers.load_scorer`.
-        prompts: as chat turns; a part of them is held out whole.
-        config: shape of the adapter.
-        reward: what is learned.
-        sampling: of the responses.
-        run: how and where; the responses are kept in `run.out`, too.
+    The base samples responses, the scorer rates them, and every prefix learns the score.
 
-    Returns:
-        The metrics of the saved weights on the prompts held out, see `fit_reward`.
-
-    Raises:
-        OtterError: see `load_scorer`, `scored_responses` and `fit_reward`.
+    Attributes:
+        scorer: see `otterlm.training.teachers.scorers.load_scorer`.
+        prompts: see `otterlm.training.data.prompts.read_prompts`; a part of them is held out whole.
+        limit: only the first prompts; None: all.
+        sampling: of the responses; its seed is the run's.
+        learning: what is learned.
     """
-    base = on_device(base)
-    examples = scored_responses(base, tokenizer, prompts, load_scorer(scorer), scorer, sampling, run.out / "responses")
-    if len({example.score for example in examples}) == 1:
-        raise OtterError(f"the scorer {scorer} gives every response the same score: there is nothing to learn")
-    held_prompts = run.held_out(range(len(prompts)))
-    held = {example.row for example in examples if example.row // sampling.per_prompt in held_prompts}
-    settings = {"scorer": scorer} | asdict(sampling)
-    data = f"the base's own responses to {len(prompts)} prompts, scored by {scorer}"
-    return fit_reward(base, tokenizer, examples, held, config, reward, run, data, settings)
+
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "epochs": 2,
+        "batch_size": 16,
+        "evaluations_per_epoch": 4,
+        "patience": 6,
+    }
+
+    scorer: str = setting(help="module:name, regex:PATTERN, hf:MODEL or openai:URL#MODEL.")
+    prompts: str = setting(help="Prompts (prompt, question, text, or the dialogues of pairs): file or hub dataset.")
+    limit: int | None = setting(None, "Only the first prompts.", minimum=1)
+    sampling: Sampling = Sampling()
+    learning: RewardTrainingConfig = RewardTrainingConfig()
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    def read(self) -> list[Prompt]:
+        """Returns the prompts. Errors as in `read_prompts`."""
+        return read_prompts(self.prompts)[: self.limit]
+
+    def train(
+        self,
+        base: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        data: list[Prompt],
+        config: OtterConfig,
+        run: Run,
+    ) -> dict[str, float]:
+        """See `otterlm.training.recipes.base.Recipe`."""
+        base, name = on_device(base), self.scorer
+        rate = load_scorer(name)
+        run.begin(base, config, RewardObjective)
+        sampling = replace(self.sampling, seed=run.training.seed)
+        with PartialState().main_process_first():
+            folder = run.out / "responses"
+            examples = scored_responses(base, tokenizer, data, rate, rate.identity, sampling, folder)
+        if len({example.score for example in examples}) == 1:
+            raise OtterError(f"the scorer {name} gives every response the same score: there is nothing to learn")
+        held_prompts = run.held_out(range(len(data)))
+        held = {example.row for example in examples if example.row // sampling.per_prompt in held_prompts}
+        settings = {"scorer": name} | asdict(sampling)
+        title = f"the base's own responses to {len(data)} prompts, scored by {name}"
+        return fit_reward(base, tokenizer, examples, held, config, self.learning, run, title, settings)

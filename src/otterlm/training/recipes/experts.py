@@ -1,66 +1,89 @@
-"""`otter train contrast --expert MODEL --anti-expert MODEL`: two models to a contrast adapter, which replaces them."""
+"""`otter distill contrast`: two models to a contrast adapter, which replaces them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from otterlm.bases import load_base
 from otterlm.config import OtterConfig
 from otterlm.decoding.checks import check_weight
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
-from otterlm.training.continuations import continue_texts
-from otterlm.training.experts import ExpertOpinions, ExpertsObjective
+from otterlm.settings import check_settings, setting
+from otterlm.signals.contrast.experts_objective import ExpertsObjective
+from otterlm.training.data.corpora import read_texts
 from otterlm.training.recipes.common import Run, on_device
+from otterlm.training.sources import LiveBase
+from otterlm.training.teachers.continuations import continue_texts
+from otterlm.training.teachers.experts import ExpertOpinions
 
 
-def distill_experts(
-    base: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    expert: PreTrainedModel,
-    anti_expert: PreTrainedModel,
-    texts: Sequence[str],
-    config: OtterConfig,
-    max_tokens: int,
-    max_new_tokens: int,
-    alpha: float,
-    run: Run,
-) -> dict[str, float]:
-    """Continues texts by the base, has the experts read along, trains a contrast adapter to steer as they do, and saves
-    it into `run.out`.
+@dataclass(frozen=True, slots=True)
+class ExpertsRecipe:
+    """Distils an expert and an anti-expert, two language models, into one contrast.
 
-    Args:
-        base: the frozen model.
-        tokenizer: its tokenizer, padding on the left.
-        expert, anti_expert: language models with its vocabulary.
+    The base continues texts, the two read along, and the contrast learns to steer as they do.
+
+    Attributes:
+        expert, anti_expert: language models with the base's vocabulary, see `otterlm.bases.load_base`.
         texts: such as will be steered; no labels.
-        config: shape of the adapter.
+        text_column: see `otterlm.training.data.corpora.read_texts`.
         max_tokens: of a text; a longer one keeps its start.
         max_new_tokens: of its continuation.
         alpha: how far the experts steer.
-        run: how and where; the continuations and what the experts say are kept in `run.out`, too.
-
-    Returns:
-        The metrics of the saved weights on the texts held out.
-
-    Raises:
-        OtterError: alpha is 0 or no number; see `continue_texts`, `ExpertOpinions`, `train` and
-            `OtterModel.save_pretrained`.
     """
-    if check_weight(alpha) == 0:
-        raise OtterError("with alpha 0 the experts do not steer: there is nothing to learn")
-    base = on_device(base)
-    with PartialState().main_process_first():
-        path = run.out / "continuations.jsonl"
-        examples = continue_texts(base, tokenizer, texts, path, max_tokens, max_new_tokens)
-        sides = on_device(expert).eval(), on_device(anti_expert).eval()
-        opinions = ExpertOpinions(base, *sides, examples, run.out / "opinions.f32")
-    train_examples, eval_examples = run.split(examples, base)
-    model = OtterModel(base, config).train()
-    objective = ExpertsObjective(model, run.source(model, examples), opinions, alpha)
-    metrics = run.train(objective, train_examples, eval_examples, tokenizer)
-    data_used = f"Distilled from an expert and an anti-expert on {len(train_examples)} texts and the base's own "
-    data_used += f"continuations of them, {len(eval_examples)} held out."
-    settings = {"max_tokens": max_tokens, "max_new_tokens": max_new_tokens, "alpha": alpha}
-    run.save(model, "A contrast", data_used, metrics, settings)
-    return metrics
+
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "epochs": 2,
+        "batch_size": 32,
+        "evaluations_per_epoch": 2,
+        "patience": 4,
+        "eval_fraction": 0.05,
+    }
+
+    expert: str = setting(help="A model that writes as wanted.")
+    anti_expert: str = setting(help="A model that writes as not wanted.")
+    texts: str = setting(help="Texts such as will be steered, no labels: file or hub dataset.")
+    text_column: str = setting("text", "Where the text is; a.b is field b of a.")
+    max_tokens: int = setting(128, "Of a text; a longer one keeps its start.", minimum=2)
+    max_new_tokens: int = setting(20, "Of the base's continuations.", minimum=1)
+    alpha: float = setting(2.0, "How far the two steer.")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if check_weight(self.alpha) == 0:
+            raise OtterError("with alpha 0 the experts do not steer: there is nothing to learn")
+
+    def read(self) -> list[str]:
+        """Returns the texts. Errors as in `read_texts`."""
+        return read_texts(self.texts, self.text_column)
+
+    def train(
+        self,
+        base: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        data: list[str],
+        config: OtterConfig,
+        run: Run,
+    ) -> dict[str, float]:
+        """See `otterlm.training.recipes.base.Recipe`."""
+        base = on_device(base)
+        run.begin(base, config, ExpertsObjective)
+        with PartialState().main_process_first():
+            path = run.out / "continuations.jsonl"
+            examples = continue_texts(base, tokenizer, data, path, self.max_tokens, self.max_new_tokens)
+            expert, anti = (on_device(load_base(name, base.dtype)).eval() for name in (self.expert, self.anti_expert))
+            opinions = ExpertOpinions(base, expert, anti, examples, run.out / "opinions.f32")
+        train_examples, eval_examples = run.split(examples, base)
+        model = OtterModel(base, config).train()
+        objective = ExpertsObjective(model, LiveBase(model), opinions, self.alpha)
+        run.prepare(objective, train_examples, eval_examples)
+        metrics = run.train(objective, train_examples, eval_examples, tokenizer)
+        data_used = f"Distilled from an expert and an anti-expert on {len(train_examples)} texts and the base's own "
+        data_used += f"continuations of them, {len(eval_examples)} held out."
+        settings = {"max_tokens": self.max_tokens, "max_new_tokens": self.max_new_tokens, "alpha": self.alpha}
+        run.save(model, "A contrast", data_used, metrics, settings)
+        return metrics

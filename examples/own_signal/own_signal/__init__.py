@@ -1,0 +1,10 @@
+"""How unsure the base is going to be: a signal that Otter does not have, in a package of its own."""
+
+from otterlm.signals.base import SignalType
+from own_signal.config import UncertaintyConfig
+
+SIGNAL = SignalType(
+    UncertaintyConfig,
+    head="own_signal.head:UncertaintyHead",
+    recipes={"train": "own_signal.recipe:UncertaintyRecipe"},
+)

@@ -1,0 +1,48 @@
+"""What errors mean to the user: a line for those that bad input or the machine causes, of whatever library."""
+
+import torch
+import typer
+from jinja2 import TemplateError
+from safetensors import SafetensorError
+
+from otterlm.errors import OtterError, reason
+
+# Typer gives no public name to the errors of its parser; they are what its BadParameter is one of.
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+MEMORY = "there is not enough memory: try a smaller batch or base, a shorter text, or --dtype bfloat16"
+
+RUNTIME = {
+    "out of memory": MEMORY,
+    "can't allocate memory": MEMORY,
+    "probability tensor contains": "the base's probabilities are not finite: its weights or the dtype are wrong",
+    "not implemented for": "the dtype does not work on this device",
+    "Found no NVIDIA driver": "the device cannot be used",
+    "No CUDA GPUs are available": "the device cannot be used",
+    "no kernel image is available": "the device cannot be used",
+}
+"""What a RuntimeError of torch means, by words in it."""
+
+
+def explain(error: Exception) -> str | None:
+    """What went wrong, in one line; None for what is a fault of the program, whose traceback is of use."""
+    if isinstance(error, OtterError):
+        return one_line(str(error))
+    if isinstance(error, _UsageError):
+        return one_line(error.format_message())  # type: ignore[attr-defined]
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return MEMORY
+    if isinstance(error, OSError):  # a full disk, a folder that may not be written, the hub
+        return one_line(str(error) or type(error).__name__)
+    if isinstance(error, SafetensorError):
+        return f"a safetensors file is damaged: {reason(error)}"
+    if isinstance(error, TemplateError):
+        return f"the chat template refuses the dialogue: {reason(error)}"
+    if isinstance(error, RuntimeError):
+        return next((f"{line} ({reason(error)})" for words, line in RUNTIME.items() if words in str(error)), None)
+    return None
+
+
+def one_line(text: str) -> str:
+    """A text without its line breaks. Spaces stay: they may be a path's."""
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())

@@ -1,0 +1,94 @@
+"""How results come to the terminal: every text as it is, whatever stands in it, and a path in one piece."""
+
+import codecs
+import io
+import json
+import math
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+WIDE = 10_000
+"""Columns of what is no terminal: a file or a pipe, in which nothing need be wrapped."""
+
+
+# A response may say [/INST] or :smile:, and a folder may be called out [final].
+AS_IT_IS: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
+console = Console(**AS_IT_IS)
+
+
+def show_coloured(coloured: Text, plain: str) -> None:
+    """Prints a text in colours where there are any, else as it is."""
+    if console.is_terminal and not console.no_color:
+        console.print(coloured, soft_wrap=True)
+    else:
+        print(plain)
+
+
+def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:
+    """Prints a table under a line of title. Its first column is of words, the others are of numbers."""
+    table = Table()
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left")
+    for row in rows:
+        table.add_row(*row)
+    print(title)
+    (console if console.is_terminal else Console(**AS_IT_IS, width=WIDE)).print(table)
+
+
+def print_json(value: Any) -> None:
+    """Prints one JSON object. NaN, which JSON lacks, becomes null."""
+    finite = _finite(value)
+    text = json.dumps(finite, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # the terminal's locale, or a path of other bytes
+        text = json.dumps(finite)
+    print(text)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def prepare_streams() -> None:
+    """Makes every text printable: one that the locale cannot encode is escaped, a path of other bytes keeps them."""
+    # Rich would exit with 1, also from Typer's help; `main` decides.
+    Console.on_broken_pipe = _broken_pipe  # type: ignore[method-assign, assignment]
+    codecs.register_error("otterlm.as_it_is", _as_it_is)
+    for name, errors in (("stdout", "otterlm.as_it_is"), ("stderr", "backslashreplace")):
+        if getattr(sys, name) is None:  # it was closed
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - until the process ends
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+
+
+def _broken_pipe(_: Console) -> None:
+    raise BrokenPipeError
+
+
+def _as_it_is(error: UnicodeError) -> tuple[str | bytes, int]:
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.lookup_error("backslashreplace")(error)
+
+
+def drop_output() -> None:
+    """Drops what cannot be written to stdout, which Python would complain of when it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,74 @@
+"""`otter train NAME` and `otter distill NAME`: one verb for each signal, its options those of its recipe."""
+
+import inspect
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+import typer
+
+from otterlm.bases import load_base, load_tokenizer, parse_dtype
+from otterlm.cli.groups import grouped
+from otterlm.cli.lazy import Verb, as_command, lazy_group
+from otterlm.cli.options import AsJson, Base, Dtype, show_result
+from otterlm.config import OtterConfig
+from otterlm.errors import OtterError
+from otterlm.files import make_folder
+from otterlm.signals import load_part, signal_names, signal_type
+from otterlm.training.recipes import Run
+
+
+def verbs(verb: str) -> Mapping[str, Verb]:
+    """The signals that can be made this way.
+
+    Args:
+        verb: `train` or `distill`.
+    """
+    found = {}
+    for name in signal_names():
+        try:
+            recipes = signal_type(name).recipes
+            help = _summary(load_part(recipes[verb])) if verb in recipes else None
+        except OtterError as error:  # of another package, which is not to keep the others from being listed
+            help = str(error)
+        if help is not None:
+            found[name] = Verb(help, partial(command_of, name, verb))
+    return found
+
+
+def command_of(name: str, verb: str) -> Any:
+    """Makes the command that runs a signal's recipe."""
+    signal = signal_type(name)
+    recipe_class: Any = load_part(signal.recipes[verb])
+    shape = OtterConfig(signal=signal.config())
+
+    @grouped
+    def command(
+        base: Base,
+        recipe: recipe_class,
+        run: Run = recipe_class.defaults,
+        config: OtterConfig = shape,
+        dtype: Dtype = "float32",
+        as_json: AsJson = False,
+    ) -> None:
+        make_folder(run.out)  # before a base is loaded for it
+        data = recipe.read()
+        model, tokenizer = load_base(base, parse_dtype(dtype)), load_tokenizer(base)
+        torch.manual_seed(run.training.seed)
+        show_result(recipe.train(model, tokenizer, data, config, run), run.out, as_json)
+
+    return as_command(name, command, help=str(inspect.getdoc(recipe_class)).split("\n\nAttributes:")[0])
+
+
+def _summary(recipe: type) -> str:
+    """The first line of a recipe's docstring."""
+    return str(inspect.getdoc(recipe)).splitlines()[0]
+
+
+train = typer.Typer(cls=lazy_group(partial(verbs, "train")), help="Train an adapter.")
+distill = typer.Typer(
+    cls=lazy_group(partial(verbs, "distill"), default="reward"), help="Train an adapter on what other models say."
+)
+for _app in (train, distill):
+    _app.callback()(lambda: None)

@@ -1,0 +1,81 @@
+"""Chooses interventions for the adapters of a model, and makes the arguments of `generate` that use them."""
+
+from dataclasses import replace
+from typing import Any
+
+from otterlm.decoding.registry import InterventionSettings, InterventionType, intervention_type, interventions
+from otterlm.errors import OtterError
+from otterlm.model import OtterModel
+from otterlm.signals.base import Capability
+
+STEERING = "guidance"
+"""What a number that steers is used for where nothing is asked for."""
+
+
+def methods() -> list[str]:
+    """Returns the names of the interventions that a number of every prefix is used for, one at a time."""
+    number = Capability.PREFIX | Capability.ADDS
+    return [each.name for each in interventions(number) if each.plug != "stopping_criteria"]
+
+
+def check_method(method: str | None) -> str | None:
+    """A method's name, or None for what each adapter can do.
+
+    Raises:
+        OtterError: there is no such method.
+    """
+    if method is not None and method not in methods():
+        raise OtterError(f"--method must be one of {', '.join(methods())}, got {method!r}")
+    return method
+
+
+def generate_arguments(model: OtterModel, settings: InterventionSettings, method: str | None = None) -> dict[str, Any]:
+    """Makes the arguments of `model.generate` by which the adapters that are on intervene.
+
+    Args:
+        model: with its adapters.
+        settings: of the interventions.
+        method: what numbers of prefixes are used for, one of `methods`; None: guidance, of those that can steer.
+
+    Raises:
+        OtterError: an adapter cannot be used by the method, or two adapters each need a decoding loop of their own.
+    """
+    chosen = [pair for name in model.active_adapters for pair in _uses(model, name, settings, method)]
+    arguments: dict[str, Any] = {}
+    loops: list[str] = []
+    replaced = 0
+    for name, use in chosen:
+        own = settings
+        if use.needs == Capability.REPLACES:
+            # One nucleus, the base's: the first contrast rules out what is not in it.
+            own, replaced = (replace(settings, top_p=1.0) if replaced else settings), replaced + 1
+        made = use.make(model, name, own)
+        if use.plug == "custom_generate":
+            loops.append(use.name)
+            arguments["custom_generate"] = made
+        else:
+            arguments.setdefault(use.plug, []).append(made)
+        arguments |= use.arguments(settings)
+    if len(set(loops)) > 1:
+        raise OtterError(f"{' and '.join(loops)} both need the decoding loop: use --method {STEERING} with drafts")
+    if len(loops) > 1:
+        names = ", ".join(name for name, use in chosen if use.plug == "custom_generate")
+        raise OtterError(f"{loops[0]} takes one adapter, got {names}")
+    return arguments
+
+
+def _uses(
+    model: OtterModel, name: str, settings: InterventionSettings, method: str | None
+) -> list[tuple[str, InterventionType]]:
+    """What an adapter is used for."""
+    can = model.adapter(name).config.signal.capabilities
+    uses = [each.name for each in interventions(can) if each.needs in (Capability.REPLACES, Capability.DRAFTS)]
+    number = bool(can & (Capability.PREFIX | Capability.ADDS))
+    if number and method is not None:
+        model.adapter_name(name, intervention_type(method).needs)
+        uses.append(method)
+    elif Capability.ADDS in can:
+        uses.append(STEERING)
+    if number and method != "rejection" and settings.threshold > float("-inf"):
+        uses.append("stop")
+    return [(name, intervention_type(use)) for use in uses]

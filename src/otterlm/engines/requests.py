@@ -1,0 +1,211 @@
+"""What a request may ask of an engine: settings in its extra arguments (`SamplingParams.extra_args` of vLLM, or
+`vllm_xargs` over HTTP).
+
+    otter_weight     how far to steer: of a reward, the weight; of a contrast, alpha. 0: the base
+    otter_signal     the adapter that steers; may be left out where one can
+    otter_top_k      with a reward: score the base's k likeliest tokens and rule out the others
+    otter_top_p      with a contrast: the base's nucleus that stays possible
+    otter_threshold  end the response when its reward falls under this
+    otter_patience   for so many tokens in a row
+    otter_guard      the adapter whose reward that is; may be left out where there is one
+    otter_rewards    1: the reward of every reward adapter beside every token
+
+Nothing here needs torch or Transformers.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from otterlm.engines.capabilities import Capabilities, capabilities
+from otterlm.engines.spelling import resembles_prefix
+from otterlm.errors import OtterError
+
+PREFIX = "otter_"
+NAMES = ("weight", "signal", "top_k", "top_p", "threshold", "patience", "guard", "rewards")
+LARGEST_WEIGHT = 1e6
+"""Beyond it the sum of a logit and a weighted reward says nothing of the logit, and may overflow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The checked settings of a request. `steer` and `guard` name adapters; None: not asked for."""
+
+    steer: str | None = None
+    weight: float = 0.0
+    top_k: int | None = None
+    top_p: float = 0.9
+    guard: str | None = None
+    threshold: float = -math.inf
+    patience: int = 1
+    rewards: bool = False
+
+    @property
+    def asks(self) -> bool:
+        """Whether the request asks for anything that the base alone would not do."""
+        return self.steer is not None or self.guard is not None or self.rewards
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What an engine serves, as far as requests are checked against it.
+
+    Attributes:
+        signals: what can be done with each adapter, by name; empty for a model without adapters.
+        vocabulary_size: the base's.
+        speculates: the engine verifies drafts, and so does not steer.
+    """
+
+    signals: Mapping[str, Capabilities]
+    vocabulary_size: int
+    speculates: bool = False
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], speculates: bool = False) -> Self:
+        """Reads the `config.json` of an exported folder, or of a model without adapters."""
+        adapters = config.get("otter") or {}
+        signals = {name: capabilities(values["signal"]) for name, values in adapters.items()}
+        return cls(signals, config.get("vocab_size", 0), speculates)
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """The adapters that have a number beside every token."""
+        return tuple(name for name, each in self.signals.items() if each.number)
+
+    def settings(self, arguments: Mapping[str, Any] | None) -> Settings:
+        """Checks the extra arguments of a request.
+
+        Args:
+            arguments: those whose names do not begin with `otter_`, or nearly so, are left to others.
+
+        Raises:
+            OtterError: an argument is unknown, out of range or without effect, or the engine cannot do it.
+        """
+        return _Reader(self, _ours(arguments or {})).read()
+
+
+def refuse_stray(fields: Iterable[str]) -> None:
+    """Refuses settings that stand beside a request's extra arguments instead of among them.
+
+    Args:
+        fields: names of the request's own fields that the server does not know.
+
+    Raises:
+        OtterError: one is a setting, or nearly.
+    """
+    for field in fields:
+        if resembles_prefix(field):
+            raise OtterError(f"{field} is no field of the request: settings go into vllm_xargs ({_known()})")
+
+
+def _ours(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    found = {}
+    for name, value in arguments.items():
+        if name.startswith(PREFIX) and name[len(PREFIX) :] in NAMES:
+            found[name[len(PREFIX) :]] = value
+        elif resembles_prefix(name):
+            raise OtterError(f"unknown argument {name}; there are: {_known()}")
+    return found
+
+
+def _known() -> str:
+    return ", ".join(PREFIX + name for name in NAMES)
+
+
+class _Reader:
+    """Reads the settings of one request, without `otter_` before their names."""
+
+    def __init__(self, served: Served, arguments: dict[str, Any]) -> None:
+        self.served = served
+        self.arguments = arguments
+
+    def read(self) -> Settings:
+        if self.arguments and not self.served.signals:
+            raise OtterError(f"the model that is served has no adapters: otter_{min(self.arguments)} has no effect")
+        rewards = self.arguments.get("rewards", 0)
+        if isinstance(rewards, bool) or rewards not in (0, 1):
+            raise OtterError(f"otter_rewards must be 0 or 1, got {_shown(rewards)}")
+        if rewards and not self.served.numbers:
+            raise OtterError("otter_rewards needs a reward adapter; the model that is served has none")
+        return Settings(**self.steering(), **self.guarding(), rewards=rewards == 1)
+
+    def steering(self) -> dict[str, Any]:
+        if "weight" not in self.arguments:
+            self.goes_with(("signal", "top_k", "top_p"), "otter_weight")
+            return {}
+        weight = self.number("weight")
+        if abs(weight) > LARGEST_WEIGHT:
+            raise OtterError(f"otter_weight must be from -{LARGEST_WEIGHT:g} to {LARGEST_WEIGHT:g}, got {weight!r}")
+        signals = self.served.signals
+        # A weight of 0 asks for the base, and needs no adapter that steers.
+        if weight == 0 and "signal" not in self.arguments:
+            self.whole("top_k", self.served.vocabulary_size)
+            self.share("top_p")
+            return {}
+        steer = self.adapter("signal", lambda each: each.steers is not None)
+        if signals[steer].steers != "reward":
+            self.goes_with(("top_k",), "the otter_weight of a reward")
+        if signals[steer].steers != "difference":
+            self.goes_with(("top_p",), "the otter_weight of a contrast")
+        settings = {"top_k": self.whole("top_k", self.served.vocabulary_size), "top_p": self.share("top_p")}
+        if weight == 0:
+            return settings
+        if self.served.speculates:
+            raise OtterError("otter_weight: this engine verifies drafts (speculative_config), and then cannot steer")
+        return {"steer": steer, "weight": weight, **settings}
+
+    def guarding(self) -> dict[str, Any]:
+        if "threshold" not in self.arguments:
+            self.goes_with(("patience", "guard"), "otter_threshold")
+            return {}
+        guard = self.adapter("guard", lambda each: each.number)
+        patience = self.whole("patience", 1 << 20) or 1
+        return {"guard": guard, "threshold": self.number("threshold"), "patience": patience}
+
+    def goes_with(self, names: tuple[str, ...], what: str) -> None:
+        for name in names:
+            if name in self.arguments:
+                raise OtterError(f"{PREFIX}{name} goes with {what}, and has no effect without it")
+
+    def number(self, name: str) -> float:
+        value = self.arguments[name]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
+            raise OtterError(f"{PREFIX}{name} must be a finite number, got {_shown(value)}")
+        try:
+            return float(value)
+        except OverflowError:
+            raise OtterError(f"{PREFIX}{name} must be a finite number, got {_shown(value)}") from None
+
+    def share(self, name: str) -> float:
+        value = self.number(name) if name in self.arguments else 0.9
+        if not 0 < value <= 1:
+            raise OtterError(f"{PREFIX}{name} must be above 0 and at most 1, got {value!r}")
+        return value
+
+    def whole(self, name: str, largest: int) -> int | None:
+        value = self.arguments.get(name)
+        if name not in self.arguments:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
+            raise OtterError(f"{PREFIX}{name} must be a whole number from 1 to {largest}, got {_shown(value)}")
+        return value
+
+    def adapter(self, name: str, fits: Callable[[Capabilities], bool]) -> str:
+        names = [adapter for adapter, each in self.served.signals.items() if fits(each)]
+        value = self.arguments.get(name)
+        if name not in self.arguments and len(names) == 1:
+            return names[0]
+        if value not in names:
+            what = f"unknown signal {_shown(value)} in" if name in self.arguments else "name an adapter in"
+            raise OtterError(f"{what} {PREFIX}{name}; there are: {', '.join(sorted(names)) or 'none that can do this'}")
+        return str(value)
+
+
+def _shown(value: Any) -> str:
+    """A wrong value for a message; it may be long, or a number with too many digits to print."""
+    try:
+        text = repr(value)
+    except ValueError:
+        return "a number with too many digits"
+    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -1,0 +1,65 @@
+"""How numbers leave an engine: computed beside the tokens, carried beside them, and joined to the response by count.
+
+An engine's worker computes a number for every token it chooses: the reward of the text that the token was chosen after.
+They travel as lists by adapter, each as long as the tokens it came with, so that a number is found by its token's
+index wherever tokens were gathered, cut or streamed. Nothing here needs torch.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+Numbers = dict[str, list[float]]
+"""By adapter, one number a token."""
+
+STOPPED = "otter: reward under threshold"
+"""The stop reason of a response that a guard ended."""
+
+
+def extend(numbers: Numbers, more: Mapping[str, Sequence[float]]) -> None:
+    """Appends the numbers of later tokens, in place."""
+    for name, values in more.items():
+        numbers.setdefault(name, []).extend(values)
+
+
+def part(numbers: Mapping[str, Sequence[float]], start: int, end: int) -> Numbers:
+    """Returns the numbers of the tokens from `start` to before `end`."""
+    return {name: list(values[start:end]) for name, values in numbers.items()}
+
+
+class Joiner:
+    """Joins the numbers that come with an engine's outputs to the choices that a server makes of them.
+
+    A server may hold an output's text back, or make several pieces of it; a choice gets all numbers that came since
+    its last piece.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, Numbers] = {}
+
+    def add(self, choice: int, numbers: Mapping[str, Sequence[float]] | None) -> None:
+        """Takes up the numbers of an output."""
+        if numbers:
+            extend(self._waiting.setdefault(choice, {}), numbers)
+
+    def take(self, choice: int) -> dict[str, Numbers] | None:
+        """Returns what stands in a choice under `otter`; None where nothing came."""
+        numbers = self._waiting.pop(choice, {})
+        return {"rewards": numbers} if any(numbers.values()) else None
+
+    def fill(self, answer: Mapping[str, Any]) -> bool:
+        """Puts the numbers into the choices of a JSON answer, in place. Returns whether there were any.
+
+        The piece of a chat that opens it with the role has no tokens, whatever came before it was made.
+        """
+        filled = False
+        for choice in _choices(answer):
+            opens = (choice.get("delta") or {}).get("role") and choice.get("finish_reason") is None
+            if not opens and (numbers := self.take(choice.get("index", 0))):
+                choice["otter"] = numbers
+                filled = True
+        return filled
+
+
+def _choices(answer: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    choices = answer.get("choices")
+    yield from choices if isinstance(choices, list) else ()

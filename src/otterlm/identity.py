@@ -1,0 +1,131 @@
+"""What a resumable thing is of: the base, the data and the settings that its numbers depend on.
+
+Checkpoints, recordings, responses, continuations and results of benches keep an identity. A run goes on with them only
+if its own identity is the same, and is refused with what differs otherwise.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from otterlm.config import OtterConfig
+from otterlm.errors import OtterError
+
+FORMAT = 2
+"""Of every identity. It rises when a run of this version would not end as a run of the version before it did."""
+
+SAMPLES = 16
+"""Numbers of every parameter that are compared. Fine-tuned copies differ from their base in all matrices."""
+
+SHOWN = 4
+"""Differences that a message names, and no more."""
+
+Identity = dict[str, Any]
+"""What JSON can hold. A digest is a mapping with `sha256` and perhaps one more value, which messages show."""
+
+
+def identity(kind: str, **parts: Any) -> Identity:
+    """The identity of a resumable thing.
+
+    Args:
+        kind: what it is, such as `checkpoint`.
+        parts: all that its numbers depend on.
+    """
+    plain: Identity = json.loads(json.dumps({"format": FORMAT, "kind": kind, **parts}))
+    return plain
+
+
+def of_data(items: Iterable[object]) -> Identity:
+    """A digest of data: how many items there are, and a hash of their `repr`."""
+    rows = list(items)
+    return {"count": len(rows), "sha256": hashlib.sha256(repr(rows).encode()).hexdigest()}
+
+
+@torch.no_grad()
+def of_weights(*modules: nn.Module) -> Identity:
+    """A digest of models: the dtype, and a hash of a few numbers of every parameter.
+
+    It is finer than `otterlm.fingerprint`, which fine-tuned copies may share with their base.
+    """
+    parameters = [parameter for module in modules for parameter in _parameters(module)]
+    found = [(tuple(parameter.shape), _sample(parameter)) for parameter in parameters]
+    dtype = next((str(p.dtype).removeprefix("torch.") for p in parameters if p.is_floating_point()), "none")
+    return {"dtype": dtype, "sha256": hashlib.sha256(repr(found).encode()).hexdigest()}
+
+
+def _parameters(model: nn.Module) -> Iterator[Tensor]:
+    for module in model.modules():
+        stored = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
+        for name, parameter in module.named_parameters(recurse=False):
+            # accelerate keeps an offloaded weight elsewhere; torchao's stand for others.
+            weight = stored[name] if parameter.is_meta and stored is not None else parameter.data
+            yield weight if type(weight) is Tensor else weight.dequantize()
+
+
+def _sample(parameter: Tensor) -> list[float]:
+    return parameter.flatten()[:: max(1, parameter.numel() // SAMPLES)].double().tolist()
+
+
+def of_config(config: OtterConfig) -> Identity:
+    """An adapter's shape and signal; which base it is for, and where that lies, is said by `of_weights`."""
+    left_out = ("base_model_name_or_path", "base_fingerprint", "version", "peft_type")
+    return {name: value for name, value in json.loads(config.to_json()).items() if name not in left_out}
+
+
+def of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Identity:
+    """A digest of a tokenizer: vocabulary, rules, chat template."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = {} if backend is None else json.loads(backend.to_str())
+    for state in ("padding", "truncation"):  # of the latest call, not of the tokenizer
+        rules.pop(state, None)
+    return {"sha256": of_data([rules, sorted(tokenizer.get_vocab().items()), tokenizer.chat_template])["sha256"]}
+
+
+def check(path: Path, saved: object, wanted: Identity, partial: bool = False) -> None:
+    """Checks that a file is of this run.
+
+    Args:
+        path: of the file.
+        saved: the identity that it holds.
+        wanted: this run's, see `identity`.
+        partial: whether only the parts that `wanted` has are compared.
+
+    Raises:
+        OtterError: the file is of another run; the message names what differs.
+    """
+    advice = "delete it, or choose another folder"
+    if not isinstance(saved, dict) or saved.get("format") != FORMAT:
+        raise OtterError(f"{path} belongs to a run of another version of otter-lm: {advice}")
+    if partial:
+        saved = {name: value for name, value in saved.items() if name in wanted}
+    found = list(_differences(saved, wanted))
+    if found:
+        more = f", and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        raise OtterError(f"{path} belongs to another run, with other {', '.join(found[:SHOWN])}{more}: {advice}")
+
+
+def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any], within: str = "") -> Iterator[str]:
+    """What differs, in words, as in `base` or `learning_rate (0.001 there, 0.002 now)`."""
+    for name in dict.fromkeys([*wanted, *saved]):
+        there, now = saved.get(name), wanted.get(name)
+        if there == now:
+            continue
+        digests = [isinstance(value, dict) and "sha256" in value for value in (there, now)]
+        if isinstance(there, dict) and isinstance(now, dict) and not any(digests):
+            yield from _differences(there, now, f"{within}{name}.")
+            continue
+        shown = [_shown(value) for value in (there, now)]
+        differ = shown[0] != shown[1] and all(len(text) <= 60 for text in shown)
+        yield f"{within}{name} ({shown[0]} there, {shown[1]} now)" if differ else f"{within}{name}"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, dict):
+        value = next((part for name, part in value.items() if name != "sha256"), "")
+    return "none" if value is None else str(value)

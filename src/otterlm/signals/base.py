@@ -1,0 +1,161 @@
+"""What a signal is made of: a configuration, a head, what one pass gives, and an objective. Nobody asks a signal for
+its name: `Capability` says what can be done with it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+if TYPE_CHECKING:  # so that listing signals and reading a configuration need no torch
+    from torch import Tensor
+
+    from otterlm.training.data.packing import Batch
+
+
+class Capability(enum.Flag):
+    """What can be done with a signal.
+
+    Attributes:
+        BESIDE: a number stands beside every token: it can be coloured and streamed (`Signal.beside`).
+        PREFIX: that number is of the text that ends with the token: texts can be scored by it, responses ranked and
+            watched (`PrefixSignal`).
+        ADDS: it steers: a score of every next token is added to the token's logit (`AddedSignal`).
+        REPLACES: it steers: two next-token distributions move the logits by their difference (`ReplacedSignal`).
+        DRAFTS: it guesses at the tokens after the next one (`otterlm.signals.draft.head.Drafter`).
+    """
+
+    BESIDE = enum.auto()
+    PREFIX = enum.auto()
+    ADDS = enum.auto()
+    REPLACES = enum.auto()
+    DRAFTS = enum.auto()
+
+
+NOTHING = Capability(0)
+
+STEERS = Capability.ADDS | Capability.REPLACES
+"""Either way to steer."""
+
+
+def describe(capability: Capability) -> str:
+    """Says what a signal with these capabilities does, for messages: `drafts tokens`."""
+    return " and ".join(_WORDS[part] for part in capability) or "predicts anything"
+
+
+_WORDS = {
+    Capability.BESIDE: "gives a number beside every token",
+    Capability.PREFIX: "gives a number for every prefix",
+    Capability.ADDS: "scores every next token (a reward does with a vocabulary head)",
+    Capability.REPLACES: "moves the logits by two distributions",
+    Capability.DRAFTS: "drafts tokens",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SignalConfig:
+    """The configuration of a signal. A subclass is a frozen dataclass, its fields made by `otterlm.settings.setting`.
+
+    Attributes:
+        type: the signal's name, in `adapter_config.json` and on the command line.
+    """
+
+    type: ClassVar[str]
+
+    @property
+    def capabilities(self) -> Capability:
+        """What can be done with the signal."""
+        raise NotImplementedError
+
+    def limits(self, width: int, vocabulary: int) -> dict[str, tuple[int, int]]:
+        """Returns, for each size, its value and the most that makes sense on a base of this width and vocabulary."""
+        return {}
+
+    def derived_parameters(self, vocabulary: int) -> int:
+        """Counts the numbers that are kept in memory and not stored, such as a projection folded with the
+        unembedding."""
+        return 0
+
+
+class Signal(Protocol):
+    """What one forward pass gives.
+
+    Attributes:
+        state: [h, h'] after the final norm, `[B, T, d + d']`.
+    """
+
+    state: Tensor
+
+    def beside(self, token: int, before: Any) -> float:
+        """Returns the number beside a token of a batch of one. Needs `Capability.BESIDE`.
+
+        Args:
+            token: its id; this pass read it last.
+            before: the same signal of the pass that chose it.
+        """
+
+
+class PrefixSignal(Signal, Protocol):
+    """A signal with `Capability.PREFIX`."""
+
+    @property
+    def prefix(self) -> Tensor:
+        """The number of every prefix that ends in this pass, `[B, T]` float32."""
+
+
+class AddedSignal(Signal, Protocol):
+    """A signal with `Capability.ADDS`."""
+
+    def vocabulary(self, tokens: Tensor | None = None, position: int = -1) -> Tensor:
+        """Returns scores of next tokens, `[B, k]` float32 for `[B, k]` ids, or `[B, V]` for all."""
+
+
+class ReplacedSignal(Signal, Protocol):
+    """A signal with `Capability.REPLACES`."""
+
+    def difference(self, position: int = -1) -> Tensor:
+        """Returns how the logits are to be moved, `[B, V]` float32."""
+
+
+class Head(Protocol):
+    """Reads a signal from the widened state: a module made as `head(config, d + d', d, dtype=..., device=...)`."""
+
+    def initialize(self) -> None:
+        """Sets the parameters that training starts from."""
+
+    def __call__(self, state: Tensor, unembedding: Tensor) -> Signal:
+        """`[B, T, d + d']` and the base's unembedding, `[V, d]`, to the signal."""
+
+
+class Objective(Protocol):
+    """What a batch teaches an adapter: a module that holds the model.
+
+    Attributes:
+        identity: what a checkpoint must agree with, beside the trainer's own settings; JSON can hold it.
+    """
+
+    identity: dict[str, Any]
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        """A packed batch to scalars, means over it, with `loss` among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class SignalType:
+    """A kind of signal. Its parts are named as `module:name` and imported when they are first used.
+
+    Attributes:
+        config: its configuration.
+        head: its head.
+        recipes: how its adapters are made, by verb (`train`, `distill`), see `otterlm.training.recipes.base.Recipe`.
+    """
+
+    config: type[SignalConfig]
+    head: str
+    recipes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The name in `adapter_config.json` and on the command line."""
+        return self.config.type

@@ -1,0 +1,64 @@
+"""The contrast signal's objective: each side learns to write its own corpus."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from otterlm.families.parts import logit_transform
+from otterlm.model import OtterModel
+from otterlm.signals.base import Capability
+from otterlm.training.data.corpora import WANTED
+from otterlm.training.data.packing import Batch, followed_tokens
+from otterlm.training.sources import Source, of_adapter, read_batch
+
+
+class ContrastObjective(nn.Module):
+    """Language-model loss of each side on its own texts: cross-entropy of base logits + E . u(s).
+
+    Args:
+        model: the base with the adapter.
+        source: shows the base's intermediates.
+        adapter_name: may be left out where there is one.
+    """
+
+    def __init__(self, model: OtterModel, source: Source, adapter_name: str | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.source = source
+        self.name = model.adapter_name(adapter_name, Capability.REPLACES)
+        self.identity = of_adapter(model, self.name)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Scalars: `loss`, a mean over tokens. In evaluation also `base`, that of the base, and `accuracy`: how often
+        a text is likelier to its own side."""
+        state = read_batch(self.model, self.source, batch, self.name).state
+        row, position, parent = followed_tokens(batch)
+        seen, target = state[row, parent], batch.input_ids[row, position]  # [n, d + d'], [n]
+        head = self.model.adapter(self.name).head
+        of_expert = (batch.labels == WANTED)[row]
+        if self.training:
+            direction = torch.where(of_expert[:, None], head.expert.direction(seen), head.anti_expert.direction(seen))
+            return {"loss": self._loss(seen, direction, target).mean()}
+        expert, anti = (self._loss(seen, side.direction(seen), target) for side in (head.expert, head.anti_expert))
+        own = torch.where(of_expert, expert, anti)
+        # Of each text, by how much its own side finds it likelier than the other does.
+        margin = own.new_zeros(len(batch.rows)).index_add(0, row, torch.where(of_expert, anti - expert, expert - anti))
+        return {
+            "loss": own.mean(),
+            "base": self._loss(seen, torch.zeros_like(seen[:, :1]), target).mean(),
+            "accuracy": ((margin > 0).float() + (margin == 0).float() / 2).mean(),
+        }
+
+    def _loss(self, seen: Tensor, direction: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy of base logits + E u, `[n]`. E h + E u = E (h + u), unless the base does more to its logits."""
+        unembedding = self.model.base_model.get_output_embeddings()
+        hidden = seen[:, : unembedding.weight.shape[1]].to(unembedding.weight.dtype)
+        direction = direction.to(hidden.dtype)
+        scale, cap = logit_transform(self.model.base_model)
+        if cap is None and scale is None:
+            logits = unembedding(hidden + direction)
+        else:
+            logits = unembedding(hidden) * (1 if scale is None else scale)
+            logits = logits if cap is None else cap * torch.tanh(logits / cap)
+            logits = logits + F.linear(direction.expand_as(hidden), unembedding.weight)
+        return F.cross_entropy(logits.float(), target, reduction="none")

@@ -1,0 +1,13 @@
+"""The reward signal."""
+
+from otterlm.signals.base import SignalType
+from otterlm.signals.reward.config import RewardConfig
+
+SIGNAL = SignalType(
+    RewardConfig,
+    head="otterlm.signals.reward.head:RewardHead",
+    recipes={
+        "train": "otterlm.training.recipes.reward:RewardRecipe",
+        "distill": "otterlm.training.recipes.distillation:DistillationRecipe",
+    },
+)

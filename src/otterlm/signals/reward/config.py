@@ -1,0 +1,68 @@
+"""The reward signal's configuration, and what its numbers mean."""
+
+import itertools
+from dataclasses import dataclass
+from typing import ClassVar
+
+from otterlm.errors import OtterError
+from otterlm.settings import check_settings, setting
+from otterlm.signals.base import Capability, SignalConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What rewards mean, see `otterlm.training.evaluation.calibration`.
+
+    Attributes:
+        curve: points (reward, score), both rising; between them the line.
+        threshold: of an alarm.
+        false_alarm_rate: the share of good responses that were to fall under it.
+    """
+
+    curve: tuple[tuple[float, float], ...]
+    threshold: float
+    false_alarm_rate: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "curve", tuple(tuple(point) for point in self.curve))
+        numbers = [value for point in self.curve for value in point] + [self.threshold, self.false_alarm_rate]
+        if not all(isinstance(value, int | float) and abs(value) < 1e30 for value in numbers):
+            raise OtterError("a calibration holds finite numbers")
+        rising = all(a[0] <= b[0] and a[1] <= b[1] for a, b in itertools.pairwise(self.curve))
+        if not 1 <= len(self.curve) <= 1000 or any(len(point) != 2 for point in self.curve) or not rising:
+            raise OtterError("a calibration's curve is 1 to 1000 points (reward, score), both rising")
+
+
+@dataclass(frozen=True, slots=True)
+class RewardConfig(SignalConfig):
+    """The reward signal: a number for every prefix, and for every possible next token.
+
+    Attributes:
+        vocabulary_rank: rank of the vocabulary head; 0 for the prefix head alone.
+        calibration: what the rewards mean; None: not measured.
+    """
+
+    type: ClassVar[str] = "reward"
+    vocabulary_rank: int = setting(16, "Rank of the vocabulary head; 0 for none.", minimum=0)
+    calibration: Calibration | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if isinstance(self.calibration, dict):  # from JSON
+            object.__setattr__(self, "calibration", Calibration(**self.calibration))
+        if self.calibration is not None and not isinstance(self.calibration, Calibration):
+            raise OtterError(f"calibration must be an object, got {self.calibration!r}")
+
+    @property
+    def capabilities(self) -> Capability:
+        """Steering needs the vocabulary head."""
+        adds = Capability.ADDS if self.vocabulary_rank else Capability(0)
+        return Capability.BESIDE | Capability.PREFIX | adds
+
+    def limits(self, width: int, vocabulary: int) -> dict[str, tuple[int, int]]:
+        """See `SignalConfig`."""
+        return {"vocabulary_rank": (self.vocabulary_rank, width)}
+
+    def derived_parameters(self, vocabulary: int) -> int:
+        """Counts an up projection folded with the unembedding."""
+        return vocabulary * self.vocabulary_rank

@@ -1,0 +1,186 @@
+"""What a tokenizer and its chat template make of a conversation.
+
+A special token stands for itself only where the template wrote it. Where somebody says it, it is plain text.
+"""
+
+import functools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from otterlm.errors import OtterError, reason
+from otterlm.training.data.conversations import Turn
+
+
+@dataclass(frozen=True, slots=True)
+class Markers:
+    """The special texts of a tokenizer and its chat template.
+
+    Attributes:
+        special: matches each special token.
+        ends: what ends a response: the end-of-sequence token, and what the template writes after the assistant's words.
+        opening, answer: what the template begins with, and what it writes before the assistant's words; empty where it
+            writes no special tokens.
+        begun: the end of `answer` that is the assistant's already, such as `<think>`.
+    """
+
+    special: re.Pattern[str]
+    ends: tuple[str, ...]
+    opening: str = ""
+    answer: str = ""
+    begun: str = ""
+
+    def wrote(self, text: str) -> bool:
+        """Whether a text looks like one that the template wrote, up to where the assistant speaks or further."""
+        return bool(self.answer) and text.lstrip().startswith(self.opening) and self.answer.rstrip() in text
+
+
+def markers(tokenizer: PreTrainedTokenizerBase) -> Markers:
+    """The markers of a tokenizer, found once."""
+    return _find_markers(tokenizer, (len(tokenizer), tokenizer.eos_token, repr(tokenizer.chat_template)))
+
+
+@functools.lru_cache(maxsize=8)
+def _find_markers(tokenizer: PreTrainedTokenizerBase, state: tuple[object, ...]) -> Markers:
+    """See `markers`. `state` is what can change about a tokenizer, so that nothing old is remembered."""
+    texts = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    texts |= set(tokenizer.all_special_tokens)
+    special = re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)) or "(?!)")
+    ends: tuple[str, ...] = (tokenizer.eos_token,) if tokenizer.eos_token else ()
+    if not tokenizer.chat_template:
+        return Markers(special, ends)
+    try:
+        asked, answered = [("user", "Q")], [("user", "Q"), ("assistant", "A\ue000")]
+        before, after = (_render(asked, tokenizer, begin) for begin in (False, True))
+        spoken = _render(answered, tokenizer, False)
+        ended = special.match(spoken.partition("\ue000")[2].lstrip())
+    except Exception:  # a template that wants other turns: what it writes around them is not known
+        return Markers(special, ends)
+    ends += (ended.group(),) if ended else ()
+    opening, answer = special.match(before), after.removeprefix(before)
+    head = spoken.removeprefix(before).partition("A\ue000")[0]
+    begun = answer.removeprefix(head).strip() if answer.startswith(head) else ""
+    if opening is None or not special.search(answer):
+        return Markers(special, ends, begun=begun)
+    return Markers(special, ends, opening.group(), answer, begun)
+
+
+def chat_tokens(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, where: str) -> list[int]:
+    """The tokens of turns in the chat template, up to where the assistant begins to speak.
+
+    Raises:
+        OtterError: the template refuses the turns or leaves one out; the message begins with `where`.
+    """
+    if not turns:
+        raise OtterError(f"{where}: nothing stands before the response, and the chat template needs a turn")
+    found = markers(tokenizer)
+    if len(turns) == 1 and found.wrote(turns[0][1]) and turns[0][1].endswith(found.answer.rstrip()):
+        raise OtterError(f"{where}: the prompt is in the chat template already: give only what the user says")
+    try:
+        text = _render(turns, tokenizer)
+        left_out = next((role for role, other in _changed(turns) if _render(other, tokenizer) == text), None)
+        if left_out is not None:
+            raise OtterError(f"{where}: the chat template leaves out what the {left_out} says")
+        if not any(found.special.search(content) for _, content in turns):
+            return tokenizer.encode(text, add_special_tokens=False)
+        opening, closing = _unused("".join(content for _, content in turns))
+        marked = [(role, found.special.sub(rf"{opening}\g<0>{closing}", content)) for role, content in turns]
+        text = _render(marked, tokenizer)
+    except OtterError:
+        raise
+    except Exception as error:
+        raise OtterError(f"{where}: the chat template refuses it: {reason(error)}") from error
+    pieces = re.split(f"{opening}([^{closing}]*){closing}", text)
+    # A template that cuts at a marked token leaves one mark alone.
+    pieces = [re.sub(f"[{opening}{closing}]", "", piece) for piece in pieces]
+    tokens: list[int] = tokenizer.encode(pieces[0], add_special_tokens=False)
+    for number, piece in enumerate(pieces[1:], start=1):
+        tokens += _encode_inside(piece, tokenizer, where, spoken=number % 2 == 1)
+    return tokens
+
+
+def plain_tokens(
+    text: str, tokenizer: PreTrainedTokenizerBase, where: str, add_special_tokens: bool = False
+) -> list[int]:
+    """The tokens of a text in which special tokens are plain text.
+
+    Args:
+        text: what is encoded.
+        tokenizer: encodes.
+        where: what to name in an error.
+        add_special_tokens: let the tokenizer add its own, such as one at the beginning.
+
+    Raises:
+        OtterError: the tokenizer knows a special token in it only as itself.
+    """
+    for special in sorted(set(markers(tokenizer).special.findall(text))):
+        alone = tokenizer.encode(special, add_special_tokens=False, split_special_tokens=True)
+        if tokenizer.convert_tokens_to_ids(special) in alone:
+            raise OtterError(f"{where}: {special} cannot be encoded as plain text: leave it out")
+    return tokenizer.encode(text, add_special_tokens=add_special_tokens, split_special_tokens=True)
+
+
+def without_end(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the assistant says, without end tokens after it and without white space around it."""
+    text, ends = text.strip(), markers(tokenizer).ends
+    while text.endswith(ends):
+        text = next(text.removesuffix(end) for end in ends if text.endswith(end)).rstrip()
+    return text
+
+
+def continued(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the assistant says after what the chat template begins to say for it, which a text may repeat."""
+    begun = markers(tokenizer).begun
+    return text.removeprefix(begun).lstrip("\n") if begun and text.startswith(begun) else text
+
+
+def raw_content(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A raw text without the beginning and the end of a sequence that it spells itself."""
+    if tokenizer.bos_token:
+        text = text.removeprefix(tokenizer.bos_token)
+    if tokenizer.eos_token and text.rstrip().endswith(tokenizer.eos_token):
+        text = text.rstrip().removesuffix(tokenizer.eos_token)
+    return text
+
+
+def split_rendered(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
+    """A text that the chat template wrote, split where the assistant begins to speak for the last time; None for any
+    other text."""
+    found = markers(tokenizer)
+    if not found.wrote(text):
+        return None
+    before, _, response = text.rpartition(found.answer.rstrip())
+    return before + found.answer, without_end(response, tokenizer)
+
+
+def _render(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, begin_answer: bool = True) -> str:
+    messages = [{"role": role, "content": content} for role, content in turns]
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=begin_answer)
+
+
+def _changed(turns: Sequence[Turn]) -> list[tuple[str, list[Turn]]]:
+    """For each turn of a role that some templates pass over in silence: the role, and the turns with other words in
+    its place."""
+    return [
+        (role, [*turns[:index], (role, f"{content}."), *turns[index + 1 :]])
+        for index, (role, content) in enumerate(turns)
+        if role not in ("user", "assistant")
+    ]
+
+
+def _unused(text: str) -> tuple[str, str]:
+    """Two private-use characters that are not in a text."""
+    first, second, *_ = (mark for mark in map(chr, range(0xE000, 0xF8FF)) if mark not in text)
+    return first, second
+
+
+def _encode_inside(text: str, tokenizer: PreTrainedTokenizerBase, where: str, spoken: bool) -> list[int]:
+    """The tokens of a text that follows another: encoded after a line feed, as some tokenizers put a space first."""
+
+    def encode(text: str) -> list[int]:
+        return plain_tokens(text, tokenizer, where) if spoken else tokenizer.encode(text, add_special_tokens=False)
+
+    feed, after_feed = encode("\n"), encode(f"\n{text}")
+    return after_feed[len(feed) :] if after_feed[: len(feed)] == feed else encode(text)

@@ -1,0 +1,127 @@
+"""What stands before the responses of a record: its prompt, question or system columns as turns, and how both join."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from otterlm.errors import OtterError
+from otterlm.training.data.conversations import Dialogue, Turn, clean, is_given, read_prompt, split_response, strip
+
+ASKED = ("prompt", "question", "query", "instruction", "input")
+"""The columns that can hold a prompt; `input` goes on with `instruction`, as in Alpaca's data."""
+CONVERSATIONS = ("messages", "conversations", "conversation")
+"""The columns that can hold turns, read where none of the above says something."""
+SYSTEM = ("system", "system_prompt")
+UNREAD = (
+    "context",
+    "history",
+    "documents",
+    "tools",
+    "chat_template_kwargs",
+    "image",
+    "images",
+    "audio",
+    "video",
+    "videos",
+)
+"""Columns that change what a response means, and that there is no way to read."""
+
+
+def read_context(record: Mapping[str, Any], where: str, responses: Collection[str] = ()) -> list[Turn]:
+    """The turns before the responses of a record, those that its columns of `ASKED`, `CONVERSATIONS` and `SYSTEM` hold.
+
+    Args:
+        record: columns to values.
+        where: what to name in an error.
+        responses: the columns that hold responses; they are passed over.
+
+    Raises:
+        OtterError: a column cannot be read, or two say different things.
+    """
+    columns = {name: value for name, value in record.items() if name not in responses and _says(value)}
+    unread = [name for name in UNREAD if name in columns]
+    if unread:
+        raise OtterError(
+            f"{where}: column {unread[0]} cannot be read: leave it out, or put what it says into the prompt"
+        )
+    turns = _read_asked(columns, where)
+    for name in (name for name in SYSTEM if name in columns):
+        if not isinstance(columns[name], str):
+            raise OtterError(f"{where}: column {name} must be a text, not {type(columns[name]).__name__}")
+        says = clean(columns[name], f"{where}, column {name}")
+        if not turns or turns[0][0] != "system":
+            turns.insert(0, ("system", says))
+        elif turns[0][1].strip() != says.strip():
+            raise OtterError(f"{where}: column {name} and another column hold different system turns: keep one")
+    return turns
+
+
+def _read_asked(columns: Mapping[str, Any], where: str) -> list[Turn]:
+    asked = {name: columns[name] for name in ASKED if name in columns}
+    if list(asked) == ["instruction", "input"] and all(isinstance(text, str) for text in asked.values()):
+        asked = {"instruction": "\n\n".join(asked.values())}
+    asked = asked or {name: columns[name] for name in CONVERSATIONS if name in columns}
+    read = {name: read_prompt(value, f"{where}, column {name}") for name, value in asked.items()}
+    first = next(iter(read), "")
+    turns = read.get(first, [])
+    for name, others in read.items():
+        if others and not _says_all(turns, others):
+            raise OtterError(f"{where}: columns {first} and {name} hold different prompts: keep one")
+    return turns
+
+
+def _says_all(turns: Sequence[Turn], others: Sequence[Turn]) -> bool:
+    """Whether turns hold the words of other turns, which are no loss then."""
+    return bool(others) and all(any(text in said for _, said in turns) for _, text in strip(others))
+
+
+def _says(value: Any) -> bool:
+    return is_given(value) and not (isinstance(value, str) and not value.strip())
+
+
+def join(context: Sequence[Turn], response: str | Sequence[Turn], where: str) -> Dialogue:
+    """A dialogue out of what stands before a response, and the response.
+
+    Args:
+        context: turns. Where they end with the assistant's, a text goes on with what it says.
+        response: a text, or turns: the assistant's, or a whole dialogue that repeats the context.
+        where: what to name in an error.
+
+    Raises:
+        OtterError: the turns do not end with the assistant's, or are a dialogue without the context in it.
+    """
+    if not isinstance(response, str):
+        return split_response(_merge(list(context), list(response), where), where)
+    if not context or context[-1][0] != "assistant":
+        return split_response([*context, ("assistant", response)], where)
+    *before, (_, begun) = context
+    return split_response([*before, ("assistant", begun + response)], where)
+
+
+def _merge(context: list[Turn], turns: list[Turn], where: str) -> list[Turn]:
+    """Turns after their context, which they may repeat: all of it, or its last turns before the response."""
+    system, asked = _split_system(context)
+    other_system, dialogue = _split_system(turns)
+    if system and other_system and strip(system) != strip(other_system):
+        raise OtterError(f"{where}: the dialogue and another column hold different system turns: keep one")
+    system = system or other_system
+    if repeats(asked, dialogue):
+        return [*system, *dialogue]
+    if not asked or "assistant" in (asked[-1][0], dialogue[0][0] if dialogue else ""):
+        return [*system, *asked, *dialogue]
+    if not _says_all(dialogue[:-1], asked):
+        raise OtterError(f"{where}: the dialogue does not begin with the prompt that another column holds")
+    return [*system, *dialogue]
+
+
+def repeats(context: Sequence[Turn], turns: Sequence[Turn]) -> bool:
+    """Whether turns begin with a context, or hold it right before the response. What the assistant began to say at the
+    context's end goes on in the response."""
+    wanted, found = strip(context), strip(turns)
+    while wanted and wanted[-1][0] == "assistant":
+        wanted = wanted[:-1]
+    return bool(wanted) and wanted in (found[: len(wanted)], found[-len(wanted) - 1 : -1])
+
+
+def _split_system(turns: list[Turn]) -> tuple[list[Turn], list[Turn]]:
+    count = 1 if turns and turns[0][0] == "system" else 0
+    return turns[:count], turns[count:]

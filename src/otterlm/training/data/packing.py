@@ -1,0 +1,160 @@
+"""Rows to tensors: a pair becomes ONE sequence, [shared prefix | chosen | rejected], so its prompt is computed once."""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from otterlm.masks import SHARED, branch_mask
+
+CHOSEN, REJECTED = 1, 2
+"""The segments of a packed pair."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A row as tokens: a shared prefix and one branch (a text) or two (chosen, rejected).
+
+    Attributes:
+        row: its index in the data it came from.
+        prefix, branches: the tokens.
+        score: of a scored text.
+        prompts: for each text, how many tokens come before its response: the prefix may end inside the responses, where
+            they begin alike. Empty: as many as the prefix has.
+        label: the class of a labelled text, such as which of two corpora it is of.
+    """
+
+    row: int
+    prefix: tuple[int, ...]
+    branches: tuple[tuple[int, ...], ...]
+    score: float = 0.0
+    prompts: tuple[int, ...] = ()
+    label: int = 0
+
+    def __len__(self) -> int:
+        return len(self.prefix) + sum(map(len, self.branches))
+
+    @property
+    def longest(self) -> int:
+        """The tokens of its longest text."""
+        return len(self.prefix) + max(map(len, self.branches))
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """Where the response of each text, prefix + branch, begins."""
+        return self.prompts or (len(self.prefix),) * len(self.branches)
+
+    @property
+    def responses(self) -> tuple[tuple[int, ...], ...]:
+        """The whole response of each text."""
+        return tuple((self.prefix + own)[start:] for own, start in zip(self.branches, self.starts, strict=True))
+
+
+@dataclass(slots=True)
+class Batch:
+    """Right-padded packed sequences. Tensors are `[B, T]` where nothing else is said.
+
+    Attributes:
+        input_ids: int64.
+        position_ids: int64; every branch continues where the shared prefix ends.
+        segments: int64, see `otterlm.masks.branch_mask`.
+        parents: int64, the index of the token before each token in its own text (a text's first token is its own
+            parent).
+        scores: `[B]` float32, the given score of a scored text, 0 for pairs.
+        labels: `[B]` int64, the class of a labelled text.
+        rows: `[B]` int64, the examples' indices in the data.
+        pairs: whether it holds pairs; else each example is one text.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    segments: Tensor
+    parents: Tensor
+    scores: Tensor
+    labels: Tensor
+    rows: Tensor
+    pairs: bool
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on `device`."""
+        parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        parts = {name: part.to(device) for name, part in parts.items() if isinstance(part, Tensor)}
+        return replace(self, **parts)
+
+    def inputs(self, dtype: torch.dtype) -> dict[str, Any]:
+        """What a model of this dtype is called with, so that branches do not see each other."""
+        return {
+            "input_ids": self.input_ids,
+            "position_ids": self.position_ids,
+            "attention_mask": branch_mask(self.segments, dtype),
+            "use_cache": False,
+        }
+
+
+def collate(examples: Sequence[Example], pad_token_id: int = 0) -> Batch:
+    """Packs and right-pads examples of one kind into one `Batch`."""
+    longest = max(map(len, examples))
+    shape = (len(examples), longest)
+    batch = Batch(
+        input_ids=torch.full(shape, pad_token_id),
+        position_ids=torch.zeros(shape, dtype=torch.long),
+        segments=torch.full(shape, -1),
+        parents=torch.zeros(shape, dtype=torch.long),
+        scores=torch.tensor([example.score for example in examples]),
+        labels=torch.tensor([example.label for example in examples]),
+        rows=torch.tensor([example.row for example in examples]),
+        pairs=all(len(example.branches) == 2 for example in examples),
+    )
+    for row, example in enumerate(examples):
+        start, prefix = 0, len(example.prefix)
+        for segment, tokens in enumerate((example.prefix, *example.branches), start=SHARED):
+            part = slice(start, start + len(tokens))
+            first = 0 if segment == SHARED else prefix
+            batch.input_ids[row, part] = torch.tensor(tokens, dtype=torch.long)
+            batch.position_ids[row, part] = torch.arange(first, first + len(tokens))
+            batch.segments[row, part] = segment
+            batch.parents[row, part] = torch.arange(start - 1, start + len(tokens) - 1)
+            if tokens:
+                batch.parents[row, start] = first - 1 if first else start
+            start += len(tokens)
+    return batch
+
+
+def length_buckets(
+    examples: Sequence[Example], batch_size: int, seed: int | None = None, pool: int = 16
+) -> Iterator[list[Example]]:
+    """Batches of examples of like length, so that little is spent on padding.
+
+    Args:
+        examples: what to batch.
+        batch_size: examples a batch; the last may be smaller.
+        seed: shuffles examples and batches, the same way for the same seed; None keeps the given order's buckets.
+        pool: lengths are sorted within pools of this many batches, so that shuffled batches still differ by epoch.
+    """
+    order = list(range(len(examples)))
+    if seed is None:
+        order.sort(key=lambda index: len(examples[index]))
+        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    else:
+        shuffle = random.Random(seed)
+        shuffle.shuffle(order)
+        span = batch_size * pool
+        batches = []
+        for begin in range(0, len(order), span):
+            group = sorted(order[begin : begin + span], key=lambda index: len(examples[index]))
+            batches += [group[start : start + batch_size] for start in range(0, len(group), batch_size)]
+        shuffle.shuffle(batches)
+    for batch in batches:
+        yield [examples[index] for index in batch]
+
+
+def followed_tokens(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """The response tokens that follow another token: their rows, their positions and their parents' positions, `[n]`
+    each. (The first token of a text without a prompt is predicted by nothing.)"""
+    row, position = (batch.segments >= CHOSEN).nonzero(as_tuple=True)
+    parent = batch.parents[row, position]
+    follows = parent != position
+    return row[follows], position[follows], parent[follows]

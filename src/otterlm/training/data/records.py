@@ -1,0 +1,114 @@
+"""Records, one mapping of columns to values each, from local files, the hub, or what Python programs hold."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from otterlm.errors import OtterError, reason
+from otterlm.training.data.data_files import PACKED, READABLE, UNREADABLE, read_file, suffix_of
+
+Records = str | Path | Iterable[Mapping[str, Any]]
+"""Where records come from: a file, a folder, the name of a dataset on the hub, or the records themselves."""
+
+
+def read_records(source: Records, split: str = "train") -> Iterator[Mapping[str, Any]]:
+    """Reads records one by one.
+
+    Args:
+        source: one of
+
+            - a local `.json`, `.jsonl`, `.csv`, `.tsv`, `.txt`, `.parquet` or `.arrow` file, also packed (`.gz`,
+              `.bz2`, `.xz`, `.zst`); a line of a `.txt` file is the column `text` of a record;
+            - a folder of `save_to_disk`, or one with one data file, or with the shards of one;
+            - the name of a dataset on the hub;
+            - a `datasets.Dataset` or `IterableDataset`, a pandas or Arrow table, or any iterable of mappings.
+        split: which split, where there are several.
+
+    Raises:
+        OtterError: the source is missing or not what its name says, or a record has no named columns.
+    """
+    for _, record in numbered_records(source, split):
+        yield record
+
+
+def numbered_records(source: Records, split: str = "train") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Reads records one by one, each with what errors call it, such as `pairs.jsonl, row 5`. See `read_records`."""
+    name = str(source) if isinstance(source, str | Path) else f"the {type(source).__name__}"
+    for number, record in enumerate(_records(source, split), start=1):
+        where = f"{name}, row {number}"
+        if not isinstance(record, Mapping):
+            raise OtterError(f"{where}: expected an object with named columns, found {type(record).__name__}")
+        yield where, record
+
+
+def source_name(source: Records) -> str:
+    """A short name of a source: a file's without its folder."""
+    return Path(source).name if isinstance(source, str | Path) else type(source).__name__
+
+
+def _records(source: Records, split: str) -> Iterator[Any]:
+    if isinstance(source, str | Path):
+        path = Path(source).expanduser()
+        if path.is_dir():
+            return _read_folder(path, split)
+        if path.exists() or _looks_local(str(source)):
+            return read_file(path)
+        return _read_hub(str(source), split)
+    if isinstance(source, Mapping):
+        return iter(_choose_split(source, split))
+    if hasattr(source, "to_pylist"):  # an Arrow table
+        return iter(source.to_pylist())
+    if hasattr(source, "to_dict") and hasattr(source, "columns"):  # a pandas table
+        return iter(source.to_dict("records"))
+    if not isinstance(source, Iterable):
+        raise OtterError(f"records cannot be read from a {type(source).__name__}")
+    return iter(source)
+
+
+def _looks_local(name: str) -> bool:
+    path = Path(name)
+    suffixes = {suffix_of(path), path.suffix.lower()}
+    known = bool(suffixes & (READABLE | UNREADABLE | PACKED.keys()))
+    return known or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+
+
+def _read_hub(name: str, split: str) -> Iterator[Any]:
+    from datasets import load_dataset
+
+    try:
+        yield from load_dataset(name, split=split)
+    except Exception as error:
+        raise OtterError(f"{name} is no local file, and no dataset with a split {split}: {reason(error)}") from error
+
+
+def _read_folder(folder: Path, split: str) -> Iterator[Any]:
+    if (folder / "dataset_info.json").exists() or (folder / "dataset_dict.json").exists():
+        from datasets import load_from_disk
+
+        try:
+            saved = load_from_disk(str(folder))
+        except Exception as error:
+            raise OtterError(f"{folder} cannot be read as a saved dataset: {reason(error)}") from error
+        yield from _choose_split(saved, split, str(folder)) if isinstance(saved, Mapping) else saved
+        return
+    files = sorted(path for path in folder.iterdir() if suffix_of(path) in READABLE and not path.name.startswith("."))
+    if not files:
+        raise OtterError(f"{folder} is a folder without data files: give a file")
+    if len({_SHARD.sub("", path.name) for path in files}) > 1:
+        raise OtterError(f"{folder} is a folder: give one of its files ({', '.join(path.name for path in files[:5])})")
+    for path in files:
+        yield from read_file(path)
+
+
+_SHARD = re.compile(r"-\d+-of-\d+")
+
+
+def _choose_split(splits: Mapping[str, Any], split: str, name: str = "the data") -> Iterable[Any]:
+    names = ", ".join(map(str, splits))
+    columns = any(isinstance(value, list | str | int | float) for value in splits.values())
+    if columns:
+        raise OtterError(f"expected a list of records, found one mapping ({names}): see datasets.Dataset.from_dict")
+    if split not in splits:
+        raise OtterError(f"{name} has no split {split}: choose one of {names or 'none'}, such as data[NAME]")
+    return splits[split]

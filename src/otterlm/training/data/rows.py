@@ -1,0 +1,193 @@
+"""Preference pairs and scored texts out of records, checked row by row."""
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from otterlm.errors import OtterError
+from otterlm.training.data.context import CONVERSATIONS, join, read_context, repeats
+from otterlm.training.data.conversations import (
+    Dialogue,  # these three are part of this module's face
+    Turn,
+    clean,
+    is_given,
+    parse_dialogue,
+    read_turns,
+    starts_with_turn,
+)
+from otterlm.training.data.records import Records, numbered_records, source_name
+
+SIDES = ["chosen", "rejected"]
+TEXTS = ("text", "response", "completion")
+"""The columns that can hold a scored text; else one of `CONVERSATIONS`."""
+
+
+@dataclass(frozen=True, slots=True)
+class PairRow:
+    """Of two responses, `chosen` is the better one. `where` is what errors call the row."""
+
+    chosen: Dialogue
+    rejected: Dialogue
+    where: str = field(default="a pair", compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRow:
+    """A response with a score given to it (any real number). `where` is what errors call the row."""
+
+    text: Dialogue
+    score: float
+    where: str = field(default="a scored text", compare=False, repr=False)
+
+
+Row = PairRow | ScoredRow
+
+
+def read_rows(source: Records, split: str = "train") -> list[Row]:
+    """Reads preference pairs or scored texts.
+
+    Args:
+        source: see `otterlm.training.data.records.read_records`.
+        split: which split, where there are several.
+
+    Returns:
+        One row a record: `PairRow` where it has `chosen` and `rejected`, `ScoredRow` where it has one of `TEXTS` (or of
+        `CONVERSATIONS`) and `score`. They hold conversations (see `otterlm.training.data.conversations.read_turns`),
+        responses to what other columns hold (see `otterlm.training.data.context.read_context`), or raw texts.
+
+    Raises:
+        OtterError: the source cannot be read or is empty, or a row cannot be read; the row is named.
+    """
+    rows = [parse_row(record, where) for where, record in numbered_records(source, split)]
+    if not rows:
+        raise OtterError(
+            f"{source_name(source)} holds no rows; expected columns chosen and rejected, or text and score"
+        )
+    return rows
+
+
+def parse_row(record: Mapping[str, Any], where: str) -> Row:
+    """One record as a row. Errors as for `read_rows`."""
+    columns = response_columns(record, where)
+    columns = columns or [column for column in CONVERSATIONS if is_given(record.get(column))][:1]
+    columns = columns or (SIDES if any(column in record for column in SIDES) else ["text"])
+    dialogues = read_dialogues(record, columns, where)
+    if columns == SIDES:
+        return PairRow(dialogues[0], dialogues[1], where)
+    return ScoredRow(dialogues[0], _read_score(record, where), where)
+
+
+def response_columns(record: Mapping[str, Any], where: str) -> list[str]:
+    """The columns of a record that hold its responses: `SIDES`, or one of `TEXTS`; none where there are no such.
+
+    Raises:
+        OtterError: two hold a text.
+    """
+    if any(is_given(record.get(column)) for column in SIDES):
+        return SIDES
+    texts = [column for column in TEXTS if is_given(record.get(column))]
+    if len(texts) > 1:
+        raise OtterError(f"{where}: columns {' and '.join(texts)} both hold a text: keep one")
+    texts += [column for column in TEXTS if isinstance(record.get(column), str)]
+    return texts[:1] or (SIDES if any(isinstance(record.get(column), str) for column in SIDES) else [])
+
+
+def _read_score(record: Mapping[str, Any], where: str) -> float:
+    value: Any = record.get("score")
+    try:
+        score = float({"true": 1.0, "false": 0.0}.get(str(value).strip().lower(), value))
+    except (TypeError, ValueError, OverflowError):
+        present = ", ".join(sorted(map(str, record)))
+        raise OtterError(f"{where}: column score is missing or not a number (columns there: {present})") from None
+    if not math.isfinite(score):
+        raise OtterError(f"{where}: score is {score}; it must be finite")
+    return score
+
+
+def read_dialogues(record: Mapping[str, Any], columns: Sequence[str], where: str) -> list[Dialogue]:
+    """The dialogues that columns of one record hold, all of them read in one way.
+
+    Raises:
+        OtterError: a column is missing or cannot be read, or one holds a dialogue and another a raw text.
+    """
+    context = read_context(record, where, columns)
+    values = {column: record.get(column) for column in columns}
+    for column, value in values.items():
+        empty = isinstance(value, str) and not value.strip()
+        if not (context if empty else is_given(value)):
+            present = ", ".join(sorted(map(str, record))) or "none"
+            raise OtterError(f"{where}: column {column} is missing or empty (columns there: {present})")
+    if context:
+        return [join(context, response, where) for response in _read_responses(values, context, where)]
+    dialogues = [parse_dialogue(value, f"{where}, column {column}") for column, value in values.items()]
+    if len({dialogue.prompt is None for dialogue in dialogues}) > 1:
+        raise OtterError(f"{where}: of {' and '.join(columns)} one is a dialogue and the other a text without a prompt")
+    return dialogues
+
+
+def _read_responses(values: Mapping[str, Any], context: Sequence[Turn], where: str) -> list[str | list[Turn]]:
+    """Responses beside a prompt: texts, or turns. A text may hold the words that a dialogue begins with. So texts are
+    dialogues only where all of them begin and end as one."""
+    places = [(f"{where}, column {column}", value) for column, value in values.items()]
+    whole = all(_is_whole(value, context, place) for place, value in places if isinstance(value, str))
+    responses: list[str | list[Turn]] = []
+    for place, value in places:
+        turns = None if isinstance(value, str) and not whole else read_turns(value, place)
+        responses.append(clean(value, place) if turns is None else turns)
+    return responses
+
+
+def _is_whole(text: str, context: Sequence[Turn], where: str) -> bool:
+    turns = read_turns(text, where)
+    if not turns or turns[-1][0] != "assistant":
+        return False
+    return starts_with_turn(text, where) or repeats(context, turns)
+
+
+def check_fraction(fraction: float) -> None:
+    """That a part of the data to hold out is from 0 to below 1.
+
+    Raises:
+        OtterError: it is not.
+    """
+    if not 0 <= fraction < 1:
+        raise OtterError(f"the part held out must be from 0 to below 1, got {fraction}")
+
+
+def hold_out(rows: Sequence[Row], fraction: float, seed: int) -> set[int]:
+    """Holds out a part of the rows. Rows with one prompt stay on one side, so nothing leaks through it.
+
+    Args:
+        rows: what to split.
+        fraction: about how much to hold out, from 0 to below 1.
+        seed: which part.
+
+    Returns:
+        The indices of the held-out rows.
+
+    Raises:
+        OtterError: the fraction is out of range, or all rows have one prompt.
+    """
+    check_fraction(fraction)
+    groups: dict[object, list[int]] = {}
+    for index, row in enumerate(rows):
+        text = row.chosen if isinstance(row, PairRow) else row.text
+        groups.setdefault(text.prompt if text.prompt else index, []).append(index)
+    wanted = round(fraction * len(rows))
+    if wanted and len(groups) == 1 and len(rows) > 1:
+        raise OtterError(
+            f"all {len(rows)} rows have one prompt, and rows of one prompt stay on one side, so no part can be held "
+            "out: give rows of other prompts to evaluate on (--eval-data)"
+        )
+    order = list(groups.values())
+    random.Random(seed).shuffle(order)
+    order.sort(key=lambda group: len(group) > wanted)  # a prompt of more rows than that only where nothing else is left
+    held: set[int] = set()
+    for group in order:
+        if len(held) >= wanted:
+            break
+        if len(held) + len(group) < len(rows):
+            held.update(group)
+    return held

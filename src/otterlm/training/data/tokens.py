@@ -1,0 +1,113 @@
+"""Rows to tokens: what a prompt and a response are to the base, cut to limits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from otterlm.errors import OtterError
+from otterlm.settings import check_settings, setting
+from otterlm.training.data.chat import chat_tokens, continued, plain_tokens, raw_content, split_rendered, without_end
+from otterlm.training.data.conversations import Dialogue, Prompt, clean
+from otterlm.training.data.packing import Example
+from otterlm.training.data.rows import PairRow, Row
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How many tokens of a prompt (its end is kept) and of a response (its start is kept) are used."""
+
+    prompt: int = setting(256, "A longer prompt keeps its end.", minimum=1, option="--max-prompt-tokens")
+    response: int = setting(256, "A longer response keeps its start.", minimum=1, option="--max-response-tokens")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+def dialogue_tokens(
+    dialogue: Dialogue, tokenizer: PreTrainedTokenizerBase, limits: Limits, where: str = "the dialogue"
+) -> tuple[list[int], list[int]]:
+    """The tokens of a prompt and of its response, apart, as generation would see them.
+
+    Uses the tokenizer's chat template; without one, the HH format. A raw text that the chat template wrote is the
+    dialogue it shows. The response ends with the end-of-sequence token, once, unless it was cut. Special tokens that
+    somebody says are plain text.
+
+    Returns:
+        The last `limits.prompt` tokens of the prompt and the first `limits.response` of the response.
+
+    Raises:
+        OtterError: the chat template refuses the prompt; the message begins with `where`.
+    """
+    rendered = split_rendered(dialogue.response, tokenizer) if dialogue.prompt is None else None
+    if rendered is not None:
+        prompt, text = tokenizer.encode(rendered[0], add_special_tokens=False), rendered[1]
+    elif dialogue.prompt is None:
+        prompt, text = prompt_tokens(None, tokenizer), raw_content(dialogue.response, tokenizer)
+    else:
+        prompt, text = prompt_tokens(dialogue.prompt, tokenizer, where), without_end(dialogue.response, tokenizer)
+        text = continued(text, tokenizer) if tokenizer.chat_template else f" {text}"
+    response = plain_tokens(text, tokenizer, where)
+    if tokenizer.eos_token_id is not None:
+        response.append(tokenizer.eos_token_id)
+    return prompt[-limits.prompt :], response[: limits.response]
+
+
+def prompt_tokens(prompt: Prompt | None, tokenizer: PreTrainedTokenizerBase, where: str = "the prompt") -> list[int]:
+    """The tokens of a prompt given as (role, content) turns, up to where the assistant begins to speak.
+
+    None, a raw text without a dialogue, is the beginning-of-sequence token (or nothing, where there is none).
+
+    Raises:
+        OtterError: the chat template refuses the prompt; the message begins with `where`.
+    """
+    if prompt is None:
+        return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    said = ((role, clean(text, where)) for role, text in prompt)
+    turns = [(role, without_end(text, tokenizer) if role == "assistant" else text) for role, text in said]
+    if tokenizer.chat_template:
+        return chat_tokens(turns, tokenizer, where)
+    names = {"user": "Human", "assistant": "Assistant", "system": "System"}
+    text = "".join(f"\n\n{names.get(role, role)}: {content}" for role, content in turns) + "\n\nAssistant:"
+    return plain_tokens(text, tokenizer, where, add_special_tokens=True)
+
+
+def encode_prompts(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> list[list[int]]:
+    """The last `max_tokens` of each prompt's `prompt_tokens`."""
+    names = (getattr(prompt, "where", f"prompt {number}") for number, prompt in enumerate(prompts, start=1))
+    return [prompt_tokens(prompt, tokenizer, where)[-max_tokens:] for prompt, where in zip(prompts, names, strict=True)]
+
+
+def tokenize(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limits: Limits) -> list[Example]:
+    """Turns rows into examples. A pair whose two responses are the same within the limits teaches nothing and is left
+    out.
+
+    Raises:
+        OtterError: no row is left.
+    """
+    tried = (_tokenize_row(index, row, tokenizer, limits) for index, row in enumerate(rows))
+    examples = [example for example in tried if example is not None]
+    if not examples:
+        raise OtterError("no usable rows: every response is empty or, within the token limits, the same as its rival")
+    return examples
+
+
+def _tokenize_row(index: int, row: Row, tokenizer: PreTrainedTokenizerBase, limits: Limits) -> Example | None:
+    if not isinstance(row, PairRow):
+        prompt, response = dialogue_tokens(row.text, tokenizer, limits, row.where)
+        if not response:
+            return None
+        return Example(index, tuple(prompt), (tuple(response),), row.score)
+    raw = [side.response for side in (row.chosen, row.rejected) if side.prompt is None]
+    if len({split_rendered(text, tokenizer) is None for text in raw}) > 1:
+        raise OtterError(f"{row.where}: one text was put through the chat template and the other was not")
+    prompt, chosen = dialogue_tokens(row.chosen, tokenizer, limits, row.where)
+    other_prompt, rejected = dialogue_tokens(row.rejected, tokenizer, limits, row.where)
+    if (chosen == rejected and prompt == other_prompt) or not chosen or not rejected:
+        return None
+    first, second = prompt + chosen, other_prompt + rejected
+    # Both branches keep at least one token, the one whose reward is compared.
+    limit = min(len(first), len(second)) - 1
+    shared = next((i for i in range(limit) if first[i] != second[i]), limit)
+    branches = tuple(first[shared:]), tuple(second[shared:])
+    return Example(index, tuple(first[:shared]), branches, prompts=(len(prompt), len(other_prompt)))

@@ -1,0 +1,84 @@
+"""Rewards of packed examples, and what they say together: accuracy on pairs, correlation with given scores."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from otterlm.model import OtterModel
+from otterlm.progress import track
+from otterlm.signals.base import Capability
+from otterlm.training.data.packing import Example, collate, length_buckets
+from otterlm.training.sources import LiveBase, read_batch
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """An example and the rewards after every token of each of its responses."""
+
+    example: Example
+    rewards: tuple[list[float], ...]
+
+
+@torch.no_grad()
+def score_examples(
+    model: OtterModel, examples: Sequence[Example], batch_size: int = 8, adapter_name: str | None = None
+) -> list[Scored]:
+    """Scores examples, in their order; a pair's shared prefix is computed once."""
+    name = model.adapter_name(adapter_name, Capability.PREFIX)
+    source, scored = LiveBase(model), []
+    for group in track(list(length_buckets(examples, batch_size)), "scoring"):
+        batch = collate(group).to(model.device)
+        rewards = read_batch(model, source, batch, name).prefix.cpu()
+        for row, example in enumerate(group):
+            shared = rewards[row, : len(example.prefix)].tolist()
+            branches, begin = [], len(example.prefix)
+            for branch, start in zip(example.branches, example.starts, strict=True):
+                whole = shared + rewards[row, begin : begin + len(branch)].tolist()
+                branches.append(whole[start:])
+                begin += len(branch)
+            scored.append(Scored(example, tuple(branches)))
+    return sorted(scored, key=lambda row: row.example.row)
+
+
+def summarize(scored: Sequence[Scored]) -> dict[str, Any]:
+    """What rewards say together.
+
+    Returns:
+        For pairs: `accuracy` (a tie counts half), `accuracy_ci95` and `n`. For scored texts: `mean_reward`,
+        `correlation` and `n`. For both kinds: the two of them, as `pairs` and `texts`.
+    """
+    pairs = [row for row in scored if len(row.rewards) == 2]
+    texts = [row for row in scored if len(row.rewards) == 1]
+    if pairs and texts:
+        return {"pairs": summarize(pairs), "texts": summarize(texts)}
+    if pairs:
+        margins = [chosen[-1] - rejected[-1] for chosen, rejected in (row.rewards for row in pairs)]
+        accuracy = sum((margin > 0) + (margin == 0) / 2 for margin in margins) / len(margins)
+        return {"accuracy": accuracy, "accuracy_ci95": list(wilson_interval(accuracy, len(margins))), "n": len(margins)}
+    rewards = torch.tensor([row.rewards[0][-1] for row in texts])
+    scores = torch.tensor([row.example.score for row in texts])
+    correlation = float(torch.corrcoef(torch.stack((rewards, scores)))[0, 1]) if len(texts) > 1 else math.nan
+    return {"mean_reward": float(rewards.mean()), "correlation": correlation, "n": len(texts)}
+
+
+def correlations(scored: Sequence[Scored], percents: Sequence[int] = (25, 50, 75, 100)) -> dict[str, float]:
+    """How well the reward part of the way through a response says its final score: `correlation_P` for each percentage
+    of its tokens (Pearson's; 0 where one of the two does not vary)."""
+    scores = torch.tensor([row.example.score for row in scored])
+    found = {}
+    for percent in percents:
+        # At least one token; 100 is the last.
+        rewards = torch.tensor([row.rewards[0][max(1, len(row.rewards[0]) * percent // 100) - 1] for row in scored])
+        varies = len(scored) > 1 and float(rewards.std()) > 0 and float(scores.std()) > 0
+        found[f"correlation_{percent}"] = float(torch.corrcoef(torch.stack((rewards, scores)))[0, 1]) if varies else 0.0
+    return found
+
+
+def wilson_interval(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """The Wilson score interval of a proportion (E. B. Wilson, 1927); 95% by default."""
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)

@@ -1,0 +1,176 @@
+"""The base's own responses to prompts, several each, and what a scorer says of them: kept as parquet, gone on with."""
+
+import functools
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from otterlm.decoding.prompt import read_once
+from otterlm.errors import OtterError
+from otterlm.files import hold, write_files, write_text
+from otterlm.identity import Identity, check, identity, of_data, of_tokenizer
+from otterlm.progress import track
+from otterlm.settings import check_settings, setting
+from otterlm.training.data.conversations import Prompt
+from otterlm.training.data.packing import Example
+from otterlm.training.data.tokens import encode_prompts
+from otterlm.training.teachers.continuations import of_generation, pad_left, responses_of
+from otterlm.training.teachers.scorers import Scorer
+
+MARK = "identity.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How responses are sampled.
+
+    Attributes:
+        per_prompt: how many of each prompt.
+        max_prompt_tokens: a longer prompt keeps its end.
+        max_new_tokens: of a response.
+        temperature, top_p: of the base.
+        batch_size: prompts a batch.
+        seed: of the samples.
+    """
+
+    per_prompt: int = setting(4, "Responses sampled of each prompt.", minimum=1)
+    max_prompt_tokens: int = setting(128, "A longer prompt keeps its end.", minimum=1)
+    max_new_tokens: int = setting(64, "Of a response.", minimum=1)
+    temperature: float = setting(1.0, "Of the samples.")
+    top_p: float = setting(1.0, "Of the samples.")
+    batch_size: int = setting(8, minimum=1)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if not 0 < self.temperature < math.inf or not 0 < self.top_p <= 1:
+            raise OtterError(f"temperature must be above 0 and top_p up to 1, got {self.temperature} and {self.top_p}")
+
+
+def scored_responses(
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    scorer: Scorer,
+    scorer_identity: object,
+    sampling: Sampling,
+    folder: Path,
+) -> list[Example]:
+    """Samples responses, scores them, and keeps both in a folder, a parquet file a batch, from which a later call goes
+    on.
+
+    Args:
+        base: samples.
+        tokenizer: its tokenizer, padding on the left.
+        prompts: as chat turns.
+        scorer: rates; called once a batch.
+        scorer_identity: what its scores depend on, as JSON; part of what a folder must agree with.
+        sampling: how.
+        folder: for `part-*.parquet` (columns prompt, prompt_tokens, response, response_tokens, score).
+
+    Returns:
+        Examples with scores; `row // per_prompt` is the prompt.
+
+    Raises:
+        OtterError: the folder is of another run, another process is writing it, or the scorer fails.
+    """
+    encoded = encode_prompts(prompts, tokenizer, sampling.max_prompt_tokens)
+    this = identity(
+        "scored responses",
+        **of_generation(base),
+        tokenizer=of_tokenizer(tokenizer),
+        prompts=of_data(zip(prompts, encoded, strict=True)),
+        scorer=scorer_identity,
+        **asdict(sampling),
+    )
+    asked = list(zip(prompts, encoded, strict=True))
+    size = sampling.batch_size
+    groups = {_part(folder, start // size): asked[start : start + size] for start in range(0, len(asked), size)}
+    _check_mark(folder, this)
+    if not all(path.exists() for path in groups):
+        with hold(folder / MARK):
+            if not _check_mark(folder, this):
+                write_text(folder / MARK, json.dumps(this))
+            for number, (path, group) in enumerate(track(list(groups.items()), "sampling and scoring")):
+                if not path.exists():
+                    table = _sample(base, tokenizer, group, scorer, sampling, number)
+                    write_files(folder, {path.name: functools.partial(pyarrow.parquet.write_table, table)})
+    rows = [row for path in groups for row in _read(path)]
+    return [
+        Example(index, tuple(row["prompt_tokens"]), (tuple(row["response_tokens"]),), row["score"])
+        for index, row in enumerate(rows)
+    ]
+
+
+def _part(folder: Path, number: int) -> Path:
+    return folder / f"part-{number:05}.parquet"
+
+
+def _check_mark(folder: Path, this: Identity) -> bool:
+    """Whether a folder is marked as of this run. One of another run is refused."""
+    mark = folder / MARK
+    if not mark.exists():
+        if _part(folder, 0).exists():
+            raise OtterError(
+                f"{folder} holds responses, but no {MARK} says of what; delete it, or choose another folder"
+            )
+        return False
+    try:
+        saved = json.loads(mark.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise OtterError(f"{mark} is damaged ({error}); delete {folder}, or choose another folder") from error
+    check(folder, saved, this)
+    return True
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise OtterError(f"{path} is damaged ({error}); delete it to make it anew") from error
+    return rows
+
+
+@torch.no_grad()
+def _sample(
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[tuple[Prompt, list[int]]],
+    scorer: Scorer,
+    sampling: Sampling,
+    number: int,
+) -> pyarrow.Table:
+    repeated = [both for both in prompts for _ in range(sampling.per_prompt)]
+    prompt, seen = pad_left([encoded for _, encoded in prompts], tokenizer.pad_token_id or 0, base.device)
+    ids, mask = (given.repeat_interleave(sampling.per_prompt, dim=0) for given in (prompt, seen))
+    torch.manual_seed(sampling.seed * 1_000_003 + number)
+    output = base.generate(
+        ids,
+        attention_mask=mask,
+        past_key_values=read_once(base, prompt, seen, sampling.per_prompt),
+        max_new_tokens=sampling.max_new_tokens,
+        do_sample=True,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=0,
+        pad_token_id=tokenizer.pad_token_id or 0,
+    )
+    tokens = responses_of(output, ids.shape[1], base)
+    responses = [tokenizer.decode(row, skip_special_tokens=True) for row in tokens]
+    return pyarrow.table(
+        {
+            "prompt": [turns[-1][1] for turns, _ in repeated],
+            "prompt_tokens": [encoded for _, encoded in repeated],
+            "response": responses,
+            "response_tokens": tokens,
+            "score": scorer([turns for turns, _ in repeated], responses),
+        }
+    )

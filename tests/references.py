@@ -1,0 +1,158 @@
+"""Interventions written out: each token by passes over whole texts, without a cache, a tree or a stream of states."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, StoppingCriteria, StopStringCriteria
+
+from otterlm.model import OtterModel
+
+ACCELERATING = {
+    "assistant_model",
+    "prompt_lookup_num_tokens",
+    "cache_implementation",
+    "use_cache",
+    "past_key_values",
+    "prefill_chunk_size",
+    "return_dict_in_generate",
+}
+"""Settings that change no token."""
+
+
+@dataclass
+class Texts:
+    """Prompts and what follows them, as a plain pass reads them.
+
+    Attributes:
+        otter: reads.
+        ids, mask: `[B, P]`, the prompts.
+        positions: `[B, P]`, where they are not counted from 0.
+        given: how many of the prompt's tokens `input_ids` hold: none where the prompt is given as embeddings.
+    """
+
+    otter: OtterModel
+    ids: Tensor
+    mask: Tensor
+    positions: Tensor | None = None
+    given: int | None = None
+
+    @torch.no_grad()
+    def read(self, input_ids: Tensor, model: Any = None, last: Tensor | None = None) -> Any:
+        """A pass over the texts of `[N, T]` ids, `last` behind them; the rows are the prompts repeated."""
+        times = len(input_ids) // len(self.ids)
+        prompt, mask = (part.repeat_interleave(times, dim=0) for part in (self.ids, self.mask))
+        start = self.ids.shape[1] if self.given is None else self.given
+        whole = torch.cat((prompt, input_ids[:, start:], *([] if last is None else [last])), dim=-1)
+        mask = torch.cat((mask, mask.new_ones(len(whole), whole.shape[1] - mask.shape[1])), dim=-1)
+        positions = (mask.cumsum(dim=-1) - 1).clamp_min(0)
+        if self.positions is not None:
+            first, more = self.positions.repeat_interleave(times, dim=0), positions.shape[1] - self.positions.shape[1]
+            positions = torch.cat((first, first[:, -1:] + 1 + torch.arange(more)), dim=-1)
+        reader = self.otter if model is None else model
+        return reader(input_ids=whole, attention_mask=mask, position_ids=positions, use_cache=False)
+
+    @torch.no_grad()
+    def rewards(self, input_ids: Tensor, last: Tensor | None = None) -> Tensor:
+        """The reward of every prefix that ends in a token after the prompt, `[N, T - P]`."""
+        prefix: Tensor = self.read(input_ids, last=last).signals["reward"].prefix
+        return prefix[:, self.ids.shape[1] :]
+
+
+class Steered(LogitsProcessor):
+    """scores -> steer(output of a pass over the whole text, scores)."""
+
+    def __init__(self, texts: Texts, steer: Callable[[Any, Tensor], Tensor], model: Any = None) -> None:
+        self.texts, self.steer, self.model = texts, steer, model
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return self.steer(self.texts.read(input_ids, self.model), scores)
+
+
+class Stopped(StoppingCriteria):
+    """Ends a row that has had a reward under the threshold, the latest token's aside."""
+
+    def __init__(self, texts: Texts, threshold: float, ends: tuple[int, ...], padded: bool) -> None:
+        self.texts, self.threshold, self.ends = texts, threshold, ends
+        if padded:
+            self.eos_token_id = None  # has Transformers pad what has ended
+        self.stopped: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        start = self.texts.ids.shape[1] if self.texts.given is None else self.texts.given
+        response = input_ids[:, start:-1]
+        ended = torch.isin(response, torch.tensor(self.ends)).any(dim=1)
+        low = (self.texts.rewards(input_ids)[:, :-1] < self.threshold).any(dim=1) & ~ended
+        self.stopped = low if self.stopped is None else self.stopped | low
+        return low
+
+
+def plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without those that only make generation faster, and stop strings as the criterion they stand for."""
+    kept = {name: value for name, value in settings.items() if name not in ACCELERATING | {"tokenizer", "streamer"}}
+    if strings := kept.pop("stop_strings", None):
+        stop = StopStringCriteria(settings["tokenizer"], strings)
+        kept["stopping_criteria"] = [*kept.get("stopping_criteria", []), stop]
+    return kept
+
+
+def _pad(config: Any) -> Tensor:
+    return torch.tensor(0) if config._pad_token_tensor is None else config._pad_token_tensor
+
+
+def search(texts: Texts, weight: float, top_k: int) -> Callable[..., Tensor]:
+    """A loop for the base's `generate`: of the k likeliest tokens the one with the best logit + weight * reward."""
+
+    def loop(_: Any, input_ids: Tensor, *, generation_config: Any, **given: Any) -> Tensor:
+        pad, unfinished = _pad(generation_config), torch.ones(len(input_ids)).bool()
+        while unfinished.any():
+            scores = given["logits_processor"](input_ids, texts.read(input_ids, texts.otter.base_model).logits[:, -1])
+            likely, candidates = scores.topk(top_k, dim=-1)
+            rewards = [texts.rewards(input_ids, last=candidates[:, n : n + 1])[:, -1] for n in range(top_k)]
+            best = (likely + weight * torch.stack(rewards, dim=1)).argmax(dim=1, keepdim=True)
+            token = torch.where(unfinished, candidates.gather(1, best)[:, 0], pad)
+            input_ids = torch.cat((input_ids, token[:, None]), dim=-1)
+            unfinished = unfinished & ~given["stopping_criteria"](input_ids, None)
+        return input_ids
+
+    return loop
+
+
+def sampled_by_row(texts: Texts, coins: bool) -> Callable[..., Tensor]:
+    """A loop for the base's `generate` that samples row after row; with coins it is rejection sampling that takes every
+    token, a segment each."""
+
+    def loop(_: Any, input_ids: Tensor, *, generation_config: Any, **given: Any) -> Tensor:
+        pad, unfinished = _pad(generation_config), torch.ones(len(input_ids)).bool()
+        while unfinished.any():
+            scores = given["logits_processor"](input_ids, texts.read(input_ids, texts.otter.base_model).logits[:, -1])
+            tokens = [
+                torch.multinomial(row.softmax(dim=-1), 1) if going else pad[None]
+                for row, going in zip(scores, unfinished, strict=True)
+            ]
+            for _ in range(int(unfinished.sum()) if coins else 0):
+                torch.rand(())
+            input_ids = torch.cat((input_ids, torch.stack(tokens)), dim=-1)
+            unfinished = unfinished & ~given["stopping_criteria"](input_ids, None)
+        return input_ids
+
+    return loop
+
+
+def best_of(texts: Texts, settings: dict[str, Any], n: int, ends: tuple[int, ...]) -> Tensor:
+    """n samples a response, by the base; of each n the one whose reward at its end is highest."""
+    settings = dict(settings)
+    responses = n * settings.pop("num_return_sequences", 1)
+    if (allowed := settings.get("prefix_allowed_tokens_fn")) is not None:
+        settings["prefix_allowed_tokens_fn"] = lambda row, ids: allowed(row // n, ids)
+    if (negative := settings.get("negative_prompt_ids")) is not None:
+        settings["negative_prompt_ids"] = negative.repeat_interleave(responses, dim=0)
+    sequences = texts.otter.base_model.generate(**settings, num_return_sequences=responses)
+    response = sequences[:, texts.ids.shape[1] :]
+    after = torch.isin(response, torch.tensor(ends)).long().cumsum(dim=1).roll(1, dims=1)
+    after[:, 0] = 0
+    last = (after == 0).sum(dim=1) - 1
+    final = texts.rewards(sequences).gather(1, last[:, None]).view(-1, n)
+    return sequences.view(-1, n, sequences.shape[1])[torch.arange(len(final)), final.argmax(dim=1)]

@@ -1,0 +1,243 @@
+"""What requests may ask of an engine, how they misspell it, and what comes back; no engine is needed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from otterlm.engines import client
+from otterlm.engines.capabilities import Capabilities, capabilities
+from otterlm.engines.guard import Guard, Track
+from otterlm.engines.requests import Served, Settings, refuse_stray
+from otterlm.engines.rewards import Joiner, extend, part
+from otterlm.engines.spelling import resembles_prefix
+from otterlm.errors import OtterError
+
+SIGNALS = {
+    "reward": {"type": "reward", "vocabulary_rank": 4},
+    "blunt": {"type": "reward", "vocabulary_rank": 0},
+    "contrast": {"type": "contrast", "rank": 4},
+    "draft": {"type": "draft"},
+}
+
+
+def served(*names: str, speculates: bool = False) -> Served:
+    adapters = {name: {"signal": SIGNALS[name]} for name in names or SIGNALS}
+    return Served.from_config({"otter": adapters, "vocab_size": 100}, speculates)
+
+
+def read(model: Served, **settings: object) -> Settings:
+    return model.settings({f"otter_{name}": value for name, value in settings.items()})
+
+
+def test_capabilities() -> None:
+    assert capabilities(SIGNALS["reward"]) == Capabilities(number=True, steers="reward")
+    assert capabilities(SIGNALS["blunt"]) == Capabilities(number=True)
+    assert capabilities(SIGNALS["contrast"]) == Capabilities(steers="difference")
+    assert capabilities(SIGNALS["draft"]) == Capabilities(drafts=True)
+    assert capabilities({"type": "of somebody else"}) == Capabilities()
+
+
+def test_settings() -> None:
+    model = served()
+    assert model.numbers == ("reward", "blunt")
+    assert read(model) == model.settings(None) == Settings()
+    assert read(model, weight=0) == Settings()
+    assert not read(model, weight=0.0, signal="reward", top_k=3).asks
+    assert read(model, weight=2, signal="reward", top_k=5) == Settings(steer="reward", weight=2.0, top_k=5)
+    assert read(model, weight=-1.5, signal="contrast", top_p=0.5) == Settings("contrast", -1.5, top_p=0.5)
+    assert read(model, threshold=1, guard="blunt", patience=3) == Settings(guard="blunt", threshold=1.0, patience=3)
+    assert read(model, rewards=1).rewards
+    assert not read(model, rewards=0).asks
+    assert read(served("reward", "draft"), weight=1).steer == "reward"
+    assert read(served("blunt", "contrast"), threshold=0.5).guard == "blunt"
+    assert model.settings({"mine": 1, "other_weight": 2, "outer_loop": 3, "session_id": "x"}) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"weight": "2", "signal": "reward"}, "finite number, got '2'"),
+        ({"weight": float("nan"), "signal": "reward"}, "finite number, got nan"),
+        ({"weight": 10**400, "signal": "reward"}, "finite number, got 1000"),
+        ({"weight": 10**5000, "signal": "reward"}, "too many digits"),
+        ({"weight": 1e308, "signal": "reward"}, "from -1e\\+06 to 1e\\+06"),
+        ({"weight": True, "signal": "reward"}, "finite number, got True"),
+        ({"weight": None}, "finite number, got None"),
+        ({"weight": 1}, "name an adapter in otter_signal; there are: contrast, reward"),
+        ({"weight": 1, "signal": "blunt"}, "unknown signal 'blunt'"),
+        ({"weight": 1, "signal": None}, "unknown signal None"),
+        ({"weight": 1, "signal": ["reward"]}, "unknown signal"),
+        ({"weight": 1, "signal": "reward", "top_p": 0.5}, "otter_top_p goes with the otter_weight of a contrast"),
+        ({"weight": 1, "signal": "contrast", "top_k": 5}, "otter_top_k goes with the otter_weight of a reward"),
+        ({"weight": 0, "signal": "contrast", "top_k": 5}, "otter_top_k goes with"),
+        ({"weight": 1, "signal": "contrast", "top_p": 0}, "above 0 and at most 1"),
+        ({"weight": 0, "top_p": 7}, "above 0 and at most 1"),
+        ({"weight": 1, "signal": "reward", "top_k": 101}, "whole number from 1 to 100"),
+        ({"weight": 1, "signal": "reward", "top_k": 2.0}, "whole number"),
+        ({"weight": 1, "signal": "reward", "top_k": None}, "whole number from 1 to 100, got None"),
+        ({"signal": "reward"}, "otter_signal goes with otter_weight"),
+        ({"top_k": 3}, "otter_top_k goes with otter_weight"),
+        ({"top_p": 0.3}, "otter_top_p goes with otter_weight"),
+        ({"patience": 3}, "otter_patience goes with otter_threshold"),
+        ({"guard": "reward"}, "otter_guard goes with otter_threshold"),
+        ({"threshold": 0.5}, "name an adapter in otter_guard; there are: blunt, reward"),
+        ({"threshold": 0.5, "guard": "contrast"}, "unknown signal 'contrast' in otter_guard"),
+        ({"threshold": float("inf"), "guard": "reward"}, "finite"),
+        ({"threshold": 0, "guard": "reward", "patience": 0}, "whole number from 1"),
+        ({"rewards": 2}, "0 or 1, got 2"),
+        ({"rewards": True}, "0 or 1, got True"),
+        ({"rewards": [1]}, "0 or 1"),
+        ({"wieght": 1}, "unknown argument otter_wieght; there are: otter_weight, otter_signal"),
+    ],
+)
+def test_what_is_refused(settings: dict, message: str) -> None:
+    with pytest.raises(OtterError, match=message):
+        read(served(), **settings)
+
+
+def test_what_the_engine_cannot_do_is_refused() -> None:
+    with pytest.raises(OtterError, match="verifies drafts"):
+        read(served(speculates=True), weight=1, signal="reward")
+    assert read(served(speculates=True), weight=0, rewards=1, threshold=0, guard="reward").asks
+    with pytest.raises(OtterError, match="has none"):
+        read(served("contrast", "draft"), rewards=1)
+    with pytest.raises(OtterError, match="no adapters"):
+        read(Served.from_config({"vocab_size": 9}), rewards=1)
+    assert Served.from_config({"vocab_size": 9}).settings({"mine": 1}) == Settings()
+
+
+NEAR = """otter Otter_weight OTTER_REWARDS otter-weight otter.weight otterWeight oter_weight ottter_weight ottre_weight
+otterr_rewards ottr_weight _otter_weight otter__weight"""
+
+
+@pytest.mark.parametrize("name", NEAR.split())
+def test_spellings_near_the_settings_are_refused(name: str) -> None:
+    with pytest.raises(OtterError, match="unknown argument"):
+        served().settings({name: 1})
+    with pytest.raises(OtterError, match="vllm_xargs"):
+        refuse_stray(["temperature", name])
+
+
+@pytest.mark.parametrize(
+    "name", ["other_weight", "outer", "weight", "utter", "potter", "hotter_than", "router", "to", ""]
+)
+def test_other_words_are_left_to_others(name: str) -> None:
+    assert not resembles_prefix(name)
+    refuse_stray([name])
+
+
+def test_a_guard_ends_a_response() -> None:
+    guard = Guard(Settings(guard="reward", threshold=0.0, patience=2))
+    assert guard.judge(0, [-1.0]) is None  # the prompt's reward
+    assert guard.judge(1, [-1.0]) is None
+    assert guard.judge(2, [0.0]) is None  # not under it: counted anew
+    assert guard.judge(3, [-1.0]) is None
+    assert guard.judge(4, [-1.0]) == 0
+    # Several tokens at once, as under speculation: the first to be left out is the one chosen after the low text.
+    assert Guard(Settings(guard="reward", threshold=0.0)).judge(0, [-1.0, 1.0, 1.0, -1.0, -1.0]) == 3
+
+
+def test_a_guard_waits_for_the_least_tokens() -> None:
+    guard = Guard(Settings(guard="reward", threshold=0.0), least=3)
+    assert [guard.judge(length, [-1.0]) for length in range(4)] == [None, None, None, 0]
+
+
+def test_an_engine_gives_out_what_was_asked_for_and_watches_the_rest() -> None:
+    numbers = {"reward": [1.0, -1.0, 1.0], "blunt": [5.0, 6.0, 7.0]}
+    guarded = Track(served(), {"otter_threshold": 0, "otter_guard": "reward"}, 0)
+    assert guarded.leaving(numbers, 3) == {}
+    assert guarded.judge(4, numbers, 1) is None  # one of the three was accepted
+    assert guarded.judge(5, {"reward": [-1.0]}, 1) == 0
+    both = Track(served(), {"otter_rewards": 1, "otter_threshold": 0, "otter_guard": "reward"}, 0)
+    assert both.judge(4, numbers, 3) == 1
+    assert both.leaving(numbers, 1) == {"reward": [1.0], "blunt": [5.0]}
+    assert Track(served(), {"otter_rewards": 1}, 0).judge(4, numbers, 3) is None
+
+
+def test_numbers_stay_with_their_choices() -> None:
+    joiner = Joiner()
+    joiner.add(0, {"reward": [1.0]})
+    joiner.add(1, {"reward": [2.0]})
+    joiner.add(0, {"reward": [3.0]})
+    joiner.add(1, None)
+    opening = {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]}
+    assert not joiner.fill(opening)
+    piece = {"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": None}]}
+    assert joiner.fill(piece)
+    assert piece["choices"][0]["otter"] == {"rewards": {"reward": [1.0, 3.0]}}
+    assert not joiner.fill({"choices": [{"index": 0, "delta": {"content": "b"}, "finish_reason": None}]})
+    assert joiner.take(1) == {"rewards": {"reward": [2.0]}}
+    assert joiner.take(1) is None
+    assert not joiner.fill({"choices": [], "usage": {}})
+    assert not joiner.fill({"error": {"message": "no"}})
+
+
+def test_numbers_are_cut_and_joined() -> None:
+    numbers = {"reward": [1.0, 2.0, 3.0]}
+    assert part(numbers, 1, 2) == {"reward": [2.0]}
+    extend(numbers, {"reward": [4.0], "guard": [5.0]})
+    assert numbers == {"reward": [1.0, 2.0, 3.0, 4.0], "guard": [5.0]}
+
+
+def test_a_client_tells_choices_apart() -> None:
+    def choice(index: int, text: str | None, **extra: object) -> SimpleNamespace:
+        return SimpleNamespace(index=index, delta=SimpleNamespace(content=text), model_extra=extra)
+
+    stream = [
+        SimpleNamespace(choices=[choice(0, "")]),
+        SimpleNamespace(choices=[choice(1, "b", otter={"rewards": {"reward": [2.0]}}, stop_reason=None)]),
+        SimpleNamespace(choices=[choice(0, None, otter={"rewards": {"reward": [1.0]}}), choice(1, "c")]),
+        SimpleNamespace(choices=[choice(0, "", stop_reason="otter: reward under threshold")]),
+        SimpleNamespace(choices=[]),
+    ]
+    assert list(client.read(stream)) == [
+        (1, "b", {"reward": [2.0]}, None),
+        (0, "", {"reward": [1.0]}, None),
+        (1, "c", {}, None),
+        (0, "", {}, "otter: reward under threshold"),
+    ]
+
+
+def test_a_client_makes_requests(tmp_path: Path) -> None:
+    config = {"otter": {"reward": {"signal": SIGNALS["reward"]}}, "vocab_size": 9}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert client.request(tmp_path, weight=1.0, rewards=1) == {"extra_args": {"otter_weight": 1.0, "otter_rewards": 1}}
+    with pytest.raises(OtterError, match="unknown argument otter_wait"):
+        client.request(tmp_path, wait=1)
+    with pytest.raises(OtterError, match="cannot read"):
+        client.request(tmp_path / "none", rewards=1)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(OtterError, match="cannot read"):
+        client.request(tmp_path, rewards=1)
+    assert client.rewards(SimpleNamespace(otter={"reward": [1.0]})) == {"reward": [1.0]}
+    assert client.rewards(SimpleNamespace()) == {}
+
+
+def test_a_client_needs_neither_torch_nor_transformers() -> None:
+    """The package itself imports them; the client's own modules do not."""
+    source = Path(client.__file__).parents[1]
+    script = f"""
+import sys, types
+package = types.ModuleType("otterlm")
+package.__path__ = [{str(source)!r}]
+sys.modules["otterlm"] = package
+import otterlm.engines.client
+assert not {{"torch", "transformers", "numpy", "vllm"}} & set(sys.modules), sorted(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_one_file_leans_on_vllm() -> None:
+    """What another version of vLLM may change is named in `upstream.py` alone."""
+    folder = Path(client.__file__).parent
+    leaning = [
+        path.name
+        for path in sorted(folder.rglob("*.py"))
+        for line in path.read_text().splitlines()
+        if line.strip().startswith(("from vllm", "import vllm")) or '"vllm.' in line
+    ]
+    assert set(leaning) == {"upstream.py"}
