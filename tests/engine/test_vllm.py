@@ -309,13 +309,12 @@ def test_the_second_runners_interface(folder, llm):
         def get_output(self):
             return SimpleNamespace()
 
-    worker = SimpleNamespace(model_runner=runner)
-    numbers = upstream._attach(lambda *_: Pending(), worker, None).get_output().otter
+    numbers = upstream._attach(lambda *_: Pending(), runner, None).get_output().otter
     assert numbers.keys() == {"2", "3"}
     assert numbers["2"]["reward"] == pytest.approx(reward.prefix[:1, 0].tolist(), abs=1e-5)
     assert numbers["2"]["guard"] == pytest.approx(guard.prefix[:1, 0].tolist(), abs=1e-5)
     assert numbers["3"] == {"guard": pytest.approx(guard.prefix[1:3, 0].tolist(), abs=1e-5)}
-    assert not hasattr(upstream._attach(lambda *_: SimpleNamespace(), worker, None), "otter")
+    assert not hasattr(upstream._attach(lambda *_: SimpleNamespace(), runner, None), "otter")
     model.watcher.schedule([], ["0", "1", "2", "3"])
 
 
