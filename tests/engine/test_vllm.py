@@ -27,6 +27,7 @@ from engines import (
 from transformers import AutoConfig
 from vllm import EngineArgs
 from vllm.exceptions import VLLMValidationError
+from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import StructuredOutputsParams
 from vllm.v1.outputs import AsyncModelRunnerOutput
 
@@ -314,14 +315,35 @@ def test_the_second_runners_interface(folder, llm):
         def get_output(self):
             return SimpleNamespace()
 
-    worker = SimpleNamespace(model_runner=runner)
-    numbers = upstream._attach(lambda *_: Pending(), worker, None).get_output().otter
+    numbers = upstream._attach(lambda *_: Pending(), runner, None).get_output().otter
     assert numbers.keys() == {"2", "3"}
     assert numbers["2"]["reward"] == pytest.approx(reward.prefix[:1, 0].tolist(), abs=1e-5)
     assert numbers["2"]["guard"] == pytest.approx(guard.prefix[:1, 0].tolist(), abs=1e-5)
     assert numbers["3"] == {"guard": pytest.approx(guard.prefix[1:3, 0].tolist(), abs=1e-5)}
-    assert not hasattr(upstream._attach(lambda *_: SimpleNamespace(), worker, None), "otter")
+    assert not hasattr(upstream._attach(lambda *_: SimpleNamespace(), runner, None), "otter")
     model.watcher.schedule([], ["0", "1", "2", "3"])
+
+
+@pytest.mark.parametrize("aggregate", [True, False])
+def test_outputs_that_are_fetched_late_are_merged_with_their_numbers(aggregate):
+    upstream.install()
+
+    def output(*completions):
+        return RequestOutput("request", None, [1], None, list(completions), finished=False)
+
+    def completion(index, tokens, numbers):
+        made = CompletionOutput(index, "", tokens, None, None)
+        made.otter = {"reward": numbers}
+        return made
+
+    merged = output(completion(0, [5], [1.0]))
+    merged.add(output(completion(1, [6], [2.0])), aggregate)
+    # Streamed pieces are joined; outputs of everything so far take each other's place.
+    merged.add(output(completion(0, [7], [3.0]) if aggregate else completion(0, [5, 7], [1.0, 3.0])), aggregate)
+    assert [(each.token_ids, client.rewards(each)) for each in merged.outputs] == [
+        ([5, 7], {"reward": [1.0, 3.0]}),
+        ([6], {"reward": [2.0]}),
+    ]
 
 
 def test_preemption_in_another_process(folder, plain, transformers_path):

@@ -25,7 +25,7 @@ from otterlm.engines.vllm.upstream import (
     tensor_model_parallel_all_gather,
 )
 from otterlm.engines.vllm.watching import Watcher
-from otterlm.engines.vllm.widening import PagedAttention, Widening, narrowed, settle
+from otterlm.engines.vllm.widening import PagedAttention, Widening, narrowed, shard_and_pack
 from otterlm.errors import OtterError
 from otterlm.signals import head_class
 from otterlm.signals.base import Signal
@@ -148,7 +148,7 @@ class Otter:
         if missing := own.keys() - seen:
             raise OtterError(f"the folder lacks {len(missing)} tensors, such as {min(missing)}: export again")
         for adapter in model.otter.values():
-            settle(adapter.stream)
+            shard_and_pack(adapter.stream)
         return set(loaded) | {f"{ADAPTERS}.{name}" for name, _ in model.otter.named_parameters()}
 
 

@@ -120,9 +120,10 @@ def install() -> None:
 
 
 def install_worker() -> None:
-    """Wraps what the worker of a model of ours does."""
-    wrap("vllm.v1.worker.gpu_worker", "Worker", "execute_model", _execute)
-    wrap("vllm.v1.worker.gpu_worker", "Worker", "sample_tokens", _attach)
+    """Wraps what the two model runners do, for the worker of a model of ours."""
+    for path in ("vllm.v1.worker.gpu_model_runner", "vllm.v1.worker.gpu.model_runner"):
+        wrap(path, "GPUModelRunner", "execute_model", _execute)
+        wrap(path, "GPUModelRunner", "sample_tokens", _attach)
     wrap("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "_sample", _sample)
     wrap("vllm.v1.worker.gpu.model_runner", "GPUModelRunner", "sample", _sample_second)
 
@@ -253,11 +254,11 @@ def _watcher(runner: Any) -> Watcher | None:
     return getattr(getattr(runner, "model", None), "watcher", None)
 
 
-def _execute(original: Any, worker: Any, scheduled: Any) -> Any:
-    if watcher := _watcher(worker.model_runner):
+def _execute(original: Any, runner: Any, scheduled: Any, *rest: Any, **named: Any) -> Any:
+    if watcher := _watcher(runner):
         entering = ((new.req_id, new.sampling_params) for new in scheduled.scheduled_new_reqs)
         watcher.schedule(((name, params.extra_args) for name, params in entering if params), scheduled.finished_req_ids)
-    return original(worker, scheduled)
+    return original(runner, scheduled, *rest, **named)
 
 
 def _sample(original: Any, runner: Any, logits: Any, drafts: Any) -> Any:
@@ -277,9 +278,8 @@ def _sample_second(original: Any, runner: Any, hidden: Any, batch: Any, grammar:
     return output
 
 
-def _attach(original: Any, worker: Any, grammar: Any) -> Any:
-    output = original(worker, grammar)
-    watcher = _watcher(worker.model_runner)
+def _attach(original: Any, runner: Any, grammar: Any) -> Any:
+    output, watcher = original(runner, grammar), _watcher(runner)
     if output is None or watcher is None or not (copies := watcher.take()):
         return output
     pending = import_module("vllm.v1.outputs").AsyncModelRunnerOutput

@@ -122,8 +122,8 @@ class PackedLinear(nn.Module):
         return self.cpu_linear(x, self.weight, self.bias)
 
 
-def settle(stream: InsertedStream) -> None:
-    """Leaves in a loaded stream the weights that this process needs, in the order in which it reads them."""
+def shard_and_pack(stream: InsertedStream) -> None:
+    """Shards a loaded stream's weights for this process, and packs them for the CPU kernel."""
     if get_tensor_model_parallel_world_size() > 1:
         widths = stream.widths
         for layer in stream.layers.children():
