@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from otterlm.bench.judges import Coherence, Preference, diversity
+from otterlm.bench.judges import Coherence, diversity
 from otterlm.bench.report import half_interval, machine
 from otterlm.decoding import CandidateSearch, RejectionSampling, RewardGuidance
 from otterlm.decoding.scoring import score_sequences
@@ -26,12 +26,12 @@ from otterlm.masks import token_positions
 from otterlm.model import OtterModel
 from otterlm.peers.args import ARGS
 from otterlm.peers.cards import CARDS
-from otterlm.peers.reward_model import SeparateRewardModel
 from otterlm.resumable import run_resumable
 from otterlm.signals.base import Capability
 from otterlm.training.data.conversations import Prompt
 from otterlm.training.data.tokens import Limits, encode_prompts
 from otterlm.training.teachers.continuations import continue_greedily, of_generation, pad_left, responses_of
+from otterlm.training.teachers.reward_model import Preference, SeparateRewardModel
 
 BASE, SAMPLED = "base", "base, sampled"
 SAMPLING: dict[str, Any] = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}

@@ -18,8 +18,8 @@ from otterlm.decoding import CandidateSearch, RewardGuidance
 from otterlm.model import OtterModel
 from otterlm.peers.args import ARGS
 from otterlm.peers.dexperts import DExperts
-from otterlm.peers.reward_model import SeparateRewardModel
 from otterlm.plan import plan
+from otterlm.training.teachers.reward_model import SeparateRewardModel
 
 
 @dataclass(frozen=True, slots=True)

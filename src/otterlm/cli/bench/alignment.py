@@ -7,13 +7,14 @@ import typer
 
 from otterlm.bases import load_tokenizer
 from otterlm.bench import alignment, report
-from otterlm.bench.judges import Coherence, Preference
+from otterlm.bench.judges import Coherence
 from otterlm.cli.groups import Machine, grouped
 from otterlm.cli.options import AsJson, Base, OneAdapter, Prompts, ResumedFolder, Seed, one_adapter
 from otterlm.cli.terminal import print_json, show_table
 from otterlm.decoding.checks import check_weight
 from otterlm.training.data.prompts import read_prompts
 from otterlm.training.data.tokens import Limits
+from otterlm.training.teachers.reward_model import Preference
 
 
 @grouped
