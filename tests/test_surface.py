@@ -16,7 +16,7 @@ import otterlm
 from otterlm.engines.exported import export
 from otterlm.model import OtterModel
 
-HEAVY = "{'torch', 'transformers', 'datasets', 'accelerate', 'rich.markdown', 'numpy'}"
+HEAVY = "{'torch', 'transformers', 'datasets', 'accelerate', 'numpy'}"
 
 
 def python(code: str) -> str:
