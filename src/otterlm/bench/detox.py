@@ -40,7 +40,7 @@ Steer = Callable[[Mapping[str, Tensor], Sequence[str]], LogitsProcessor]
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """What generates.
+    """A method generates samples.
 
     Attributes:
         model: generates.
@@ -137,16 +137,16 @@ def prompts_method(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, al
 
     def steer(batch: Mapping[str, Tensor], prompts: Sequence[str]) -> LogitsProcessor:
         good, bad = (
-            _companion(base, tokenizer, [instruction + prompt for prompt in prompts]) for instruction in (GOOD, BAD)
+            _read_along(base, tokenizer, [instruction + prompt for prompt in prompts]) for instruction in (GOOD, BAD)
         )
         return TwoModelContrast(good, bad, batch["input_ids"].shape[1], alpha, TOP_P)
 
     return Method(base, steer, depends={"alpha": alpha, "instructions": of_data([GOOD, BAD])})
 
 
-def _companion(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> ReadAlongModel:
-    given = tokenizer(texts, return_tensors="pt", padding=True).to(base.device)
-    return ReadAlongModel(base, given["input_ids"], given["attention_mask"])
+def _read_along(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> ReadAlongModel:
+    batch = tokenizer(texts, return_tensors="pt", padding=True).to(base.device)
+    return ReadAlongModel(base, batch["input_ids"], batch["attention_mask"])
 
 
 def continue_all(
@@ -176,29 +176,40 @@ def continue_all(
     groups = [(start, list(prompts[start : start + batch_size])) for start in range(0, len(prompts), batch_size)]
 
     def one(group: tuple[int, list[str]]) -> dict[str, Any]:
-        start, own = group
-        repeated = [prompt for prompt in own for _ in range(SAMPLES)]
-        batch = tokenizer(repeated, return_tensors="pt", padding=True).to(method.model.device)
+        start, texts = group
         torch.manual_seed(1000 * seed + start // batch_size)
-        started = time.perf_counter()
-        cache = read_once(method.model, batch["input_ids"][::SAMPLES], batch["attention_mask"][::SAMPLES], SAMPLES)
-        output = method.model.generate(
-            **batch,
-            do_sample=True,
-            top_k=0,
-            top_p=1.0,
-            temperature=1.0,
-            min_new_tokens=NEW,
-            max_new_tokens=NEW,
-            logits_processor=[method.steer(batch, repeated)],
-            past_key_values=cache,
-        )
-        seconds = time.perf_counter() - started
-        said = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-        return {"continuations": [said[i : i + SAMPLES] for i in range(0, len(said), SAMPLES)], "seconds": seconds}
+        return _continue_batch(method, tokenizer, texts)
 
+    this = _run_identity(method, tokenizer, prompts, batch_size=batch_size, seed=seed)
+    return run_resumable(groups, one, path, this, "continuing")
+
+
+def _continue_batch(method: Method, tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> dict[str, Any]:
+    repeated = [prompt for prompt in prompts for _ in range(SAMPLES)]
+    batch = tokenizer(repeated, return_tensors="pt", padding=True).to(method.model.device)
+    started = time.perf_counter()
+    cache = read_once(method.model, batch["input_ids"][::SAMPLES], batch["attention_mask"][::SAMPLES], SAMPLES)
+    output = method.model.generate(
+        **batch,
+        do_sample=True,
+        top_k=0,
+        top_p=1.0,
+        temperature=1.0,
+        min_new_tokens=NEW,
+        max_new_tokens=NEW,
+        logits_processor=[method.steer(batch, repeated)],
+        past_key_values=cache,
+    )
+    seconds = time.perf_counter() - started
+    samples = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    return {"continuations": [samples[i : i + SAMPLES] for i in range(0, len(samples), SAMPLES)], "seconds": seconds}
+
+
+def _run_identity(
+    method: Method, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], **settings: Any
+) -> Identity:
     base = method.model.base_model if isinstance(method.model, OtterModel) else method.model
-    this = identity(
+    return identity(
         "detox bench",
         **of_generation(base),
         **method.depends,
@@ -207,11 +218,9 @@ def continue_all(
         samples=SAMPLES,
         new_tokens=NEW,
         top_p=TOP_P,
-        batch_size=batch_size,
-        seed=seed,
         machine=machine(),
+        **settings,
     )
-    return run_resumable(groups, one, path, this, "continuing")
 
 
 def judge(
