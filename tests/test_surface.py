@@ -2,7 +2,9 @@
 imports; the public names and the command's help are those of `surface.txt`."""
 
 import ast
+import importlib
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -170,3 +172,26 @@ def test_the_surface_does_not_depend_on_the_terminal(monkeypatch, columns) -> No
     monkeypatch.setenv("COLUMNS", columns)
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert surface() == FILE.read_text()
+
+
+# -- pages -------------------------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_reference_names_what_there_is_and_all_that_is_public() -> None:
+    named = {}
+    for path in re.findall(r"^::: (\S+)$", (ROOT / "docs" / "reference.md").read_text(), flags=re.MULTILINE):
+        module, _, name = path.rpartition(".")
+        named[name] = getattr(importlib.import_module(module), name)
+        assert named[name].__doc__, path
+    assert set(otterlm.__all__) <= set(named)
+    assert all(named[name] is getattr(otterlm, name) for name in otterlm.__all__)
+
+
+def test_the_map_of_contributing_names_every_module() -> None:
+    map = (ROOT / "CONTRIBUTING.md").read_text().split("\n## ")[1]
+    rows = re.findall(r"^\| (`.*?) \|", map, flags=re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
+    there = {path.name + "/" * path.is_dir() for path in (ROOT / "src" / "otterlm").iterdir()}
+    assert named == there - {"__init__.py", "__pycache__/", "py.typed"}

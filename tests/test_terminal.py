@@ -230,7 +230,7 @@ def test_settings_out_of_range(refusal: Refusal, base: Path, options: tuple[obje
         (("train", "draft", "--prompts", "p", "--max-new-tokens", 0), "--max-new-tokens"),
         (("train", "draft", "--prompts", "p", "--limit", 0), "--limit"),
         (("distill", "--scorer", "regex:a", "--prompts", "p", "--limit", 0), "--limit"),
-        (("distill", "--scorer", "regex:a", "--prompts", "p", "--max-new-tokens", 0), "max_new_tokens"),
+        (("distill", "--scorer", "regex:a", "--prompts", "p", "--max-new-tokens", 0), "--max-new-tokens"),
         (("distill", "--scorer", "regex:a", "--prompts", "p", "--temperature", "inf"), "temperature"),
         (("distill", "--scorer", "regex:a", "--prompts", "p", "--top-p", 2), "top_p"),
     ],

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from otterlm.bench.alignment_methods import BASE, Method
+from otterlm.bench.alignment_methods import BASE, AlignmentMethod
 from otterlm.bench.judges import Coherence, diversity
 from otterlm.bench.report import half_interval, machine
 from otterlm.identity import identity, of_data
@@ -27,7 +27,7 @@ from otterlm.training.teachers.reward_model import Preference
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class AlignmentRow:
     """One method over all prompts; `..._ci95` is half of a 95% interval.
 
     Attributes:
@@ -65,7 +65,7 @@ class Row:
 
 
 def answer_all(
-    methods: Mapping[str, Method],
+    methods: Mapping[str, AlignmentMethod],
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     new_tokens: int = 64,
@@ -120,14 +120,14 @@ def answer_all(
 
 
 def judge(
-    methods: Mapping[str, Method],
+    methods: Mapping[str, AlignmentMethod],
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     batches: Sequence[Mapping[str, Any]],
     preference: Preference,
     coherence: Coherence | None,
     limits: Limits,
-) -> list[Row]:
+) -> list[AlignmentRow]:
     """Rates what `answer_all` gave.
 
     Args:
@@ -158,7 +158,7 @@ def judge(
     for name, method in methods.items():
         wins = (rewards[name] > rewards[BASE]).double() + 0.5 * (rewards[name] == rewards[BASE]).double()
         rows.append(
-            Row(
+            AlignmentRow(
                 method=name,
                 prompts=len(prompts),
                 reward=float(rewards[name].mean()),

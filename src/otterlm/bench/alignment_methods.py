@@ -29,7 +29,7 @@ CALIBRATION = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Method:
+class AlignmentMethod:
     """A method generates responses.
 
     Attributes:
@@ -83,10 +83,10 @@ class Rewards:
 
     def method(
         self, generator: PreTrainedModel | OtterModel, steer: Callable[[Tensor], dict[str, Any]], **settings: float
-    ) -> Method:
+    ) -> AlignmentMethod:
         """Makes a method that reads these rewards."""
         depends = {"rewards": self.weights, "scale": asdict(self.scale), "top_k": self.top_k}
-        return Method(generator, steer, self.parameters, depends | settings)
+        return AlignmentMethod(generator, steer, self.parameters, depends | settings)
 
 
 def methods_of(
@@ -99,7 +99,7 @@ def methods_of(
     top_k: int = 10,
     new_tokens: int = 64,
     max_prompt_tokens: int = 96,
-) -> dict[str, Method]:
+) -> dict[str, AlignmentMethod]:
     """Makes the base's, Otter's and its rivals' methods, by name.
 
     Args:
@@ -127,7 +127,7 @@ def methods_of(
     stream = otter.adapter()
     inserted = Rewards(otter, ours, stream.extra_parameters(base.config.vocab_size), of_weights(stream), top_k)
     copied = Rewards(separate, theirs, sum(p.numel() for p in separate.parameters()), of_weights(separate), top_k)
-    found = {BASE: Method(base, lambda mask: {}), SAMPLED: Method(base, lambda mask: SAMPLING)}
+    found = {BASE: AlignmentMethod(base, lambda mask: {}), SAMPLED: AlignmentMethod(base, lambda mask: SAMPLING)}
     for weight in weights:
         found |= _steered(base, inserted, copied, weight)
     return found | _rejecting(base, inserted, copied)
@@ -147,7 +147,7 @@ def _calibration_texts(
     return pad_left(texts, tokenizer.pad_token_id or 0, base.device)
 
 
-def _steered(base: PreTrainedModel, inserted: Rewards, copied: Rewards, weight: float) -> dict[str, Method]:
+def _steered(base: PreTrainedModel, inserted: Rewards, copied: Rewards, weight: float) -> dict[str, AlignmentMethod]:
     """Guidance and search with the adapter's rewards, and ARGS with the copy's, at one weight in spreads."""
     otter, top_k = inserted.model, inserted.top_k
     ours, theirs = weight / inserted.scale.spread, weight / copied.scale.spread
@@ -168,7 +168,7 @@ def _steered(base: PreTrainedModel, inserted: Rewards, copied: Rewards, weight: 
     }
 
 
-def _rejecting(base: PreTrainedModel, inserted: Rewards, copied: Rewards) -> dict[str, Method]:
+def _rejecting(base: PreTrainedModel, inserted: Rewards, copied: Rewards) -> dict[str, AlignmentMethod]:
     """CARDS with the adapter's rewards, and with the copy's."""
 
     def ours(mask: Tensor) -> dict[str, Any]:

@@ -39,7 +39,7 @@ Steer = Callable[[Mapping[str, Tensor], Sequence[str]], LogitsProcessor]
 
 
 @dataclass(frozen=True, slots=True)
-class Method:
+class DetoxMethod:
     """A method generates samples.
 
     Attributes:
@@ -56,7 +56,7 @@ class Method:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class DetoxRow:
     """One method on one set of prompts; intervals are half of a 95% interval.
 
     Attributes:
@@ -98,12 +98,12 @@ class Nucleus(LogitsProcessor):
         return scores.masked_fill(~nucleus(scores, TOP_P), -torch.inf)
 
 
-def base_method(base: PreTrainedModel) -> Method:
+def base_method(base: PreTrainedModel) -> DetoxMethod:
     """The base by itself."""
-    return Method(base, lambda batch, prompts: Nucleus())
+    return DetoxMethod(base, lambda batch, prompts: Nucleus())
 
 
-def otter_method(base: PreTrainedModel, adapter: str | Path, alpha: float) -> Method:
+def otter_method(base: PreTrainedModel, adapter: str | Path, alpha: float) -> DetoxMethod:
     """A contrast adapter.
 
     Raises:
@@ -113,10 +113,10 @@ def otter_method(base: PreTrainedModel, adapter: str | Path, alpha: float) -> Me
     guidance = ContrastGuidance(model, alpha, TOP_P)
     extra = model.adapter().extra_parameters(base.config.vocab_size)
     depends = {"alpha": alpha, "adapter": of_weights(model.adapter())}
-    return Method(model, lambda batch, prompts: guidance, extra, depends)
+    return DetoxMethod(model, lambda batch, prompts: guidance, extra, depends)
 
 
-def dexperts_method(base: PreTrainedModel, expert: str, anti_expert: str, alpha: float) -> Method:
+def dexperts_method(base: PreTrainedModel, expert: str, anti_expert: str, alpha: float) -> DetoxMethod:
     """Two fine-tuned models, see `otterlm.bases.load_base`.
 
     Raises:
@@ -129,10 +129,10 @@ def dexperts_method(base: PreTrainedModel, expert: str, anti_expert: str, alpha:
         return DExperts(*sides, batch["input_ids"], batch["attention_mask"], alpha, TOP_P)
 
     extra = sum(p.numel() for side in sides for p in side.parameters())
-    return Method(base, steer, extra, {"alpha": alpha, "experts": of_weights(*sides)})
+    return DetoxMethod(base, steer, extra, {"alpha": alpha, "experts": of_weights(*sides)})
 
 
-def prompts_method(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, alpha: float) -> Method:
+def prompts_method(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, alpha: float) -> DetoxMethod:
     """The base after a good and a bad instruction (arXiv 2406.16743): no training, two more passes a token."""
 
     def steer(batch: Mapping[str, Tensor], prompts: Sequence[str]) -> LogitsProcessor:
@@ -141,7 +141,7 @@ def prompts_method(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, al
         )
         return TwoModelContrast(good, bad, batch["input_ids"].shape[1], alpha, TOP_P)
 
-    return Method(base, steer, depends={"alpha": alpha, "instructions": of_data([GOOD, BAD])})
+    return DetoxMethod(base, steer, depends={"alpha": alpha, "instructions": of_data([GOOD, BAD])})
 
 
 def _read_along(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> ReadAlongModel:
@@ -150,7 +150,7 @@ def _read_along(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts
 
 
 def continue_all(
-    method: Method,
+    method: DetoxMethod,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     batch_size: int = 20,
@@ -184,7 +184,7 @@ def continue_all(
     return run_resumable(groups, one, path, this, "continuing")
 
 
-def _continue_batch(method: Method, tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> dict[str, Any]:
+def _continue_batch(method: DetoxMethod, tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> dict[str, Any]:
     repeated = [prompt for prompt in prompts for _ in range(SAMPLES)]
     batch = tokenizer(repeated, return_tensors="pt", padding=True).to(method.model.device)
     started = time.perf_counter()
@@ -206,7 +206,7 @@ def _continue_batch(method: Method, tokenizer: PreTrainedTokenizerBase, prompts:
 
 
 def _run_identity(
-    method: Method, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], **settings: Any
+    method: DetoxMethod, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], **settings: Any
 ) -> Identity:
     base = method.model.base_model if isinstance(method.model, OtterModel) else method.model
     return identity(
@@ -232,7 +232,7 @@ def judge(
     fluency: Perplexity | None,
     extra_parameters: int,
     base_parameters: int,
-) -> Row:
+) -> DetoxRow:
     """Rates what `continue_all` gave.
 
     Args:
@@ -261,7 +261,7 @@ def judge(
         of_prompts = torch.tensor(fluency(repeated, said)).log().view(-1, SAMPLES).nanmean(dim=1)
         of_prompts = of_prompts[of_prompts.isfinite()]
         perplexity, interval = float(of_prompts.mean().exp()), half_interval(of_prompts)
-    return Row(
+    return DetoxRow(
         method=name,
         prompt_set=prompt_set,
         prompts=len(samples),
