@@ -23,10 +23,8 @@ import torch
 from accelerate import Accelerator
 
 from otterlm.bases import load_base, load_tokenizer
-from otterlm.bench.judges import Preference
 from otterlm.config import OtterConfig
 from otterlm.model import OtterModel
-from otterlm.peers.reward_model import SeparateRewardModel
 from otterlm.signals.reward.config import RewardConfig
 from otterlm.signals.reward.objective import RewardObjective, RewardTrainingConfig
 from otterlm.training.data.conversations import Prompt
@@ -37,6 +35,7 @@ from otterlm.training.recipes import Run
 from otterlm.training.recipes.reward import fit_reward
 from otterlm.training.sources import LiveBase
 from otterlm.training.teachers.responses import Sampling, scored_responses
+from otterlm.training.teachers.reward_model import Preference, SeparateRewardModel
 from otterlm.training.trainer import TrainingConfig, evaluate, train
 
 FOR_METHODS, FOR_JUDGE = 800, 800

@@ -16,7 +16,6 @@ from accelerate import Accelerator
 from otterlm.bases import load_base, load_tokenizer
 from otterlm.config import OtterConfig
 from otterlm.model import OtterModel
-from otterlm.peers.reward_model import SeparateRewardModel
 from otterlm.signals.reward.config import RewardConfig
 from otterlm.signals.reward.objective import RewardObjective, RewardTrainingConfig, last_states, start_from_probe
 from otterlm.training.data.packing import Example
@@ -24,6 +23,7 @@ from otterlm.training.data.rows import hold_out, read_rows
 from otterlm.training.data.tokens import Limits, tokenize
 from otterlm.training.probe import fit_probe
 from otterlm.training.sources import RecordedBase
+from otterlm.training.teachers.reward_model import SeparateRewardModel
 from otterlm.training.trainer import TrainingConfig, evaluate, train
 
 

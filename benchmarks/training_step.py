@@ -7,10 +7,10 @@ import time
 from itertools import pairwise
 
 import torch
-from otterlm.cli.layers import parse_layers
 
 from otterlm.bases import load_base, load_tokenizer
 from otterlm.config import OtterConfig
+from otterlm.layers import parse_layers
 from otterlm.model import OtterModel
 from otterlm.signals.reward.objective import RewardObjective, RewardTrainingConfig
 from otterlm.taps import Visitor

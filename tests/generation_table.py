@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerFast, StaticCache
 
 from otterlm.model import OtterModel
-from otterlm.peers.reward_model import SeparateRewardModel
 from otterlm.signals.contrast.config import ContrastConfig
 from otterlm.signals.draft.config import DraftConfig
+from otterlm.training.teachers.reward_model import SeparateRewardModel
 
 NEW, END, REPLACEMENT, THRESHOLD = 5, 40, [50, 51], -0.2
 

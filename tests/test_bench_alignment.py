@@ -9,10 +9,10 @@ from test_cli import adapter, answer, base, otter, refusal  # noqa: F401 - fixtu
 from test_packing import TEMPLATE, WORDS, tokenizer
 from transformers import BertConfig, BertModel
 
-from otterlm.bench.alignment import Scale
-from otterlm.bench.judges import Coherence, Preference, diversity
-from otterlm.peers.reward_model import SeparateRewardModel
+from otterlm.bench.alignment_methods import Scale
+from otterlm.bench.judges import Coherence, diversity
 from otterlm.training.data.tokens import Limits
+from otterlm.training.teachers.reward_model import Preference, SeparateRewardModel
 
 
 def reward_model(folder, seed: int):

@@ -76,7 +76,7 @@ def test_command(answer, refusal, base, draft, medusa, tmp_path) -> None:  # noq
     model = OtterModel(tiny_base(vocab_size=len(WORDS)))
     add_tiny_adapter(model, "reward")
     model.save_pretrained(draft)
-    assert "no adapter predicts draft; there are: mine" in refusal(*asked)
+    assert "no adapter drafts tokens; there are: mine" in refusal(*asked)
 
 
 def test_wrong_tokens_are_counted(monkeypatch) -> None:
@@ -87,7 +87,7 @@ def test_wrong_tokens_are_counted(monkeypatch) -> None:
     )
     monkeypatch.setattr(speed, "encode_prompts", lambda prompts, *_: [[int(prompt[0][1])] for prompt in prompts])
     model = tiny_base()
-    methods = {speed.BASE: speed.Method(model), "other": speed.Method(model)}
+    methods = {speed.BASE: speed.SpeedMethod(model), "other": speed.SpeedMethod(model)}
     stub = type("Tokenizer", (), {"pad_token_id": 0})()
     rows = speed.measure(methods, stub, [(("user", "7"),), (("user", "8"),)])
     assert [row.identical for row in rows] == [2, 1]

@@ -12,12 +12,12 @@ from conftest import close, refused, tiny_base
 from test_cli import answer, base, otter, refusal  # noqa: F401 - fixtures
 from test_packing import TEMPLATE, WORDS, tokenizer
 
-from otterlm.peers.reward_model import SeparateRewardModel
 from otterlm.signals.reward.losses import lambda_returns
 from otterlm.training.data.conversations import Dialogue, Prompt
 from otterlm.training.data.tokens import Limits, dialogue_tokens
 from otterlm.training.teachers import responses
 from otterlm.training.teachers.responses import Sampling, scored_responses
+from otterlm.training.teachers.reward_model import SeparateRewardModel
 from otterlm.training.teachers.scorers import load_scorer
 
 PROMPTS = [(("user", " ".join(WORDS[10 : 11 + n])),) for n in range(5)]

@@ -15,7 +15,7 @@ from otterlm.decoding.rejection import Segments
 from otterlm.model import OtterModel
 from otterlm.peers.args import ARGS
 from otterlm.peers.cards import CARDS
-from otterlm.peers.reward_model import SeparateRewardModel
+from otterlm.training.teachers.reward_model import SeparateRewardModel
 
 NEW = 8
 

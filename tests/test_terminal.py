@@ -21,13 +21,14 @@ import torch
 from conftest import add_tiny_adapter, refused, tiny_base, tiny_otter
 from rich.progress import TextColumn
 from safetensors.torch import load_file, save_file
+from surface import commands
 from test_cli import SHAPE, adapter, answer, base, otter, pairs, refusal  # noqa: F401 - fixtures
 from test_packing import TEMPLATE, WORDS
 from test_packing import tokenizer as words_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from otterlm.cli import app, generate, verify
+from otterlm.cli import generate, verify
 from otterlm.cli.demo.common import heading, panel
 from otterlm.cli.options import named_adapters, parse_adapter
 from otterlm.cli.terminal import console, print_json, show_table
@@ -151,14 +152,7 @@ def test_descriptions_of_progress_bars() -> None:
 
 def test_every_help_page(otter: Run) -> None:
     """Each says its option, whatever the width, and prints nothing else."""
-
-    def verbs(typer_app: Any, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-        own = [(*prefix, command.name) for command in typer_app.registered_commands]
-        return own + [
-            verb for group in typer_app.registered_groups for verb in verbs(group.typer_instance, (group.name,))
-        ]
-
-    found = verbs(app)
+    found = [name.split()[1:] for name, command in commands() if not hasattr(command, "verbs")]
     assert len(found) >= 15
     for verb in found:
         code, out, err = otter(*verb, "--help")
@@ -236,7 +230,7 @@ def test_settings_out_of_range(refusal: Refusal, base: Path, options: tuple[obje
         (("train", "draft", "--prompts", "p", "--max-new-tokens", 0), "--max-new-tokens"),
         (("train", "draft", "--prompts", "p", "--limit", 0), "--limit"),
         (("distill", "--scorer", "regex:a", "--prompts", "p", "--limit", 0), "--limit"),
-        (("distill", "--scorer", "regex:a", "--prompts", "p", "--max-new-tokens", 0), "max_new_tokens"),
+        (("distill", "--scorer", "regex:a", "--prompts", "p", "--max-new-tokens", 0), "--max-new-tokens"),
         (("distill", "--scorer", "regex:a", "--prompts", "p", "--temperature", "inf"), "temperature"),
         (("distill", "--scorer", "regex:a", "--prompts", "p", "--top-p", 2), "top_p"),
     ],
@@ -472,7 +466,7 @@ def test_a_limit_is_of_the_rows_held_out(
 
 # -- processes ---------------------------------------------------------------------------------------------------------
 
-START = [sys.executable, "-c", "import sys; sys.argv[0] = 'otter'; from otterlm_command import main; main()"]
+START = [sys.executable, "-c", "import sys; sys.argv[0] = 'otter'; from otterlm.cli import main; main()"]
 
 
 def test_ctrl_c_while_the_libraries_load() -> None:

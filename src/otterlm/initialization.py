@@ -1,8 +1,8 @@
 """Values the inserted parameters start from. The paper found slices of the base's own parameters better than noise.
 
 `copy` makes the stream start as an exact slice: A holds the matching rows of W, B is zero, and so h' is h's first d'
-channels at every widened block (where all are widened). The columns that read the extra heads and units are zero too,
-as in LoRA one side of a product must be: the other side then decides what they learn.
+channels at every widened block (where all are widened). The columns that read the extra heads and units are zero:
+as in LoRA, one factor starts at zero.
 """
 
 from typing import Any

@@ -24,14 +24,14 @@ from otterlm.fingerprint import fingerprint, same_base
 from otterlm.generation import Generation
 from otterlm.generation import generate as generate_with
 from otterlm.initialization import fit_table, initialize
-from otterlm.named import NamedAdapters
+from otterlm.latest import LatestSignals
 from otterlm.passes import Passes as _Passes
 from otterlm.passes import StreamPass, with_tensors
 from otterlm.signals.base import Signal
 from otterlm.taps import Visitor
 
 
-class OtterModel(NamedAdapters):
+class OtterModel(LatestSignals):
     """A causal language model whose forward pass also gives signals.
 
     `output.logits` is the base's, bit for bit; `output.signals[name]` is what adapter `name` predicts. Everything else
@@ -242,38 +242,6 @@ class OtterModel(NamedAdapters):
                 yield
         finally:
             self._thread.state.generation = outer
-
-    @property
-    def signals(self) -> dict[str, Signal]:
-        """The signals of the latest pass in this thread, by adapter; what a `LogitsProcessor` reads."""
-        return self._thread.state.signals
-
-    @contextmanager
-    def show_signals(self, signals: dict[str, Signal]) -> Iterator[None]:
-        """Inside the block, in this thread, `signals` are these."""
-        outer, self._thread.state.signals = self._thread.state.signals, signals
-        try:
-            yield
-        finally:
-            self._thread.state.signals = outer
-
-    def check_read(self, input_ids: Tensor) -> None:
-        """That the latest pass in this thread ended with the last of these tokens, `[B, T]`.
-
-        Raises:
-            OtterError: it read something else.
-        """
-        read, length = self._thread.state.read
-        known = length in (None, input_ids.shape[1])
-        if read is not None and not (known and torch.equal(read, input_ids[:, -read.shape[1] :])):
-            raise OtterError("the latest pass of this OtterModel read another text: generate with the OtterModel")
-
-    def signal(self, name: str | None = None) -> Any:
-        """One of `signals`. Errors as for `adapter_name`."""
-        name = self.adapter_name(name)
-        if name not in self.signals:
-            raise OtterError(f"the latest pass gave no signal {name!r}: generate with the OtterModel, the adapter on")
-        return self.signals[name]
 
     def stream_passes(self, names: Sequence[str]) -> dict[str, StreamPass]:
         """Streams of the named adapters, ready to be shown one forward pass of the base."""

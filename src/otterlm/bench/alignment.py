@@ -7,71 +7,27 @@ their spreads, and the threshold of CARDS is one spread above their mean.
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from otterlm.bench.judges import Coherence, Preference, diversity
+from otterlm.bench.alignment_methods import BASE, AlignmentMethod
+from otterlm.bench.judges import Coherence, diversity
 from otterlm.bench.report import half_interval, machine
-from otterlm.decoding import CandidateSearch, RejectionSampling, RewardGuidance
-from otterlm.decoding.scoring import score_sequences
-from otterlm.errors import OtterError
-from otterlm.identity import Identity, identity, of_data, of_weights
-from otterlm.masks import token_positions
-from otterlm.model import OtterModel
-from otterlm.peers.args import ARGS
-from otterlm.peers.cards import CARDS
-from otterlm.peers.reward_model import SeparateRewardModel
+from otterlm.identity import identity, of_data
 from otterlm.resumable import run_resumable
-from otterlm.signals.base import Capability
 from otterlm.training.data.conversations import Prompt
 from otterlm.training.data.tokens import Limits, encode_prompts
-from otterlm.training.teachers.continuations import continue_greedily, of_generation, pad_left, responses_of
-
-BASE, SAMPLED = "base", "base, sampled"
-SAMPLING: dict[str, Any] = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
-CALIBRATION = 16
-"""So many prompts are answered by the base to measure the scale of rewards."""
+from otterlm.training.teachers.continuations import of_generation, pad_left, responses_of
+from otterlm.training.teachers.reward_model import Preference
 
 
 @dataclass(frozen=True, slots=True)
-class Method:
-    """What generates.
-
-    Attributes:
-        model: generates.
-        steer: the attention mask of a batch, `[B, P]`, to settings of `generate`.
-        extra_parameters: beside the base, derived ones included.
-        depends: what its responses depend on, beside the base.
-    """
-
-    model: PreTrainedModel | OtterModel
-    steer: Callable[[Tensor], dict[str, Any]]
-    extra_parameters: int = 0
-    depends: Identity = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """Of a reward model, on the base's own responses: the mean and the standard deviation."""
-
-    mean: float
-    spread: float
-
-    @classmethod
-    def of(cls, rewards: Tensor) -> "Scale":
-        """Of rewards of every prefix, `[B, T]`, of texts padded on the left: at their ends."""
-        ends = rewards[:, -1]
-        return cls(float(ends.mean()), float(ends.std()))
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
+class AlignmentRow:
     """One method over all prompts; `..._ci95` is half of a 95% interval.
 
     Attributes:
@@ -108,84 +64,8 @@ class Row:
         return asdict(self)
 
 
-def methods_of(
-    base: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    adapter: str | Path,
-    reward_model: str | Path,
-    prompts: Sequence[Prompt],
-    weights: Sequence[float],
-    top_k: int = 10,
-    new_tokens: int = 64,
-    max_prompt_tokens: int = 96,
-) -> dict[str, Method]:
-    """The base, Otter and its rivals.
-
-    Args:
-        base: the frozen model.
-        tokenizer: its tokenizer.
-        adapter: a reward adapter.
-        reward_model: a separate reward model, trained on the same data.
-        prompts: their first `CALIBRATION` measure the scale of rewards.
-        weights: of the rewards, in spreads; every steered method appears with each.
-        top_k: candidates a step.
-        new_tokens, max_prompt_tokens: as for `answer_all`.
-
-    Raises:
-        OtterError: the adapter does not fit or has no reward, or the reward model is none.
-    """
-    otter = OtterModel.from_pretrained(base, adapter)
-    inserted = otter.adapter(otter.adapter_name(None, Capability.PREFIX)).extra_parameters(base.config.vocab_size)
-    separate = SeparateRewardModel.from_pretrained(reward_model, base.dtype).to(base.device)
-    sizes = [model.config.get_text_config().vocab_size for model in (base, separate.classifier)]
-    if sizes[0] != sizes[1]:
-        raise OtterError(f"{reward_model} reads the base's tokens; their vocabularies have {sizes[1]} and {sizes[0]}")
-    asked = encode_prompts(prompts[:CALIBRATION], tokenizer, max_prompt_tokens)
-    said = continue_greedily(base, tokenizer, asked, new_tokens)
-    texts = [prompt + response for prompt, response in zip(asked, said, strict=True)]
-    ids, mask = pad_left(texts, tokenizer.pad_token_id or 0, base.device)
-    ours = Scale.of(score_sequences(otter, ids, mask))
-    theirs = Scale.of(separate.read(input_ids=ids, attention_mask=mask, position_ids=token_positions(mask)).detach())
-    copy = sum(p.numel() for p in separate.parameters())
-
-    def guidance(weight: float) -> Callable[[Tensor], dict[str, Any]]:
-        return lambda mask: {"logits_processor": [RewardGuidance(otter, weight / ours.spread, top_k)]}
-
-    def search(weight: float) -> Callable[[Tensor], dict[str, Any]]:
-        return lambda mask: {"custom_generate": CandidateSearch(weight / ours.spread, top_k)}
-
-    def args(weight: float) -> Callable[[Tensor], dict[str, Any]]:
-        return lambda mask: {
-            "logits_processor": [ARGS(separate, weight / theirs.spread, top_k, attention_mask=mask)],
-        }
-
-    def cards(loop: Callable[[], RejectionSampling]) -> Callable[[Tensor], dict[str, Any]]:
-        return lambda mask: SAMPLING | {"custom_generate": loop()}
-
-    def wanted(scale: Scale) -> dict[str, Any]:
-        return {"threshold": scale.mean + scale.spread, "beta": 0.7 * scale.spread}
-
-    with_adapter = {"rewards": of_weights(otter.adapter()), "scale": asdict(ours), "top_k": top_k}
-    with_copy = {"rewards": of_weights(separate), "scale": asdict(theirs), "top_k": top_k}
-    found = {BASE: Method(base, lambda mask: {}), SAMPLED: Method(base, lambda mask: SAMPLING)}
-    for weight in weights:
-        weighted = {"weight": weight}
-        found[f"Otter, guidance, weight {weight:g}"] = Method(
-            otter, guidance(weight), inserted, with_adapter | weighted
-        )
-        found[f"Otter, search, weight {weight:g}"] = Method(otter, search(weight), inserted, with_adapter | weighted)
-        found[f"ARGS, weight {weight:g}"] = Method(base, args(weight), copy, with_copy | weighted)
-    ours_sampled, theirs_sampled = (
-        (lambda: RejectionSampling(**wanted(ours))),
-        (lambda: CARDS(separate, **wanted(theirs))),
-    )
-    found["CARDS, Otter's reward"] = Method(otter, cards(ours_sampled), inserted, with_adapter)
-    found["CARDS"] = Method(OtterModel(base), cards(theirs_sampled), copy, with_copy)
-    return found
-
-
 def answer_all(
-    methods: Mapping[str, Method],
+    methods: Mapping[str, AlignmentMethod],
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     new_tokens: int = 64,
@@ -240,14 +120,14 @@ def answer_all(
 
 
 def judge(
-    methods: Mapping[str, Method],
+    methods: Mapping[str, AlignmentMethod],
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     batches: Sequence[Mapping[str, Any]],
     preference: Preference,
     coherence: Coherence | None,
     limits: Limits,
-) -> list[Row]:
+) -> list[AlignmentRow]:
     """Rates what `answer_all` gave.
 
     Args:
@@ -278,7 +158,7 @@ def judge(
     for name, method in methods.items():
         wins = (rewards[name] > rewards[BASE]).double() + 0.5 * (rewards[name] == rewards[BASE]).double()
         rows.append(
-            Row(
+            AlignmentRow(
                 method=name,
                 prompts=len(prompts),
                 reward=float(rewards[name].mean()),

@@ -39,8 +39,8 @@ Steer = Callable[[Mapping[str, Tensor], Sequence[str]], LogitsProcessor]
 
 
 @dataclass(frozen=True, slots=True)
-class Method:
-    """What generates.
+class DetoxMethod:
+    """A method generates samples.
 
     Attributes:
         model: generates.
@@ -56,7 +56,7 @@ class Method:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class DetoxRow:
     """One method on one set of prompts; intervals are half of a 95% interval.
 
     Attributes:
@@ -98,12 +98,12 @@ class Nucleus(LogitsProcessor):
         return scores.masked_fill(~nucleus(scores, TOP_P), -torch.inf)
 
 
-def base_method(base: PreTrainedModel) -> Method:
+def base_method(base: PreTrainedModel) -> DetoxMethod:
     """The base by itself."""
-    return Method(base, lambda batch, prompts: Nucleus())
+    return DetoxMethod(base, lambda batch, prompts: Nucleus())
 
 
-def otter_method(base: PreTrainedModel, adapter: str | Path, alpha: float) -> Method:
+def otter_method(base: PreTrainedModel, adapter: str | Path, alpha: float) -> DetoxMethod:
     """A contrast adapter.
 
     Raises:
@@ -113,10 +113,10 @@ def otter_method(base: PreTrainedModel, adapter: str | Path, alpha: float) -> Me
     guidance = ContrastGuidance(model, alpha, TOP_P)
     extra = model.adapter().extra_parameters(base.config.vocab_size)
     depends = {"alpha": alpha, "adapter": of_weights(model.adapter())}
-    return Method(model, lambda batch, prompts: guidance, extra, depends)
+    return DetoxMethod(model, lambda batch, prompts: guidance, extra, depends)
 
 
-def dexperts_method(base: PreTrainedModel, expert: str, anti_expert: str, alpha: float) -> Method:
+def dexperts_method(base: PreTrainedModel, expert: str, anti_expert: str, alpha: float) -> DetoxMethod:
     """Two fine-tuned models, see `otterlm.bases.load_base`.
 
     Raises:
@@ -129,28 +129,28 @@ def dexperts_method(base: PreTrainedModel, expert: str, anti_expert: str, alpha:
         return DExperts(*sides, batch["input_ids"], batch["attention_mask"], alpha, TOP_P)
 
     extra = sum(p.numel() for side in sides for p in side.parameters())
-    return Method(base, steer, extra, {"alpha": alpha, "experts": of_weights(*sides)})
+    return DetoxMethod(base, steer, extra, {"alpha": alpha, "experts": of_weights(*sides)})
 
 
-def prompts_method(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, alpha: float) -> Method:
+def prompts_method(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, alpha: float) -> DetoxMethod:
     """The base after a good and a bad instruction (arXiv 2406.16743): no training, two more passes a token."""
 
     def steer(batch: Mapping[str, Tensor], prompts: Sequence[str]) -> LogitsProcessor:
         good, bad = (
-            _companion(base, tokenizer, [instruction + prompt for prompt in prompts]) for instruction in (GOOD, BAD)
+            _read_along(base, tokenizer, [instruction + prompt for prompt in prompts]) for instruction in (GOOD, BAD)
         )
         return TwoModelContrast(good, bad, batch["input_ids"].shape[1], alpha, TOP_P)
 
-    return Method(base, steer, depends={"alpha": alpha, "instructions": of_data([GOOD, BAD])})
+    return DetoxMethod(base, steer, depends={"alpha": alpha, "instructions": of_data([GOOD, BAD])})
 
 
-def _companion(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> ReadAlongModel:
-    given = tokenizer(texts, return_tensors="pt", padding=True).to(base.device)
-    return ReadAlongModel(base, given["input_ids"], given["attention_mask"])
+def _read_along(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> ReadAlongModel:
+    batch = tokenizer(texts, return_tensors="pt", padding=True).to(base.device)
+    return ReadAlongModel(base, batch["input_ids"], batch["attention_mask"])
 
 
 def continue_all(
-    method: Method,
+    method: DetoxMethod,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     batch_size: int = 20,
@@ -176,29 +176,40 @@ def continue_all(
     groups = [(start, list(prompts[start : start + batch_size])) for start in range(0, len(prompts), batch_size)]
 
     def one(group: tuple[int, list[str]]) -> dict[str, Any]:
-        start, own = group
-        repeated = [prompt for prompt in own for _ in range(SAMPLES)]
-        batch = tokenizer(repeated, return_tensors="pt", padding=True).to(method.model.device)
+        start, texts = group
         torch.manual_seed(1000 * seed + start // batch_size)
-        started = time.perf_counter()
-        cache = read_once(method.model, batch["input_ids"][::SAMPLES], batch["attention_mask"][::SAMPLES], SAMPLES)
-        output = method.model.generate(
-            **batch,
-            do_sample=True,
-            top_k=0,
-            top_p=1.0,
-            temperature=1.0,
-            min_new_tokens=NEW,
-            max_new_tokens=NEW,
-            logits_processor=[method.steer(batch, repeated)],
-            past_key_values=cache,
-        )
-        seconds = time.perf_counter() - started
-        said = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-        return {"continuations": [said[i : i + SAMPLES] for i in range(0, len(said), SAMPLES)], "seconds": seconds}
+        return _continue_batch(method, tokenizer, texts)
 
+    this = _run_identity(method, tokenizer, prompts, batch_size=batch_size, seed=seed)
+    return run_resumable(groups, one, path, this, "continuing")
+
+
+def _continue_batch(method: DetoxMethod, tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> dict[str, Any]:
+    repeated = [prompt for prompt in prompts for _ in range(SAMPLES)]
+    batch = tokenizer(repeated, return_tensors="pt", padding=True).to(method.model.device)
+    started = time.perf_counter()
+    cache = read_once(method.model, batch["input_ids"][::SAMPLES], batch["attention_mask"][::SAMPLES], SAMPLES)
+    output = method.model.generate(
+        **batch,
+        do_sample=True,
+        top_k=0,
+        top_p=1.0,
+        temperature=1.0,
+        min_new_tokens=NEW,
+        max_new_tokens=NEW,
+        logits_processor=[method.steer(batch, repeated)],
+        past_key_values=cache,
+    )
+    seconds = time.perf_counter() - started
+    samples = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    return {"continuations": [samples[i : i + SAMPLES] for i in range(0, len(samples), SAMPLES)], "seconds": seconds}
+
+
+def _run_identity(
+    method: DetoxMethod, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], **settings: Any
+) -> Identity:
     base = method.model.base_model if isinstance(method.model, OtterModel) else method.model
-    this = identity(
+    return identity(
         "detox bench",
         **of_generation(base),
         **method.depends,
@@ -207,11 +218,9 @@ def continue_all(
         samples=SAMPLES,
         new_tokens=NEW,
         top_p=TOP_P,
-        batch_size=batch_size,
-        seed=seed,
         machine=machine(),
+        **settings,
     )
-    return run_resumable(groups, one, path, this, "continuing")
 
 
 def judge(
@@ -223,7 +232,7 @@ def judge(
     fluency: Perplexity | None,
     extra_parameters: int,
     base_parameters: int,
-) -> Row:
+) -> DetoxRow:
     """Rates what `continue_all` gave.
 
     Args:
@@ -252,7 +261,7 @@ def judge(
         of_prompts = torch.tensor(fluency(repeated, said)).log().view(-1, SAMPLES).nanmean(dim=1)
         of_prompts = of_prompts[of_prompts.isfinite()]
         perplexity, interval = float(of_prompts.mean().exp()), half_interval(of_prompts)
-    return Row(
+    return DetoxRow(
         method=name,
         prompt_set=prompt_set,
         prompts=len(samples),

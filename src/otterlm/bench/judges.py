@@ -11,12 +11,8 @@ from transformers import AutoModel, AutoTokenizer
 
 from otterlm.bases import load_base, load_tokenizer
 from otterlm.errors import OtterError, reason
-from otterlm.identity import of_weights
 from otterlm.masks import token_positions
-from otterlm.peers.reward_model import SeparateRewardModel
 from otterlm.progress import track
-from otterlm.training.data.conversations import Dialogue, Prompt
-from otterlm.training.data.tokens import Limits, dialogue_tokens
 from otterlm.training.teachers.continuations import pad_left
 
 
@@ -136,34 +132,6 @@ class Perplexity:
                 likelihood = logits[row, -len(own) - 1 : -1].log_softmax(dim=-1)  # [n, V]
                 chosen = likelihood.gather(-1, ids[row, len(ids[row]) - len(own) :, None])
                 found.append(float((-chosen.mean()).exp()) if own else math.nan)
-        return found
-
-
-class Preference:
-    """A reward model as judge, on its own tokens.
-
-    Args:
-        folder: a sequence classifier with one label, and its tokenizer.
-
-    Attributes:
-        identity: a digest of its weights, see `otterlm.identity`.
-
-    Raises:
-        OtterError: it is not.
-    """
-
-    def __init__(self, folder: str | Path) -> None:
-        self._tokenizer = load_tokenizer(str(folder))
-        self._model = SeparateRewardModel.from_pretrained(folder)
-        self.identity = of_weights(self._model)
-
-    @torch.no_grad()
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str], limits: Limits) -> list[float]:
-        """The reward of each response, as a whole."""
-        found: list[float] = []
-        for prompt, response in zip(prompts, responses, strict=True):
-            before, after = dialogue_tokens(Dialogue(prompt, response), self._tokenizer, limits)
-            found.append(float(self._model.read(input_ids=torch.tensor([before + after]))[0, -1]))
         return found
 
 

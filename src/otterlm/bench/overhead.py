@@ -18,8 +18,8 @@ from otterlm.decoding import CandidateSearch, RewardGuidance
 from otterlm.model import OtterModel
 from otterlm.peers.args import ARGS
 from otterlm.peers.dexperts import DExperts
-from otterlm.peers.reward_model import SeparateRewardModel
 from otterlm.plan import plan
+from otterlm.training.teachers.reward_model import SeparateRewardModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class OverheadRow:
     """One method in one setting.
 
     Attributes:
@@ -88,7 +88,9 @@ ARGS_CACHED, ARGS_ANEW, TWO_EXPERTS = "ARGS with a reward cache", "ARGS as publi
 METHODS = (BASE, STREAM, GUIDANCE, SEARCH, ARGS_CACHED, ARGS_ANEW, TWO_EXPERTS)
 
 
-def measure(setting: Setting, rounds: int = 3, dtype: torch.dtype = torch.float32, device: str = "cpu") -> list[Row]:
+def measure(
+    setting: Setting, rounds: int = 3, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> list[OverheadRow]:
     """Times the methods in turn.
 
     Args:
@@ -131,7 +133,7 @@ def _calls(
     }
 
 
-def _rows(setting: Setting, taken: dict[str, Seconds], dtype: torch.dtype) -> list[Row]:
+def _rows(setting: Setting, taken: dict[str, Seconds], dtype: torch.dtype) -> list[OverheadRow]:
     cost = plan(SHAPES[setting.shape], adapter_for(setting.shape), dtype, setting.prompt + setting.new)
     inserted = cost.inserted_parameters + cost.derived_parameters
     tokens = setting.batch * setting.new
@@ -150,7 +152,7 @@ def _rows(setting: Setting, taken: dict[str, Seconds], dtype: torch.dtype) -> li
         return 1 - (taken[name].median - plain) / (taken[rival].median - plain)
 
     return [
-        Row(
+        OverheadRow(
             method=name,
             **asdict(setting),
             extra_parameters=space[name][0],

@@ -43,7 +43,7 @@ PROMPTS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Method:
+class SpeedMethod:
     """What generates.
 
     Attributes:
@@ -60,7 +60,7 @@ class Method:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class SpeedRow:
     """One method over all prompts.
 
     Attributes:
@@ -97,7 +97,7 @@ def methods_of(
     medusa: Path | None,
     drafts: Sequence[int],
     confidences: Sequence[float] = (0.0,),
-) -> dict[str, Method]:
+) -> dict[str, SpeedMethod]:
     """The base, adapters and Medusa heads with trees of several sizes, and prompt lookup.
 
     Args:
@@ -110,7 +110,7 @@ def methods_of(
     Raises:
         OtterError: an adapter does not fit or does not draft, or the heads are not of this base.
     """
-    found = {BASE: Method(base)}
+    found = {BASE: SpeedMethod(base)}
     loops = [
         (f"{size} drafts" + (f" above {confidence:g}" if confidence else ""), size, confidence)
         for size, confidence in product(drafts, confidences)
@@ -121,16 +121,16 @@ def methods_of(
         extra = adapter.extra_parameters(base.config.vocab_size)
         for which, size, confidence in loops:
             loop = {"custom_generate": SpeculativeDecoding(size, confidence=confidence)}
-            found[f"{name}, {which}"] = Method(model, loop, extra, {"adapter": of_weights(adapter)})
+            found[f"{name}, {which}"] = SpeedMethod(model, loop, extra, {"adapter": of_weights(adapter)})
     if medusa is not None:
         heads, accuracy = _medusa(base, medusa)
         for which, size, confidence in loops:
             loop = {"custom_generate": MedusaDecoding(heads, DraftTree.best(accuracy, size), confidence)}
             extra = sum(p.numel() for p in heads.parameters())
             depends = {"heads": of_weights(heads), "accuracy": of_data(accuracy)}
-            found[f"Medusa, {which}"] = Method(OtterModel(base), loop, extra, depends)
+            found[f"Medusa, {which}"] = SpeedMethod(OtterModel(base), loop, extra, depends)
     # Of Transformers itself: drafts are what followed the same tokens earlier in the text.
-    found["prompt lookup"] = Method(base, {"prompt_lookup_num_tokens": 10})
+    found["prompt lookup"] = SpeedMethod(base, {"prompt_lookup_num_tokens": 10})
     return found
 
 
@@ -146,13 +146,13 @@ def _medusa(base: PreTrainedModel, folder: Path) -> tuple[MedusaHeads, tuple[tup
 
 
 def measure(
-    methods: Mapping[str, Method],
+    methods: Mapping[str, SpeedMethod],
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     new_tokens: int = 64,
     max_prompt_tokens: int = 512,
     path: Path | None = None,
-) -> list[Row]:
+) -> list[SpeedRow]:
     """Generates with all methods in turn.
 
     Args:
@@ -185,7 +185,7 @@ def measure(
     return [_row(name, method, results, base) for name, method in methods.items()]
 
 
-def _generate(method: Method, ids: torch.Tensor, new_tokens: int, pad: int | None) -> dict[str, Any]:
+def _generate(method: SpeedMethod, ids: torch.Tensor, new_tokens: int, pad: int | None) -> dict[str, Any]:
     started = time.perf_counter()
     output = method.model.generate(
         ids,
@@ -203,13 +203,13 @@ def _generate(method: Method, ids: torch.Tensor, new_tokens: int, pad: int | Non
     }
 
 
-def _row(name: str, method: Method, results: list[dict[str, Any]], base: Any) -> Row:
+def _row(name: str, method: SpeedMethod, results: list[dict[str, Any]], base: Any) -> SpeedRow:
     def speed(of: str) -> float:
         return statistics.median(len(each[of]["tokens"]) / each[of]["seconds"] for each in results)
 
     ratio = statistics.median(each[BASE]["seconds"] / each[name]["seconds"] for each in results)
     lengths = [each[name]["acceptance_length"] for each in results if each[name]["acceptance_length"]]
-    return Row(
+    return SpeedRow(
         method=name,
         extra_parameters=method.extra_parameters,
         extra_space_saved=1 - method.extra_parameters / sum(p.numel() for p in base.parameters()),

@@ -1,9 +1,6 @@
 """What errors mean to the user: a line for those that bad input or the machine causes, of whatever library."""
 
-import torch
 import typer
-from jinja2 import TemplateError
-from safetensors import SafetensorError
 
 from otterlm.errors import OtterError, reason
 
@@ -30,10 +27,21 @@ def explain(error: Exception) -> str | None:
         return one_line(str(error))
     if isinstance(error, _UsageError):
         return one_line(error.format_message())  # type: ignore[attr-defined]
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if isinstance(error, MemoryError):
         return MEMORY
     if isinstance(error, OSError):  # a full disk, a folder that may not be written, the hub
         return one_line(str(error) or type(error).__name__)
+    return _explain_library(error)
+
+
+def _explain_library(error: Exception) -> str | None:
+    """What an error of a library means. They are imported here, so that the errors above need none of them."""
+    import torch
+    from jinja2 import TemplateError
+    from safetensors import SafetensorError
+
+    if isinstance(error, torch.OutOfMemoryError):
+        return MEMORY
     if isinstance(error, SafetensorError):
         return f"a safetensors file is damaged: {reason(error)}"
     if isinstance(error, TemplateError):

@@ -1,11 +1,17 @@
 """Groups of verbs that import a verb when it is run, so that `otter --help` needs no torch."""
 
+import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Self
 
 import typer
 from typer.core import TyperGroup
+
+from otterlm.cli.interrupts import ending_at_once
+from otterlm.cli.terminal import quieten_libraries
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +28,27 @@ class Verb:
     load: Callable[[], Any]
     panel: str | None = None
 
+    @classmethod
+    def of(cls, path: str, help: str, panel: str | None = None) -> Self:
+        """A verb that is in a module.
+
+        Args:
+            path: `module:name` of a function, or of a `typer.Typer` with verbs of its own.
+            help, panel: see `Verb`.
+        """
+        return cls(help, partial(_load, path), panel)
+
+
+def _load(path: str) -> Any:
+    module, _, name = path.partition(":")
+    found = getattr(importlib.import_module(module), name)
+    if isinstance(found, typer.Typer):
+        return typer.main.get_command(found)
+    return as_command(module.rpartition(".")[2], found, inspect.getdoc(found))
+
 
 def lazy_group(verbs: Callable[[], Mapping[str, Verb]], default: str | None = None) -> type[TyperGroup]:
-    """Makes a class for `typer.Typer(cls=...)`.
+    """Makes a class for `typer.Typer(cls=...)`. Libraries that a verb loads are quiet, see `quieten_libraries`.
 
     Args:
         verbs: by name, in the order of the list; called when the group is used.
@@ -45,7 +69,13 @@ def lazy_group(verbs: Callable[[], Mapping[str, Verb]], default: str | None = No
 
         def resolve_command(self, ctx: Any, args: list[str]) -> Any:
             name, command, rest = super().resolve_command(ctx, args)
-            return name, command if name is None else self.verbs[name].load(), rest
+            if name is None:
+                return name, command, rest
+            with ending_at_once():
+                command = self.verbs[name].load()
+                if not isinstance(command, TyperGroup):
+                    quieten_libraries()
+            return name, command, rest
 
     return LazyGroup
 

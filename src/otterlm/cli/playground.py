@@ -22,7 +22,7 @@ def command(
     machine: Machine = Machine(),
     as_json: AsJson = False,
 ) -> None:
-    """Serves the page until it is interrupted."""
+    """Serves a local page: the original response beside the guided one, each token coloured by its reward."""
     try:
         from otterlm.playground.page import serve
     except ModuleNotFoundError as error:

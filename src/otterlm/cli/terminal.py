@@ -74,6 +74,18 @@ def prepare_streams() -> None:
             stream.reconfigure(errors=errors)
 
 
+def quieten_libraries() -> None:
+    """Silences what libraries would print beside the results."""
+    import datasets
+    import transformers
+
+    if "TRANSFORMERS_VERBOSITY" not in os.environ:
+        transformers.utils.logging.set_verbosity_error()  # what it warns of, such as missing weights, is refused
+    if not sys.stderr.isatty():
+        for library in (transformers.utils.logging, datasets):
+            library.disable_progress_bar()
+
+
 def _broken_pipe(_: Console) -> None:
     raise BrokenPipeError
 

@@ -66,9 +66,11 @@ def _summary(recipe: type) -> str:
     return str(inspect.getdoc(recipe)).splitlines()[0]
 
 
-train = typer.Typer(cls=lazy_group(partial(verbs, "train")), help="Train an adapter.")
+train = typer.Typer(cls=lazy_group(partial(verbs, "train")), help="Train an adapter.", add_completion=False)
 distill = typer.Typer(
-    cls=lazy_group(partial(verbs, "distill"), default="reward"), help="Train an adapter on what other models say."
+    cls=lazy_group(partial(verbs, "distill"), default="reward"),
+    help="Train an adapter on what other models say.",
+    add_completion=False,
 )
 for _app in (train, distill):
     _app.callback()(lambda: None)

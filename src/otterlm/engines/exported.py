@@ -23,17 +23,16 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from otterlm import adapter_files, files
+from otterlm.auto_classes import PREFIX
 from otterlm.bases import base_folder
 from otterlm.config import OtterConfig
 from otterlm.errors import OtterError
 from otterlm.families import FAMILIES
 from otterlm.model import OtterModel
 
-PREFIX = "otter_"
 ADAPTERS = "otter"
 """The field of `config.json` that is ours; our tensors' names begin with it, too."""
 FORMER = "otter_channels"
@@ -157,34 +156,31 @@ class _AutoModel:
         return load_exported(folder, config, **kwargs)
 
 
-def register() -> None:
-    """Makes Transformers' auto classes know exported folders of every causal language model, listed or not."""
-    for kind in {**FAMILIES, **MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}:
-        if kind in CONFIG_MAPPING and PREFIX + kind not in CONFIG_MAPPING:
-            AutoConfig.register(PREFIX + kind, _config_class(kind) if kind in FAMILIES else _unread(kind))
+def config_class(kind: str) -> Any:
+    """Makes the configuration of exported folders of a type, known to Transformers' auto classes.
 
-
-def _unread(kind: str) -> Any:
-    """Stands for the configuration of exported folders of a type until one is read: to make all takes a while."""
-
-    def from_dict(*args: Any, **kwargs: Any) -> Any:
-        made = _config_class(kind)
-        AutoConfig.register(PREFIX + kind, made, exist_ok=True)
-        return made.from_dict(*args, **kwargs)
-
-    return type(f"Otter_{kind}", (), {"__module__": __name__, "from_dict": staticmethod(from_dict)})
-
-
-def _config_class(kind: str) -> Any:
-    """The configuration of exported folders of a type, made known to `AutoModelForCausalLM`."""
+    Args:
+        kind: the base's `model_type`.
+    """
     base: Any = CONFIG_MAPPING[kind]
-    fields = {"model_type": PREFIX + kind, ADAPTERS: None, "__module__": __name__}
+    name = PREFIX + kind
+    if name in CONFIG_MAPPING and issubclass(CONFIG_MAPPING[name], base):
+        return CONFIG_MAPPING[name]
+    fields = {"model_type": name, ADAPTERS: None, "__module__": __name__}
     made: Any = type(f"Otter{base.__name__}", (base,), fields)
     # Engines send configurations to other processes by the name of their class.
     globals()[made.__name__] = made
+    AutoConfig.register(name, made, exist_ok=True)
     AutoModelForCausalLM.register(made, _AutoModel(made), exist_ok=True)
     return made
 
 
-# Engines send configurations to processes that have imported nothing else of ours.
+def register() -> None:
+    """Makes the configurations of the listed families, for processes that are sent one and imported nothing else of
+    ours. `otterlm.auto_classes` knows all others."""
+    for kind in FAMILIES:
+        if kind in CONFIG_MAPPING:
+            config_class(kind)
+
+
 register()

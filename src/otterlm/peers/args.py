@@ -15,7 +15,7 @@ from otterlm.decoding.transposed_linear import TransposedLinear
 from otterlm.errors import OtterError
 from otterlm.generation import Intervention, Supports
 from otterlm.masks import token_positions, tree_mask
-from otterlm.peers.reward_model import SeparateRewardModel
+from otterlm.training.teachers.reward_model import SeparateRewardModel
 
 
 class ARGS(Intervention, LogitsProcessor):

@@ -8,7 +8,7 @@ from transformers import DynamicCache
 
 from otterlm.decoding.rejection import RejectionSampling, Segments
 from otterlm.model import OtterModel
-from otterlm.peers.reward_model import SeparateRewardModel
+from otterlm.training.teachers.reward_model import SeparateRewardModel
 
 
 class CARDS(RejectionSampling):

@@ -7,13 +7,15 @@ import typer
 
 from otterlm.bases import load_tokenizer
 from otterlm.bench import alignment, report
-from otterlm.bench.judges import Coherence, Preference
+from otterlm.bench.alignment_methods import methods_of
+from otterlm.bench.judges import Coherence
 from otterlm.cli.groups import Machine, grouped
 from otterlm.cli.options import AsJson, Base, OneAdapter, Prompts, ResumedFolder, Seed, one_adapter
 from otterlm.cli.terminal import print_json, show_table
 from otterlm.decoding.checks import check_weight
 from otterlm.training.data.prompts import read_prompts
 from otterlm.training.data.tokens import Limits
+from otterlm.training.teachers.reward_model import Preference
 
 
 @grouped
@@ -49,7 +51,7 @@ def command(
     preference = Preference(judge)
     embeddings = None if coherence is None else Coherence(coherence)
     model, tokenizer = machine.load(base), load_tokenizer(base)
-    methods = alignment.methods_of(
+    methods = methods_of(
         model, tokenizer, folder, reward_model, prompts, weights, top_k, max_new_tokens, max_prompt_tokens
     )
     lines = None if out is None else out / "alignment.jsonl"
@@ -69,7 +71,11 @@ def command(
         report.write(out, "alignment", rows, used, "time_over_base", "reward", "extra_parameters")
     if as_json:
         print_json({"rows": rows, "machine": report.machine()})
-        return
+    else:
+        _show(rows, f"{len(prompts)} prompts, {max_new_tokens} tokens, k = {top_k}; ± half of a 95% interval")
+
+
+def _show(rows: list[dict[str, Any]], title: str) -> None:
     cells = [
         (
             row["method"],
@@ -82,5 +88,4 @@ def command(
         )
         for row in rows
     ]
-    title = f"{len(prompts)} prompts, {max_new_tokens} tokens, k = {top_k}; ± half of a 95% interval"
     show_table(title, ("", "reward", "wins", "diversity", "coherence", "time", "parameters"), cells)

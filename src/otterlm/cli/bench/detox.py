@@ -46,12 +46,7 @@ def command(
         raise OtterError("DExperts needs both --expert and --anti-expert")
     _, folder = one_adapter(adapter)
     limit, batch = (4, 4) if quick else (limit, batch)
-    sets = {}
-    for given in data:
-        name, found, file = given.partition("=")
-        if not found or not name or "/" in name or name in sets:
-            raise OtterError(f"--data must be NAME=FILE, each with a name of its own, got {given!r}")
-        sets[name] = read_texts(file, text_column)[:limit]
+    sets = _prompt_sets(data, text_column, limit)
     judges: dict[str, Judge] = {"profanity": Profanity()}
     if toxicity is not None:
         judges = {"toxicity": Toxicity(toxicity), **judges}
@@ -77,8 +72,19 @@ def command(
         report.write(out, "detox", rows, used, f"max_{first}", y, "extra_parameters")
     if as_json:
         print_json({"rows": rows, "machine": report.machine()})
-        return
-    _show(rows, first, alpha)
+    else:
+        _show(rows, first, alpha)
+
+
+def _prompt_sets(data: list[str], text_column: str, limit: int | None) -> dict[str, list[str]]:
+    """The prompts of every NAME=FILE, by name."""
+    sets: dict[str, list[str]] = {}
+    for spec in data:
+        name, equals, file = spec.partition("=")
+        if not equals or not name or "/" in name or name in sets:
+            raise OtterError(f"--data must be NAME=FILE, each with a name of its own, got {spec!r}")
+        sets[name] = read_texts(file, text_column)[:limit]
+    return sets
 
 
 def _show(rows: list[dict[str, Any]], judge: str, alpha: float) -> None:

@@ -147,7 +147,7 @@ def _regex(pattern: str) -> tuple[Scorer, Identity]:
 def _classifier(spec: str) -> tuple[Scorer, Identity]:
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-    from otterlm.bench.judges import Preference
+    from otterlm.training.teachers.reward_model import Preference
 
     name, _, label = spec.partition("#")
     try:

@@ -2,6 +2,7 @@
 head. Or LoRA beside the base's own weights: little space, but a second pass all the same."""
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -9,10 +10,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from otterlm.bases import load_tokenizer
 from otterlm.errors import OtterError, reason
 from otterlm.identity import of_weights
 from otterlm.signals.reward.losses import bradley_terry, preference_accuracy
+from otterlm.training.data.conversations import Dialogue, Prompt
 from otterlm.training.data.packing import Batch
+from otterlm.training.data.tokens import Limits, dialogue_tokens
 
 
 class SeparateRewardModel(nn.Module):
@@ -105,3 +109,31 @@ class SeparateRewardModel(nn.Module):
             "loss": bradley_terry(rewards, batch, prefixes=False),
             "accuracy": preference_accuracy(rewards.detach(), batch),
         }
+
+
+class Preference:
+    """A reward model rates responses, on its own tokens.
+
+    Args:
+        folder: a sequence classifier with one label, and its tokenizer.
+
+    Attributes:
+        identity: a digest of its weights, see `otterlm.identity`.
+
+    Raises:
+        OtterError: it is not.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self._tokenizer = load_tokenizer(str(folder))
+        self._model = SeparateRewardModel.from_pretrained(folder)
+        self.identity = of_weights(self._model)
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str], limits: Limits) -> list[float]:
+        """The reward of each response, as a whole."""
+        found: list[float] = []
+        for prompt, response in zip(prompts, responses, strict=True):
+            before, after = dialogue_tokens(Dialogue(prompt, response), self._tokenizer, limits)
+            found.append(float(self._model.read(input_ids=torch.tensor([before + after]))[0, -1]))
+        return found

@@ -1,0 +1,183 @@
+"""The methods of the alignment bench: the base, Otter's guidance and search, ARGS, and CARDS with either's rewards."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from otterlm.decoding import CandidateSearch, RejectionSampling, RewardGuidance
+from otterlm.decoding.scoring import score_sequences
+from otterlm.errors import OtterError
+from otterlm.identity import Identity, of_weights
+from otterlm.masks import token_positions
+from otterlm.model import OtterModel
+from otterlm.peers.args import ARGS
+from otterlm.peers.cards import CARDS
+from otterlm.signals.base import Capability
+from otterlm.training.data.conversations import Prompt
+from otterlm.training.data.tokens import encode_prompts
+from otterlm.training.teachers.continuations import continue_greedily, pad_left
+from otterlm.training.teachers.reward_model import SeparateRewardModel
+
+BASE, SAMPLED = "base", "base, sampled"
+SAMPLING: dict[str, Any] = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
+CALIBRATION = 16
+"""So many prompts are answered by the base to measure the scale of rewards."""
+
+
+@dataclass(frozen=True, slots=True)
+class AlignmentMethod:
+    """A method generates responses.
+
+    Attributes:
+        model: generates.
+        steer: the attention mask of a batch, `[B, P]`, to settings of `generate`.
+        extra_parameters: beside the base, derived ones included.
+        depends: what its responses depend on, beside the base.
+    """
+
+    model: PreTrainedModel | OtterModel
+    steer: Callable[[Tensor], dict[str, Any]]
+    extra_parameters: int = 0
+    depends: Identity = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Of a reward model, on the base's own responses: the mean and the standard deviation."""
+
+    mean: float
+    spread: float
+
+    @classmethod
+    def of(cls, rewards: Tensor) -> "Scale":
+        """Measures rewards of every prefix, `[B, T]`, of texts padded on the left: at their ends."""
+        ends = rewards[:, -1]
+        return cls(float(ends.mean()), float(ends.std()))
+
+    def acceptance(self) -> dict[str, Any]:
+        """Returns when CARDS accepts a segment: one spread above the mean, within 0.7 spreads."""
+        return {"threshold": self.mean + self.spread, "beta": 0.7 * self.spread}
+
+
+@dataclass(frozen=True, slots=True)
+class Rewards:
+    """Where rewards come from.
+
+    Attributes:
+        model: an `OtterModel` or a separate reward model.
+        scale: of its rewards.
+        parameters: beside the base.
+        weights: a digest of what was trained.
+        top_k: candidates a step.
+    """
+
+    model: Any
+    scale: Scale
+    parameters: int
+    weights: Identity
+    top_k: int
+
+    def method(
+        self, generator: PreTrainedModel | OtterModel, steer: Callable[[Tensor], dict[str, Any]], **settings: float
+    ) -> AlignmentMethod:
+        """Makes a method that reads these rewards."""
+        depends = {"rewards": self.weights, "scale": asdict(self.scale), "top_k": self.top_k}
+        return AlignmentMethod(generator, steer, self.parameters, depends | settings)
+
+
+def methods_of(
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    adapter: str | Path,
+    reward_model: str | Path,
+    prompts: Sequence[Prompt],
+    weights: Sequence[float],
+    top_k: int = 10,
+    new_tokens: int = 64,
+    max_prompt_tokens: int = 96,
+) -> dict[str, AlignmentMethod]:
+    """Makes the base's, Otter's and its rivals' methods, by name.
+
+    Args:
+        base: the frozen model.
+        tokenizer: its tokenizer.
+        adapter: a reward adapter.
+        reward_model: a separate reward model, trained on the same data.
+        prompts: their first `CALIBRATION` measure the scale of rewards.
+        weights: of the rewards, in spreads; every steered method appears with each.
+        top_k: candidates a step.
+        new_tokens, max_prompt_tokens: as for `otterlm.bench.alignment.answer_all`.
+
+    Raises:
+        OtterError: the adapter does not fit or has no reward, or the reward model is none.
+    """
+    otter = OtterModel.from_pretrained(base, adapter)
+    otter.adapter_name(None, Capability.PREFIX)
+    separate = SeparateRewardModel.from_pretrained(reward_model, base.dtype).to(base.device)
+    sizes = [model.config.get_text_config().vocab_size for model in (base, separate.classifier)]
+    if sizes[0] != sizes[1]:
+        raise OtterError(f"{reward_model} reads the base's tokens; their vocabularies have {sizes[1]} and {sizes[0]}")
+    ids, mask = _calibration_texts(base, tokenizer, prompts, new_tokens, max_prompt_tokens)
+    ours = Scale.of(score_sequences(otter, ids, mask))
+    theirs = Scale.of(separate.read(input_ids=ids, attention_mask=mask, position_ids=token_positions(mask)).detach())
+    stream = otter.adapter()
+    inserted = Rewards(otter, ours, stream.extra_parameters(base.config.vocab_size), of_weights(stream), top_k)
+    copied = Rewards(separate, theirs, sum(p.numel() for p in separate.parameters()), of_weights(separate), top_k)
+    found = {BASE: AlignmentMethod(base, lambda mask: {}), SAMPLED: AlignmentMethod(base, lambda mask: SAMPLING)}
+    for weight in weights:
+        found |= _steered(base, inserted, copied, weight)
+    return found | _rejecting(base, inserted, copied)
+
+
+def _calibration_texts(
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    new_tokens: int,
+    max_prompt_tokens: int,
+) -> tuple[Tensor, Tensor]:
+    """The first prompts with the base's own greedy responses, `[B, T]`, and their mask."""
+    asked = encode_prompts(prompts[:CALIBRATION], tokenizer, max_prompt_tokens)
+    responses = continue_greedily(base, tokenizer, asked, new_tokens)
+    texts = [prompt + response for prompt, response in zip(asked, responses, strict=True)]
+    return pad_left(texts, tokenizer.pad_token_id or 0, base.device)
+
+
+def _steered(base: PreTrainedModel, inserted: Rewards, copied: Rewards, weight: float) -> dict[str, AlignmentMethod]:
+    """Guidance and search with the adapter's rewards, and ARGS with the copy's, at one weight in spreads."""
+    otter, top_k = inserted.model, inserted.top_k
+    ours, theirs = weight / inserted.scale.spread, weight / copied.scale.spread
+
+    def guidance(mask: Tensor) -> dict[str, Any]:
+        return {"logits_processor": [RewardGuidance(otter, ours, top_k)]}
+
+    def search(mask: Tensor) -> dict[str, Any]:
+        return {"custom_generate": CandidateSearch(ours, top_k)}
+
+    def args(mask: Tensor) -> dict[str, Any]:
+        return {"logits_processor": [ARGS(copied.model, theirs, top_k, attention_mask=mask)]}
+
+    return {
+        f"Otter, guidance, weight {weight:g}": inserted.method(otter, guidance, weight=weight),
+        f"Otter, search, weight {weight:g}": inserted.method(otter, search, weight=weight),
+        f"ARGS, weight {weight:g}": copied.method(base, args, weight=weight),
+    }
+
+
+def _rejecting(base: PreTrainedModel, inserted: Rewards, copied: Rewards) -> dict[str, AlignmentMethod]:
+    """CARDS with the adapter's rewards, and with the copy's."""
+
+    def ours(mask: Tensor) -> dict[str, Any]:
+        return SAMPLING | {"custom_generate": RejectionSampling(**inserted.scale.acceptance())}
+
+    def theirs(mask: Tensor) -> dict[str, Any]:
+        return SAMPLING | {"custom_generate": CARDS(copied.model, **copied.scale.acceptance())}
+
+    return {
+        "CARDS, Otter's reward": inserted.method(inserted.model, ours),
+        "CARDS": copied.method(OtterModel(base), theirs),
+    }

@@ -1,0 +1,87 @@
+"""The verbs of `otter`, by what they are for."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+import otterlm
+from otterlm.cli.lazy import Verb, lazy_group
+from otterlm.cli.terminal import prepare_streams
+
+TRAIN, USE, MEASURE = "Train", "Use", "Measure"
+
+VERBS = {
+    "train": Verb.of("otterlm.cli.train:train", "Train an adapter.", TRAIN),
+    "distill": Verb.of("otterlm.cli.train:distill", "Train an adapter on what other models say.", TRAIN),
+    "calibrate": Verb.of(
+        "otterlm.cli.calibrate:command",
+        "Fits a curve from rewards to scores and an alarm's threshold on half of the data, and measures on the other.",
+        TRAIN,
+    ),
+    "generate": Verb.of("otterlm.cli.generate:command", "Generates a response and scores every token of it.", USE),
+    "playground": Verb.of(
+        "otterlm.cli.playground:command",
+        "Serves a local page: the original response beside the guided one, each token coloured by its reward.",
+        USE,
+    ),
+    "export": Verb.of(
+        "otterlm.cli.export:command",
+        "Writes a model folder: the base's own files, linked, and the inserted tensors beside them.",
+        USE,
+    ),
+    "demo": Verb.of(
+        "otterlm.cli.demo:command",
+        "SmolLM2-135M steered by a reward, by a contrast, and sped up by drafts: each beside what it says by itself.",
+        USE,
+    ),
+    "score": Verb.of(
+        "otterlm.cli.score:command",
+        "Scores texts; for pairs, says how often the chosen one scores higher, with its 95% interval.",
+        MEASURE,
+    ),
+    "plan": Verb.of(
+        "otterlm.cli.plan:command",
+        "Parameters, bytes, KV bytes and FLOPs per token, of the base and inserted, from configurations alone.",
+        MEASURE,
+    ),
+    "verify": Verb.of(
+        "otterlm.cli.verify:command",
+        "Compares the base alone with the base that carries the adapter, bit by bit; exits with 1 if one bit differs.",
+        MEASURE,
+    ),
+    "bench": Verb.of("otterlm.cli.bench:app", "Measure Otter and its rivals side by side.", MEASURE),
+}
+
+app = typer.Typer(
+    cls=lazy_group(lambda: VERBS),
+    name="otter",
+    help="Predict rewards alongside tokens, with the base model's logits unchanged to the bit.",
+    add_completion=False,
+    pretty_exceptions_enable=False,  # a fault of the program has a plain traceback
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"otter {otterlm.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+def run() -> int:
+    """Runs the command with the arguments of the process and returns its exit code. Errors are the caller's."""
+    prepare_streams()
+    if len(sys.argv) == 1:
+        sys.argv.append("--help")
+    code = app(standalone_mode=False)
+    sys.stdout.flush()
+    return int(code or 0)
