@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ from otterlm.training.data.packing import Example, collate
 from otterlm.training.sources import LiveBase, RecordedBase
 
 PLAIN = {"embedding_multiplier": 3.0, "residual_multiplier": 1.0, "attention_multiplier": 0.35, "logits_scaling": 2.0}
-UNLISTED = {
+UNLISTED: dict[str, dict[str, Any]] = {
     "gemma": {"head_dim": 16},
     "granite": PLAIN,
     "smollm3": {},

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from otterlm.engines.rewards import Joiner, extend, part
 from otterlm.engines.spelling import resembles_prefix
 from otterlm.errors import OtterError
 
-SIGNALS = {
+SIGNALS: dict[str, dict[str, Any]] = {
     "reward": {"type": "reward", "vocabulary_rank": 4},
     "blunt": {"type": "reward", "vocabulary_rank": 0},
     "contrast": {"type": "contrast", "rank": 4},
@@ -94,7 +95,7 @@ def test_settings() -> None:
         ({"wieght": 1}, "unknown argument otter_wieght; there are: otter_weight, otter_signal"),
     ],
 )
-def test_what_is_refused(settings: dict, message: str) -> None:
+def test_what_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(OtterError, match=message):
         read(served(), **settings)
 

@@ -130,11 +130,11 @@ class _Wrapped(OtterModel):
         return super().generate(*args, **kwargs)
 
     @classmethod
-    def _from_config(cls, *args: Any, **kwargs: Any) -> Any:
+    def _from_config(cls: Any, *args: Any, **kwargs: Any) -> Any:
         return cls.wrap(cls.plain._from_config(*args, **kwargs))
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
         loaded = cls.plain.from_pretrained(*args, **kwargs)
         return (cls.wrap(loaded[0]), *loaded[1:]) if isinstance(loaded, tuple) else cls.wrap(loaded)
 
@@ -176,7 +176,7 @@ class Tester:
 def suite(architecture: str, model_class: Any, mixins: tuple[type, type]) -> type[unittest.TestCase]:
     """Transformers' tests of a model class."""
 
-    class Suite(*mixins, unittest.TestCase):  # type: ignore[misc,valid-type]
+    class Suite(*mixins, unittest.TestCase):  # type: ignore[misc]
         all_model_classes = all_generative_model_classes = (model_class,)
 
         def setUp(self) -> None:
