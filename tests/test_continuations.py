@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from conftest import refused, tiny_base
-from test_packing import TEMPLATE, WORDS, tokenizer
+from word_tokenizer import TEMPLATE, WORDS, tokenizer
 
 from otterlm.training.data.prompts import read_prompts
 from otterlm.training.data.tokens import prompt_tokens

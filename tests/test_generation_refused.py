@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import add_tiny_adapter, refused, tiny_base, tiny_otter, tokens
+from conftest import add_tiny_adapter, refused, tiny_base, tiny_otter, tokens, with_lora
 from generation_table import (
     GREEDY,
     LOOPS,
@@ -20,9 +20,8 @@ from generation_table import (
     texts,
     tokenizer,
 )
+from interventions import INTERVENTIONS, call_of, rewarded
 from references import Steered
-from test_bases import with_lora
-from test_generation_settings import INTERVENTIONS, call_of, rewarded
 from torch import Tensor
 from transformers import DynamicCache
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import close, randomize, refused, tiny_base, tiny_config, tiny_otter, tokens
-from test_families import unlisted
+from families import unlisted
 from transformers import (
     AutoConfig,
     AutoModel,

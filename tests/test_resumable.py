@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import refused, tiny_base, tiny_config
-from test_packing import TEMPLATE, tokenizer
+from word_tokenizer import TEMPLATE, tokenizer
 
 from otterlm.errors import OtterError
 from otterlm.files import hold, make_folder

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Listener, add_tiny_adapter, close, randomize, refused, tiny_base, tiny_config, tokens
+from drafts import TREES, continued
 from families import family_base
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,14 +34,6 @@ def drafting(sequential: bool = True, **signal: Any) -> OtterModel:
     otter = OtterModel(tiny_base(), tiny_config(signal=draft))
     randomize(otter.adapter().head, 3)
     return otter.eval()
-
-
-def continued(base, count: int = 24, length: int = 16) -> list[Example]:
-    """Random prompts and the base's greedy continuations of them."""
-    prompts = tokens(count, 5, seed=9)
-    said = base.generate(prompts, max_new_tokens=length, do_sample=False, eos_token_id=None)[:, 5:]
-    pairs = zip(prompts.tolist(), said.tolist(), strict=True)
-    return [Example(row, tuple(prompt), (tuple(new),)) for row, (prompt, new) in enumerate(pairs)]
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["sequential", "independent"])
@@ -69,13 +62,6 @@ def batch() -> dict[str, Tensor]:
 def generate(model, **settings):
     defaults = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     return model.generate(**batch(), **(defaults | settings))
-
-
-TREES = {
-    "chain": DraftTree.chain(3),
-    "one": DraftTree.chain(1),
-    "bush": DraftTree((-1, 0, 0, 0, 1, 1, 2, 4), (0, 0, 1, 2, 0, 1, 0, 0)),
-}
 
 
 @pytest.mark.parametrize("tree", TREES)
