@@ -158,14 +158,20 @@ def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
     torch.testing.assert_close(actual, expected, atol=tolerance, rtol=tolerance, check_dtype=False)
 
 
-def refused(call: Callable[[], object], *named: str) -> None:
-    """Asserts that a call raises an OtterError of one line in which all of `named` are found."""
+def error_of(call: Callable[[], object]) -> str:
+    """Asserts that a call raises an OtterError of one line, and returns the line."""
     with pytest.raises(OtterError) as caught:
         call()
     message = str(caught.value)
     assert "\n" not in message, message
-    for name in named:
-        assert name in message, message
+    return message
+
+
+def refused(call: Callable[[], object], words: str, *more: str) -> None:
+    """Asserts that a call raises an OtterError of one line that has these words, which no other message has."""
+    message = error_of(call)
+    for each in (words, *more):
+        assert each in message, message
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

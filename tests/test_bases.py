@@ -189,7 +189,7 @@ def test_a_copied_base_keeps_no_stream() -> None:
     otter = tiny_otter(tiny_base())
     twin = copy.deepcopy(otter.base_model)
     assert torch.equal(twin(tokens(1, 5)).logits, tiny_base()(tokens(1, 5)).logits)
-    refused(lambda: otter.signal("x"), "x")
+    refused(lambda: otter.signal("x"), "unknown signal 'x'")
 
 
 def test_a_base_that_is_not_there(tmp_path, monkeypatch) -> None:

@@ -81,5 +81,5 @@ def test_command(answer, refusal, tmp_path) -> None:
     assert len(written["rows"]) == len(result["rows"])
     assert written["machine"]["torch"]
     assert (tmp_path / "overhead.png").stat().st_size > 1000
-    assert "gpt-9" in refusal("bench", "overhead", "--base", "gpt-9")
-    refused(lambda: random_base("gpt-9", torch.float32, "cpu"), "gpt-9")
+    assert "unknown shape 'gpt-9'" in refusal("bench", "overhead", "--base", "gpt-9")
+    refused(lambda: random_base("gpt-9", torch.float32, "cpu"), "unknown shape 'gpt-9'")

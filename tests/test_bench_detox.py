@@ -74,7 +74,7 @@ def test_command(answer, refusal, base, contrast, tmp_path, monkeypatch) -> None
     refused = refusal(*asked, "--out", tmp_path / "out")
     assert "otter-some.jsonl" in refused
     assert "other adapter:" in refused
-    assert "both" in refusal(*asked, "--expert", base)
+    assert "needs both --expert and --anti-expert" in refusal(*asked, "--expert", base)
     tiny_base(vocab_size=30).save_pretrained(tmp_path / "small")
     assert "one vocabulary" in refusal(*asked, "--expert", base, "--anti-expert", tmp_path / "small")
     assert "NAME=FILE" in refusal(*asked, "--data", "p.jsonl")

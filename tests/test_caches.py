@@ -127,10 +127,10 @@ def test_a_cache_that_was_filled_while_off_is_refused(name):
     first, between = make(otter.config), make(otter.config)
     with otter.disable_adapter():
         otter(tokens(1, 5), past_key_values=first)
-    refused(lambda: otter(tokens(1, 1), past_key_values=first), "was off")
+    refused(lambda: otter(tokens(1, 1), past_key_values=first), "filled while the adapter was off")
     otter(tokens(1, 3), past_key_values=between)
     otter.base_model(tokens(1, 2), past_key_values=between)
-    refused(lambda: otter(tokens(1, 1), past_key_values=between), "was off")
+    refused(lambda: otter(tokens(1, 1), past_key_values=between), "filled while the adapter was off")
 
 
 @torch.no_grad()

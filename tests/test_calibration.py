@@ -88,7 +88,7 @@ def test_what_is_no_calibration_is_refused() -> None:
     refused(lambda: RewardConfig(4, "yes"), "calibration")  # type: ignore[arg-type]
     refused(lambda: calibrate(texts(), None, 0.05), "--bad-below")
     refused(lambda: calibrate(texts(), -9.0, 0.05), "good and bad")
-    refused(lambda: calibrate(texts(), 0.5, 0.0), "rate")
+    refused(lambda: calibrate(texts(), 0.5, 0.0), "false-alarm rate")
 
 
 def test_command(answer, refusal, base, adapter, tmp_path, monkeypatch) -> None:

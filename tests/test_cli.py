@@ -298,7 +298,7 @@ def test_bad_data(refusal, base, adapter, tmp_path) -> None:
     )
     good = '{"chosen": "\\n\\nHuman: a\\n\\nAssistant: b", "rejected": "\\n\\nHuman: a\\n\\nAssistant: c"}\n'
     for text, named in (
-        ("", "no rows"),
+        ("", "holds no rows"),
         (good + '{"chosen": "x"}\n', "row 2"),
         (good + "{\n", "line 2"),
         ('{"text": "a", "score": "high"}\n', "score"),
@@ -306,11 +306,11 @@ def test_bad_data(refusal, base, adapter, tmp_path) -> None:
         data.write_text(text)
         for command in commands:
             assert named in refusal(*command)
-    assert "--out" in refusal(*commands[0], "--tokens")
+    assert "give --out FILE too" in refusal(*commands[0], "--tokens")
     data.write_text(good)
     assert "too few" in refusal(*commands[1])
-    assert "compare" in refusal(*commands[1], "--compare", "some")
+    assert "compare must be prefixes or last" in refusal(*commands[1], "--compare", "some")
     assert "--layers" in refusal(*commands[1], "--layers", "4..8")
     data.write_text(good + good.replace("Human: a", "Human:" + " a" * 130))
     for command in commands:
-        assert "context" in refusal(*command)
+        assert "exceeds the base's context" in refusal(*command)

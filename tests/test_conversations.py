@@ -435,7 +435,8 @@ def test_a_raw_text_begins_and_ends_once():
 
 def test_what_the_template_wrote_is_no_prompt():
     refused(
-        lambda: tokenize(read_rows([{"prompt": Q, "chosen": "a", "rejected": "b"}]), TOKENIZERS["chat"], LONG), "row 1"
+        lambda: tokenize(read_rows([{"prompt": Q, "chosen": "a", "rejected": "b"}]), TOKENIZERS["chat"], LONG),
+        "row 1: the prompt is in the chat template already",
     )
 
 
@@ -452,7 +453,7 @@ def test_what_a_template_refuses_is_named_with_its_words(tmp_path):
     refused(lambda: prompt_tokens((("user", "a"), ("user", "b")), strict), "the prompt", "Roles must alternate")
     refused(
         lambda: tokenize(read_rows([{"chosen": chat("Q", "a")[1:], "rejected": chat("Q", "b")[1:]}]), strict, LONG),
-        "row 1",
+        "row 1: nothing stands before the response",
     )
 
 

@@ -217,5 +217,5 @@ def test_the_whole_way(answer, refusal, base, tmp_path) -> None:
     assert result["correlation_100"] > result["correlation_25"]
     assert (tmp_path / "out" / "adapter_config.json").exists()
     assert "same score" in refusal(*command[:-1], 7, "--out", tmp_path / "x", "--scorer", "regex:zzz")
-    assert "lambda" in refusal(*command, "--scorer", "regex:a", "--lambda", 2)
+    assert "lambda must be from 0 to 1, got 2" in refusal(*command, "--scorer", "regex:a", "--lambda", 2)
     assert "--per-prompt" in refusal(*command, *scorer, "--per-prompt", 0)

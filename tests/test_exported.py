@@ -69,8 +69,8 @@ def test_what_cannot_be_exported_or_loaded_is_refused(tmp_path) -> None:
     base, out = str(tmp_path / "base"), tmp_path / "out"
     refused(lambda: export(base, {}, out), "at least one")
     refused(lambda: export(base, adapters, base), "own folder")
-    refused(lambda: export(str(tmp_path / "reward" / "x.gguf"), adapters, out), "gguf")
-    refused(lambda: export("no/such", adapters, out), "no/such")
+    refused(lambda: export(str(tmp_path / "reward" / "x.gguf"), adapters, out), "x.gguf is not a folder of a model")
+    refused(lambda: export("no/such", adapters, out), "no/such is neither a folder nor a model on the hub")
     tiny_base(seed=5).save_pretrained(tmp_path / "other")
     refused(lambda: export(str(tmp_path / "other"), adapters, out), "another base")
     (tmp_path / "empty").mkdir()

@@ -100,7 +100,7 @@ def test_scored_rows_have_one_branch():
 def test_an_empty_response_has_no_token_to_judge(row):
     """Where no end-of-sequence token is added, there is nothing whose reward could be read: the row is left out."""
     plain = tokenizer(eos_token=None, bos_token=None)
-    refused(lambda: tokenize([row], plain, LONG), "empty")
+    refused(lambda: tokenize([row], plain, LONG), "every response is empty")
     assert [example.row for example in tokenize([row, pair("a", "b")], plain, LONG)] == [1]
     assert len(tokenize([row], tokenizer(), LONG)) == 1
 

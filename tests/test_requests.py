@@ -39,7 +39,8 @@ def test_capabilities() -> None:
     assert capabilities(SIGNALS["blunt"]) == Capabilities(number=True)
     assert capabilities(SIGNALS["contrast"]) == Capabilities(steers="difference")
     assert capabilities(SIGNALS["draft"]) == Capabilities(drafts=True)
-    assert capabilities({"type": "of somebody else"}) == Capabilities()
+    with pytest.raises(OtterError, match="unknown signal 'of somebody else'"):
+        capabilities({"type": "of somebody else"})
 
 
 def test_settings() -> None:

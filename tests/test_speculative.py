@@ -188,7 +188,10 @@ def test_reward_guidance_and_drafts_in_one_pass(trained) -> None:
     loop = SpeculativeDecoding(tree=TREES["bush"])
     assert torch.equal(generate(trained, custom_generate=loop, **guidance), expected)
     stop = [RewardStop(trained, 0.0)]
-    refused(lambda: generate(trained, custom_generate=loop, stopping_criteria=stop), "one row")
+    refused(
+        lambda: generate(trained, custom_generate=loop, stopping_criteria=stop),
+        "RewardStop counts them together: one row",
+    )
     for row in range(3):
         one = {name: value[row : row + 1] for name, value in batch().items()}
         settings = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
@@ -261,19 +264,21 @@ def test_tokens_are_streamed(trained) -> None:
 
 
 def test_what_cannot_be_drafted_is_refused(trained) -> None:
-    refused(lambda: SpeculativeDecoding(drafts=0), "drafts")
+    refused(lambda: SpeculativeDecoding(drafts=0), "drafts must be a whole number")
     refused(lambda: SpeculativeDecoding(confidence=1.5), "confidence")
-    refused(lambda: generate(trained, custom_generate=SpeculativeDecoding(tree=DraftTree.chain(4))), "3 heads")
+    refused(
+        lambda: generate(trained, custom_generate=SpeculativeDecoding(tree=DraftTree.chain(4))), "more than 3 heads"
+    )
     wide = DraftTree((-1, 0), (0, 60))
     refused(lambda: generate(trained, custom_generate=SpeculativeDecoding(tree=wide)), "vocabulary")
     refused(lambda: generate(trained, custom_generate=SpeculativeDecoding(), num_beams=2), "num_beams")
-    refused(lambda: generate(trained, custom_generate=SpeculativeDecoding(adapter_name="x")), "x")
+    refused(lambda: generate(trained, custom_generate=SpeculativeDecoding(adapter_name="x")), "unknown signal 'x'")
     refused(
         lambda: RewardGuidance(trained, 1.0, adapter_name="draft"),
         "'draft' (draft) is not one that scores every next token",
     )
     refused(lambda: DraftTree((-1, 2, 1), (0, 0, 0)), "before its children")
-    refused(lambda: DraftTree((0,), (0,)), "root")
+    refused(lambda: DraftTree((0,), (0,)), "starts with its root (parent -1)")
 
 
 def test_the_tree_is_shaped_by_what_was_measured(trained) -> None:
@@ -343,4 +348,4 @@ def test_a_draft_adapter_is_saved_whole(tmp_path, trained) -> None:
         save_file(weights | {"head.vocabulary": ids}, tmp_path / "adapter_model.safetensors")
         refused(lambda: OtterModel.from_pretrained(tiny_base(), tmp_path), "no tokens of the base")
     save_file(weights | {"head.vocabulary": weights["head.vocabulary"].float()}, tmp_path / "adapter_model.safetensors")
-    refused(lambda: OtterModel.from_pretrained(tiny_base(), tmp_path), "I64")
+    refused(lambda: OtterModel.from_pretrained(tiny_base(), tmp_path), "head.vocabulary is F32; expected I64")
