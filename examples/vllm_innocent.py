@@ -13,6 +13,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -51,7 +52,7 @@ def main() -> None:
         print(f"{reward:+.2f}  {best!r} {logprobs[best]:.2f}")
 
 
-def run(folder: str) -> dict:
+def run(folder: str) -> dict[str, Any]:
     """Whether the innocent request is answered alike, and what a request gets that asks for both."""
     llm = LLM(model=folder, dtype="float32", enforce_eager=True, max_model_len=512, enable_prefix_caching=False)
     plain = {"temperature": 0, "max_tokens": 24, "ignore_eos": True}

@@ -11,6 +11,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -53,7 +54,7 @@ def main() -> None:
         print(f"{prompt}|{text}\n  steered: {steered}\n  rewards: {' '.join(f'{x:+.2f}' for x in rewards)}")
 
 
-def run(folder: str, base: str, weight: float) -> dict:
+def run(folder: str, base: str, weight: float) -> dict[str, Any]:
     """Whether the exported folder says what the base says, and what it says beside."""
     settings = {"dtype": "float32", "enforce_eager": True, "max_model_len": 512}
     plain = SamplingParams(temperature=0, max_tokens=24)

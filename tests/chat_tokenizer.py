@@ -17,7 +17,7 @@ STRICT = (
 SPECIAL = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 
 
-def chat_tokenizer(template: str | None = CHAT) -> PreTrainedTokenizerFast:
+def chat_tokenizer(template: str | dict[str, str] | None = CHAT) -> PreTrainedTokenizerFast:
     """Byte-level BPE of 300 tokens; the first five are `SPECIAL`."""
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

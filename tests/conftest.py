@@ -1,8 +1,12 @@
 """Tiny random bases and adapters that every test shares; nothing here touches the network."""
 
+import gzip
 import importlib.util
+import json
 import os
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
@@ -11,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from word_tokenizer import TEMPLATE, WORDS, tokenizer
 
 from otterlm.config import OtterConfig
 from otterlm.errors import OtterError
@@ -76,6 +81,15 @@ def tiny_base(
     base = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     randomize(base, seed)
     return base.requires_grad_(False).to(dtype).eval()
+
+
+def with_lora(seed: int = 0) -> Any:
+    """A tiny base with a LoRA adapter of PEFT."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
+    return get_peft_model(tiny_base(), lora).requires_grad_(False).eval()
 
 
 def tiny_config(**config: Any) -> OtterConfig:
@@ -144,11 +158,91 @@ def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
     torch.testing.assert_close(actual, expected, atol=tolerance, rtol=tolerance, check_dtype=False)
 
 
-def refused(call: Callable[[], object], *named: str) -> None:
-    """Asserts that a call raises an OtterError of one line in which all of `named` are found."""
+def error_of(call: Callable[[], object]) -> str:
+    """Asserts that a call raises an OtterError of one line, and returns the line."""
     with pytest.raises(OtterError) as caught:
         call()
     message = str(caught.value)
     assert "\n" not in message, message
-    for name in named:
-        assert name in message, message
+    return message
+
+
+def refused(call: Callable[[], object], words: str, *more: str) -> None:
+    """Asserts that a call raises an OtterError of one line that has these words, which no other message has."""
+    message = error_of(call)
+    for each in (words, *more):
+        assert each in message, message
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+SHAPE = ("--hidden-size", 8, "--heads", 2, "--kv-heads", 1, "--intermediate-size", 12)
+"""A small adapter's shape, as options."""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """A folder with a tiny model and its tokenizer."""
+    folder = tmp_path_factory.mktemp("base")
+    tiny_base(vocab_size=len(WORDS)).save_pretrained(folder)
+    tokenizer(TEMPLATE).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def adapter(base, tmp_path) -> Path:
+    """An adapter for it."""
+    tiny_otter(tiny_base(vocab_size=len(WORDS))).save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+@pytest.fixture
+def pairs(tmp_path) -> Path:
+    """Forty pairs: the better response says a and b, the worse one i and j."""
+    path = tmp_path / "pairs.jsonl.gz"
+    with gzip.open(path, "wt") as file:
+        for i in range(40):
+            turn = f"\n\nHuman: {WORDS[10 + i % 8]} {WORDS[10 + i // 8]}\n\nAssistant: "
+            file.write(json.dumps({"chosen": f"{turn}a b", "rejected": f"{turn}i j"}) + "\n")
+    return path
+
+
+@pytest.fixture
+def otter(monkeypatch, capsys):
+    """Runs the command; returns exit code, stdout and stderr."""
+    from otterlm.cli import main
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["otter", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit:
+            main()
+        captured = capsys.readouterr()
+        return int(exit.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def answer(otter):
+    """Runs the command with --json and returns the object, the only thing on stdout."""
+
+    def run(*arguments: object) -> dict[str, Any]:
+        code, out, err = otter(*arguments, "--json")
+        assert code == 0, err
+        return json.loads(out)
+
+    return run
+
+
+@pytest.fixture
+def refusal(otter):
+    """Asserts that the command fails with exit code 2, one line on stderr and nothing on stdout; returns the line."""
+
+    def run(*arguments: object) -> str:
+        code, out, err = otter(*arguments)
+        assert (code, out) == (2, "")
+        assert err.startswith("otter: ")
+        assert err.count("\n") == 1
+        return err
+
+    return run

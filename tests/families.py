@@ -54,3 +54,11 @@ def family_base(name: str, dtype: Any = None, attention: str = "sdpa", seed: int
     randomize(base, seed)
     base = base.requires_grad_(False).eval()
     return base if dtype is None else base.to(dtype)
+
+
+def unlisted(model_type: str, **overrides: Any) -> PreTrainedModel:
+    """A model of a type that need not be listed."""
+    config = AutoConfig.for_model(model_type, **(SIZES | overrides))
+    base = AutoModelForCausalLM.from_config(config)
+    randomize(base, 0)
+    return base.requires_grad_(False).eval()

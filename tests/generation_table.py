@@ -65,6 +65,7 @@ class Setting:
         rows: how many prompts.
         ends: tokens that end a response.
         refused: names of the interventions that refuse it.
+        says: what every refusal says, as a regular expression.
         sampled: whether it needs sampling.
     """
 
@@ -72,6 +73,7 @@ class Setting:
     rows: int = 2
     ends: tuple[int, ...] = ()
     refused: frozenset[str] = frozenset()
+    says: str = ""
     sampled: bool = False
 
 
@@ -121,7 +123,7 @@ SETTINGS = {
     "one prompt": Setting(same(), rows=1),
     # Lengths and ends
     "max_length": Setting(same(max_length=7 + NEW, max_new_tokens=None)),
-    "max_new_tokens=0": Setting(same(max_new_tokens=0), refused=ALL),
+    "max_new_tokens=0": Setting(same(max_new_tokens=0), refused=ALL, says="`max_new_tokens` must be greater than 0"),
     "eos_token_id": Setting(same(eos_token_id=END), ends=(END,)),
     "several eos_token_id": Setting(same(eos_token_id=[END, 44, 3]), ends=(END, 44, 3)),
     "eos_token_id, no pad_token_id": Setting(same(eos_token_id=END, pad_token_id=None), ends=(END,), rows=1),
@@ -129,9 +131,13 @@ SETTINGS = {
     "stop_strings": Setting(
         lambda _: {"stop_strings": [chr(END + 30), chr(44 + 30)], "tokenizer": tokenizer()}, ends=(END, 44)
     ),
-    "stop_strings, no tokenizer": Setting(same(stop_strings=["a"]), refused=ALL - {"stream"}),
+    "stop_strings, no tokenizer": Setting(
+        same(stop_strings=["a"]), refused=ALL - {"stream"}, says="stop strings, .*tokenizer"
+    ),
     "max_time": Setting(same(max_time=1e3)),
-    "no pad_token_id": Setting(same(pad_token_id=None), refused=frozenset({"replace", "stop"})),
+    "no pad_token_id": Setting(
+        same(pad_token_id=None), refused=frozenset({"replace", "stop"}), says="with 2 responses and no pad_token_id:"
+    ),
     # Processors
     "repetition_penalty": Setting(same(repetition_penalty=1.7)),
     "no_repeat_ngram_size": Setting(same(no_repeat_ngram_size=2)),
@@ -144,56 +150,99 @@ SETTINGS = {
     "prefix_allowed_tokens_fn": Setting(
         same(prefix_allowed_tokens_fn=lambda row, ids: list(range(10 + 30 * row, 40 + 30 * row)))
     ),
-    "guidance_scale": Setting(same(guidance_scale=1.5), refused=OWN_PACE),
+    "guidance_scale": Setting(same(guidance_scale=1.5), refused=OWN_PACE, says="with guidance_scale=1.5:"),
     "negative_prompt_ids": Setting(
         lambda prompt: {"guidance_scale": 1.5, "negative_prompt_ids": prompt["input_ids"].flip(1)[:, :4]},
         rows=1,
         refused=OWN_PACE,
+        says="with guidance_scale=1.5:",
     ),
     # Sampling
     "do_sample": Setting(same(do_sample=True), sampled=True),
     "temperature, top_k, top_p": Setting(same(do_sample=True, temperature=0.7, top_k=20, top_p=0.9), sampled=True),
     "num_return_sequences": Setting(
-        same(do_sample=True, num_return_sequences=2), sampled=True, refused=frozenset({"search", "stream"})
+        same(do_sample=True, num_return_sequences=2),
+        sampled=True,
+        refused=frozenset({"search", "stream"}),
+        says="with num_return_sequences=2:",
     ),
     # Other ways of decoding
-    "num_beams": Setting(same(num_beams=3), refused=LOOPS | {"stop"}),
-    "num_beams, sampled": Setting(same(num_beams=3, do_sample=True), sampled=True, refused=LOOPS | {"stop"}),
-    "num_beams, all returned": Setting(same(num_beams=2, num_return_sequences=2), refused=LOOPS | {"stop"}),
-    "num_beam_groups": Setting(same(num_beams=4, num_beam_groups=2, diversity_penalty=1.0), refused=ALL),
-    "force_words_ids": Setting(same(num_beams=2, force_words_ids=[[7]]), refused=ALL),
-    "penalty_alpha": Setting(same(penalty_alpha=0.6, top_k=4), refused=ALL - SAMPLING),
-    "dola_layers": Setting(same(dola_layers="low"), refused=ALL),
+    "num_beams": Setting(same(num_beams=3), refused=LOOPS | {"stop"}, says="with num_beams=3:"),
+    "num_beams, sampled": Setting(
+        same(num_beams=3, do_sample=True), sampled=True, refused=LOOPS | {"stop"}, says="with num_beams=3:"
+    ),
+    "num_beams, all returned": Setting(
+        same(num_beams=2, num_return_sequences=2), refused=LOOPS | {"stop"}, says="with num_beams=2:"
+    ),
+    "num_beam_groups": Setting(
+        same(num_beams=4, num_beam_groups=2, diversity_penalty=1.0), refused=ALL, says="with num_beam_groups:"
+    ),
+    "force_words_ids": Setting(same(num_beams=2, force_words_ids=[[7]]), refused=ALL, says="with force_words_ids"),
+    "penalty_alpha": Setting(same(penalty_alpha=0.6, top_k=4), refused=ALL - SAMPLING, says="with penalty_alpha:"),
+    "dola_layers": Setting(same(dola_layers="low"), refused=ALL, says="with dola_layers:"),
     "low_memory": Setting(same(low_memory=True)),
-    "low_memory, beams": Setting(same(low_memory=True, num_beams=2), refused=ALL),
+    "low_memory, beams": Setting(
+        same(low_memory=True, num_beams=2), refused=ALL, says="with num_beams=2:|`low_memory=True` is not supported"
+    ),
     # Drafts
-    "assistant_model": Setting(lambda _: {"assistant_model": other_base(5)}, rows=1, refused=LOOPS | {"stop"}),
+    "assistant_model": Setting(
+        lambda _: {"assistant_model": other_base(5)}, rows=1, refused=LOOPS | {"stop"}, says="with assistant_model:"
+    ),
     "the base as assistant": Setting(
-        lambda _: {"assistant_model": otter().base_model}, rows=1, refused=LOOPS | {"stop"}
+        lambda _: {"assistant_model": otter().base_model},
+        rows=1,
+        refused=LOOPS | {"stop"},
+        says="with assistant_model:",
     ),
-    "the model as assistant": Setting(lambda _: {"assistant_model": otter()}, rows=1, refused=LOOPS | {"stop"}),
+    "the model as assistant": Setting(
+        lambda _: {"assistant_model": otter()}, rows=1, refused=LOOPS | {"stop"}, says="with assistant_model:"
+    ),
     "assistant_model, eos": Setting(
-        lambda _: {"assistant_model": other_base(5), "eos_token_id": END}, rows=1, refused=LOOPS | {"stop"}, ends=(END,)
+        lambda _: {"assistant_model": other_base(5), "eos_token_id": END},
+        rows=1,
+        refused=LOOPS | {"stop"},
+        says="with assistant_model:",
+        ends=(END,),
     ),
-    "prompt_lookup_num_tokens": Setting(same(prompt_lookup_num_tokens=3), rows=1, refused=LOOPS | {"stop"}),
-    "prompt lookup, a batch": Setting(same(prompt_lookup_num_tokens=3), refused=ALL),
+    "prompt_lookup_num_tokens": Setting(
+        same(prompt_lookup_num_tokens=3), rows=1, refused=LOOPS | {"stop"}, says="with prompt_lookup_num_tokens:"
+    ),
+    "prompt lookup, a batch": Setting(
+        same(prompt_lookup_num_tokens=3),
+        refused=ALL,
+        says="with prompt_lookup_num_tokens:|only supported for batch_size = 1",
+    ),
     "prompt lookup, a filled cache": Setting(
-        lambda prompt: turn_before(prompt) | {"prompt_lookup_num_tokens": 3}, rows=1, refused=ALL
+        lambda prompt: turn_before(prompt) | {"prompt_lookup_num_tokens": 3},
+        rows=1,
+        refused=ALL,
+        says="with prompt_lookup_num_tokens( and past_key_values that hold tokens)?:",
     ),
     "prompt lookup, stop_strings": Setting(
         lambda _: {"prompt_lookup_num_tokens": 3, "stop_strings": [chr(END + 30)], "tokenizer": tokenizer()},
         rows=1,
         refused=ALL,
+        says="with prompt_lookup_num_tokens( and stop_strings or stopping_criteria)?:",
     ),
     "prompt lookup, inputs_embeds": Setting(
-        lambda prompt: embedded(prompt) | {"prompt_lookup_num_tokens": 3}, rows=1, refused=ALL
+        lambda prompt: embedded(prompt) | {"prompt_lookup_num_tokens": 3},
+        rows=1,
+        refused=ALL,
+        says="with prompt_lookup_num_tokens( and inputs_embeds)?:",
     ),
-    "prompt lookup, guidance_scale": Setting(same(prompt_lookup_num_tokens=3, guidance_scale=1.5), rows=1, refused=ALL),
-    "assistant_early_exit": Setting(same(assistant_early_exit=1), rows=1, refused=ALL),
+    "prompt lookup, guidance_scale": Setting(
+        same(prompt_lookup_num_tokens=3, guidance_scale=1.5),
+        rows=1,
+        refused=ALL,
+        says="with prompt_lookup_num_tokens( and guidance_scale=1.5)?:",
+    ),
+    "assistant_early_exit": Setting(
+        same(assistant_early_exit=1), rows=1, refused=ALL, says="assistant_early_exit: adapters read all blocks"
+    ),
     # Inputs and caches
     "no attention_mask": Setting(same(attention_mask=None), rows=1),
-    "right padding": Setting(right_padded, refused=ALL),
-    "inputs_embeds": Setting(embedded, refused=TOKEN_READERS),
+    "right padding": Setting(right_padded, refused=ALL, says="prompts padded on the right:"),
+    "inputs_embeds": Setting(embedded, refused=TOKEN_READERS, says="with inputs_embeds:"),
     "position_ids": Setting(spread),
     "use_cache=False": Setting(same(use_cache=False)),
     "past_key_values, empty": Setting(lambda _: {"past_key_values": DynamicCache(config=otter().config)}),
@@ -202,23 +251,42 @@ SETTINGS = {
         lambda prompt: turn_before(prompt) | {"input_ids": prompt["input_ids"][:, 3:]},
         rows=1,
         refused=OWN_CACHE | TOKEN_READERS | {"replace"},
+        says="with input_ids of the new tokens alone:",
     ),
-    "a static past": Setting(static_cache, refused=frozenset({"stream"})),
-    "cache_implementation=static": Setting(same(cache_implementation="static"), refused=OWN_CACHE),
-    "cache_implementation=paged": Setting(same(cache_implementation="paged"), refused=ALL),
-    "past_key_values, a tuple": Setting(same(past_key_values=((torch.zeros(1), torch.zeros(1)),)), refused=ALL),
+    "a static past": Setting(static_cache, refused=frozenset({"stream"}), says="StaticCache"),
+    "cache_implementation=static": Setting(
+        same(cache_implementation="static"), refused=OWN_CACHE, says="a cache that can be cropped"
+    ),
+    "cache_implementation=paged": Setting(
+        same(cache_implementation="paged"), refused=ALL, says="with cache_implementation='paged'"
+    ),
+    "past_key_values, a tuple": Setting(
+        same(past_key_values=((torch.zeros(1), torch.zeros(1)),)),
+        refused=ALL,
+        says="tuple of `past_key_values` is not supported",
+    ),
     "cache_implementation=dynamic": Setting(same(cache_implementation="dynamic")),
     "prefill_chunk_size": Setting(same(prefill_chunk_size=2), rows=1),
     # Outputs
     "return_dict_in_generate": Setting(same(return_dict_in_generate=True)),
-    "output_scores": Setting(same(return_dict_in_generate=True, output_scores=True), refused=LOOPS),
-    "output_logits": Setting(same(return_dict_in_generate=True, output_logits=True), refused=LOOPS),
-    "output_hidden_states": Setting(same(return_dict_in_generate=True, output_hidden_states=True), refused=LOOPS),
-    "output_attentions": Setting(same(return_dict_in_generate=True, output_attentions=True), refused=LOOPS),
+    "output_scores": Setting(
+        same(return_dict_in_generate=True, output_scores=True), refused=LOOPS, says="with output_scores:"
+    ),
+    "output_logits": Setting(
+        same(return_dict_in_generate=True, output_logits=True), refused=LOOPS, says="with output_logits:"
+    ),
+    "output_hidden_states": Setting(
+        same(return_dict_in_generate=True, output_hidden_states=True), refused=LOOPS, says="with output_hidden_states:"
+    ),
+    "output_attentions": Setting(
+        same(return_dict_in_generate=True, output_attentions=True), refused=LOOPS, says="with output_attentions:"
+    ),
     # Others
     "generation_config": Setting(config_object),
-    "an unknown argument": Setting(same(max_new_token=3), refused=ALL),
-    "token_healing": Setting(lambda _: {"token_healing": True, "tokenizer": tokenizer()}, refused=ALL),
+    "an unknown argument": Setting(same(max_new_token=3), refused=ALL, says="not used by the model: .'max_new_token'"),
+    "token_healing": Setting(
+        lambda _: {"token_healing": True, "tokenizer": tokenizer()}, refused=ALL, says="with token_healing:"
+    ),
 }
 
 # -- one call ----------------------------------------------------------------------------------------------------

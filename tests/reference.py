@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from otterlm.model import Adapter
+from otterlm.adapter import Adapter
 
 
 def widen(base: nn.Linear, ours_weight: Tensor, ours_bias: Tensor | None, inserted: int) -> tuple[Tensor, Tensor]:

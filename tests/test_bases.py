@@ -5,7 +5,7 @@ import zipfile
 
 import pytest
 import torch
-from conftest import add_tiny_adapter, batch, close, refused, tiny_base, tiny_config, tiny_otter, tokens
+from conftest import add_tiny_adapter, batch, close, refused, tiny_base, tiny_config, tiny_otter, tokens, with_lora
 from torch import Tensor, nn
 
 from otterlm.bases import base_folder, load_base, load_config, load_tokenizer
@@ -84,14 +84,6 @@ def test_an_adapter_of_the_base_loads_on_the_quantised_base(quantization, tmp_pa
     quantization.quantize_(base.get_decoder(), quantization.Int8WeightOnlyConfig())
     again = OtterModel.from_pretrained(base, tmp_path)
     assert again(tokens(1, 5)).signals["reward"].prefix.isfinite().all()
-
-
-def with_lora(seed: int = 0):
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(seed)
-    lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
-    return get_peft_model(tiny_base(), lora).requires_grad_(False).eval()
 
 
 def test_a_base_with_lora_on() -> None:
@@ -197,7 +189,7 @@ def test_a_copied_base_keeps_no_stream() -> None:
     otter = tiny_otter(tiny_base())
     twin = copy.deepcopy(otter.base_model)
     assert torch.equal(twin(tokens(1, 5)).logits, tiny_base()(tokens(1, 5)).logits)
-    refused(lambda: otter.signal("x"), "x")
+    refused(lambda: otter.signal("x"), "unknown signal 'x'")
 
 
 def test_a_base_that_is_not_there(tmp_path, monkeypatch) -> None:

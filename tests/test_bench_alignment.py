@@ -5,9 +5,8 @@ import json
 import pytest
 import torch
 from conftest import close, randomize, refused, tiny_base
-from test_cli import adapter, answer, base, otter, refusal  # noqa: F401 - fixtures
-from test_packing import TEMPLATE, WORDS, tokenizer
 from transformers import BertConfig, BertModel
+from word_tokenizer import TEMPLATE, WORDS, tokenizer
 
 from otterlm.bench.alignment_methods import Scale
 from otterlm.bench.judges import Coherence, diversity
@@ -35,7 +34,7 @@ def encoder(tmp_path_factory):
     return folder
 
 
-def test_command(answer, refusal, base, adapter, encoder, tmp_path) -> None:  # noqa: F811
+def test_command(answer, refusal, base, adapter, encoder, tmp_path) -> None:
     (tmp_path / "prompts.txt").write_text("\n".join(" ".join(WORDS[10 : 12 + n]) for n in range(5)))
     models = ("--reward-model", reward_model(tmp_path / "rewards", 3), "--judge", reward_model(tmp_path / "judge", 4))
     data = ("--data", tmp_path / "prompts.txt", "--batch", 2, "--max-new-tokens", 6, "--out", tmp_path / "out")

@@ -6,8 +6,7 @@ import math
 import pytest
 import torch
 from conftest import add_tiny_adapter, randomize, tiny_base
-from test_cli import answer, base, otter, refusal  # noqa: F401 - fixtures
-from test_packing import TEMPLATE, WORDS, tokenizer
+from word_tokenizer import TEMPLATE, WORDS, tokenizer
 
 from otterlm.bench import detox
 from otterlm.bench.judges import Perplexity
@@ -37,7 +36,7 @@ def contrast(tmp_path):
     return tmp_path / "contrast"
 
 
-def test_command(answer, refusal, base, contrast, tmp_path, monkeypatch) -> None:  # noqa: F811
+def test_command(answer, refusal, base, contrast, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(command, "Profanity", Vowels)
     monkeypatch.setattr(command, "Perplexity", fake_perplexity)
     (tmp_path / "p.jsonl").write_text(
@@ -75,7 +74,7 @@ def test_command(answer, refusal, base, contrast, tmp_path, monkeypatch) -> None
     refused = refusal(*asked, "--out", tmp_path / "out")
     assert "otter-some.jsonl" in refused
     assert "other adapter:" in refused
-    assert "both" in refusal(*asked, "--expert", base)
+    assert "needs both --expert and --anti-expert" in refusal(*asked, "--expert", base)
     tiny_base(vocab_size=30).save_pretrained(tmp_path / "small")
     assert "one vocabulary" in refusal(*asked, "--expert", base, "--anti-expert", tmp_path / "small")
     assert "NAME=FILE" in refusal(*asked, "--data", "p.jsonl")
@@ -112,7 +111,7 @@ def test_perplexity_is_of_all_samples_and_its_interval_over_prompts() -> None:
 
 
 @torch.no_grad()
-def test_perplexity_is_of_the_continuation_alone(base) -> None:  # noqa: F811
+def test_perplexity_is_of_the_continuation_alone(base) -> None:
     words, model = tokenizer(TEMPLATE), tiny_base(vocab_size=len(WORDS))
     prompts = [" ".join(WORDS[10:14]), WORDS[11], " ".join(WORDS[9:12])]
     said = [" ".join(WORDS[14:17]), " ".join(WORDS[10:12]), ""]

@@ -5,8 +5,7 @@ import json
 import pytest
 from conftest import add_tiny_adapter, randomize, tiny_base
 from safetensors.torch import save_model
-from test_cli import answer, base, otter, refusal  # noqa: F401 - fixtures
-from test_packing import WORDS
+from word_tokenizer import WORDS
 
 from otterlm.bench import speed
 from otterlm.model import OtterModel
@@ -35,7 +34,7 @@ def medusa(tmp_path):
     return tmp_path / "medusa"
 
 
-def test_command(answer, refusal, base, draft, medusa, tmp_path) -> None:  # noqa: F811
+def test_command(answer, refusal, base, draft, medusa, tmp_path) -> None:
     (tmp_path / "prompts.txt").write_text("\n".join(" ".join(WORDS[10 : 12 + n]) for n in range(6)))
     data = ("--base", base, "--data", tmp_path / "prompts.txt", "--limit", 3)
     methods = ("--adapter", f"mine={draft}", "--medusa", medusa, "--drafts", 2, "--drafts", 3)

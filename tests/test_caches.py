@@ -1,8 +1,12 @@
 """The extra heads' cache layers are of the kind and settings of the base's, whatever that is, and wait for no GPU."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from conftest import LAYERS, add_tiny_adapter, close, refused, tiny_base, tiny_otter, tokens
+from torch import Tensor
 from transformers import Cache, DynamicCache, EncoderDecoderCache, QuantizedCache, StaticCache
 from transformers.cache_utils import DynamicLayer, QuantizedLayer
 
@@ -39,7 +43,7 @@ class Scaled(DynamicLayer):
         return super().update(key, value)
 
 
-CACHES = {
+CACHES: dict[str, tuple[Callable[[Any], Cache], dict[str, Any]]] = {
     "dynamic": (lambda config: DynamicCache(config=config), {}),
     "dynamic without a configuration": (lambda config: DynamicCache(), {}),
     "dynamic sliding": (lambda config: DynamicCache(config=config), SLIDING),
@@ -58,7 +62,8 @@ def test_steps_over_a_cache_are_the_whole_pass(name):
     make, settings = CACHES[name]
     otter, plain = tiny_otter(tiny_base(**settings), layers=(0, 1, 3)), tiny_base(**settings)
     add_tiny_adapter(otter, "other", seed=2, layers=(1, 2))
-    ids, ours, theirs, steps = tokens(2, 10), make(plain.config), make(plain.config), {"reward": [], "other": []}
+    ids, ours, theirs = tokens(2, 10), make(plain.config), make(plain.config)
+    steps: dict[str, list[Tensor]] = {"reward": [], "other": []}
     for chunk in ids.split([5, 1, 1, 3], dim=1):
         output = otter(chunk, past_key_values=ours, use_cache=True)
         assert torch.equal(output.logits, plain(chunk, past_key_values=theirs, use_cache=True).logits)
@@ -122,10 +127,10 @@ def test_a_cache_that_was_filled_while_off_is_refused(name):
     first, between = make(otter.config), make(otter.config)
     with otter.disable_adapter():
         otter(tokens(1, 5), past_key_values=first)
-    refused(lambda: otter(tokens(1, 1), past_key_values=first), "was off")
+    refused(lambda: otter(tokens(1, 1), past_key_values=first), "filled while the adapter was off")
     otter(tokens(1, 3), past_key_values=between)
     otter.base_model(tokens(1, 2), past_key_values=between)
-    refused(lambda: otter(tokens(1, 1), past_key_values=between), "was off")
+    refused(lambda: otter(tokens(1, 1), past_key_values=between), "filled while the adapter was off")
 
 
 @torch.no_grad()

@@ -11,7 +11,6 @@ import torch
 from conftest import close, refused, tiny_base, tiny_otter, tokens
 from hypothesis import given
 from hypothesis import strategies as st
-from test_cli import adapter, answer, base, otter, refusal  # noqa: F401 - fixtures
 
 from otterlm.bases import load_base
 from otterlm.model import OtterModel
@@ -69,7 +68,7 @@ def test_isotonic_by_hand() -> None:
 @torch.no_grad()
 def test_calibrated_rewards() -> None:
     curve = ((-1.0, 0.1), (0.0, 0.2), (1.0, 0.8))
-    otter = tiny_otter(tiny_base(), signal=RewardConfig(4, Calibration(curve, -0.5, 0.05)))  # noqa: F811
+    otter = tiny_otter(tiny_base(), signal=RewardConfig(4, Calibration(curve, -0.5, 0.05)))
     signal = otter(tokens(2, 9)).signals["reward"]
     for reward, score in zip(signal.prefix.flatten().tolist(), signal.calibrated.flatten().tolist(), strict=True):
         if reward <= -1 or reward >= 1:
@@ -89,10 +88,10 @@ def test_what_is_no_calibration_is_refused() -> None:
     refused(lambda: RewardConfig(4, "yes"), "calibration")  # type: ignore[arg-type]
     refused(lambda: calibrate(texts(), None, 0.05), "--bad-below")
     refused(lambda: calibrate(texts(), -9.0, 0.05), "good and bad")
-    refused(lambda: calibrate(texts(), 0.5, 0.0), "rate")
+    refused(lambda: calibrate(texts(), 0.5, 0.0), "false-alarm rate")
 
 
-def test_command(answer, refusal, base, adapter, tmp_path, monkeypatch) -> None:  # noqa: F811
+def test_command(answer, refusal, base, adapter, tmp_path, monkeypatch) -> None:
     data = tmp_path / "scores.jsonl"
     rows = [{"text": f"{a} {b} {c}", "score": float(a in "ab")} for a in "abcd" for b in "efg" for c in "hij"]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))

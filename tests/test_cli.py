@@ -1,89 +1,18 @@
 """The command line: what scripts read from it, and one line with exit code 2 for bad input."""
 
-import gzip
 import json
-import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import typer
-from conftest import randomize, tiny_base, tiny_otter
+from conftest import SHAPE, randomize, tiny_base, tiny_otter
 from safetensors.torch import load_file, save_file
-from test_packing import TEMPLATE, WORDS, tokenizer
 from transformers import AutoModelForCausalLM
+from word_tokenizer import WORDS
 
 from otterlm.adapter_files import CONFIG, WEIGHTS
-from otterlm.cli import main, verify
+from otterlm.cli import verify
 from otterlm.training import trainer
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    """A folder with a tiny model and its tokenizer."""
-    folder = tmp_path_factory.mktemp("base")
-    tiny_base(vocab_size=len(WORDS)).save_pretrained(folder)
-    tokenizer(TEMPLATE).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def adapter(base, tmp_path) -> Path:
-    """An adapter for it."""
-    tiny_otter(tiny_base(vocab_size=len(WORDS))).save_pretrained(tmp_path / "adapter")
-    return tmp_path / "adapter"
-
-
-@pytest.fixture
-def pairs(tmp_path) -> Path:
-    """Forty pairs: the better response says a and b, the worse one i and j."""
-    path = tmp_path / "pairs.jsonl.gz"
-    with gzip.open(path, "wt") as file:
-        for i in range(40):
-            turn = f"\n\nHuman: {WORDS[10 + i % 8]} {WORDS[10 + i // 8]}\n\nAssistant: "
-            file.write(json.dumps({"chosen": f"{turn}a b", "rejected": f"{turn}i j"}) + "\n")
-    return path
-
-
-@pytest.fixture
-def otter(monkeypatch, capsys):
-    """Runs the command; returns exit code, stdout and stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["otter", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit:
-            main()
-        captured = capsys.readouterr()
-        return int(exit.value.code or 0), captured.out, captured.err
-
-    return run
-
-
-@pytest.fixture
-def answer(otter):
-    """Runs the command with --json and returns the object, the only thing on stdout."""
-
-    def run(*arguments: object) -> dict[str, Any]:
-        code, out, err = otter(*arguments, "--json")
-        assert code == 0, err
-        return json.loads(out)
-
-    return run
-
-
-@pytest.fixture
-def refusal(otter):
-    """Asserts that the command fails with exit code 2, one line on stderr and nothing on stdout; returns the line."""
-
-    def run(*arguments: object) -> str:
-        code, out, err = otter(*arguments)
-        assert (code, out) == (2, "")
-        assert err.startswith("otter: ")
-        assert err.count("\n") == 1
-        return err
-
-    return run
 
 
 def test_plan_counts_what_is_there(answer, base, adapter) -> None:
@@ -174,9 +103,6 @@ def test_train_score_and_generate(answer, base, pairs, tmp_path) -> None:
         steered = answer(*prompt, "--adapter", out, "--weight", 50, "--method", method)
         assert len(steered["rewards"]) == len(steered["tokens"]), method
     assert {"a", "b"} & set(answer(*prompt, "--adapter", out, "--weight", 50, "--method", "search")["text"].split())
-
-
-SHAPE = ("--hidden-size", 8, "--heads", 2, "--kv-heads", 1, "--intermediate-size", 12)
 
 
 def test_train_contrast_and_generate(answer, refusal, base, tmp_path) -> None:
@@ -372,7 +298,7 @@ def test_bad_data(refusal, base, adapter, tmp_path) -> None:
     )
     good = '{"chosen": "\\n\\nHuman: a\\n\\nAssistant: b", "rejected": "\\n\\nHuman: a\\n\\nAssistant: c"}\n'
     for text, named in (
-        ("", "no rows"),
+        ("", "holds no rows"),
         (good + '{"chosen": "x"}\n', "row 2"),
         (good + "{\n", "line 2"),
         ('{"text": "a", "score": "high"}\n', "score"),
@@ -380,11 +306,11 @@ def test_bad_data(refusal, base, adapter, tmp_path) -> None:
         data.write_text(text)
         for command in commands:
             assert named in refusal(*command)
-    assert "--out" in refusal(*commands[0], "--tokens")
+    assert "give --out FILE too" in refusal(*commands[0], "--tokens")
     data.write_text(good)
     assert "too few" in refusal(*commands[1])
-    assert "compare" in refusal(*commands[1], "--compare", "some")
+    assert "compare must be prefixes or last" in refusal(*commands[1], "--compare", "some")
     assert "--layers" in refusal(*commands[1], "--layers", "4..8")
     data.write_text(good + good.replace("Human: a", "Human:" + " a" * 130))
     for command in commands:
-        assert "context" in refusal(*command)
+        assert "exceeds the base's context" in refusal(*command)

@@ -9,7 +9,8 @@ from chat_tokenizer import CHAT, STRICT, chat_tokenizer
 from conftest import tiny_base, tiny_otter
 
 from otterlm.cli import main
-from otterlm.training.data.rows import read_rows
+from otterlm.training.data.conversations import Dialogue
+from otterlm.training.data.rows import PairRow, read_rows
 
 PAIRS = [
     {
@@ -70,11 +71,17 @@ def as_messages(dialogue):
     return [{"role": role, "content": content} for role, content in turns]
 
 
+def question(dialogue: Dialogue) -> str:
+    assert dialogue.prompt is not None
+    return dialogue.prompt[0][1]
+
+
 def test_files_that_say_the_same_score_the_same(otter, scoring, tmp_path):
-    rows = read_rows(PAIRS)
+    rows = [row for row in read_rows(PAIRS) if isinstance(row, PairRow)]
+    assert len(rows) == len(PAIRS)
     messages = [{"chosen": as_messages(row.chosen), "rejected": as_messages(row.rejected)} for row in rows]
     apart = [
-        {"question": row.chosen.prompt[0][1], "chosen": f"{row.chosen.response}</s>", "rejected": row.rejected.response}
+        {"question": question(row.chosen), "chosen": f"{row.chosen.response}</s>", "rejected": row.rejected.response}
         for row in rows
     ]
     files = [write(tmp_path / f"{n}.jsonl", records) for n, records in enumerate((PAIRS, messages, apart))]

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from conftest import refused, tiny_base
-from test_packing import TEMPLATE, WORDS, tokenizer
+from word_tokenizer import TEMPLATE, WORDS, tokenizer
 
 from otterlm.training.data.prompts import read_prompts
 from otterlm.training.data.tokens import prompt_tokens
@@ -61,7 +61,7 @@ def test_another_runs_file_is_refused(base, tmp_path) -> None:
     refused(lambda: run(longer, path), "c.jsonl", "generation_config.repetition_penalty")
     assert path.read_text() == before
     path.write_text("garbage\n")
-    refused(lambda: run(base, path), "c.jsonl", "delete")
+    refused(lambda: run(base, path), "c.jsonl is not a file of results", "delete or move it")
 
 
 def test_texts_are_continued_from_the_nucleus(base, tmp_path, monkeypatch) -> None:

@@ -239,15 +239,15 @@ def test_the_fine_tuned_rival_learns_its_corpus() -> None:
 
 def test_bad_settings_are_refused() -> None:
     otter = contrasting()
-    refused(lambda: ContrastGuidance(otter, float("nan")), "weight")
-    refused(lambda: ContrastGuidance(otter, 1.0, top_p=0.0), "top_p")
-    refused(lambda: ContrastGuidance(otter, 1.0, top_p=1.5), "top_p")
-    refused(lambda: ContrastGuidance(tiny_otter(tiny_base()), 1.0), "adapter")
+    refused(lambda: ContrastGuidance(otter, float("nan")), "the weight must be a finite number, got nan")
+    refused(lambda: ContrastGuidance(otter, 1.0, top_p=0.0), "top_p must be above 0 and at most 1, got 0.0")
+    refused(lambda: ContrastGuidance(otter, 1.0, top_p=1.5), "top_p must be above 0 and at most 1, got 1.5")
+    refused(lambda: ContrastGuidance(tiny_otter(tiny_base()), 1.0), "no adapter moves the logits")
     refused(lambda: generate(otter.base_model, logits_processor=[ContrastGuidance(otter, 1.0)]), "OtterModel")
     short = TwoModelContrast(
         ReadAlongModel(otter.base_model, tokens(2, 3)), ReadAlongModel(otter.base_model, tokens(2, 3)), 9, 1.0
     )
-    refused(lambda: generate(otter.base_model, logits_processor=[short]), "9")
+    refused(lambda: generate(otter.base_model, logits_processor=[short]), "7 tokens, not 9")
 
 
 def test_corpora_are_read(tmp_path) -> None:
@@ -264,6 +264,6 @@ def test_corpora_are_read(tmp_path) -> None:
     refused(lambda: read_texts(nested, "text"), "row 1", "text is missing")
     refused(lambda: read_texts(nested, "prompt"), "row 1", "not a text")
     refused(lambda: read_labelled(table, ["5"], ["0"], "tweet", "class"), "positive", "5")
-    refused(lambda: read_labelled(table, ["2"], ["0"], "tweet", "label"), "row 1", "label")
+    refused(lambda: read_labelled(table, ["2"], ["0"], "tweet", "label"), "row 1: label is missing")
     (tmp_path / "empty.jsonl").write_text("")
-    refused(lambda: read_texts(tmp_path / "empty.jsonl"), "no rows")
+    refused(lambda: read_texts(tmp_path / "empty.jsonl"), "empty.jsonl holds no rows")

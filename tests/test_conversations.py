@@ -2,6 +2,7 @@
 becomes a marker."""
 
 import json
+from typing import Any
 
 import numpy
 import pytest
@@ -15,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from otterlm.training.data.conversations import parse_dialogue, read_turns
 from otterlm.training.data.corpora import tokenize_corpora
 from otterlm.training.data.prompts import read_prompts
-from otterlm.training.data.rows import read_rows
+from otterlm.training.data.rows import PairRow, read_rows
 from otterlm.training.data.tokens import Limits, dialogue_tokens, encode_prompts, prompt_tokens, tokenize
 
 LONG = Limits(100_000, 100_000)
@@ -40,7 +41,7 @@ def said_by_hand(turns, kind):
 def tokens_of(record, kind):
     """Of one record: the tokens of its prompts and responses."""
     row = read_rows([record])[0]
-    sides = (row.chosen, row.rejected) if hasattr(row, "chosen") else (row.text,)
+    sides = (row.chosen, row.rejected) if isinstance(row, PairRow) else (row.text,)
     return [dialogue_tokens(side, TOKENIZERS[kind], LONG) for side in sides]
 
 
@@ -98,7 +99,7 @@ def as_wrapped(prompt, *sides):
 
 
 def as_hh(prompt, *sides, first="\n\n", end="\n"):
-    prompt, sides = [(role, content.strip()) for role, content in prompt], [side.strip() for side in sides]
+    prompt, sides = [(role, content.strip()) for role, content in prompt], tuple(side.strip() for side in sides)
     contents = [content.replace("\r\n", "\n") for content in (*(content for _, content in prompt), *sides)]
     if any(marker in content for content in contents for marker in ("\n\nHuman:", "\n\nAssistant:")):
         return None
@@ -373,7 +374,7 @@ def test_what_cannot_be_read_is_named(name):
     refused(lambda: read_rows([good, good | {"rejected": value}]), "row 2", "rejected", named)
 
 
-CLASHES = {
+CLASHES: dict[str, tuple[dict[str, Any], str]] = {
     "prompt and question": ({"prompt": "P", "question": "Q"}, "columns prompt and question"),
     "two system texts": ({"system": "S", "prompt": [{"role": "system", "content": "T"}, USER]}, "system"),
     "a history": ({"prompt": "Q", "history": [["P", "R"]]}, "history"),
@@ -440,7 +441,8 @@ def test_a_raw_text_begins_and_ends_once():
 
 def test_what_the_template_wrote_is_no_prompt():
     refused(
-        lambda: tokenize(read_rows([{"prompt": Q, "chosen": "a", "rejected": "b"}]), TOKENIZERS["chat"], LONG), "row 1"
+        lambda: tokenize(read_rows([{"prompt": Q, "chosen": "a", "rejected": "b"}]), TOKENIZERS["chat"], LONG),
+        "row 1: the prompt is in the chat template already",
     )
 
 
@@ -457,7 +459,7 @@ def test_what_a_template_refuses_is_named_with_its_words(tmp_path):
     refused(lambda: prompt_tokens((("user", "a"), ("user", "b")), strict), "the prompt", "Roles must alternate")
     refused(
         lambda: tokenize(read_rows([{"chosen": chat("Q", "a")[1:], "rejected": chat("Q", "b")[1:]}]), strict, LONG),
-        "row 1",
+        "row 1: nothing stands before the response",
     )
 
 

@@ -8,11 +8,14 @@ import multiprocessing
 import pickle
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
 from conftest import add_tiny_adapter, generate, refused, tiny_base, tiny_otter, tokens
 from transformers import DynamicCache
+
+from otterlm.signals.reward.head import RewardSignal
 
 
 def unpickled(thing):
@@ -70,7 +73,8 @@ def test_a_copied_base_is_inert_and_can_be_wrapped(copied):
     otter, calls = tiny_otter(tiny_base()), []
     base = copied(otter.base_model)
     otter.adapter().stream.layers["1"].register_forward_hook(lambda *_: calls.append(1))
-    with otter.visit(object()):  # nobody could be shown anything
+    nobody: Any = object()
+    with otter.visit(nobody):  # nobody could be shown anything
         output = base(tokens(2, 7))
     assert not calls
     assert not hasattr(output, "signals")
@@ -170,7 +174,9 @@ def test_compiled_passes_give_their_signals(fullgraph):
     for seed in (0, 1):
         output, expected = compiled(tokens(2, 7, seed=seed)), plain(tokens(2, 7, seed=seed))
         for signals in (output.signals, otter.signals):
-            torch.testing.assert_close(signals["reward"].prefix, expected.signals["reward"].prefix)
+            signal = signals["reward"]
+            assert isinstance(signal, RewardSignal)
+            torch.testing.assert_close(signal.prefix, expected.signals["reward"].prefix)
         assert torch.equal(output.logits, expected.logits)
     with otter.disable_adapter():
         assert compiled(tokens(2, 7)).signals == {}

@@ -303,16 +303,16 @@ def test_the_cache_of_a_search_holds_only_what_was_chosen(otter) -> None:
 
 
 def test_bad_settings_are_refused(otter) -> None:
-    refused(lambda: CandidateSearch(1.0, top_k=0), "top_k")
-    refused(lambda: CandidateSearch(float("nan")), "weight")
-    refused(lambda: CandidateSearch(1.0, mode="best"), "mode")
-    refused(lambda: RewardGuidance(otter, float("inf")), "weight")
+    refused(lambda: CandidateSearch(1.0, top_k=0), "top_k must be a whole number")
+    refused(lambda: CandidateSearch(float("nan")), "the weight must be a finite number, got nan")
+    refused(lambda: CandidateSearch(1.0, mode="best"), "mode must be greedy or stochastic")
+    refused(lambda: RewardGuidance(otter, float("inf")), "the weight must be a finite number, got inf")
     refused(lambda: RewardGuidance(otter, 1.0, adapter_name="toxicity"), "toxicity")
     refused(lambda: BestOfN(0), "n must be")
     refused(lambda: RewardStop(otter, float("nan")), "threshold")
     refused(lambda: ReplaceStopped(0.0, []), "replacement")
     refused(lambda: generate(otter, custom_generate=BestOfN(2)), "do_sample")
-    refused(lambda: generate(otter, custom_generate=CandidateSearch(1.0, adapter_name="x")), "x")
+    refused(lambda: generate(otter, custom_generate=CandidateSearch(1.0, adapter_name="x")), "unknown signal 'x'")
 
 
 def test_search_refuses_a_window_shorter_than_the_text() -> None:

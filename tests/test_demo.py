@@ -1,10 +1,9 @@
 """The demo: three adapters, each beside what the base says by itself."""
 
-from test_cli import answer, otter, refusal  # noqa: F401 - fixtures
-from test_readme import ROOT
+from readability import ROOT
 
 
-def test_all_three_parts(answer, refusal, tmp_path, monkeypatch) -> None:  # noqa: F811
+def test_all_three_parts(answer, refusal, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(ROOT)
     report = answer("demo", "--max-new-tokens", 8, "--method", "guidance")
     assert list(report) == ["reward", "contrast", "draft"]
@@ -20,7 +19,7 @@ def test_all_three_parts(answer, refusal, tmp_path, monkeypatch) -> None:  # noq
     assert "no such adapter" in refusal("demo", "--adapters", tmp_path)
 
 
-def test_the_table_on_a_terminal(otter, monkeypatch) -> None:  # noqa: F811
+def test_the_table_on_a_terminal(otter, monkeypatch) -> None:
     monkeypatch.chdir(ROOT)
     code, out, _ = otter("demo", "--max-new-tokens", 4)
     assert code == 0

@@ -9,8 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 import torch
 from conftest import close, refused, tiny_base
-from test_cli import answer, base, otter, refusal  # noqa: F401 - fixtures
-from test_packing import TEMPLATE, WORDS, tokenizer
+from word_tokenizer import TEMPLATE, WORDS, tokenizer
 
 from otterlm.signals.reward.losses import lambda_returns
 from otterlm.training.data.conversations import Dialogue, Prompt
@@ -139,7 +138,7 @@ def test_scorers_that_fail() -> None:
     refused(lambda: load_scorer("math:sqrt")(EMPTY[:1], ["a"]), "failed", "TypeError")
 
 
-def sample(tmp_path, seed=0, spec="test_distillation:letters", base=None):  # noqa: F811
+def sample(tmp_path, seed=0, spec="test_distillation:letters", base=None):
     model = base or tiny_base(vocab_size=len(WORDS))
     sampling = Sampling(per_prompt=3, max_new_tokens=5, batch_size=2, seed=seed)
     rate = load_scorer(spec)
@@ -197,7 +196,7 @@ def test_lambda_returns() -> None:
     close(lambda_returns(values, lengths, scores, 0.5)[0], torch.tensor([0.5 * 0.2 + 0.5 * half, half, 1, 1]))
 
 
-def test_the_whole_way(answer, refusal, base, tmp_path) -> None:  # noqa: F811
+def test_the_whole_way(answer, refusal, base, tmp_path) -> None:
     (tmp_path / "prompts.txt").write_text("".join(f"{a} {b}\n" for a in WORDS[10:18] for b in WORDS[10:14]))
     shape = ("--hidden-size", 8, "--heads", 2, "--kv-heads", 1, "--intermediate-size", 12, "--vocabulary-rank", 4)
     how = ("--epochs", 6, "--batch-size", 16, "--learning-rate", 0.01, "--eval-fraction", 0.2, "--max-new-tokens", 8)
@@ -218,5 +217,5 @@ def test_the_whole_way(answer, refusal, base, tmp_path) -> None:  # noqa: F811
     assert result["correlation_100"] > result["correlation_25"]
     assert (tmp_path / "out" / "adapter_config.json").exists()
     assert "same score" in refusal(*command[:-1], 7, "--out", tmp_path / "x", "--scorer", "regex:zzz")
-    assert "lambda" in refusal(*command, "--scorer", "regex:a", "--lambda", 2)
+    assert "lambda must be from 0 to 1, got 2" in refusal(*command, "--scorer", "regex:a", "--lambda", 2)
     assert "--per-prompt" in refusal(*command, *scorer, "--per-prompt", 0)

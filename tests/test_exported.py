@@ -8,7 +8,6 @@ import torch
 from conftest import add_tiny_adapter, refused, tiny_base, tokens
 from families import family_base
 from safetensors.torch import load_file, save_file
-from test_cli import answer, otter, refusal  # noqa: F401 - fixtures
 from transformers import AutoModelForCausalLM
 
 from otterlm.engines.exported import WEIGHTS, export, load_exported
@@ -71,8 +70,8 @@ def test_what_cannot_be_exported_or_loaded_is_refused(tmp_path) -> None:
     refused(lambda: export(base, {}, out), "at least one")
     refused(lambda: export(base, adapters, base), "own folder")
     refused(lambda: export(base, adapters, adapters["reward"]), "holds an adapter")
-    refused(lambda: export(str(tmp_path / "reward" / "x.gguf"), adapters, out), "gguf")
-    refused(lambda: export("no/such", adapters, out), "no/such")
+    refused(lambda: export(str(tmp_path / "reward" / "x.gguf"), adapters, out), "x.gguf is not a folder of a model")
+    refused(lambda: export("no/such", adapters, out), "no/such is neither a folder nor a model on the hub")
     tiny_base(seed=5).save_pretrained(tmp_path / "other")
     refused(lambda: export(str(tmp_path / "other"), adapters, out), "another base")
     (tmp_path / "empty").mkdir()
@@ -87,7 +86,7 @@ def test_what_cannot_be_exported_or_loaded_is_refused(tmp_path) -> None:
     refused(lambda: load_exported(out), WEIGHTS)
 
 
-def test_command(answer, refusal, tmp_path) -> None:  # noqa: F811
+def test_command(answer, refusal, tmp_path) -> None:
     _, adapters = saved(tmp_path, tiny_base())
     command = ("export", "--base", tmp_path / "base", "--out", tmp_path / "out", "--adapter", adapters["reward"])
     assert answer(*command)["adapters"] == ["reward"]

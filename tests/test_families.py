@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import close, randomize, refused, tiny_config, tiny_otter, tokens
+from conftest import close, refused, tiny_config, tiny_otter, tokens
 from exactness_matrix import NO_SDPA, table
-from families import FAMILIES, SIZES, family_base
-from transformers import AutoConfig, AutoModelForCausalLM
+from families import FAMILIES, SIZES, family_base, unlisted
+from transformers import AutoConfig
 
 from otterlm import families
 from otterlm.model import OtterModel
@@ -129,13 +129,6 @@ def test_other_signals_fit_other_families() -> None:
     for signal in (ContrastConfig(rank=4), DraftConfig(heads=2, width=8, rank=4, vocabulary_size=50)):
         otter = OtterModel(family_base("gpt2"), tiny_config(signal=signal))
         assert otter(tokens(1, 5)).signals[signal.type].state.isfinite().all()
-
-
-def unlisted(model_type: str, **overrides):
-    config = AutoConfig.for_model(model_type, **(SIZES | overrides))
-    base = AutoModelForCausalLM.from_config(config)
-    randomize(base, 0)
-    return base.requires_grad_(False).eval()
 
 
 @pytest.fixture

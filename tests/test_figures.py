@@ -6,6 +6,8 @@ import pytest
 from readability import ROOT
 
 spec = importlib.util.spec_from_file_location("figures", ROOT / "benchmarks" / "figures.py")
+assert spec is not None
+assert spec.loader is not None
 figures = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(figures)
 

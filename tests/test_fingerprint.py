@@ -85,9 +85,10 @@ def test_a_table_gets_rows_for_new_tokens(tmp_path):
     again = OtterModel.from_pretrained(resized(RESIZES[1]), tmp_path)
     otter.resize_token_embeddings(**RESIZES[1])
     for model in (otter, again):
-        table = model.adapter().stream.table.weight
+        table = model.adapter().stream.table
+        assert table is not None
         assert torch.equal(model(tokens(2, 7)).signals["reward"].prefix, before)
-        assert torch.equal(table[VOCABULARY:], model.get_input_embeddings().weight[VOCABULARY:, :8])
+        assert torch.equal(table.weight[VOCABULARY:], model.get_input_embeddings().weight[VOCABULARY:, :8])
         assert model(torch.tensor([[5, VOCABULARY + 1]])).signals["reward"].prefix.isfinite().all()
         assert not any(parameter.requires_grad for parameter in model.base_model.parameters())
     fewer = OtterModel.from_pretrained(resized(FEWER), tmp_path)

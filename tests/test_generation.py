@@ -8,9 +8,9 @@ import pytest
 import torch
 from conftest import Listener, refused, tiny_base, tiny_otter, tokens
 from generation_table import GREEDY, NEW, OWN_CACHE, THRESHOLD, Setting, otter, prompt, same, texts, tokenizer
+from interventions import INTERVENTIONS, call_of, contrasted
 from references import Steered, Stopped
 from references import search as search_written_out
-from test_generation_settings import INTERVENTIONS, call_of, contrasted
 from torch import Tensor
 from transformers import Cache, DynamicCache, QuantizedCache, StaticCache, TextIteratorStreamer
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import add_tiny_adapter, refused, tiny_base, tiny_otter, tokens
+from conftest import add_tiny_adapter, refused, tiny_base, tiny_otter, tokens, with_lora
 from generation_table import (
     GREEDY,
     LOOPS,
@@ -20,9 +20,8 @@ from generation_table import (
     texts,
     tokenizer,
 )
+from interventions import INTERVENTIONS, call_of, rewarded
 from references import Steered
-from test_bases import with_lora
-from test_generation_settings import INTERVENTIONS, call_of, rewarded
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -76,9 +75,9 @@ def test_adapters_and_models_must_be_those_that_generate() -> None:
     ]
     for call in off:
         with otter().disable_adapter():
-            refused(call, "off")
+            refused(call, "which is off")
         with otter().use_adapters(["contrast"]):
-            refused(call, "off")
+            refused(call, "which is off")
     with otter().disable_adapter():
         found = otter().generate(**prompt(), **GREEDY, custom_generate=CandidateSearch(0.0))
     assert torch.equal(found, otter().base_model.generate(**prompt(), **GREEDY))
@@ -118,7 +117,7 @@ def test_loops_that_run_on_their_own_refuse_what_others_wait_for() -> None:
     )
     for name in sorted(OWN_CACHE | {"stream"}):
         call = call_of(name, Setting(same(token_type_ids=torch.zeros(1, 7, dtype=torch.long)), rows=1))
-        refused(partial(INTERVENTIONS[name][0], call))
+        refused(partial(INTERVENTIONS[name][0], call), "not used by the model: ['token_type_ids']")
     refused(
         lambda: list(stream_tokens(otter(), tokenizer(), **prompt(), **GREEDY, custom_generate=BestOfN(2))),
         "custom_generate",
@@ -188,7 +187,9 @@ def test_the_temperature_of_a_search_counts_once() -> None:
 def test_max_length_counts_against_the_window() -> None:
     model = tiny_otter(tiny_base("mistral", sliding_window=8))
     length = {"max_length": 6 + NEW, "do_sample": False, "eos_token_id": None}
-    refused(lambda: model.generate(**prompt(), **length, custom_generate=CandidateSearch(1.0)), "window")
+    refused(
+        lambda: model.generate(**prompt(), **length, custom_generate=CandidateSearch(1.0)), "the base's window is 8"
+    )
 
 
 def test_generations_of_threads_do_not_mix() -> None:

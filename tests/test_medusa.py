@@ -2,7 +2,7 @@
 
 import torch
 from conftest import close, tiny_base, tokens
-from test_speculative import TREES, continued
+from drafts import TREES, continued
 
 from otterlm.decoding.draft_tree import DraftTree
 from otterlm.model import OtterModel

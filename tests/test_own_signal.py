@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import tiny_base
-from test_packing import TEMPLATE, WORDS, tokenizer
+from word_tokenizer import TEMPLATE, WORDS, tokenizer
 
 RUN = Path(__file__).parents[1] / "examples" / "own_signal" / "run.py"
 

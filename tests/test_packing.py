@@ -9,32 +9,13 @@ from chat_tokenizer import CHAT, chat_tokenizer
 from conftest import ARCHITECTURES, close, refused, tiny_base, tiny_otter
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedTokenizerFast
+from word_tokenizer import TEMPLATE, WORDS, tokenizer
 
 from otterlm.training.data.conversations import Dialogue
 from otterlm.training.data.packing import Example, collate, length_buckets
 from otterlm.training.data.rows import PairRow, ScoredRow
 from otterlm.training.data.tokens import Limits, dialogue_tokens, prompt_tokens, tokenize
 from otterlm.training.sources import LiveBase
-
-WORDS = ["<pad>", "<bos>", "<eos>", "<unk>", "Human", "Assistant", "System", ":", "user", "assistant", *"abcdefghij"]
-TEMPLATE = (
-    "{% for m in messages %}{{ m.role }} : {{ m.content }} {% endfor %}"
-    "{% if add_generation_prompt %}assistant :{% endif %}"
-)
-
-
-def tokenizer(template=None, **special):
-    model = WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>")
-    inner = Tokenizer(model)
-    inner.pre_tokenizer = Whitespace()
-    names = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"} | special
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=inner, **names)
-    wrapped.chat_template = template
-    return wrapped
 
 
 def ids(text):
@@ -131,7 +112,7 @@ def test_scored_rows_have_one_branch():
 def test_an_empty_response_has_no_token_to_judge(row):
     """Where no end-of-sequence token is added, there is nothing whose reward could be read: the row is left out."""
     plain = tokenizer(eos_token=None, bos_token=None)
-    refused(lambda: tokenize([row], plain, LONG), "empty")
+    refused(lambda: tokenize([row], plain, LONG), "every response is empty")
     assert [example.row for example in tokenize([row, pair("a", "b")], plain, LONG)] == [1]
     assert len(tokenize([row], tokenizer(), LONG)) == 1
 

@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from conftest import add_tiny_adapter, refused, tiny_base, tiny_otter
-from test_packing import TEMPLATE, WORDS, tokenizer
+from word_tokenizer import TEMPLATE, WORDS, tokenizer
 
 from otterlm.cli import main
 from otterlm.decoding import ContrastGuidance, RewardGuidance, StreamedToken

@@ -2,11 +2,12 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
 from conftest import close, randomize, refused, tiny_base, tiny_config, tiny_otter, tokens
-from test_families import unlisted
+from families import unlisted
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -23,7 +24,6 @@ from transformers import (
 )
 
 from otterlm.engines.exported import export
-from otterlm.errors import OtterError
 from otterlm.model import OtterModel
 from otterlm.plan import plan
 from otterlm.signals.contrast.config import ContrastConfig
@@ -33,7 +33,7 @@ from otterlm.training.data.packing import Example, collate
 from otterlm.training.sources import LiveBase, RecordedBase
 
 PLAIN = {"embedding_multiplier": 3.0, "residual_multiplier": 1.0, "attention_multiplier": 0.35, "logits_scaling": 2.0}
-UNLISTED = {
+UNLISTED: dict[str, dict[str, Any]] = {
     "gemma": {"head_dim": 16},
     "granite": PLAIN,
     "smollm3": {},
@@ -102,8 +102,8 @@ def test_plan_recognises_large_configurations(size):
 
 
 def test_plan_says_what_is_no_language_model():
-    refused(lambda: plan(T5Config(), tiny_config()), "t5")
-    refused(lambda: plan(AutoConfig.for_model("clip"), tiny_config()), "clip")
+    refused(lambda: plan(T5Config(), tiny_config()), "can be made of this 't5'")
+    refused(lambda: plan(AutoConfig.for_model("clip"), tiny_config()), "can be made of this 'clip'")
 
 
 @torch.no_grad()
@@ -264,6 +264,4 @@ def test_a_base_that_was_compiled_in_place():
     ],
 )
 def test_the_closest_family_is_the_one_that_shares_most(kind, overrides, closest):
-    with pytest.raises(OtterError) as caught:
-        OtterModel(unlisted(kind, **overrides))
-    assert f"the closest, {closest}, has" in str(caught.value)
+    refused(lambda: OtterModel(unlisted(kind, **overrides)), f"the closest, {closest}, has")

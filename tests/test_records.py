@@ -5,6 +5,9 @@ import csv
 import gzip
 import json
 import lzma
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pandas
 import pyarrow
@@ -15,7 +18,7 @@ from datasets import Dataset, DatasetDict
 from otterlm.training.data.corpora import read_texts
 from otterlm.training.data.prompts import read_prompts
 from otterlm.training.data.records import read_records
-from otterlm.training.data.rows import read_rows
+from otterlm.training.data.rows import ScoredRow, read_rows
 
 RECORDS = [
     {"prompt": "Q, 1\r\n\u2028", "chosen": "a\rb\n\nc", "rejected": ' "quoted" é😀'},
@@ -112,7 +115,12 @@ def test_messages_printed_into_csv_are_messages(tmp_path):
     assert read_rows(tmp_path / "lists.csv") == read_rows(tmp_path / "arrays.csv") == read_rows(MESSAGES)
 
 
-PACK = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".ZST": lambda data: zstd(data)}
+PACK: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".ZST": lambda data: zstd(data),
+}
 
 
 def zstd(data):
@@ -133,7 +141,7 @@ def test_packed_files(tmp_path, name, suffix):
     refused(lambda: read_rows(packed), packed.name)
 
 
-OBJECTS = {
+OBJECTS: dict[str, Callable[[Any], Any]] = {
     "Dataset": Dataset.from_list,
     "IterableDataset": lambda records: Dataset.from_list(records).to_iterable_dataset(),
     "DatasetDict": lambda records: DatasetDict({"train": Dataset.from_list(records)}),
@@ -163,14 +171,17 @@ def test_splits_are_named(tmp_path):
     splits = DatasetDict({"train_prefs": Dataset.from_list(RECORDS), "test_prefs": Dataset.from_list(RECORDS)})
     splits.save_to_disk(tmp_path / "saved")
     for source in (splits, tmp_path / "saved"):
-        refused(lambda source=source: read_rows(source), "no split train", "train_prefs", "test_prefs")
+        refused(partial(read_rows, source), "no split train", "train_prefs", "test_prefs")
         assert read_rows(source, "test_prefs") == read_rows(RECORDS)
 
 
 def test_objects_that_are_no_records_are_refused():
-    refused(lambda: read_rows({"chosen": ["a"], "rejected": ["b"]}), "chosen, rejected", "from_dict")
-    refused(lambda: read_rows(["a", "b"]), "the list, row 1", "str")
-    refused(lambda: read_rows(5), "int")
+    columns: Any = {"chosen": ["a"], "rejected": ["b"]}
+    texts: Any = ["a", "b"]
+    number: Any = 5
+    refused(lambda: read_rows(columns), "chosen, rejected", "from_dict")
+    refused(lambda: read_rows(texts), "the list, row 1", "str")
+    refused(lambda: read_rows(number), "cannot be read from a int")
 
 
 def test_folders_that_are_no_data_are_refused(tmp_path):
@@ -201,10 +212,10 @@ def test_a_split_that_the_hub_lacks_is_named(monkeypatch):
 def test_an_empty_file_holds_no_rows(tmp_path, name):
     (tmp_path / name).write_text("")
     for read in (read_rows, read_prompts, read_texts):
-        refused(lambda read=read: read(tmp_path / name), name, "holds no")
+        refused(partial(read, tmp_path / name), name, "holds no")
 
 
-BAD = {
+BAD: dict[str, tuple[Any, ...]] = {
     "book.xlsx": (b"PK", ".xlsx files cannot be read"),
     "latin.csv": ("chosen,rejected\né,b\n".encode("latin-1"), "UTF-8"),
     "wide.jsonl": ('{"text": "a", "score": 1}\n'.encode("utf-16-le"), "UTF-8"),
@@ -238,4 +249,6 @@ def test_kinds_that_share_columns(tmp_path):
 
 @pytest.mark.parametrize(("score", "number"), [("1.5", 1.5), (True, 1.0), ("False", 0.0), (" -2e1 ", -20.0)])
 def test_scores(score, number):
-    assert read_rows([{"text": "a", "score": score}])[0].score == number
+    (row,) = read_rows([{"text": "a", "score": score}])
+    assert isinstance(row, ScoredRow)
+    assert row.score == number

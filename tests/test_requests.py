@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from otterlm.engines.rewards import Joiner, extend, part
 from otterlm.engines.spelling import resembles_prefix
 from otterlm.errors import OtterError
 
-SIGNALS = {
+SIGNALS: dict[str, dict[str, Any]] = {
     "reward": {"type": "reward", "vocabulary_rank": 4},
     "blunt": {"type": "reward", "vocabulary_rank": 0},
     "contrast": {"type": "contrast", "rank": 4},
@@ -38,7 +39,8 @@ def test_capabilities() -> None:
     assert capabilities(SIGNALS["blunt"]) == Capabilities(number=True)
     assert capabilities(SIGNALS["contrast"]) == Capabilities(steers="difference")
     assert capabilities(SIGNALS["draft"]) == Capabilities(drafts=True)
-    assert capabilities({"type": "of somebody else"}) == Capabilities()
+    with pytest.raises(OtterError, match="unknown signal 'of somebody else'"):
+        capabilities({"type": "of somebody else"})
 
 
 def test_settings() -> None:
@@ -94,7 +96,7 @@ def test_settings() -> None:
         ({"wieght": 1}, "unknown argument otter_wieght; there are: otter_weight, otter_signal"),
     ],
 )
-def test_what_is_refused(settings: dict, message: str) -> None:
+def test_what_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(OtterError, match=message):
         read(served(), **settings)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import refused, tiny_base, tiny_config
-from test_packing import TEMPLATE, tokenizer
+from word_tokenizer import TEMPLATE, tokenizer
 
 from otterlm.errors import OtterError
 from otterlm.files import hold, make_folder
@@ -70,7 +70,7 @@ def test_another_run_is_refused(tmp_path: Path) -> None:
     refused(lambda: squared(path, [0], kind="cubes"), "lines.jsonl", "kind (squares there, cubes now)")
     refused(lambda: squared(path, [0], (1, 2), data=of_data([1, 2])), "data (4 there, 2 now)")
     refused(lambda: squared(path, [0], seed=1), "seed (none there, 1 now)")
-    refused(lambda: squared(path, [0], format=1 + FORMAT), "format")
+    refused(lambda: squared(path, [0], format=1 + FORMAT), f"format ({FORMAT} there, {1 + FORMAT} now)")
     assert path.read_text() == before
     path.write_text(before.replace(f'"format": {FORMAT}', '"format": 1'))
     refused(lambda: squared(path, [0]), "another version of otter-lm")

@@ -1,7 +1,5 @@
 """A folder is of one run: every recipe refuses another base, other data and other settings, and changes nothing."""
 
-# ruff: noqa: F811 - fixtures of test_cli
-
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import randomize, tiny_base
-from test_cli import SHAPE, answer, base, otter, pairs, refusal  # noqa: F401 - fixtures
-from test_packing import TEMPLATE, WORDS, tokenizer
+from conftest import SHAPE, randomize, tiny_base
 from transformers import AutoModelForCausalLM
+from word_tokenizer import TEMPLATE, WORDS, tokenizer
 
 from otterlm.model import OtterModel
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Listener, add_tiny_adapter, close, randomize, refused, tiny_base, tiny_config, tokens
+from drafts import TREES, continued
 from families import family_base
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,14 +34,6 @@ def drafting(sequential: bool = True, **signal: Any) -> OtterModel:
     otter = OtterModel(tiny_base(), tiny_config(signal=draft))
     randomize(otter.adapter().head, 3)
     return otter.eval()
-
-
-def continued(base, count: int = 24, length: int = 16) -> list[Example]:
-    """Random prompts and the base's greedy continuations of them."""
-    prompts = tokens(count, 5, seed=9)
-    said = base.generate(prompts, max_new_tokens=length, do_sample=False, eos_token_id=None)[:, 5:]
-    pairs = zip(prompts.tolist(), said.tolist(), strict=True)
-    return [Example(row, tuple(prompt), (tuple(new),)) for row, (prompt, new) in enumerate(pairs)]
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["sequential", "independent"])
@@ -69,13 +62,6 @@ def batch() -> dict[str, Tensor]:
 def generate(model, **settings):
     defaults = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     return model.generate(**batch(), **(defaults | settings))
-
-
-TREES = {
-    "chain": DraftTree.chain(3),
-    "one": DraftTree.chain(1),
-    "bush": DraftTree((-1, 0, 0, 0, 1, 1, 2, 4), (0, 0, 1, 2, 0, 1, 0, 0)),
-}
 
 
 @pytest.mark.parametrize("tree", TREES)
@@ -202,7 +188,10 @@ def test_reward_guidance_and_drafts_in_one_pass(trained) -> None:
     loop = SpeculativeDecoding(tree=TREES["bush"])
     assert torch.equal(generate(trained, custom_generate=loop, **guidance), expected)
     stop = [RewardStop(trained, 0.0)]
-    refused(lambda: generate(trained, custom_generate=loop, stopping_criteria=stop), "one row")
+    refused(
+        lambda: generate(trained, custom_generate=loop, stopping_criteria=stop),
+        "RewardStop counts them together: one row",
+    )
     for row in range(3):
         one = {name: value[row : row + 1] for name, value in batch().items()}
         settings = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
@@ -275,19 +264,21 @@ def test_tokens_are_streamed(trained) -> None:
 
 
 def test_what_cannot_be_drafted_is_refused(trained) -> None:
-    refused(lambda: SpeculativeDecoding(drafts=0), "drafts")
+    refused(lambda: SpeculativeDecoding(drafts=0), "drafts must be a whole number")
     refused(lambda: SpeculativeDecoding(confidence=1.5), "confidence")
-    refused(lambda: generate(trained, custom_generate=SpeculativeDecoding(tree=DraftTree.chain(4))), "3 heads")
+    refused(
+        lambda: generate(trained, custom_generate=SpeculativeDecoding(tree=DraftTree.chain(4))), "more than 3 heads"
+    )
     wide = DraftTree((-1, 0), (0, 60))
     refused(lambda: generate(trained, custom_generate=SpeculativeDecoding(tree=wide)), "vocabulary")
     refused(lambda: generate(trained, custom_generate=SpeculativeDecoding(), num_beams=2), "num_beams")
-    refused(lambda: generate(trained, custom_generate=SpeculativeDecoding(adapter_name="x")), "x")
+    refused(lambda: generate(trained, custom_generate=SpeculativeDecoding(adapter_name="x")), "unknown signal 'x'")
     refused(
         lambda: RewardGuidance(trained, 1.0, adapter_name="draft"),
         "'draft' (draft) is not one that scores every next token",
     )
     refused(lambda: DraftTree((-1, 2, 1), (0, 0, 0)), "before its children")
-    refused(lambda: DraftTree((0,), (0,)), "root")
+    refused(lambda: DraftTree((0,), (0,)), "starts with its root (parent -1)")
 
 
 def test_the_tree_is_shaped_by_what_was_measured(trained) -> None:
@@ -357,4 +348,4 @@ def test_a_draft_adapter_is_saved_whole(tmp_path, trained) -> None:
         save_file(weights | {"head.vocabulary": ids}, tmp_path / "adapter_model.safetensors")
         refused(lambda: OtterModel.from_pretrained(tiny_base(), tmp_path), "no tokens of the base")
     save_file(weights | {"head.vocabulary": weights["head.vocabulary"].float()}, tmp_path / "adapter_model.safetensors")
-    refused(lambda: OtterModel.from_pretrained(tiny_base(), tmp_path), "I64")
+    refused(lambda: OtterModel.from_pretrained(tiny_base(), tmp_path), "head.vocabulary is F32; expected I64")

@@ -174,7 +174,7 @@ def test_cache_filled_while_off_is_refused():
     otter, cached = tiny_otter(base_of()), DynamicCache()
     with otter.disable_adapter():
         otter(tokens(1, 5), past_key_values=cached)
-    refused(lambda: otter(tokens(1, 2), past_key_values=cached), "cache")
+    refused(lambda: otter(tokens(1, 2), past_key_values=cached), "filled while the adapter was off")
 
 
 @pytest.mark.parametrize("configured", [True, False])

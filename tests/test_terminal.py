@@ -1,7 +1,5 @@
 """What reaches the terminal: every text as it is, one line for what goes wrong, one object with --json."""
 
-# ruff: noqa: F811 - fixtures of test_cli
-
 import errno
 import functools
 import json
@@ -18,15 +16,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import add_tiny_adapter, refused, tiny_base, tiny_otter
+from conftest import SHAPE, add_tiny_adapter, refused, tiny_base, tiny_otter
 from rich.progress import TextColumn
 from safetensors.torch import load_file, save_file
 from surface import commands
-from test_cli import SHAPE, adapter, answer, base, otter, pairs, refusal  # noqa: F401 - fixtures
-from test_packing import TEMPLATE, WORDS
-from test_packing import tokenizer as words_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from word_tokenizer import TEMPLATE, WORDS
+from word_tokenizer import tokenizer as words_tokenizer
 
 from otterlm.cli import generate, verify
 from otterlm.cli.demo.common import heading, panel

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -11,12 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import add_tiny_adapter, refused, tiny_base, tiny_config, tiny_otter, tokens
+from conftest import add_tiny_adapter, error_of, refused, tiny_base, tiny_config, tiny_otter, tokens
 from safetensors.torch import load_file
 from training_runs import OFTEN, new_objective, run
 
 from otterlm.decoding import RewardGuidance
-from otterlm.errors import OtterError
 from otterlm.files import text, write_files
 from otterlm.model import OtterModel
 
@@ -114,9 +114,8 @@ def test_two_threads_steer_apart() -> None:
 )
 def test_odd_places_to_load_from_are_refused(name, monkeypatch, tmp_path) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(OtterError) as caught:
-        OtterModel.from_pretrained(tiny_base(), name)
-    assert "\n" not in str(caught.value)
+    message = error_of(lambda: OtterModel.from_pretrained(tiny_base(), name))
+    assert re.search("is not an adapter folder|is neither a folder nor an adapter|adapter_config.json cannot", message)
 
 
 def test_an_older_format_says_how_to_go_on(tmp_path) -> None:

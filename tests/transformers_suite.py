@@ -132,11 +132,11 @@ class _Wrapped(OtterModel, metaclass=_Wrapping):
         return super().generate(*args, **kwargs)
 
     @classmethod
-    def _from_config(cls, *args: Any, **kwargs: Any) -> Any:
+    def _from_config(cls: Any, *args: Any, **kwargs: Any) -> Any:
         return cls.wrap(cls.plain._from_config(*args, **kwargs))
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
         loaded = cls.plain.from_pretrained(*args, **kwargs)
         return (cls.wrap(loaded[0]), *loaded[1:]) if isinstance(loaded, tuple) else cls.wrap(loaded)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from engines import assert_rewards, make_folder
+from engines import Answer, assert_rewards, make_folder
 from openai import OpenAI
 
 from otterlm.engines import client
@@ -23,7 +23,7 @@ PORT = 8217
 SETTINGS = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "256", "--served-model-name", "otter"]
 PROMPT = "The otter swims under"
 GREEDY = {"model": "otter", "temperature": 0, "max_tokens": 8}
-CHAT = {**GREEDY, "messages": [{"role": "user", "content": "Hello"}]}
+CHAT: dict[str, Any] = {**GREEDY, "messages": [{"role": "user", "content": "Hello"}]}
 REWARDS = {"vllm_xargs": {"otter_rewards": 1}}
 GUARD = {"vllm_xargs": {"otter_threshold": 1e6, "otter_guard": "guard"}}
 
@@ -90,9 +90,7 @@ def test_completions(http: httpx.Client, folder: Path) -> None:
     (choice,) = post(http, "/v1/completions", asked, REWARDS)["choices"]
     rewards = choice.pop("otter")["rewards"]
     assert [choice] == plain["choices"]
-    answer = type(
-        "Answer", (), {"prompt": choice["prompt_token_ids"], "tokens": choice["token_ids"], "rewards": rewards}
-    )
+    answer = Answer(choice["prompt_token_ids"], choice["token_ids"], rewards, [])
     assert_rewards(load_exported(folder), [answer], "reward", "guard")
     for fields in (asked, {**asked, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}):
         assert joined(post(http, "/v1/completions", fields, REWARDS, {"stream": True})) == rewards
@@ -213,7 +211,7 @@ ROUTES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_cannot_be_honoured_is_a_400_that_says_why(http: httpx.Client, route: str, stream: bool) -> None:
     asked = ROUTES[route] | ({"stream": True} if stream and "batch" not in route else {})
-    wrong = [
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"vllm_xargs": {"otter_wieght": 1}}, "unknown argument otter_wieght"),
         ({"vllm_xargs": {"Otter-Weight": 1}}, "unknown argument Otter-Weight"),
         ({"otter_weight": 1}, "go into vllm_xargs"),

@@ -295,7 +295,12 @@ def test_the_second_runners_interface(folder, llm):
     """vLLM's other model runner needs Triton; its calls are made by hand, on the same model's states."""
     model = llm.llm_engine.model_executor.driver_worker.model_runner.model
     second = Steering(llm.llm_engine.vllm_config, SimpleNamespace())
-    asked = [{"weight": 3.0, "signal": "reward"}, {}, {"rewards": 1}, {"threshold": 1e6, "guard": "guard"}]
+    asked: list[dict[str, Any]] = [
+        {"weight": 3.0, "signal": "reward"},
+        {},
+        {"rewards": 1},
+        {"threshold": 1e6, "guard": "guard"},
+    ]
     parameters = [greedy(**client.request(folder, **settings)) for settings in asked]
     wants = [second.add_request(slot, each) for slot, each in enumerate(parameters)]
     assert wants == [True, False, False, False]
