@@ -130,7 +130,7 @@ def _failure(base: Any, family: Family) -> str | None:
         initialize(stream, config, base, family)
         plain = base(ids, use_cache=False)[0]
         taps = Taps(base, family, stream.widths.layers)
-        seen = StreamPass(stream, stream.widths.depth, ())
+        seen = StreamPass(stream, stream.widths.depth)
         with taps.visit(seen):
             output = base(ids, use_cache=False)[0]
         taps.remove()

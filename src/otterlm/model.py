@@ -277,17 +277,13 @@ class OtterModel(NamedAdapters):
 
     def stream_passes(self, names: Sequence[str]) -> dict[str, StreamPass]:
         """Streams of the named adapters, ready to be shown one forward pass of the base."""
-        # An adapter that is off keeps its place in the cache.
-        owners = [*range(decoder_config(self.base_model).num_hidden_layers)]
-        first = {}
+        passes = {}
+        slot = decoder_config(self.base_model).num_hidden_layers
         for name, adapter in self._adapters.items():
-            first[name] = len(owners)
-            owners += adapter.stream.widths.layers
-        return {
-            name: StreamPass(adapter.stream, first[name], tuple(owners))
-            for name, adapter in self._adapters.items()
-            if name in names
-        }
+            if name in names:
+                passes[name] = StreamPass(adapter.stream, slot)
+            slot += len(adapter.stream.widths.layers)  # an adapter that is off keeps its slots, too
+        return passes
 
     def heads(self, states: dict[str, Tensor]) -> dict[str, Signal]:
         """The signals of widened states, `[B, T, d + d']` each, by adapter."""
