@@ -19,7 +19,8 @@ from otterlm.causal import check_causal
 from otterlm.config import OtterConfig
 from otterlm.detection import recognize
 from otterlm.errors import OtterError
-from otterlm.families.parts import decoder_config, weight_of
+from otterlm.families.facts import decoder_config
+from otterlm.families.parts import weight_of
 from otterlm.fingerprint import fingerprint, same_base
 from otterlm.generation import Generation
 from otterlm.generation import generate as generate_with

@@ -7,7 +7,8 @@ from transformers import PreTrainedModel
 from otterlm.config import OtterConfig
 from otterlm.errors import OtterError
 from otterlm.families import Family
-from otterlm.families.parts import decoder_config, inputs_of
+from otterlm.families.facts import decoder_config
+from otterlm.families.parts import inputs_of
 
 
 @dataclass(frozen=True, slots=True)
