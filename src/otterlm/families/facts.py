@@ -25,6 +25,22 @@ def number(config: Any, name: str | None) -> float | None:
     return None if value is None else float(value)
 
 
+def head_dim(config: Any) -> int:
+    """The width of a head."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def kv_heads(config: Any, family: Family) -> int:
+    """The number of key/value heads of a block."""
+    heads = None if family.kv_heads is None else getattr(config, family.kv_heads)
+    return int(heads or config.num_attention_heads)
+
+
+def context_length(config: Any) -> int | None:
+    """The most tokens that a model was made for; None: its configuration does not say."""
+    return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+
 def residual_multiplier(config: Any, family: Family) -> float:
     """What attention and the FFN put out is multiplied by, before it is added to the state."""
     multiplier = number(config, family.residual_multiplier)
