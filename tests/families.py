@@ -20,11 +20,18 @@ SIZES = {
 }
 WIDE = {"head_dim": 16}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "mlp_only_layers": []}
+GRANITE = {
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.4,
+    "attention_multiplier": 0.2,
+    "logits_scaling": 2.5,
+}
 GEMMA = {**WIDE, "query_pre_attn_scalar": 12, "sliding_window": 8}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "mistral": ("mistral", {"sliding_window": None}),
     "qwen2": ("qwen2", {}),
+    "granite": ("granite", GRANITE),
     "qwen3": ("qwen3", WIDE),
     "phi3": ("phi3", {"partial_rotary_factor": 0.5}),
     "olmo2": ("olmo2", {}),
@@ -46,10 +53,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def family_base(name: str, dtype: Any = None, attention: str = "sdpa", seed: int = 0) -> PreTrainedModel:
+def family_base(
+    name: str, dtype: Any = None, attention: str = "sdpa", seed: int = 0, **overrides: Any
+) -> PreTrainedModel:
     """A frozen random model."""
-    model_type, overrides = FAMILIES[name]
-    config = AutoConfig.for_model(model_type, **(SIZES | overrides))
+    model_type, settings = FAMILIES[name]
+    config = AutoConfig.for_model(model_type, **(SIZES | settings | overrides))
     base = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     randomize(base, seed)
     base = base.requires_grad_(False).eval()

@@ -134,6 +134,20 @@ def test_a_cache_that_was_filled_while_off_is_refused(name):
 
 
 @torch.no_grad()
+def test_the_layers_of_an_adapter_that_was_off_are_of_its_own_blocks_kinds():
+    otter = tiny_otter(tiny_base(**HYBRID), layers=(1,))
+    add_tiny_adapter(otter, "sliding", layers=(2,))
+    cache = StaticCache(config=otter.config, max_cache_len=16)
+    with otter.use_adapters(["sliding"]):
+        otter(tokens(1, 5), past_key_values=cache)
+    cache.reset()
+    with otter.use_adapters(["reward"]):
+        otter(tokens(1, 9), past_key_values=cache)
+    assert [type(layer) for layer in cache.layers[LAYERS:]] == [type(cache.layers[1]), type(cache.layers[2])]
+    assert type(cache.layers[1]) is not type(cache.layers[2])
+
+
+@torch.no_grad()
 def test_a_static_cache_that_was_reset_may_be_used():
     otter = tiny_otter(tiny_base())
     cache = StaticCache(config=otter.config, max_cache_len=16)

@@ -11,6 +11,7 @@ from families import FAMILIES, SIZES, family_base, unlisted
 from transformers import AutoConfig
 
 from otterlm import families
+from otterlm.decoding.checks import check_window
 from otterlm.model import OtterModel
 from otterlm.signals.contrast.config import ContrastConfig
 from otterlm.signals.contrast.objective import ContrastObjective
@@ -113,7 +114,7 @@ def test_recorded_training_is_live_training(name, tmp_path) -> None:
     close(found[1], found[0], 5e-2)
 
 
-@pytest.mark.parametrize("name", ["gemma2", "cohere"])
+@pytest.mark.parametrize("name", ["granite", "gemma2", "cohere"])
 def test_a_contrast_knows_what_is_done_to_the_logits(name) -> None:
     """With both sides at 0, the loss is the base's own: soft caps and scales of the logits are in it."""
     base = family_base(name, attention=attention_of(name))
@@ -123,6 +124,64 @@ def test_a_contrast_knows_what_is_done_to_the_logits(name) -> None:
         collate([Example(0, (), (tuple(text[0].tolist()),), label=1)])
     )
     close(loss["loss"].detach(), base(text, labels=text).loss, 1e-4)
+
+
+@torch.no_grad()
+def test_a_copied_table_holds_the_embeddings_as_blocks_get_them() -> None:
+    base = family_base("granite")
+    otter = tiny_otter(base, initialization="copy", embedding="table", layers=(0,))
+    ids, entered = tokens(1, 9), []
+    base.get_decoder().layers[0].register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
+    otter(ids)
+    table = otter.adapter().stream.table
+    assert table is not None
+    assert torch.equal(table(ids), entered[0][..., :8])
+
+
+def test_a_contrast_is_trained_on_granite() -> None:
+    """Each side learns its corpus, by the probabilities that Granite's scaled logits give."""
+    otter = OtterModel(family_base("granite"), tiny_config(signal=ContrastConfig(rank=4), initialization="copy"))
+    batch = collate([Example(0, (), ((5, 6, 7, 8, 9, 10),), label=1), Example(1, (), ((5, 11, 12, 13, 14),), label=0)])
+    objective = ContrastObjective(otter, LiveBase(otter))
+    optimizer = torch.optim.Adam(otter.adapters.parameters(), 1e-2)
+    for _ in range(80):
+        optimizer.zero_grad()
+        objective(batch)["loss"].backward()
+        optimizer.step()
+    with torch.no_grad():
+        after = objective.eval()(batch)
+        text = batch.input_ids[:1]
+        output = otter(text)
+        signal = output.signals["contrast"]
+        steps = [output.logits[:, n] + signal.expert(n) for n in range(text.shape[1] - 1)]
+    assert after["loss"] < 0.2 * after["base"]
+    assert after["accuracy"] == 1
+    # As decoding adds them up: the expert writes its text.
+    assert torch.equal(torch.stack(steps, dim=1).argmax(-1), text[:, 1:])
+    losses = torch.nn.functional.cross_entropy(torch.cat(steps), text[0, 1:])
+    one = objective(collate([Example(0, (), ((5, 6, 7, 8, 9, 10),), label=1)]))["loss"]
+    close(losses, one, 1e-4)
+
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "windows"),
+    [
+        ("mistral", {"sliding_window": 8}, [8, 8, 8]),
+        ("gemma3", {"layer_types": [SLIDING, FULL, SLIDING]}, [8, None, 8]),
+        ("gemma3", {"layer_types": [FULL] * 3}, [None] * 3),
+        ("llama", {}, [None] * 3),
+    ],
+)
+def test_windows_are_those_of_each_block(name, overrides, windows) -> None:
+    otter = OtterModel(family_base(name, **overrides), tiny_config())
+    layers = otter.adapter().stream.layers.values()
+    assert [layer.attention.sliding_window for layer in layers] == windows
+    if any(windows):
+        refused(lambda: check_window(otter, 9), "the base's window is 8")
+    check_window(otter, 8 if any(windows) else 9)
 
 
 def test_other_signals_fit_other_families() -> None:
@@ -152,9 +211,9 @@ def test_an_unlisted_family_is_recognised_by_what_it_does(listed, model_type) ->
     assert otter.signal("reward").prefix.isfinite().all()
 
 
-@pytest.mark.parametrize(("model_type", "named"), [("granite", "act otherwise"), ("bloom", "which this has not")])
+@pytest.mark.parametrize(("model_type", "named"), [("doge", "act otherwise"), ("bloom", "which this has not")])
 def test_what_is_not_recognised_says_why(listed, model_type, named) -> None:
-    overrides = {"residual_multiplier": 0.5} if model_type == "granite" else {"n_head": 4, "n_layer": 2}
+    overrides = {} if model_type == "doge" else {"n_head": 4, "n_layer": 2}
     refused(lambda: OtterModel(unlisted(model_type, **overrides)), model_type, named)
 
 

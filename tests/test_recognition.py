@@ -32,10 +32,12 @@ from otterlm.signals.reward.objective import RewardObjective, RewardTrainingConf
 from otterlm.training.data.packing import Example, collate
 from otterlm.training.sources import LiveBase, RecordedBase
 
-PLAIN = {"embedding_multiplier": 3.0, "residual_multiplier": 1.0, "attention_multiplier": 0.35, "logits_scaling": 2.0}
+SCALED = {"embedding_multiplier": 3.0, "residual_multiplier": 0.4, "attention_multiplier": 0.35, "logits_scaling": 2.0}
+CLOVA = {"use_post_norm": False, "residual_multiplier": 1.0}
 UNLISTED: dict[str, dict[str, Any]] = {
     "gemma": {"head_dim": 16},
-    "granite": PLAIN,
+    "granite_swa": SCALED,
+    "vaultgemma": {"head_dim": 8},
     "smollm3": {},
     "nanochat": {},
     "cohere2": {"head_dim": 8},
@@ -67,10 +69,12 @@ def test_recognised_in_every_precision(kind, dtype, tmp_path):
 
 
 def test_a_model_of_a_recognised_type_is_tried_by_itself():
-    odd = PLAIN | {"residual_multiplier": 0.22}
-    assert slice_error(unlisted("granite", **PLAIN), tokens(2, 9)) < 1e-4
-    refused(lambda: OtterModel(unlisted("granite", **odd)), "granite", "act otherwise")
-    assert slice_error(unlisted("granite", **PLAIN, attention_bias=True), tokens(2, 9)) < 1e-4
+    plain, odd = CLOVA | {"logits_scaling": 1.0}, CLOVA | {"logits_scaling": 2.0}
+    assert slice_error(unlisted("hyperclovax", **plain), tokens(2, 9)) < 1e-4
+    # It multiplies by what Granite divides by.
+    refused(lambda: OtterModel(unlisted("hyperclovax", **odd)), "hyperclovax", "its logits are scaled otherwise")
+    refused(lambda: OtterModel(unlisted("hyperclovax", **plain | {"use_post_norm": True})), "act otherwise")
+    assert slice_error(unlisted("hyperclovax", **plain, attention_bias=True), tokens(2, 9)) < 1e-4
 
 
 def test_a_trial_leaves_the_random_state_and_the_base():
@@ -97,8 +101,8 @@ def test_plan_recognises_large_configurations(size):
     wide = {"hidden_size": size * 8, "num_hidden_layers": 80, "vocab_size": 200_000, "num_attention_heads": 32}
     config = AutoConfig.for_model("seed_oss", **wide, intermediate_size=4 * size, num_key_value_heads=8, head_dim=128)
     assert plan(config, tiny_config(num_attention_heads=2)).base_parameters > 10_000_000
-    granite = AutoConfig.for_model("granite", **wide, residual_multiplier=0.22, num_key_value_heads=8)
-    refused(lambda: plan(granite, tiny_config()), "granite", "act otherwise")
+    other = AutoConfig.for_model("hyperclovax", **wide, logits_scaling=2.0, num_key_value_heads=8, use_post_norm=False)
+    refused(lambda: plan(other, tiny_config()), "hyperclovax", "its logits are scaled otherwise")
 
 
 def test_plan_says_what_is_no_language_model():
@@ -124,8 +128,9 @@ def test_an_export_of_a_recognised_base_loads_in_a_fresh_process(tmp_path):
     assert torch.equal(torch.load(tmp_path / "rewards"), expected)
 
 
-def test_a_contrast_on_granite_knows_its_scaled_logits():
-    base, text = unlisted("granite", **PLAIN), tokens(1, 6)
+@pytest.mark.parametrize("kind", ["granite_swa", "vaultgemma", "cohere2", "nanochat"])
+def test_a_contrast_knows_the_scaled_logits_of_recognised_bases(kind):
+    base, text = unlisted(kind, **UNLISTED[kind]), tokens(1, 6)
     otter = OtterModel(base, tiny_config(signal=ContrastConfig(rank=4)))
     batch = collate([Example(0, (), (tuple(text[0].tolist()),), label=1)])
     loss = ContrastObjective(otter, LiveBase(otter)).eval()(batch)["loss"].detach()

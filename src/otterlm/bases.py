@@ -17,6 +17,7 @@ from transformers import (
 
 from otterlm import smollm2
 from otterlm.errors import OtterError, reason
+from otterlm.families.facts import context_length
 from otterlm.smollm2 import SMOLLM2
 
 
@@ -83,7 +84,7 @@ def check_context(config: PretrainedConfig, tokens: int) -> None:
     Raises:
         OtterError: it does not.
     """
-    longest = getattr(config, "max_position_embeddings", None)
+    longest = context_length(config)
     if longest is not None and tokens > longest:
         raise OtterError(f"a text of {tokens} tokens exceeds the base's context of {longest}: shorten or cut it")
 

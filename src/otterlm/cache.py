@@ -22,14 +22,12 @@ class CachePlace:
 
     Attributes:
         block: the widened block.
-        layer: the layer of the cache that is ours.
-        owners: the block that each layer of the cache belongs to, the base's own and then all adapters'.
+        slot: the index of its layer in the cache.
         stream: a number that tells inserted streams apart.
     """
 
     block: int
-    layer: int
-    owners: tuple[int, ...]
+    slot: int
     stream: int
 
 
@@ -46,19 +44,27 @@ def update_inserted(cache: Cache, key: Tensor, value: Tensor, place: CachePlace)
     """
     if isinstance(cache, EncoderDecoderCache):
         cache = cache.self_attention_cache
-    while len(cache.layers) <= place.layer:
-        owner = place.owners[len(cache.layers)]
-        # A cache that grows on demand has no layers of blocks to come; its layers are all of one kind.
-        cache.layers.append(_empty_like(cache.layers[owner if owner < len(cache.layers) else place.block]))
-    ours: Any = cache.layers[place.layer]
-    new = not ours.is_initialized
+    ours, new = _layer(cache, place)
     if new:
         ours.otter_stream = place.stream
     elif getattr(ours, "otter_stream", place.stream) != place.stream:
         raise OtterError("the KV cache was filled by other adapters than are inserted now: start from an empty cache")
-    key, value = cache.update(key, value, place.layer)
-    _check_lengths(cache.get_seq_length(place.block), cache.get_seq_length(place.layer), new)
+    key, value = cache.update(key, value, place.slot)
+    _check_lengths(cache.get_seq_length(place.block), cache.get_seq_length(place.slot), new)
     return key, value
+
+
+def _layer(cache: Cache, place: CachePlace) -> tuple[Any, bool]:
+    """The layer in a slot, and whether it is still empty. It is made at its first use, of its block's kind."""
+    while len(cache.layers) <= place.slot:
+        # Slots before ours stay empty: of adapters that are off, or of the base's blocks to come where a cache grows on
+        # demand (its layers are all of one kind).
+        cache.layers.append(_empty_like(cache.layers[place.block]))
+    if cache.layers[place.slot].is_initialized:
+        return cache.layers[place.slot], False
+    # Another adapter may have made it, of the kind of another block.
+    cache.layers[place.slot] = _empty_like(cache.layers[place.block])
+    return cache.layers[place.slot], True
 
 
 def _check_lengths(base: int | Tensor, ours: int | Tensor, new: bool) -> None:

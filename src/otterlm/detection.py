@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 from otterlm.config import OtterConfig
 from otterlm.errors import OtterError, reason
 from otterlm.families import FAMILIES, KNOWN, Family, family_of
-from otterlm.families.parts import decoder_config, device_of, part_of
+from otterlm.families.facts import decoder_config
+from otterlm.families.parts import base_logits, device_of, part_of
 from otterlm.initialization import initialize
 from otterlm.passes import StreamPass
 from otterlm.replica import replica
@@ -43,7 +44,7 @@ def recognize(base: PreTrainedModel) -> Family:
     identity = _identity(base, config)
     if identity not in _recognized:
         with torch.random.fork_rng(devices=[]):  # the caller's random state stays
-            _recognized[identity] = _by_trial(base, config.model_type)
+            _recognized[identity] = _by_trial(base, config)
     return _recognized[identity]
 
 
@@ -54,19 +55,20 @@ def _identity(base: PreTrainedModel, config: Any) -> str:
     return json.dumps([type(base.get_decoder()).__qualname__, values], sort_keys=True, default=str)
 
 
-def _by_trial(base: PreTrainedModel, kind: str) -> Family:
+def _by_trial(base: PreTrainedModel, config: Any) -> Family:
+    kind = config.model_type
     lacking = {family: _missing(base, family) for family in KNOWN}
     alike = [family for family in KNOWN if not lacking[family]]
     failures = []
     small = replica(base) if alike else None
     for family in alike:
-        for variant in _variants(family):
+        for variant in _variants(family, config):
             failure = _failure(small, variant)
             if failure is None:
                 return replace(variant, model_types=(kind,))
             failures.append((failure, family.model_types[0]))
     if failures:
-        failure, name = min(failures, key=lambda pair: pair[0] != MISFIT)
+        failure, name = min(failures, key=lambda pair: (pair[0] != OTHER_LOGITS, pair[0] != MISFIT))
         why = f"its parts are named as {name}'s but {failure}"
     else:
         closest = min(KNOWN, key=lambda family: len(lacking[family]) / len(_paths(family)))
@@ -108,20 +110,31 @@ def _missing(base: PreTrainedModel, family: Family) -> list[str]:
     ]
 
 
-def _variants(family: Family) -> Iterator[Family]:
-    """The family as listed, and as it would be with other norms or other residuals."""
-    yield family
-    for parallel, centred, offset in product((False, True), (False, True), (0.0, 1.0)):
-        yield replace(family, parallel=parallel, centred=centred, norm_offset=offset)
+_NUMBERS = ("embedding_multiplier", "residual_multiplier", "logit_multiplier", "logit_divisor", "logit_softcap")
+
+
+def _variants(family: Family, config: Any) -> Iterator[Family]:
+    """The family as listed, and as it would be with other norms or other residuals; with the numbers that listed
+    families have and this configuration has, too, then without."""
+    none: dict[str, Any] = dict.fromkeys(_NUMBERS)
+    named = {
+        field: name for known in KNOWN for field in _NUMBERS if hasattr(config, name := getattr(known, field) or "")
+    }
+    for numbers in (none | named, none) if named else (none,):
+        alike = replace(family, **numbers)
+        yield alike
+        for parallel, centred, offset in product((False, True), (False, True), (0.0, 1.0)):
+            yield replace(alike, parallel=parallel, centred=centred, norm_offset=offset)
 
 
 MISFIT = "act otherwise"
+OTHER_LOGITS = "its logits are scaled otherwise"
 
 
 @torch.no_grad()
 def _failure(base: Any, family: Family) -> str | None:
     """Why the facts do not hold: a copied stream does not go through the base as its own first channels do, or changes
-    what it computes. None where they hold."""
+    what it computes, or the logits are not what the facts say. None where they hold."""
     config = OtterConfig(hidden_size=CHANNELS, num_attention_heads=1, intermediate_size=1)
     device = device_of(base.get_input_embeddings())
     ids = torch.arange(1, TOKENS + 1, device=device)[None]
@@ -130,7 +143,7 @@ def _failure(base: Any, family: Family) -> str | None:
         initialize(stream, config, base, family)
         plain = base(ids, use_cache=False)[0]
         taps = Taps(base, family, stream.widths.layers)
-        seen = StreamPass(stream, stream.widths.depth, ())
+        seen = StreamPass(stream, stream.widths.depth)
         with taps.visit(seen):
             output = base(ids, use_cache=False)[0]
         taps.remove()
@@ -140,5 +153,9 @@ def _failure(base: Any, family: Family) -> str | None:
         return MISFIT
     width = stream.widths.base
     ours, theirs = seen.state[..., width:].float(), seen.state[..., :CHANNELS].float()
-    same = ours.shape == theirs.shape and (ours - theirs).abs().max() <= TOLERANCE * seen.state.abs().max()
-    return None if same else MISFIT
+    if ours.shape != theirs.shape or (ours - theirs).abs().max() > TOLERANCE * seen.state.abs().max():
+        return MISFIT
+    if base.get_output_embeddings() is None:  # the decoder of a model that also sees or hears
+        return None
+    logits = base_logits(base, family, seen.state[..., :width])
+    return None if (logits - plain).abs().max() <= TOLERANCE * plain.abs().max() else OTHER_LOGITS

@@ -5,15 +5,14 @@ channels at every widened block (where all are widened). The columns that read t
 as in LoRA, one factor starts at zero.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from otterlm.config import OtterConfig
 from otterlm.families import Family
-from otterlm.families.parts import decoder_config, gate_up, matrix, query_key_value, tensor_of, weight_of
+from otterlm.families.facts import decoder_config
+from otterlm.families.parts import embedding_slice, gate_up, matrix, query_key_value, tensor_of
 from otterlm.stream import HeadNorm, InsertedLayer, InsertedNorm, InsertedStream
 from otterlm.widths import Widths
 
@@ -51,21 +50,15 @@ def fit_table(stream: InsertedStream, base: PreTrainedModel, family: Family) -> 
     if stream.table is not None and stream.table.num_embeddings != rows:
         former = stream.table.weight
         stream.resize_table(rows)
-        stream.table.weight.copy_(_embedding_slice(stream, base, family))
+        stream.table.weight.copy_(embedding_slice(base, family, stream.widths.inserted))
         kept = min(rows, len(former))
         stream.table.weight[:kept] = former[:kept]
-
-
-def _embedding_slice(stream: InsertedStream, base: PreTrainedModel, family: Family) -> Tensor:
-    embedding: Any = base.get_decoder().get_submodule(family.embedding)
-    rows = decoder_config(base).vocab_size
-    return weight_of(embedding)[:rows, : stream.widths.inserted] * getattr(embedding, "embed_scale", 1)
 
 
 def _copy_slices(stream: InsertedStream, base: PreTrainedModel, family: Family) -> None:
     decoder, width = base.get_decoder(), stream.widths.inserted
     if stream.table is not None:
-        stream.table.weight.copy_(_embedding_slice(stream, base, family))
+        stream.table.weight.copy_(embedding_slice(base, family, stream.widths.inserted))
     if stream.projection is not None:
         stream.projection.weight.copy_(torch.eye(width, stream.widths.base))
     for index, layer in stream.layers.items():

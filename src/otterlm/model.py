@@ -19,7 +19,8 @@ from otterlm.causal import check_causal
 from otterlm.config import OtterConfig
 from otterlm.detection import recognize
 from otterlm.errors import OtterError
-from otterlm.families.parts import decoder_config, weight_of
+from otterlm.families.facts import decoder_config
+from otterlm.families.parts import weight_of
 from otterlm.fingerprint import fingerprint, same_base
 from otterlm.generation import Generation
 from otterlm.generation import generate as generate_with
@@ -245,17 +246,13 @@ class OtterModel(LatestSignals):
 
     def stream_passes(self, names: Sequence[str]) -> dict[str, StreamPass]:
         """Streams of the named adapters, ready to be shown one forward pass of the base."""
-        # An adapter that is off keeps its place in the cache.
-        owners = [*range(decoder_config(self.base_model).num_hidden_layers)]
-        first = {}
+        passes = {}
+        slot = decoder_config(self.base_model).num_hidden_layers
         for name, adapter in self._adapters.items():
-            first[name] = len(owners)
-            owners += adapter.stream.widths.layers
-        return {
-            name: StreamPass(adapter.stream, first[name], tuple(owners))
-            for name, adapter in self._adapters.items()
-            if name in names
-        }
+            if name in names:
+                passes[name] = StreamPass(adapter.stream, slot)
+            slot += len(adapter.stream.widths.layers)  # an adapter that is off keeps its slots, too
+        return passes
 
     def heads(self, states: dict[str, Tensor]) -> dict[str, Signal]:
         """The signals of widened states, `[B, T, d + d']` each, by adapter."""

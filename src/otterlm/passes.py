@@ -26,19 +26,18 @@ class StreamPass(Visitor):
 
     Args:
         stream: the parameters.
-        first_cache_layer: where its keys and values start in the KV cache.
-        owners: the block that each layer of the KV cache belongs to.
+        first_slot: where its keys and values start among the layers of the KV cache.
 
     Attributes:
         state: [h, h'] after the final norm, `[B, T, d + d']`, once the pass is over.
     """
 
-    def __init__(self, stream: InsertedStream, first_cache_layer: int, owners: tuple[int, ...]) -> None:
+    def __init__(self, stream: InsertedStream, first_slot: int) -> None:
         self.stream = stream
         self.state: Tensor | None = None
         self._places = {
-            block: CachePlace(block, first_cache_layer + n, owners, stream.number)
-            for n, block in enumerate(stream.widths.layers)
+            block: CachePlace(block, slot, stream.number)
+            for slot, block in enumerate(stream.widths.layers, start=first_slot)
         }
         self._inserted: Tensor | None = None
         self._table: tuple[Tensor, Tensor] | None = None

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from otterlm.errors import OtterError, reason
-from otterlm.families.parts import decoder_config
+from otterlm.families.facts import decoder_config
 
 PARAMETERS = 32_000_000
 """The most that a replica is to have: 128 MB."""

@@ -21,7 +21,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from otterlm.cache import CachePlace, update_inserted
 from otterlm.config import OtterConfig
 from otterlm.families import Family
-from otterlm.families.parts import activation_of, decoder_config, is_biased, norm_eps, part_of
+from otterlm.families.facts import activation_of, decoder_config, residual_multiplier, window_of
+from otterlm.families.parts import is_biased, norm_eps, part_of
 from otterlm.masks import dense
 from otterlm.rotary import Rotation
 from otterlm.taps import LayerTaps
@@ -93,14 +94,14 @@ class InsertedAttention(nn.Module):
 
     is_causal = True
 
-    def __init__(self, widths: Widths, block: nn.Module, family: Family, **factory: Any) -> None:
+    def __init__(self, widths: Widths, block: nn.Module, index: int, family: Family, **factory: Any) -> None:
         super().__init__()
         attention = block.get_submodule(family.attention)
         self.widths = widths
         self.base_config: Any = attention.config  # says which kernel the base uses, also after it is switched
-        self.sliding_window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
+        self.sliding_window = window_of(attention.config, family, index)
         self.num_key_value_groups = widths.heads // widths.kv_heads
-        scaling = getattr(attention, "scaling", widths.base_head_dim**-0.5)
+        scaling = getattr(attention, family.attention_scale, widths.base_head_dim**-0.5)
         self.scaling = scaling * (widths.base_head_dim / widths.head_dim) ** 0.5
         biased = is_biased(block, family.query_key_value[0])
         channels = (widths.heads + 2 * widths.kv_heads) * widths.head_dim
@@ -178,6 +179,7 @@ class InsertedLayer(nn.Module):
         self,
         widths: Widths,
         block: nn.Module,
+        index: int,
         family: Family,
         activation: str,
         attention: type[InsertedAttention],
@@ -190,8 +192,9 @@ class InsertedLayer(nn.Module):
             return None if base is None else InsertedNorm(widths.inserted, base, family.centred, **factory)
 
         self.parallel = family.parallel
+        self.residual = residual_multiplier(block.get_submodule(family.attention).config, family)
         self.attention_norm = norm(family.attention_norm)
-        self.attention = attention(widths, block, family, **factory)
+        self.attention = attention(widths, block, index, family, **factory)
         self.attention_post_norm = norm(family.attention_post_norm)
         self.ffn_norm = norm(family.ffn_norm)
         self.ffn = InsertedFFN(widths, block, family, activation, **factory)
@@ -202,12 +205,13 @@ class InsertedLayer(nn.Module):
         x = torch.cat((taps.attention_input, _normed(self.attention_norm, inserted, taps.hidden)), dim=-1)
         attended = self.attention(x, taps, place, rotation)
         attended = _normed(self.attention_post_norm, attended, taps.attended)
-        middle = inserted + attended
+        middle = torch.add(inserted, attended, alpha=self.residual)
         x = torch.cat(
             (taps.ffn_input, _normed(self.ffn_norm, inserted if self.parallel else middle, taps.middle)), dim=-1
         )
         produced = self.ffn(x, taps.produced if taps.units is None else taps.units)
-        return middle + _normed(self.ffn_post_norm, produced, taps.produced)
+        produced = _normed(self.ffn_post_norm, produced, taps.produced)
+        return torch.add(middle, produced, alpha=self.residual)
 
 
 def _normed(norm: InsertedNorm | None, inserted: Tensor, hidden: Tensor | None) -> Tensor:
@@ -251,7 +255,10 @@ class InsertedStream(nn.Module):
             self.projection = nn.Linear(widths.base, widths.inserted, bias=False, **factory)
         activation = activation_of(decoder_config(base))
         self.layers = nn.ModuleDict(
-            {str(i): InsertedLayer(widths, blocks[i], family, activation, attention, **factory) for i in widths.layers}
+            {
+                str(i): InsertedLayer(widths, blocks[i], i, family, activation, attention, **factory)
+                for i in widths.layers
+            }
         )
         norm = decoder.get_submodule(family.final_norm)
         self.final_norm = InsertedNorm(widths.inserted, norm, family.centred, **factory)

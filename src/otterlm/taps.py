@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from otterlm.families import Family
+from otterlm.families.points import HookPoint, by_part, hook_points
 
 
 @dataclass(slots=True)
@@ -178,51 +179,30 @@ class _LayerHooks:
 
     def attach(self, block: nn.Module) -> list[Any]:
         """Hooks the parts of a block; returns the handles."""
-        family, part = self._family, block.get_submodule
-        handles = [
-            block.register_forward_pre_hook(_Hook(self.on_enter), with_kwargs=True),
-            part(family.attention).register_forward_pre_hook(_Hook(self.on_attention), with_kwargs=True),
-            part(family.attention_output).register_forward_pre_hook(_Hook(self.on_input, "heads")),
-            part(family.ffn).register_forward_pre_hook(_Hook(self.on_input, "ffn_input")),
-            block.register_forward_hook(_Hook(self.on_leave)),
-        ]
-        for path, name in (
-            (family.down, "units"),
-            (None if family.parallel else family.ffn_norm, "middle"),
-            (family.attention_post_norm, "attended"),
-            (family.ffn_post_norm, "produced"),
-        ):
-            if path is not None:
-                handles.append(part(path).register_forward_pre_hook(_Hook(self.on_input, name)))
-        if family.down is None and family.ffn_post_norm is None:
-            handles.append(part(family.ffn).register_forward_hook(_Hook(self.on_ffn_output)))
-        return handles
+        handles = []
+        for (path, side), points in by_part(hook_points(self._family)).items():
+            part = block.get_submodule(path)
+            if side == "input":
+                handles.append(part.register_forward_pre_hook(_Hook(self.on_inputs, points), with_kwargs=True))
+            else:
+                handles.append(part.register_forward_hook(_Hook(self.on_output, points)))
+        return [*handles, block.register_forward_hook(_Hook(self.on_leave))]
 
-    def on_input(self, name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """Keeps the first input of a part."""
+    def on_inputs(
+        self, points: tuple[HookPoint, ...], _: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Keeps what is read of a part's inputs."""
         state = self._slot.state
         if state.visitor is not None:
-            state.seen[name] = inputs[0]
+            for point in points:
+                state.seen[point.tap] = point.of_inputs(inputs, kwargs)
 
-    def on_enter(self, _: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def on_output(self, points: tuple[HookPoint, ...], _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        """Keeps what is read of what a part gives."""
         state = self._slot.state
         if state.visitor is not None:
-            state.seen = {"hidden": inputs[0] if inputs else kwargs["hidden_states"]}
-
-    def on_attention(self, _: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        state = self._slot.state
-        if state.visitor is not None:
-            state.seen |= {
-                "attention_input": inputs[0] if inputs else kwargs["hidden_states"],
-                "rotary": kwargs.get("position_embeddings"),
-                "mask": kwargs.get("attention_mask"),
-                "cache": kwargs.get("past_key_values", kwargs.get("layer_past")),
-            }
-
-    def on_ffn_output(self, _: nn.Module, __: tuple[Tensor, ...], output: Any) -> None:
-        state = self._slot.state
-        if state.visitor is not None:
-            state.seen["produced"] = output if isinstance(output, Tensor) else output[0]
+            for point in points:
+                state.seen[point.tap] = point.of_output(output)
 
     def on_leave(self, _: nn.Module, __: tuple[Any, ...], ___: Any) -> None:
         state = self._slot.state

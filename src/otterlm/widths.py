@@ -7,7 +7,8 @@ from transformers import PreTrainedModel
 from otterlm.config import OtterConfig
 from otterlm.errors import OtterError
 from otterlm.families import Family
-from otterlm.families.parts import decoder_config, inputs_of
+from otterlm.families.facts import decoder_config, head_dim, kv_heads
+from otterlm.families.parts import inputs_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,20 +37,19 @@ class Widths:
         """
         base = decoder_config(base_model)
         block = base_model.get_decoder().get_submodule(family.layers)[0]
-        head_dim = getattr(base, "head_dim", None) or base.hidden_size // base.num_attention_heads
+        base_head_dim = head_dim(base)
         layers = config.layers or tuple(range(base.num_hidden_layers))
-        kv_heads = base.num_attention_heads if family.kv_heads is None else getattr(base, family.kv_heads)
         widths = cls(
             depth=base.num_hidden_layers,
             base=base.hidden_size,
             base_heads=base.num_attention_heads,
-            base_kv_heads=int(kv_heads or base.num_attention_heads),
-            base_head_dim=head_dim,
+            base_kv_heads=kv_heads(base, family),
+            base_head_dim=base_head_dim,
             base_units=inputs_of(block.get_submodule(family.down)) if family.down else 0,
             inserted=config.hidden_size,
             heads=config.num_attention_heads,
             kv_heads=config.num_key_value_heads,
-            head_dim=config.head_dim or head_dim,
+            head_dim=config.head_dim or base_head_dim,
             units=config.intermediate_size,
             layers=layers,
         )
@@ -57,8 +57,8 @@ class Widths:
             raise OtterError(
                 f"layer {layers[-1]} does not exist: the base has {base.num_hidden_layers}, counted from 0"
             )
-        if head_dim % widths.head_dim or widths.head_dim % 2:
-            raise OtterError(f"head_dim {widths.head_dim} must be even and divide the base's, {head_dim}")
+        if base_head_dim % widths.head_dim or widths.head_dim % 2:
+            raise OtterError(f"head_dim {widths.head_dim} must be even and divide the base's, {base_head_dim}")
         for what, ours, theirs in (
             ("hidden_size", widths.inserted, widths.base),
             ("num_attention_heads", widths.heads, 4 * widths.base_heads),

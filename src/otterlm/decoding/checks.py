@@ -3,6 +3,7 @@
 import math
 
 from otterlm.errors import OtterError
+from otterlm.families.facts import decoder_config, window_of
 from otterlm.model import OtterModel
 
 
@@ -57,8 +58,10 @@ def check_window(model: OtterModel, length: int) -> None:
     Raises:
         OtterError: it does not.
     """
-    window = getattr(model.config, "sliding_window", None)
-    if window and length > window and getattr(model.config, "use_sliding_window", True):
+    config = decoder_config(model.base_model)
+    windows = [window_of(config, model.family, layer) for layer in range(config.num_hidden_layers)]
+    window = min((window for window in windows if window is not None), default=None)
+    if window is not None and length > window:
         raise OtterError(
             f"this decoding needs the whole prefix in the window: {length} tokens, but the base's window is {window}"
         )

@@ -23,6 +23,7 @@ from otterlm.decoding.prompt import read_prompt
 from otterlm.decoding.rows import Reading, join_rows, process_row
 from otterlm.decoding.transposed_linear import TransposedLinear
 from otterlm.errors import OtterError
+from otterlm.families.facts import context_length
 from otterlm.generation import Request
 from otterlm.masks import tree_mask
 from otterlm.model import OtterModel
@@ -104,7 +105,7 @@ class SpeculativeDecoding(Loop):
         for row in rows:
             row.choose(prompt.output, -1)
         seen, state, position = prompt.seen, drafter.state[:, -1], prompt.position  # [B, P], [B, d + d'], [B]
-        longest = getattr(model.config, "max_position_embeddings", None) or torch.iinfo(torch.long).max
+        longest = context_length(model.config) or torch.iinfo(torch.long).max
         accepted: list[list[int]] = [[] for _ in rows]
         while not all(row.ended for row in rows):
             rows[0].show()

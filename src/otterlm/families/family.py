@@ -8,8 +8,8 @@ from typing import Literal
 class Family:
     """Paths of a decoder's parts, and the few ways in which families differ.
 
-    The first four paths start at the decoder (`get_decoder()`), the others at one block. Where a part is None the
-    family does not have it.
+    The first four paths start at the decoder (`get_decoder()`), the others at one block. Where a part or a number is
+    None the family does not have it.
 
     Attributes:
         model_types: `config.model_type` of the architectures described.
@@ -36,6 +36,17 @@ class Family:
         norm_offset: what is added to a norm's weight.
         rotation: which channels RoPE pairs: `halves` (i, i + n / 2) or `pairs` (2i, 2i + 1).
         kv_heads: name of the number of key/value heads in the configuration; None: as many as heads.
+        embedding_multiplier: name of the number in the configuration by which the decoder multiplies its embeddings.
+        embedding_scale: name of the number in the embedding module by which that multiplies its rows itself.
+        residual_multiplier: name of the number in the configuration by which what attention and the FFN put out is
+            multiplied before it is added to the state.
+        attention_scale: name of the number in the attention module by which scores are multiplied; one over the root of
+            the heads' size where a module has none.
+        logit_multiplier, logit_divisor: names of numbers in the configuration by which logits are multiplied, divided.
+        logit_softcap: name of the number c in the configuration such that logits, at last, become c tanh(logits / c).
+        window: name of the number of tokens in the configuration that sliding attention sees.
+        layer_types: name of the list in the configuration that says what each block is; without one, a window is every
+            block's.
     """
 
     model_types: tuple[str, ...]
@@ -62,3 +73,12 @@ class Family:
     norm_offset: float = 0.0
     rotation: Literal["halves", "pairs"] = "halves"
     kv_heads: str | None = "num_key_value_heads"
+    embedding_multiplier: str | None = None
+    embedding_scale: str = "embed_scale"
+    residual_multiplier: str | None = None
+    attention_scale: str = "scaling"
+    logit_multiplier: str | None = None
+    logit_divisor: str | None = None
+    logit_softcap: str | None = None
+    window: str = "sliding_window"
+    layer_types: str = "layer_types"

@@ -11,6 +11,7 @@ GEMMA2 = replace(
     ffn_norm="pre_feedforward_layernorm",
     ffn_post_norm="post_feedforward_layernorm",
     norm_offset=1.0,
+    logit_softcap="final_logit_softcapping",
 )
 
 GEMMA3 = replace(

@@ -39,5 +39,14 @@ OLMO2 = replace(
 )
 """The norms come after attention and after the FFN."""
 
+GRANITE = replace(
+    LLAMA,
+    model_types=("granite",),
+    embedding_multiplier="embedding_multiplier",
+    residual_multiplier="residual_multiplier",
+    logit_divisor="logits_scaling",
+)
+"""Multiplies embeddings, scores and what is added to the state, and divides its logits."""
+
 MIXTRAL = replace(LLAMA, model_types=("mixtral",), gate_up=(), down=None)
 QWEN3_MOE = replace(QWEN3, model_types=("qwen3_moe",), gate_up=(), down=None)

@@ -45,6 +45,7 @@ COHERE = replace(
     parallel=True,
     centred=True,
     rotation="pairs",
+    logit_multiplier="logit_scale",
 )
 
 

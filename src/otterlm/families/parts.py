@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from otterlm.errors import OtterError
+from otterlm.families.facts import decoder_config, layer_type, logit_transform, number
 from otterlm.families.family import Family
 
 
@@ -16,20 +17,6 @@ def part_of(block: nn.Module, path: str | None) -> nn.Module | None:
     for name in (path or "").split("."):
         module = getattr(module, name, None) if path else None
     return module
-
-
-def decoder_config(base: Any) -> Any:
-    """The configuration of a base's decoder: its own, or of a model that also sees or hears, the part for text."""
-    return base.config.get_text_config(decoder=True)
-
-
-def logit_transform(base: Any) -> tuple[float | None, float | None]:
-    """What a base does to the logits of its unembedding: a factor, and the soft cap that follows."""
-    config = decoder_config(base)
-    factor = getattr(config, "logit_scale", None)
-    if (divisor := getattr(config, "logits_scaling", None)) is not None:  # Granite
-        factor = 1 / divisor
-    return factor, getattr(config, "final_logit_softcapping", None)
 
 
 def tensor_of(module: nn.Module, name: str) -> Tensor | None:
@@ -83,14 +70,6 @@ def norm_eps(norm: nn.Module) -> float:
     raise OtterError(f"{type(norm).__name__} has no epsilon: is it a norm?")
 
 
-def activation_of(config: Any) -> str:
-    """The name of the FFN's activation."""
-    for name in ("hidden_activation", "hidden_act", "activation_function", "activation"):
-        if getattr(config, name, None):
-            return str(getattr(config, name))
-    raise OtterError(f"the configuration of {config.model_type!r} names no activation")
-
-
 def matrix(block: nn.Module, path: str) -> tuple[Tensor, Tensor | None]:
     """Weight `[out, in]` and bias of a projection; of a quantised one, what it stands for.
 
@@ -136,3 +115,38 @@ def gate_up(block: nn.Module, family: Family) -> list[Rows]:
     weight, bias = found[0]
     biases = (None, None) if bias is None else bias.chunk(2)
     return list(zip(weight.chunk(2), biases, strict=True))
+
+
+def embedding_slice(base: Any, family: Family, width: int) -> Tensor:
+    """The first channels of all tokens' embeddings, `[V, width]`, as they enter the first block."""
+    embedding = base.get_decoder().get_submodule(family.embedding)
+    table = weight_of(embedding)[: decoder_config(base).vocab_size, :width]
+    table = table * getattr(embedding, family.embedding_scale, 1)
+    multiplier = number(decoder_config(base), family.embedding_multiplier)
+    return table if multiplier is None else table * multiplier
+
+
+def base_logits(base: Any, family: Family, normed: Tensor) -> Tensor:
+    """What a base makes of its last state, `[..., d]` after the final norm: logits, `[..., V]`."""
+    logits = base.get_output_embeddings()(normed)
+    factor, cap = logit_transform(decoder_config(base), family)
+    logits = logits if factor is None else logits * factor
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def rotary_table(base: Any, family: Family, layer: int, state: Tensor, positions: Tensor) -> Any:
+    """Cos and sin of positions, `[B, T, rotated channels]` each, as a block reads them; None without RoPE.
+
+    Args:
+        base: the model.
+        family: its family.
+        layer: the block.
+        state: of the dtype and on the device that are wanted.
+        positions: `[B, T]`.
+    """
+    if family.rotary is None:
+        return None
+    rotary = base.get_decoder().get_submodule(family.rotary)
+    if not hasattr(rotary, "layer_types"):
+        return rotary(state, positions)
+    return rotary(state, positions, layer_type(decoder_config(base), family, layer))

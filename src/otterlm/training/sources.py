@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from otterlm.families import Family
-from otterlm.families.parts import decoder_config, inputs_of
+from otterlm.families.facts import decoder_config
+from otterlm.families.parts import inputs_of, rotary_table
 from otterlm.identity import Identity, identity, of_config, of_data, of_weights
 from otterlm.masks import branch_mask
 from otterlm.model import OtterModel
@@ -122,7 +123,7 @@ class RecordedBase:
                     middle=middle,
                     ffn_input=self._normed(index, self._family.ffn_norm, middle),
                     units=found.pop("units", None),
-                    rotary=self._rotary(index, recorded, batch.position_ids),
+                    rotary=rotary_table(base, self._family, index, recorded, batch.position_ids),
                     mask=mask,
                     **found,
                 ),
@@ -131,14 +132,6 @@ class RecordedBase:
 
     def _normed(self, index: int, path: str | None, state: Tensor) -> Tensor:
         return state if path is None else self._blocks[index].get_submodule(path)(state)
-
-    def _rotary(self, index: int, state: Tensor, positions: Tensor) -> tuple[Tensor, Tensor] | None:
-        if self._family.rotary is None:
-            return None
-        rotary = self._decoder.get_submodule(self._family.rotary)
-        if not hasattr(rotary, "layer_types"):
-            return rotary(state, positions)
-        return rotary(state, positions, decoder_config(self._model.base_model).layer_types[index])
 
 
 def _texts(examples: Sequence[Example]) -> list[object]:

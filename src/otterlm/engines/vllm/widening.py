@@ -161,7 +161,7 @@ class Widening:
 
     def _begin(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
         self._positions = inputs[0]
-        self._passes = [StreamPass(stream, 0, ()) for stream in self._streams.values()]
+        self._passes = [StreamPass(stream, 0) for stream in self._streams.values()]
         if self._input_ids is not None:
             for stream in self._passes:
                 stream.tokens(self._input_ids.unsqueeze(0))

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from otterlm.families.parts import logit_transform
+from otterlm.families.facts import decoder_config, logit_transform
+from otterlm.families.parts import base_logits
 from otterlm.model import OtterModel
 from otterlm.signals.base import Capability
 from otterlm.training.data.corpora import WANTED
@@ -54,11 +55,9 @@ class ContrastObjective(nn.Module):
         unembedding = self.model.base_model.get_output_embeddings()
         hidden = seen[:, : unembedding.weight.shape[1]].to(unembedding.weight.dtype)
         direction = direction.to(hidden.dtype)
-        scale, cap = logit_transform(self.model.base_model)
-        if cap is None and scale is None:
+        base, family = self.model.base_model, self.model.family
+        if logit_transform(decoder_config(base), family) == (None, None):
             logits = unembedding(hidden + direction)
         else:
-            logits = unembedding(hidden) * (1 if scale is None else scale)
-            logits = logits if cap is None else cap * torch.tanh(logits / cap)
-            logits = logits + F.linear(direction.expand_as(hidden), unembedding.weight)
+            logits = base_logits(base, family, hidden) + F.linear(direction.expand_as(hidden), unembedding.weight)
         return F.cross_entropy(logits.float(), target, reduction="none")

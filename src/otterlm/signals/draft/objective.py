@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from otterlm.families.parts import decoder_config
+from otterlm.families.facts import decoder_config
 from otterlm.identity import of_data
 from otterlm.model import OtterModel
 from otterlm.signals.base import Capability

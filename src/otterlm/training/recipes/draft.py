@@ -9,7 +9,7 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.config import OtterConfig
-from otterlm.families.parts import decoder_config
+from otterlm.families.facts import decoder_config
 from otterlm.model import OtterModel
 from otterlm.settings import check_settings, setting
 from otterlm.signals.draft.objective import DraftObjective, frequent_tokens, measured_accuracy

@@ -1,0 +1,94 @@
+"""Hook points: what is read of a block while it runs, as data beside the paths of its parts."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from otterlm.families.family import Family
+
+
+@dataclass(frozen=True, slots=True)
+class HookPoint:
+    """One thing that is read of a block.
+
+    Attributes:
+        tap: its name in `otterlm.taps.LayerTaps`.
+        part: the path, from the block, of the part it is read from; empty for the block itself.
+        side: whether it is what the part takes or what it gives.
+        position: which of those; None: it is given by name only.
+        keywords: its names, where it is given by name.
+    """
+
+    tap: str
+    part: str
+    side: Literal["input", "output"] = "input"
+    position: int | None = 0
+    keywords: tuple[str, ...] = ()
+
+    def of_inputs(self, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The input that is read; None where the part is not given it."""
+        if self.position is not None and self.position < len(inputs):
+            return inputs[self.position]
+        for name in self.keywords:
+            if name in kwargs:
+                return kwargs[name]
+        return None
+
+    def of_output(self, output: Any) -> Any:
+        """The output that is read."""
+        return output if isinstance(output, Tensor) else output[self.position]
+
+
+STATE = 1
+"""Where a norm that adds the residual gives the sum."""
+
+
+def hook_points(family: Family) -> tuple[HookPoint, ...]:
+    """The hook points of a block of Transformers, in the order in which the block passes them."""
+    attention = family.attention
+    points = [
+        HookPoint("hidden", "", keywords=("hidden_states",)),
+        HookPoint("attention_input", attention, keywords=("hidden_states",)),
+        HookPoint("rotary", attention, position=None, keywords=("position_embeddings",)),
+        HookPoint("mask", attention, position=None, keywords=("attention_mask",)),
+        HookPoint("cache", attention, position=None, keywords=("past_key_values", "layer_past")),
+        HookPoint("heads", family.attention_output),
+    ]
+    if family.attention_post_norm is not None:
+        points.append(HookPoint("attended", family.attention_post_norm))
+    if family.ffn_norm is not None and not family.parallel:
+        points.append(HookPoint("middle", family.ffn_norm))
+    points.append(HookPoint("ffn_input", family.ffn, keywords=("hidden_states",)))
+    if family.down is not None:
+        points.append(HookPoint("units", family.down))
+    if family.ffn_post_norm is not None:
+        points.append(HookPoint("produced", family.ffn_post_norm))
+    elif family.down is None:
+        points.append(HookPoint("produced", family.ffn, "output"))
+    return tuple(points)
+
+
+def fused_points(family: Family) -> tuple[HookPoint, ...]:
+    """The hook points of a block whose norms add the residual, as vLLM's do: what comes before a norm and the state
+    go in, the normed state and the state come out."""
+    assert family.attention_norm is not None
+    assert family.ffn_norm is not None
+    assert family.down is not None
+    return (
+        HookPoint("attention_input", family.attention_norm, "output"),
+        HookPoint("hidden", family.attention_norm, "output", position=STATE),
+        HookPoint("heads", family.attention_output),
+        HookPoint("ffn_input", family.ffn_norm, "output"),
+        HookPoint("middle", family.ffn_norm, "output", position=STATE),
+        HookPoint("units", family.down),
+    )
+
+
+def by_part(points: tuple[HookPoint, ...]) -> dict[tuple[str, str], tuple[HookPoint, ...]]:
+    """The points that one hook reads together, by path and side."""
+    grouped: dict[tuple[str, str], tuple[HookPoint, ...]] = {}
+    for point in points:
+        key = (point.part, point.side)
+        grouped[key] = (*grouped.get(key, ()), point)
+    return grouped
