@@ -226,6 +226,18 @@ SAME = {
         "Sure, a",
         "Sure,",
     ),
+    "messages that go on with a begun response": (
+        {"prompt": chat("Q", "Sure,"), "chosen": chat("Q", " a")[1:], "rejected": chat("Q", " b")[1:]},
+        Q,
+        "Sure, a",
+        "Sure, b",
+    ),
+    "dialogues that go on with a begun response": (
+        {"prompt": chat("Q", "Sure,"), "chosen": chat("Q", "Sure, a"), "rejected": chat("Q", "Sure, b")},
+        Q,
+        "Sure, a",
+        "Sure, b",
+    ),
     "the last question beside the dialogue": (
         {"prompt": "Q", "chosen": chat("P", "R", "Q", "a"), "rejected": chat("P", "R", "Q", "b")},
         TWO,
@@ -390,6 +402,7 @@ def test_columns_that_clash_are_named(name):
 
 def test_what_was_found_is_named():
     refused(lambda: read_rows([{"prompt": "P", "completion": "a", "label": True}]), "row 1", "score", "label")
+    refused(lambda: read_rows([{"prompt": "P", "chosen": "a", "rejected": "b", "margin": 2.0}]), "row 1", "margin")
     settings = {"chat_template_kwargs": {"enable_thinking": False}}
     refused(lambda: read_rows([{"prompt": "P", "chosen": "a", "rejected": "b", **settings}]), "chat_template_kwargs")
 
@@ -397,6 +410,7 @@ def test_what_was_found_is_named():
 def test_dialogues_without_their_prompt_or_of_two_kinds_are_refused():
     dialogues = {"chosen": chat("Q", "a"), "rejected": chat("Q", "b")}
     refused(lambda: read_rows([{"prompt": "P", **dialogues}]), "row 1", "does not begin with the prompt")
+    refused(lambda: read_rows([{"prompt": chat("Q", "Sure,"), **dialogues}]), "row 1", "does not begin with the prompt")
     with_system = [{"role": "system", "content": "S"}, *chat("Q", "a")]
     refused(lambda: read_rows([dialogues | {"system": "T", "chosen": with_system}]), "row 1", "system turns")
     refused(lambda: read_rows([{"chosen": chat("Q", "a"), "rejected": "b"}]), "row 1", "chosen and rejected")

@@ -82,7 +82,7 @@ def join(context: Sequence[Turn], response: str | Sequence[Turn], where: str) ->
     """A dialogue out of what stands before a response, and the response.
 
     Args:
-        context: turns. Where they end with the assistant's, a text goes on with what it says.
+        context: turns. Where they end with the assistant's, the response goes on with what it says.
         response: a text, or turns: the assistant's, or a whole dialogue that repeats the context.
         where: what to name in an error.
 
@@ -106,6 +106,11 @@ def _merge(context: list[Turn], turns: list[Turn], where: str) -> list[Turn]:
     system = system or other_system
     if repeats(asked, dialogue):
         return [*system, *dialogue]
+    if asked and asked[-1][0] == "assistant" and dialogue and dialogue[0][0] == "assistant":
+        *before, (role, begun) = asked
+        return [*system, *before, (role, begun + dialogue[0][1]), *dialogue[1:]]
+    if strip(dialogue)[: len(asked) - 1] == strip(asked)[:-1] != () and asked[-1][0] == "assistant":
+        raise OtterError(f"{where}: the dialogue does not begin with the prompt that another column holds")
     if not asked or "assistant" in (asked[-1][0], dialogue[0][0] if dialogue else ""):
         return [*system, *asked, *dialogue]
     if not _says_all(dialogue[:-1], asked):
@@ -117,9 +122,16 @@ def repeats(context: Sequence[Turn], turns: Sequence[Turn]) -> bool:
     """Whether turns begin with a context, or hold it right before the response. What the assistant began to say at the
     context's end goes on in the response."""
     wanted, found = strip(context), strip(turns)
+    begun = wanted[-1][1] if wanted and wanted[-1][0] == "assistant" else ""
     while wanted and wanted[-1][0] == "assistant":
         wanted = wanted[:-1]
-    return bool(wanted) and wanted in (found[: len(wanted)], found[-len(wanted) - 1 : -1])
+    starts = {0, len(found) - 1 - len(wanted)} if wanted else set()
+    return any(
+        found[start : start + len(wanted)] == wanted
+        and (not begun or any(text.startswith(begun) for _, text in found[start + len(wanted) :][:1]))
+        for start in starts
+        if start >= 0
+    )
 
 
 def _split_system(turns: list[Turn]) -> tuple[list[Turn], list[Turn]]:
