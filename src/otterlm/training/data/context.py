@@ -4,12 +4,21 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from otterlm.errors import OtterError
-from otterlm.training.data.conversations import Dialogue, Turn, clean, is_given, read_prompt, split_response, strip
+from otterlm.training.data.conversations import (
+    CONVERSATIONS,
+    Dialogue,
+    Turn,
+    clean,
+    is_given,
+    read_prompt,
+    read_turns,
+    split_response,
+    strip,
+)
 
 ASKED = ("prompt", "question", "query", "instruction", "input")
-"""The columns that can hold a prompt; `input` goes on with `instruction`, as in Alpaca's data."""
-CONVERSATIONS = ("messages", "conversations", "conversation")
-"""The columns that can hold turns, read where none of the above says something."""
+"""The columns that can hold a prompt; `input` goes on with `instruction`, as in Alpaca's data. Those of `CONVERSATIONS`
+can hold turns, read where none of these says something."""
 SYSTEM = ("system", "system_prompt")
 UNREAD = (
     "context",
@@ -44,6 +53,9 @@ def read_context(record: Mapping[str, Any], where: str, responses: Collection[st
             f"{where}: column {unread[0]} cannot be read: leave it out, or put what it says into the prompt"
         )
     turns = _read_asked(columns, where)
+    if responses and turns and turns[-1][0] == "assistant" and not columns.keys() & set(ASKED):
+        values = {name: record[name] for name in responses if is_given(record.get(name))}
+        turns = _without_response(turns, values, where)
     for name in (name for name in SYSTEM if name in columns):
         if not isinstance(columns[name], str):
             raise OtterError(f"{where}: column {name} must be a text, not {type(columns[name]).__name__}")
@@ -66,6 +78,21 @@ def _read_asked(columns: Mapping[str, Any], where: str) -> list[Turn]:
     for name, others in read.items():
         if others and not _says_all(turns, others):
             raise OtterError(f"{where}: columns {first} and {name} hold different prompts: keep one")
+    return turns
+
+
+def _without_response(turns: list[Turn], responses: Mapping[str, Any], where: str) -> list[Turn]:
+    """A whole conversation beside its response or responses, without the response at its end."""
+    last = turns[-1][1].strip()
+    for name, value in responses.items():
+        read = read_turns(value, f"{where}, column {name}")
+        if last == (str(value) if read is None else read[-1][1]).strip():
+            return turns[:-1]
+    texts = [name for name, value in responses.items() if isinstance(value, str)]
+    if texts:
+        raise OtterError(
+            f"{where}: the conversation has a response, and {' and '.join(texts)} others: leave it out there"
+        )
     return turns
 
 

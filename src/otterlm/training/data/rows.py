@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from otterlm.errors import OtterError
-from otterlm.training.data.context import CONVERSATIONS, join, read_context, repeats
+from otterlm.training.data.context import join, read_context, repeats
 from otterlm.training.data.conversations import (
+    CONVERSATIONS,
     Dialogue,  # these three are part of this module's face
     Turn,
     clean,
