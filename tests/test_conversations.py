@@ -124,9 +124,13 @@ WHOLE = {
     "lists": as_lists,
     "printed lists": lambda *turns: list(map(str, as_lists(*turns))),
     "wrapped": as_wrapped,
+    "wrapped by another name": lambda *turns: [{"conversation": side["messages"]} for side in as_wrapped(*turns)],
+    "json twice": lambda *turns: list(map(json.dumps, as_json(*turns))),
+    "printed sharegpt": lambda *turns: list(map(str, as_sharegpt(*turns))),
     "wrapped json": lambda *turns: list(map(json.dumps, as_wrapped(*turns))),
     "hh": as_hh,
     "hh without a blank line": lambda *turns: as_hh(*turns, first=""),
+    "hh after a byte-order mark": lambda *turns: None if (hh := as_hh(*turns)) is None else ["\ufeff" + t for t in hh],
     "hh after spaces": lambda *turns: as_hh(*turns, first="  \n"),
     "hh of Windows": lambda *turns: as_hh(*turns, end="\r\n"),
 }
@@ -143,7 +147,7 @@ def split_prompts(prompt, sides):
         yield {"system": prompt[0][1], "prompt": messages(prompt[1:])}
     users = [content for role, content in prompt if role == "user"]
     system = prompt[0][1] if prompt[0][0] == "system" else ""
-    plain = users and users[0].strip() and read_turns(users[0], "") is None
+    plain = users and users[0].strip() and "Assistant:" not in users[0] and read_turns(users[0], "") is None
     if plain and len(prompt) == len(users) + bool(system) == 1 + bool(system.strip()):
         for name in ("prompt", "question", "instruction"):
             yield {name: users[0], "system": system}
@@ -226,6 +230,42 @@ SAME = {
         Q,
         "Sure, a",
         "Sure,",
+    ),
+    "User for Human": (
+        {"chosen": "\n\nUser: Q\n\nAssistant: a", "rejected": "User: Q\n\nAssistant: b"},
+        Q,
+        "a",
+        "b",
+    ),
+    "User and Human in what is said": (
+        {"chosen": "User: Q\n\nAssistant: a\n\nHuman: c", "rejected": f"{HH} b\n\nUser: c"},
+        Q,
+        "a\n\nHuman: c",
+        "b\n\nUser: c",
+    ),
+    "a whole conversation beside its responses": (
+        {"messages": chat("Q", "a"), "chosen": "a", "rejected": "b"},
+        Q,
+        "a",
+        "b",
+    ),
+    "a whole conversation beside whole dialogues": (
+        {"conversations": chat("Q", "a"), "chosen": chat("Q", "a"), "rejected": chat("Q", "b")},
+        Q,
+        "a",
+        "b",
+    ),
+    "messages that go on with a begun response": (
+        {"prompt": chat("Q", "Sure,"), "chosen": chat("Q", " a")[1:], "rejected": chat("Q", " b")[1:]},
+        Q,
+        "Sure, a",
+        "Sure, b",
+    ),
+    "dialogues that go on with a begun response": (
+        {"prompt": chat("Q", "Sure,"), "chosen": chat("Q", "Sure, a"), "rejected": chat("Q", "Sure, b")},
+        Q,
+        "Sure, a",
+        "Sure, b",
     ),
     "the last question beside the dialogue": (
         {"prompt": "Q", "chosen": chat("P", "R", "Q", "a"), "rejected": chat("P", "R", "Q", "b")},
@@ -391,6 +431,7 @@ def test_columns_that_clash_are_named(name):
 
 def test_what_was_found_is_named():
     refused(lambda: read_rows([{"prompt": "P", "completion": "a", "label": True}]), "row 1", "score", "label")
+    refused(lambda: read_rows([{"prompt": "P", "chosen": "a", "rejected": "b", "margin": 2.0}]), "row 1", "margin")
     settings = {"chat_template_kwargs": {"enable_thinking": False}}
     refused(lambda: read_rows([{"prompt": "P", "chosen": "a", "rejected": "b", **settings}]), "chat_template_kwargs")
 
@@ -398,10 +439,26 @@ def test_what_was_found_is_named():
 def test_dialogues_without_their_prompt_or_of_two_kinds_are_refused():
     dialogues = {"chosen": chat("Q", "a"), "rejected": chat("Q", "b")}
     refused(lambda: read_rows([{"prompt": "P", **dialogues}]), "row 1", "does not begin with the prompt")
+    refused(lambda: read_rows([{"prompt": chat("Q", "Sure,"), **dialogues}]), "row 1", "does not begin with the prompt")
     with_system = [{"role": "system", "content": "S"}, *chat("Q", "a")]
     refused(lambda: read_rows([dialogues | {"system": "T", "chosen": with_system}]), "row 1", "system turns")
     refused(lambda: read_rows([{"chosen": chat("Q", "a"), "rejected": "b"}]), "row 1", "chosen and rejected")
     refused(lambda: read_rows([{"text": "a", "response": "b", "score": 1}]), "row 1", "text and response")
+    whole = {"messages": chat("Q", "c"), "chosen": "a", "rejected": "b"}
+    refused(lambda: read_rows([whole]), "row 1", "chosen and rejected", "leave it out")
+
+
+@pytest.mark.parametrize("text", ["What is 2+2?\n\nAssistant:", "Q: 2+2?\n\nAssistant: 4"])
+def test_hh_text_in_which_no_human_speaks_is_refused(text):
+    refused(lambda: read_rows([{"prompt": text, "chosen": "a", "rejected": "b"}]), "row 1", "prompt", "'Human:'")
+    refused(lambda: read_rows([{"chosen": text, "rejected": text}]), "row 1", "chosen", "'Human:'")
+    refused(lambda: read_prompts([{"text": text}]), "row 1", "text", "'Human:'")
+    row = read_rows([{"prompt": "Q", "chosen": text, "rejected": "b"}])[0]
+    assert row.chosen.response == text  # a response may say anything
+
+
+def test_a_prompt_in_which_nobody_speaks_is_refused():
+    refused(lambda: read_prompts([{"text": "Q"}, {"text": "\n\nAssistant:"}]), "row 2", "no prompt")
 
 
 @settings(max_examples=40, deadline=None)

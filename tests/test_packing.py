@@ -53,6 +53,41 @@ def test_what_the_template_begins_to_say_is_not_said_twice(begun):
     assert chat_tokenizer().decode(plain[1]) == f"{begun}yes</s>"
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("<think>\nhm\n</think>\n\nyes", "<think>\nhm\n</think>\n\nyes"),
+        ("<think>hm</think>yes", "<think>hm</think>yes"),
+        ("<b>yes</b>", "<think>\n\n</think>\n\n<b>yes</b>"),
+        ("", "<think>\n\n</think>\n\n"),
+    ],
+)
+def test_a_thought_takes_the_place_of_an_empty_one(text, said):
+    """As Qwen3's template writes an empty thought where thinking is off."""
+    template = CHAT.replace("assistant\n{% endif %}", "assistant\n<think>\n\n</think>\n\n{% endif %}")
+    thinking = chat_tokenizer(template)
+    for turns in (TURNS, (("user", "a <|im_end|>"), ("assistant", "b"), ("user", "c"))):
+        prompt, response = dialogue_tokens(Dialogue(turns, text), thinking, LONG)
+        assert thinking.decode(prompt + response).endswith(f"<|im_start|>assistant\n{said}</s>")
+
+
+MISTRAL = (
+    "<s>{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]{% else %}"
+    " {{ m['content'] }}</s>{% endif %}{% endfor %}"
+)
+
+
+def test_white_space_before_the_assistants_words_is_theirs():
+    mistral = chat_tokenizer(MISTRAL)
+    turns = (("user", "a"), ("assistant", "b"), ("user", "c"))
+    prompt, response = dialogue_tokens(Dialogue(turns, "d"), mistral, LONG)
+    assert mistral.decode(prompt + response) == "<s>[INST] a [/INST] b</s>[INST] c [/INST] d</s>"
+    assert response == [*mistral.encode(" d"), 2]
+    assert dialogue_tokens(Dialogue(turns, ""), mistral, LONG)[1] == [2]
+    messages = [{"role": role, "content": content} for role, content in (*turns, ("assistant", "d"))]
+    assert prompt + response == mistral.apply_chat_template(messages, return_dict=False)
+
+
 def test_raw_text_starts_with_bos():
     assert dialogue_tokens(Dialogue(None, "a b"), tokenizer(TEMPLATE), LONG) == (ids("<bos>"), ids("a b <eos>"))
     assert prompt_tokens(None, tokenizer(bos_token=None)) == []
@@ -62,8 +97,8 @@ def test_limits_keep_the_prompts_end_and_the_responses_start():
     prompt, response = dialogue_tokens(Dialogue(TURNS, "e f g h"), tokenizer(), Limits(4, 2))
     assert words(prompt) == ": d Assistant :"
     assert words(response) == "e f"
-    refused(lambda: Limits(prompt=0), "prompt=0")
-    refused(lambda: Limits(response=0), "response=0")
+    refused(lambda: Limits(prompt=0), "prompt", "got 0")
+    refused(lambda: Limits(response=0), "response", "got 0")
 
 
 def pair(chosen, rejected, prompt=TURNS, other=None):

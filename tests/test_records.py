@@ -5,6 +5,7 @@ import csv
 import gzip
 import json
 import lzma
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -252,3 +253,28 @@ def test_scores(score, number):
     (row,) = read_rows([{"text": "a", "score": score}])
     assert isinstance(row, ScoredRow)
     assert row.score == number
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch", "pandas", "arrow"])
+def test_the_format_of_a_dataset_does_not_count(tmp_path, kind):
+    records = [{"prompt": "Q", "text": "a", "score": 1.0}, {"prompt": "Q", "text": "b", "score": 0.0}]
+    formatted = Dataset.from_list(records).with_format(kind)
+    formatted.save_to_disk(tmp_path / "saved")
+    assert read_rows(formatted) == read_rows(tmp_path / "saved") == read_rows(records)
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_an_object_with_one_name_twice_is_refused(tmp_path, indent):
+    path = tmp_path / "pairs.jsonl"
+    text = json.dumps({"prompt": "Q", "chosen": "a", "rejected": "b"}, indent=indent)
+    path.write_text(text.replace("rejected", "chosen"))
+    refused(lambda: read_rows(path), "pairs.jsonl", "one name", "chosen")
+
+
+def test_a_pipe_is_read():
+    """As `--data <(zcat pairs.jsonl.gz)` gives one."""
+    reader, writer = os.pipe()
+    with open(writer, "w") as file:
+        file.write(json.dumps({"prompt": "Q", "chosen": "a", "rejected": "b"}))
+    assert len(read_rows(f"/dev/fd/{reader}")) == 1
+    os.close(reader)

@@ -24,6 +24,7 @@ class Markers:
         opening, answer: what the template begins with, and what it writes before the assistant's words; empty where it
             writes no special tokens.
         begun: the end of `answer` that is the assistant's already, such as `<think>`.
+        gap: what stands between `answer` and the assistant's words in the template's own text, such as a space.
     """
 
     special: re.Pattern[str]
@@ -31,6 +32,7 @@ class Markers:
     opening: str = ""
     answer: str = ""
     begun: str = ""
+    gap: str = ""
 
     def wrote(self, text: str) -> bool:
         """Whether a text looks like one that the template wrote, up to where the assistant speaks or further."""
@@ -61,14 +63,21 @@ def _find_markers(tokenizer: PreTrainedTokenizerBase, state: tuple[object, ...])
     ends += (ended.group(),) if ended else ()
     opening, answer = special.match(before), after.removeprefix(before)
     head = spoken.removeprefix(before).partition("A\ue000")[0]
-    begun = answer.removeprefix(head).strip() if answer.startswith(head) else ""
+    begun = answer.removeprefix(head) if answer.startswith(head) else ""
+    gap = head.removeprefix(answer) if head.startswith(answer) and head.removeprefix(answer).isspace() else ""
     if opening is None or not special.search(answer):
-        return Markers(special, ends, begun=begun)
-    return Markers(special, ends, opening.group(), answer, begun)
+        return Markers(special, ends, begun=begun, gap=gap)
+    return Markers(special, ends, opening.group(), answer, begun, gap)
 
 
-def chat_tokens(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, where: str) -> list[int]:
+def chat_tokens(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, where: str, unsaid: str = "") -> list[int]:
     """The tokens of turns in the chat template, up to where the assistant begins to speak.
+
+    Args:
+        turns: what is said.
+        tokenizer: has the template.
+        where: what to name in an error.
+        unsaid: left out at the end, see `split_begun`.
 
     Raises:
         OtterError: the template refuses the turns or leaves one out; the message begins with `where`.
@@ -84,10 +93,10 @@ def chat_tokens(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, where
         if left_out is not None:
             raise OtterError(f"{where}: the chat template leaves out what the {left_out} says")
         if not any(found.special.search(content) for _, content in turns):
-            return tokenizer.encode(text, add_special_tokens=False)
+            return tokenizer.encode(text.removesuffix(unsaid), add_special_tokens=False)
         opening, closing = _unused("".join(content for _, content in turns))
         marked = [(role, found.special.sub(rf"{opening}\g<0>{closing}", content)) for role, content in turns]
-        text = _render(marked, tokenizer)
+        text = _render(marked, tokenizer).removesuffix(unsaid)
     except OtterError:
         raise
     except Exception as error:
@@ -130,10 +139,24 @@ def without_end(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
     return text
 
 
-def continued(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """What the assistant says after what the chat template begins to say for it, which a text may repeat."""
+def split_begun(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """What the assistant says after what the chat template begins to say for it.
+
+    Returns:
+        The text without what the template says already; and what the template must leave unsaid, because the text says
+        it in words of its own, such as a thought where the template writes an empty one.
+    """
     begun = markers(tokenizer).begun
-    return text.removeprefix(begun).lstrip("\n") if begun and text.startswith(begun) else text
+    if begun.strip() and text.startswith(begun):
+        return text.removeprefix(begun), ""
+    return text, begun if text.startswith(tuple(begun.split()[:1])) else ""
+
+
+def answer_tokens(text: str, tokenizer: PreTrainedTokenizerBase, where: str) -> list[int]:
+    """The tokens of what the assistant says, after the white space that the chat template puts before it (Mistral's
+    puts a space). Errors as for `plain_tokens`."""
+    gap = markers(tokenizer).gap if text else ""
+    return _encode_inside(gap + text, tokenizer, where, spoken=True) if gap else plain_tokens(text, tokenizer, where)
 
 
 def raw_content(text: str, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -4,12 +4,21 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from otterlm.errors import OtterError
-from otterlm.training.data.conversations import Dialogue, Turn, clean, is_given, read_prompt, split_response, strip
+from otterlm.training.data.conversations import (
+    CONVERSATIONS,
+    Dialogue,
+    Turn,
+    clean,
+    is_given,
+    read_prompt,
+    read_turns,
+    split_response,
+    strip,
+)
 
 ASKED = ("prompt", "question", "query", "instruction", "input")
-"""The columns that can hold a prompt; `input` goes on with `instruction`, as in Alpaca's data."""
-CONVERSATIONS = ("messages", "conversations", "conversation")
-"""The columns that can hold turns, read where none of the above says something."""
+"""The columns that can hold a prompt; `input` goes on with `instruction`, as in Alpaca's data. Those of `CONVERSATIONS`
+can hold turns, read where none of these says something."""
 SYSTEM = ("system", "system_prompt")
 UNREAD = (
     "context",
@@ -44,6 +53,9 @@ def read_context(record: Mapping[str, Any], where: str, responses: Collection[st
             f"{where}: column {unread[0]} cannot be read: leave it out, or put what it says into the prompt"
         )
     turns = _read_asked(columns, where)
+    if responses and turns and turns[-1][0] == "assistant" and not columns.keys() & set(ASKED):
+        values = {name: record[name] for name in responses if is_given(record.get(name))}
+        turns = _without_response(turns, values, where)
     for name in (name for name in SYSTEM if name in columns):
         if not isinstance(columns[name], str):
             raise OtterError(f"{where}: column {name} must be a text, not {type(columns[name]).__name__}")
@@ -69,6 +81,21 @@ def _read_asked(columns: Mapping[str, Any], where: str) -> list[Turn]:
     return turns
 
 
+def _without_response(turns: list[Turn], responses: Mapping[str, Any], where: str) -> list[Turn]:
+    """A whole conversation beside its response or responses, without the response at its end."""
+    last = turns[-1][1].strip()
+    for name, value in responses.items():
+        read = read_turns(value, f"{where}, column {name}")
+        if last == (str(value) if read is None else read[-1][1]).strip():
+            return turns[:-1]
+    texts = [name for name, value in responses.items() if isinstance(value, str)]
+    if texts:
+        raise OtterError(
+            f"{where}: the conversation has a response, and {' and '.join(texts)} others: leave it out there"
+        )
+    return turns
+
+
 def _says_all(turns: Sequence[Turn], others: Sequence[Turn]) -> bool:
     """Whether turns hold the words of other turns, which are no loss then."""
     return bool(others) and all(any(text in said for _, said in turns) for _, text in strip(others))
@@ -82,7 +109,7 @@ def join(context: Sequence[Turn], response: str | Sequence[Turn], where: str) ->
     """A dialogue out of what stands before a response, and the response.
 
     Args:
-        context: turns. Where they end with the assistant's, a text goes on with what it says.
+        context: turns. Where they end with the assistant's, the response goes on with what it says.
         response: a text, or turns: the assistant's, or a whole dialogue that repeats the context.
         where: what to name in an error.
 
@@ -106,6 +133,11 @@ def _merge(context: list[Turn], turns: list[Turn], where: str) -> list[Turn]:
     system = system or other_system
     if repeats(asked, dialogue):
         return [*system, *dialogue]
+    if asked and asked[-1][0] == "assistant" and dialogue and dialogue[0][0] == "assistant":
+        *before, (role, begun) = asked
+        return [*system, *before, (role, begun + dialogue[0][1]), *dialogue[1:]]
+    if strip(dialogue)[: len(asked) - 1] == strip(asked)[:-1] != () and asked[-1][0] == "assistant":
+        raise OtterError(f"{where}: the dialogue does not begin with the prompt that another column holds")
     if not asked or "assistant" in (asked[-1][0], dialogue[0][0] if dialogue else ""):
         return [*system, *asked, *dialogue]
     if not _says_all(dialogue[:-1], asked):
@@ -117,9 +149,16 @@ def repeats(context: Sequence[Turn], turns: Sequence[Turn]) -> bool:
     """Whether turns begin with a context, or hold it right before the response. What the assistant began to say at the
     context's end goes on in the response."""
     wanted, found = strip(context), strip(turns)
+    begun = wanted[-1][1] if wanted and wanted[-1][0] == "assistant" else ""
     while wanted and wanted[-1][0] == "assistant":
         wanted = wanted[:-1]
-    return bool(wanted) and wanted in (found[: len(wanted)], found[-len(wanted) - 1 : -1])
+    starts = {0, len(found) - 1 - len(wanted)} if wanted else set()
+    return any(
+        found[start : start + len(wanted)] == wanted
+        and (not begun or any(text.startswith(begun) for _, text in found[start + len(wanted) :][:1]))
+        for start in starts
+        if start >= 0
+    )
 
 
 def _split_system(turns: list[Turn]) -> tuple[list[Turn], list[Turn]]:

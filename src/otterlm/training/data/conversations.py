@@ -5,6 +5,7 @@ line ends with a line feed.
 """
 
 import ast
+import contextlib
 import itertools
 import json
 import re
@@ -30,6 +31,8 @@ ROLES = {
     "function": ("function",),
 }
 _ROLE_OF = {name: role for role, names in ROLES.items() for name in names}
+CONVERSATIONS = ("messages", "conversations", "conversation")
+"""The names of what holds turns."""
 _UNREAD = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "images", "audio", "videos")
 
 
@@ -49,8 +52,9 @@ def read_turns(value: Any, where: str) -> list[Turn] | None:
 
     Args:
         value: chat messages (mappings with `role` and `content`, or `from` and `value`), one message, a mapping with
-            `messages` or of lists (as `datasets.Sequence` keeps messages), a text that prints one of these (JSON, or as
-            Python or NumPy do), or a text in the HH format ("\\n\\nHuman: ...\\n\\nAssistant: ...").
+            one of `CONVERSATIONS` or of lists (as `datasets.Sequence` keeps messages), a text that prints one of these
+            (JSON, or as Python or NumPy do), or a text in the HH format ("\\n\\nHuman: ...\\n\\nAssistant: ...", also
+            with "User:").
         where: what to name in an error.
 
     Returns:
@@ -75,7 +79,7 @@ def read_prompt(value: Any, where: str) -> list[Turn]:
     assistant, as the HH format has it where the response follows, is none. Errors as for `read_turns`."""
     turns = read_turns(value, where)
     if turns is None:
-        return [("user", clean(str(value), where))]
+        return [("user", _without_turns(str(value), where))]
     while turns and turns[-1][0] == "assistant" and not turns[-1][1].strip():
         turns.pop()
     return turns
@@ -83,6 +87,7 @@ def read_prompt(value: Any, where: str) -> list[Turn]:
 
 def starts_with_turn(text: str, where: str) -> bool:
     """Whether a text is a conversation from its first word on: in the HH format, or printed messages."""
+    text = clean(text, where)
     return bool(_FIRST_TURN.match(text)) or _read_printed(text, where) is not None
 
 
@@ -97,7 +102,7 @@ def parse_dialogue(value: Any, where: str = "text") -> Dialogue:
         OtterError: the dialogue cannot be read or does not end with an assistant turn.
     """
     turns = read_turns(value, where)
-    return Dialogue(None, clean(value, where)) if turns is None else split_response(turns, where)
+    return Dialogue(None, _without_turns(value, where)) if turns is None else split_response(turns, where)
 
 
 def split_response(turns: Sequence[Turn], where: str) -> Dialogue:
@@ -125,7 +130,8 @@ def is_given(value: Any) -> bool:
 
 
 def clean(text: str, where: str) -> str:
-    """A text with line feeds as line ends, and halves of a character (UTF-16 surrogates) made whole.
+    """A text with line feeds as line ends, without a byte-order mark, and halves of a character (UTF-16 surrogates) made
+    whole.
 
     Raises:
         OtterError: a half is alone.
@@ -137,21 +143,34 @@ def clean(text: str, where: str) -> str:
             text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
         except UnicodeDecodeError:
             raise OtterError(f"{where} holds half of a character (a lone UTF-16 surrogate)") from None
-    return text.replace("\r\n", "\n")
+    return text.replace("\r\n", "\n").removeprefix("\ufeff")
 
 
 _TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
-_FIRST_TURN = re.compile(r"\s*(?:Human|Assistant):")
+_USERS_TURN = re.compile(r"(?:\A\s*|\n\n)(User|Assistant):")
+"""For texts that call the human so from their first word on."""
+_FIRST_TURN = re.compile(r"\s*(Human|User|Assistant):")
 _SYSTEM = re.compile(r"\A\s*System:")
 
 
 def _split_hh(text: str) -> list[Turn] | None:
-    before, *pieces = _TURN.split(text)
-    if not pieces:
+    first = _FIRST_TURN.match(text)
+    of_user = first is not None and first[1] == "User" and "\n\nAssistant:" in text
+    before, *pieces = (_USERS_TURN if of_user else _TURN).split(text)
+    if not pieces or (before.strip() and "Human" not in pieces[::2]):
         return None
-    roles = {"Human": "user", "Assistant": "assistant"}
+    roles = {"Human": "user", "User": "user", "Assistant": "assistant"}
     turns = [(roles[name], content) for name, content in zip(pieces[::2], pieces[1::2], strict=True)]
     return [("system", _SYSTEM.sub("", before)), *turns] if before.strip() else turns
+
+
+def _without_turns(text: str, where: str) -> str:
+    text = clean(text, where)
+    if _TURN.search(text):
+        raise OtterError(
+            f"{where}: in HH text 'Human:' must stand before what the human says, and 'Assistant:' after it"
+        )
+    return text
 
 
 # Strings first, so that what they hold stays as it is; then what NumPy's printing of arrays adds or leaves out.
@@ -164,6 +183,9 @@ _LIKE_MESSAGES = re.compile(r"""\s*(?:array\()?\[\s*\{\s*['"](?:role|content|fro
 
 def _read_printed(text: str, where: str) -> list[Any] | None:
     """The messages that a text prints, as JSON or as Python or NumPy do; None where it prints none."""
+    if text.lstrip().startswith('"'):  # a text printed as JSON, once more
+        with contextlib.suppress(ValueError):
+            return _read_printed(json.loads(text), where)
     if not text.lstrip().startswith(("[", "{", "array(")) or not _NAMES_ROLES.search(text):
         return None
     listed = _NUMPY.sub(lambda found: found["string"] or ("}, {" if found["gap"] else ""), text)
@@ -182,7 +204,7 @@ def _read_printed(text: str, where: str) -> list[Any] | None:
 def _listed(value: Any) -> list[Any]:
     """Messages as a list: of a mapping with `messages`, of a mapping of lists, or of one message alone."""
     if isinstance(value, Mapping):
-        value = value.get("messages", value)
+        value = next((value[name] for name in CONVERSATIONS if is_given(value.get(name))), value)
     if not isinstance(value, Mapping):
         return list(value)
     lists = {name: list(items) for name, items in value.items() if hasattr(items, "tolist") or isinstance(items, list)}

@@ -2,8 +2,8 @@
 
 import bz2
 import codecs
-import contextlib
 import csv
+import functools
 import gzip
 import io
 import json
@@ -43,7 +43,7 @@ def read_file(path: Path) -> Iterator[Mapping[str, Any]]:
     Raises:
         OtterError: the file is missing, of a kind that cannot be read, or not what its name says.
     """
-    if not path.is_file():
+    if not path.exists():  # a pipe is read, too
         raise OtterError(f"{path}: no such file")
     kind = suffix_of(path)
     if kind in UNREADABLE:
@@ -118,17 +118,30 @@ def _whole(text: str, path: Path) -> list[Any] | None:
     """The records of a text that is one JSON value; None where it is one value a line."""
     if text.lstrip().startswith("["):
         return _parse(text, str(path))
-    with contextlib.suppress(ValueError, RecursionError):
-        value = json.loads(text)
-        if isinstance(value, dict):
-            inner = value.get("data")
-            listed = isinstance(inner, list) and all(isinstance(record, dict) for record in inner)
-            return inner if listed else [value]
-    return None
+    try:
+        value = json.loads(text, object_pairs_hook=functools.partial(_object, str(path)))
+    except OtterError:
+        raise
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict):
+        return None
+    inner = value.get("data")
+    listed = isinstance(inner, list) and all(isinstance(record, dict) for record in inner)
+    return inner if listed else [value]
+
+
+def _object(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise OtterError(f"{where}: two values of an object have one name ({', '.join(names)})")
+    return dict(pairs)
 
 
 def _parse(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=functools.partial(_object, where))
+    except OtterError:
+        raise
     except (ValueError, RecursionError) as error:
         raise OtterError(f"{where} is not valid JSON: {error}") from error

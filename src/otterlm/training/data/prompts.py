@@ -54,7 +54,7 @@ def _read(record: Mapping[str, Any], where: str) -> Prompt:
     elif not context:
         present = ", ".join(sorted(map(str, record))) or "none"
         raise OtterError(f"{where}: no column prompt, question, messages, text, turns or chosen (there: {present})")
-    if context[-1][0] == "assistant":
+    if context and context[-1][0] == "assistant":
         if any(is_given(record.get(column)) for column in ASKED):
             raise OtterError(f"{where}: the prompt ends with the assistant's words; it must end with what is answered")
         context.pop()

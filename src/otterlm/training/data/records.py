@@ -57,6 +57,8 @@ def _records(source: Records, split: str) -> Iterator[Any]:
         return _read_hub(str(source), split)
     if isinstance(source, Mapping):
         return iter(_choose_split(source, split))
+    if hasattr(source, "with_format"):  # of `datasets`
+        return iter(source.with_format(None))
     if hasattr(source, "to_pylist"):  # an Arrow table
         return iter(source.to_pylist())
     if hasattr(source, "to_dict") and hasattr(source, "columns"):  # a pandas table
@@ -90,7 +92,7 @@ def _read_folder(folder: Path, split: str) -> Iterator[Any]:
             saved = load_from_disk(str(folder))
         except Exception as error:
             raise OtterError(f"{folder} cannot be read as a saved dataset: {reason(error)}") from error
-        yield from _choose_split(saved, split, str(folder)) if isinstance(saved, Mapping) else saved
+        yield from _records(_choose_split(saved, split, str(folder)) if isinstance(saved, Mapping) else saved, split)
         return
     files = sorted(path for path in folder.iterdir() if suffix_of(path) in READABLE and not path.name.startswith("."))
     if not files:

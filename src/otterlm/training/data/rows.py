@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from otterlm.errors import OtterError
-from otterlm.training.data.context import CONVERSATIONS, join, read_context, repeats
+from otterlm.training.data.context import join, read_context, repeats
 from otterlm.training.data.conversations import (
+    CONVERSATIONS,
     Dialogue,  # these three are part of this module's face
     Turn,
     clean,
@@ -75,6 +76,8 @@ def parse_row(record: Mapping[str, Any], where: str) -> Row:
     columns = columns or (SIDES if any(column in record for column in SIDES) else ["text"])
     dialogues = read_dialogues(record, columns, where)
     if columns == SIDES:
+        if is_given(record.get("margin")):
+            raise OtterError(f"{where}: column margin cannot be used: a pair says only which is better; leave it out")
         return PairRow(dialogues[0], dialogues[1], where)
     return ScoredRow(dialogues[0], _read_score(record, where), where)
 

@@ -7,7 +7,15 @@ from transformers import PreTrainedTokenizerBase
 
 from otterlm.errors import OtterError
 from otterlm.settings import check_settings, setting
-from otterlm.training.data.chat import chat_tokens, continued, plain_tokens, raw_content, split_rendered, without_end
+from otterlm.training.data.chat import (
+    answer_tokens,
+    chat_tokens,
+    plain_tokens,
+    raw_content,
+    split_begun,
+    split_rendered,
+    without_end,
+)
 from otterlm.training.data.conversations import Dialogue, Prompt, clean
 from otterlm.training.data.packing import Example
 from otterlm.training.data.rows import PairRow, Row
@@ -41,20 +49,27 @@ def dialogue_tokens(
     """
     rendered = split_rendered(dialogue.response, tokenizer) if dialogue.prompt is None else None
     if rendered is not None:
-        prompt, text = tokenizer.encode(rendered[0], add_special_tokens=False), rendered[1]
+        prompt = tokenizer.encode(rendered[0], add_special_tokens=False)
+        response = answer_tokens(rendered[1], tokenizer, where)
     elif dialogue.prompt is None:
-        prompt, text = prompt_tokens(None, tokenizer), raw_content(dialogue.response, tokenizer)
+        prompt = prompt_tokens(None, tokenizer)
+        response = plain_tokens(raw_content(dialogue.response, tokenizer), tokenizer, where)
     else:
-        prompt, text = prompt_tokens(dialogue.prompt, tokenizer, where), without_end(dialogue.response, tokenizer)
-        text = continued(text, tokenizer) if tokenizer.chat_template else f" {text}"
-    response = plain_tokens(text, tokenizer, where)
+        text = without_end(dialogue.response, tokenizer)
+        rest, unsaid = split_begun(text, tokenizer)
+        prompt = prompt_tokens(dialogue.prompt, tokenizer, where, unsaid)
+        answered = bool(tokenizer.chat_template)
+        response = answer_tokens(rest, tokenizer, where) if answered else plain_tokens(f" {text}", tokenizer, where)
     if tokenizer.eos_token_id is not None:
         response.append(tokenizer.eos_token_id)
     return prompt[-limits.prompt :], response[: limits.response]
 
 
-def prompt_tokens(prompt: Prompt | None, tokenizer: PreTrainedTokenizerBase, where: str = "the prompt") -> list[int]:
-    """The tokens of a prompt given as (role, content) turns, up to where the assistant begins to speak.
+def prompt_tokens(
+    prompt: Prompt | None, tokenizer: PreTrainedTokenizerBase, where: str = "the prompt", unsaid: str = ""
+) -> list[int]:
+    """The tokens of a prompt given as (role, content) turns, up to where the assistant begins to speak. What the chat
+    template says at its end is left out if it is `unsaid`.
 
     None, a raw text without a dialogue, is the beginning-of-sequence token (or nothing, where there is none).
 
@@ -66,7 +81,7 @@ def prompt_tokens(prompt: Prompt | None, tokenizer: PreTrainedTokenizerBase, whe
     said = ((role, clean(text, where)) for role, text in prompt)
     turns = [(role, without_end(text, tokenizer) if role == "assistant" else text) for role, text in said]
     if tokenizer.chat_template:
-        return chat_tokens(turns, tokenizer, where)
+        return chat_tokens(turns, tokenizer, where, unsaid)
     names = {"user": "Human", "assistant": "Assistant", "system": "System"}
     text = "".join(f"\n\n{names.get(role, role)}: {content}" for role, content in turns) + "\n\nAssistant:"
     return plain_tokens(text, tokenizer, where, add_special_tokens=True)
