@@ -115,8 +115,9 @@ class NamedAdapters(WrappedModel):
             yield
 
     @contextmanager
-    def use_adapters(self, names: Sequence[str]) -> Iterator[None]:
-        """Inside the block, in this thread, only these adapters run."""
+    def use_adapters(self, names: str | Sequence[str]) -> Iterator[None]:
+        """Inside the block, in this thread, only this adapter runs, or these."""
+        names = (names,) if isinstance(names, str) else names
         for name in names:
             self.adapter(name)
         outer, self._thread.state.chosen = self._thread.state.chosen, tuple(names)

@@ -112,6 +112,17 @@ class WrappedModel(nn.Module):
                 raise
             return getattr(self.base_model, name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """What is read from the base, such as `generation_config`, is set there."""
+        base = self.__dict__.get("_modules", {}).get("base_model")
+        ours = base is None or hasattr(type(self), name) or name in self.__dict__ or name in self._modules
+        if ours or not hasattr(base, name):
+            super().__setattr__(name, value)
+        else:
+            self._set_on_base(name, value)
+
+    _set_on_base = _replacing("__setattr__")
+
     def train(self, mode: bool = True) -> Self:
         """Training mode for the adapters; the frozen base stays in evaluation mode."""
         super().train(mode)

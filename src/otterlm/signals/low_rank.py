@@ -3,6 +3,7 @@ unembedding, so that a head over 49,152 tokens takes a few ten thousand paramete
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -46,7 +47,7 @@ class Fold:
     """Remembers E times an up projection, `[V, rank]`, so that scoring a vocabulary costs V x rank, not V x d."""
 
     def __init__(self) -> None:
-        self._made: tuple[tuple[tuple[int, int], ...], Tensor] | None = None
+        self._made: tuple[tuple[tuple[int, int], ...] | None, Tensor] | None = None
 
     def clear(self) -> None:
         """Forgets the product."""
@@ -64,8 +65,11 @@ class Fold:
             rows: `[N]`, the tokens to score; None: all.
         """
         parts = (up, unembedding) if rows is None else (up, unembedding, rows)
-        version = tuple((part.data_ptr(), part._version) for part in parts)
-        if self._made is None or self._made[0] != version:
-            table = unembedding if rows is None else unembedding[rows]
-            self._made = (version, F.linear(table.to(up.dtype), up.T).detach())
+        counted = not any(part.is_inference() for part in parts)  # whether torch counts what is written to them
+        version = tuple((part.data_ptr(), part._version) for part in parts) if counted else None
+        if self._made is None or version is None or self._made[0] != version:
+            # It outlives the contexts that the first call may stand in.
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(up.device.type, enabled=False):
+                table = unembedding if rows is None else unembedding[rows]
+                self._made = (version, F.linear(table.to(up.dtype), up.T))
         return self._made[1]
