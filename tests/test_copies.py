@@ -145,6 +145,16 @@ def test_a_model_that_is_converted_is_as_one_that_was_loaded_so(dtype, tmp_path)
 
 
 @torch.no_grad()
+def test_tensors_that_are_assigned_stay_tied():
+    otter, other = (tiny_otter(tiny_base(seed=seed, tie_word_embeddings=True), seed=seed + 1) for seed in (0, 4))
+    other.load_state_dict({name: tensor.clone() for name, tensor in otter.state_dict().items()}, assign=True)
+    assert other.base_model.lm_head.weight is other.base_model.model.embed_tokens.weight
+    assert not other.base_model.lm_head.weight.requires_grad
+    assert torch.equal(other(tokens(2, 7)).logits, otter(tokens(2, 7)).logits)
+    assert torch.equal(other.signal().vocabulary(), otter.signal().vocabulary())
+
+
+@torch.no_grad()
 def test_there_and_back_forgets_what_was_folded():
     otter = tiny_otter(tiny_base())
     otter(tokens(1, 4)).signals["reward"].vocabulary()

@@ -247,6 +247,18 @@ def test_a_pipeline_is_no_base():
     refused(lambda: OtterModel(Pipeline()), "Pipeline", ".model")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ({"word_embed_proj_dim": 16}, "word_embed_proj_dim: 16"),
+        ({"_remove_final_layer_norm": True}, "final_layer_norm"),
+    ],
+)
+def test_a_model_of_a_listed_type_that_lacks_a_part(overrides, named):
+    base = unlisted("opt", **({"ffn_dim": 48, "word_embed_proj_dim": 32} | overrides))
+    refused(lambda: OtterModel(base), "opt" if "remove" in str(overrides) else "OPT", named)
+
+
 @torch.no_grad()
 def test_a_base_that_was_compiled_in_place():
     otter = tiny_otter(compiled_in_place())

@@ -174,7 +174,10 @@ class WrappedModel(nn.Module):
         for name, first in self._tied().items():
             if first in state:
                 state.setdefault(name, state[first])
-        return super().load_state_dict(state, strict, assign)
+        result = super().load_state_dict(state, strict, assign)
+        if assign:
+            self.tie_weights()  # each name was given a parameter of its own
+        return result
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """What a module around this one asks of its parts: a base that is offloaded stays where it is."""
