@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -90,7 +91,8 @@ def test_one_adapter_is_used_by_its_name() -> None:
 
 def test_a_compiled_or_parallel_model_may_be_named_by_an_intervention() -> None:
     otter = tiny_otter(tiny_base())
-    compiled, parallel = torch.compile(otter, backend="eager"), nn.DataParallel(otter)
+    compiled: Any = torch.compile(otter, backend="eager")
+    parallel: Any = nn.DataParallel(otter)
     settings = batch() | {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
     guided, stopped = (
         {"logits_processor": [RewardGuidance(otter, 2.0)]},

@@ -10,6 +10,7 @@ from test_families import unlisted
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
     BertConfig,
     BertForMaskedLM,
     Gemma3Config,
@@ -218,7 +219,20 @@ def compiled_in_place():
     return base
 
 
+def with_virtual_tokens():
+    from peft import PromptTuningConfig, get_peft_model
+
+    return get_peft_model(tiny_base(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+
+
+def llama4():
+    config = AutoConfig.for_model("llama4_text", **TEXT, num_local_experts=2, intermediate_size_mlp=48)
+    return AutoModelForCausalLM.from_config(config)
+
+
 NOT_BASES = {
+    "one with virtual tokens": (with_virtual_tokens, ["PeftModel", "virtual tokens", "PROMPT_TUNING"]),
+    "one that hides its decoder": (llama4, ["Llama4ForCausalLM", "decoder"]),
     "a name": (lambda: "gpt2", ["str", "from_pretrained"]),
     "nothing": (lambda: None, ["NoneType", "from_pretrained"]),
     "a configuration": (lambda: tiny_base().config, ["LlamaConfig", "from_pretrained"]),
