@@ -35,6 +35,6 @@ def check_causal(base: Any) -> None:
         raise OtterError(f"{kind} does not say which of its parts is the decoder, which Otter reads: {load}")
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         raise OtterError(
-            f"{kind} puts virtual tokens before the text ({model.active_peft_config.peft_type.value}), and signals would "
-            "be of other positions: use a base without them, or with LoRA"
+            f"{kind} puts virtual tokens before the text ({model.active_peft_config.peft_type.value}), so that signals "
+            "would be of other positions: use a base without them, or with LoRA"
         )
