@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from conftest import batch, tiny_base, tiny_otter, tokens
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from otterlm.decoding import RewardGuidance, RewardStop
 from otterlm.model import OtterModel
 
 Context = Callable[[], AbstractContextManager[object]]
@@ -85,3 +87,23 @@ def test_one_adapter_is_used_by_its_name() -> None:
     otter.add_adapter(otter.adapter().config, "other")
     with otter.use_adapters("other"):
         assert list(otter(tokens(1, 5)).signals) == ["other"]
+
+
+def test_a_compiled_or_parallel_model_may_be_named_by_an_intervention() -> None:
+    otter = tiny_otter(tiny_base())
+    compiled: Any = torch.compile(otter, backend="eager")
+    parallel: Any = nn.DataParallel(otter)
+    settings = batch() | {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    guided, stopped = (
+        {"logits_processor": [RewardGuidance(otter, 2.0)]},
+        {"stopping_criteria": [RewardStop(otter, -0.1)]},
+    )
+    for model in (compiled, parallel):
+        again = otter.generate(**settings, logits_processor=[RewardGuidance(model, 2.0)])
+        assert torch.equal(again, otter.generate(**settings, **guided))
+        again = otter.generate(**settings, stopping_criteria=[RewardStop(model, -0.1)])
+        assert torch.equal(again, otter.generate(**settings, **stopped))
+    assert torch.equal(
+        compiled.generate(**settings, logits_processor=[RewardGuidance(compiled, 2.0)]),
+        otter.generate(**settings, **guided),
+    )

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import add_tiny_adapter, generate, refused, tiny_base, tiny_otter, tokens
+from torch import nn
 from transformers import DynamicCache
 
 from otterlm.signals.reward.head import RewardSignal
@@ -146,6 +147,28 @@ def test_a_model_that_is_converted_is_as_one_that_was_loaded_so(dtype, tmp_path)
     ours, theirs = otter(tokens(2, 7)), loaded(tokens(2, 7))
     assert torch.equal(ours.logits, theirs.logits)
     assert torch.equal(ours.signals["reward"].state, theirs.signals["reward"].state)
+
+
+@torch.no_grad()
+def test_tensors_that_are_assigned_stay_tied():
+    otter, other = (tiny_otter(tiny_base(seed=seed, tie_word_embeddings=True), seed=seed + 1) for seed in (0, 4))
+    other.load_state_dict({name: tensor.clone() for name, tensor in otter.state_dict().items()}, assign=True)
+    assert other.base_model.lm_head.weight is other.base_model.model.embed_tokens.weight
+    assert not other.base_model.lm_head.weight.requires_grad
+    assert torch.equal(other(tokens(2, 7)).logits, otter(tokens(2, 7)).logits)
+    assert torch.equal(other.signal().vocabulary(), otter.signal().vocabulary())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_module_around_a_tied_model_loads_what_it_saved(assign):
+    around, again = (
+        nn.ModuleDict({"otter": tiny_otter(tiny_base(seed=n, tie_word_embeddings=True), n)}) for n in (0, 4)
+    )
+    again.load_state_dict({name: tensor.clone() for name, tensor in around.state_dict().items()}, assign=assign)
+    expected, output = around["otter"](tokens(2, 7)), again["otter"](tokens(2, 7))
+    assert torch.equal(output.logits, expected.logits)
+    assert torch.equal(output.signals["reward"].prefix, expected.signals["reward"].prefix)
 
 
 @torch.no_grad()

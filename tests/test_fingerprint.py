@@ -4,10 +4,11 @@ import json
 
 import pytest
 import torch
-from conftest import VOCABULARY, close, refused, tiny_base, tiny_otter, tokens
+from conftest import VOCABULARY, add_tiny_adapter, close, refused, tiny_base, tiny_otter, tokens
 
 from otterlm.fingerprint import fingerprint, same_base
 from otterlm.model import OtterModel
+from otterlm.signals.draft.config import DraftConfig
 
 RESIZES = [{"new_num_tokens": VOCABULARY + 1}, {"new_num_tokens": VOCABULARY, "pad_to_multiple_of": 64}]
 FEWER = {"new_num_tokens": VOCABULARY - 7}
@@ -104,3 +105,38 @@ def test_a_resize_of_the_base_alone_leaves_the_signals():
     otter.base_model.resize_token_embeddings(VOCABULARY + 3)
     close(otter(tokens(2, 7)).signals["reward"].prefix, before, 0)
     assert otter.signal("reward").vocabulary().shape == (2, VOCABULARY + 3)
+
+
+@torch.no_grad()
+def test_a_row_of_a_special_token_may_be_made_anew(tmp_path):
+    tiny_otter(tiny_base()).save_pretrained(tmp_path)
+    base = tiny_base()
+    base.get_input_embeddings().weight[0].zero_()
+    assert list(OtterModel.from_pretrained(base, tmp_path, "reward").adapters) == ["reward"]
+    base.get_input_embeddings().weight[:30].zero_()
+    refused(lambda: OtterModel.from_pretrained(base, tmp_path), f"{tmp_path} was trained on another base; its weights")
+
+
+@torch.no_grad()
+def test_adapters_follow_a_base_that_is_resized_behind_them():
+    otter, other = (tiny_otter(tiny_base(), embedding="table") for _ in range(2))
+    before = otter(tokens(2, 7)).signals["reward"].prefix
+    torch.manual_seed(0)
+    otter.base_model.resize_token_embeddings(VOCABULARY + 9)
+    torch.manual_seed(0)
+    other.resize_token_embeddings(VOCABULARY + 9)
+    with torch.inference_mode():
+        assert torch.equal(otter(tokens(2, 7)).signals["reward"].prefix, before)
+    new = torch.tensor([[5, VOCABULARY + 8]])
+    assert torch.equal(otter(new).signals["reward"].prefix, other(new).signals["reward"].prefix)
+    assert torch.equal(otter.signal().vocabulary(), other.signal().vocabulary())
+    assert not any(parameter.is_inference() for parameter in otter.adapter().parameters())
+
+
+def test_a_draft_of_tokens_that_are_gone_is_refused():
+    otter = tiny_otter(tiny_base())
+    add_tiny_adapter(otter, "draft", signal=DraftConfig(heads=2, width=24, rank=8, vocabulary_size=60))
+    refused(lambda: otter.resize_token_embeddings(50), "'draft'", "50")
+    refused(lambda: otter(tokens(1, 3) % 50), "'draft'", "50")
+    otter.delete_adapter("draft")
+    assert otter(tokens(1, 3) % 50).signals["reward"].prefix.isfinite().all()

@@ -11,6 +11,7 @@ from families import unlisted
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
     BertConfig,
     BertForMaskedLM,
     Gemma3Config,
@@ -223,7 +224,20 @@ def compiled_in_place():
     return base
 
 
+def with_virtual_tokens():
+    from peft import PromptTuningConfig, get_peft_model
+
+    return get_peft_model(tiny_base(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+
+
+def llama4():
+    config = AutoConfig.for_model("llama4_text", **TEXT, num_local_experts=2, intermediate_size_mlp=48)
+    return AutoModelForCausalLM.from_config(config)
+
+
 NOT_BASES = {
+    "one with virtual tokens": (with_virtual_tokens, ["PeftModel", "virtual tokens", "PROMPT_TUNING"]),
+    "one that hides its decoder": (llama4, ["Llama4ForCausalLM", "decoder"]),
     "a name": (lambda: "gpt2", ["str", "from_pretrained"]),
     "nothing": (lambda: None, ["NoneType", "from_pretrained"]),
     "a configuration": (lambda: tiny_base().config, ["LlamaConfig", "from_pretrained"]),
@@ -250,6 +264,18 @@ def test_a_pipeline_is_no_base():
         model = tiny_base()
 
     refused(lambda: OtterModel(Pipeline()), "Pipeline", ".model")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ({"word_embed_proj_dim": 16}, "word_embed_proj_dim: 16"),
+        ({"_remove_final_layer_norm": True}, "final_layer_norm"),
+    ],
+)
+def test_a_model_of_a_listed_type_that_lacks_a_part(overrides, named):
+    base = unlisted("opt", **({"ffn_dim": 48, "word_embed_proj_dim": 32} | overrides))
+    refused(lambda: OtterModel(base), "opt" if "remove" in str(overrides) else "OPT", named)
 
 
 @torch.no_grad()

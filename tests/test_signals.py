@@ -7,6 +7,7 @@ from typing import ClassVar
 import pytest
 from conftest import refused, tiny_base, tiny_otter
 
+import otterlm.config
 from otterlm import signals
 from otterlm.config import OtterConfig
 from otterlm.errors import OtterError
@@ -52,6 +53,11 @@ def test_a_registered_signal_is_read_and_written() -> None:
     assert OtterConfig.from_json(config.to_json()) == config
     assert signal_type("surprise") is SURPRISE
     assert signal_names() == ["reward", "contrast", "draft", "surprise"]
+
+
+def test_configurations_are_also_where_scripts_of_0_1_import_them_from() -> None:
+    for kind in (ContrastConfig, DraftConfig, RewardConfig):
+        assert getattr(otterlm.config, kind.__name__) is getattr(otterlm, kind.__name__) is kind
 
 
 def test_names_do_not_clash() -> None:

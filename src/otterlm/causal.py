@@ -31,3 +31,10 @@ def check_causal(base: Any) -> None:
         raise OtterError(f"{kind} is an encoder-decoder model; Otter reads decoder-only ones: {load}")
     if not model.can_generate() or model.get_output_embeddings() is None:
         raise OtterError(f"{kind} is not a causal language model (it predicts no next token): {load}")
+    if model.get_decoder() is model:
+        raise OtterError(f"{kind} does not say which of its parts is the decoder, which Otter reads: {load}")
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        raise OtterError(
+            f"{kind} puts virtual tokens before the text ({model.active_peft_config.peft_type.value}), so that signals "
+            "would be of other positions: use a base without them, or with LoRA"
+        )

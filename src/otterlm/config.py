@@ -10,7 +10,12 @@ from otterlm.layers import parse_layers
 from otterlm.settings import check_whole, setting
 from otterlm.signals import signal_type
 from otterlm.signals.base import SignalConfig
-from otterlm.signals.reward.config import RewardConfig
+
+# Also here, where scripts of 0.1 import them from.
+from otterlm.signals.contrast.config import ContrastConfig as ContrastConfig
+from otterlm.signals.draft.config import DraftConfig as DraftConfig
+from otterlm.signals.reward.config import Calibration as Calibration
+from otterlm.signals.reward.config import RewardConfig as RewardConfig
 
 FORMAT_VERSION = 1
 """Of `adapter_config.json` and the tensor names; raised when an older reader would misread them."""

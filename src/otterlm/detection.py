@@ -40,7 +40,10 @@ def recognize(base: PreTrainedModel) -> Family:
     """
     config = decoder_config(base)
     if config.model_type in FAMILIES:
-        return family_of(config)
+        family = family_of(config)
+        if lacking := _missing(base, family):
+            raise OtterError(f"this {config.model_type} is not supported: it lacks {', '.join(lacking)}")
+        return family
     identity = _identity(base, config)
     if identity not in _recognized:
         with torch.random.fork_rng(devices=[]):  # the caller's random state stays

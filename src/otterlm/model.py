@@ -59,6 +59,7 @@ class OtterModel(LatestSignals):
         check_causal(base_model)
         family = recognize(base_model)
         super().__init__(base_model, family)
+        self._rows = decoder_config(base_model).vocab_size
         if config is not None:
             self.add_adapter(config, adapter_name, dtype)
 
@@ -105,10 +106,8 @@ class OtterModel(LatestSignals):
         folder = adapter_files.locate(adapter)
         config = adapter_files.read_config(folder)
         if config.base_fingerprint and not same_base(self.base_model, config.base_fingerprint):
-            raise OtterError(
-                f"{adapter} was trained on another base ({config.base_model_name_or_path}); "
-                "its weights mean nothing here"
-            )
+            name = f" ({config.base_model_name_or_path})" if config.base_model_name_or_path else ""
+            raise OtterError(f"{adapter} was trained on another base{name}; its weights mean nothing here")
         return self.insert_adapter(config, folder / adapter_files.WEIGHTS, adapter_name, dtype=dtype)
 
     def insert_adapter(
@@ -203,10 +202,26 @@ class OtterModel(LatestSignals):
         """As the base's; an adapter's table gets rows for new tokens that start as slices of the base's."""
         embedding = self.base_model.resize_token_embeddings(*args, **kwargs)
         self.base_model.requires_grad_(False)
-        for adapter in self._adapters.values():
-            fit_table(adapter.stream, self.base_model, self.family)
+        self.follow_vocabulary()
         self.watch()
         return embedding
+
+    def follow_vocabulary(self) -> None:
+        """Fits the adapters to the tokens that the base has now, for it may be resized without this model.
+
+        Raises:
+            OtterError: an adapter names tokens that the base has no longer.
+        """
+        rows = decoder_config(self.base_model).vocab_size
+        if rows == self._rows:
+            return
+        for name, adapter in self._adapters.items():
+            named = [buffer for buffer in adapter.head.buffers() if not buffer.is_floating_point()]
+            if any(bool((tokens >= rows).any()) for tokens in named):
+                raise OtterError(f"adapter {name!r} names tokens that the base, resized to {rows}, has no longer")
+            with torch.inference_mode(False):
+                fit_table(adapter.stream, self.base_model, self.family)
+        self._rows = rows
 
     # -- running -------------------------------------------------------------------------------------------------
 

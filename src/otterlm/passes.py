@@ -123,6 +123,7 @@ class Passes(Visitor):
         self._length: int | None = None
 
     def _begin(self) -> dict[str, StreamPass]:
+        self._model.follow_vocabulary()
         self._streams = self._model.stream_passes(self._model.active_adapters)
         return self._streams
 

@@ -19,6 +19,18 @@ def _give_signals(model: "WrappedModel", _: Any, output: Any) -> None:
         output.signals = model.signals
 
 
+def _fill_in_tied(model: "WrappedModel", state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """`state_dict` has tied tensors once; also a module around this one loads what it gave."""
+    for name, first in model._tied().items():
+        if prefix + first in state:
+            state.setdefault(prefix + name, state[prefix + first])
+
+
+def _tie_again(model: "WrappedModel", _: Any) -> None:
+    """Tensors that are assigned, not copied, give each name a parameter of its own."""
+    model.tie_weights()
+
+
 def _moving(name: str) -> Callable[..., Any]:
     """A method of `nn.Module` that moves or converts, for base and adapters."""
 
@@ -93,6 +105,8 @@ class WrappedModel(nn.Module):
             base_model.disable_input_require_grads()
         self.adapters = nn.ModuleDict()
         self.register_forward_hook(_give_signals)
+        self.register_load_state_dict_pre_hook(_fill_in_tied)
+        self.register_load_state_dict_post_hook(_tie_again)
 
     @property
     def device(self) -> torch.device:
@@ -167,14 +181,6 @@ class WrappedModel(nn.Module):
         for name in self._tied():
             state.pop(prefix + name, None)
         return state
-
-    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """As `nn.Module.load_state_dict`, of what `state_dict` gives."""
-        state = dict(state_dict)
-        for name, first in self._tied().items():
-            if first in state:
-                state.setdefault(name, state[first])
-        return super().load_state_dict(state, strict, assign)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """What a module around this one asks of its parts: a base that is offloaded stays where it is."""

@@ -14,7 +14,7 @@ from otterlm.decoding.loop import Loop, Run
 from otterlm.decoding.output import ReplacedOutput
 from otterlm.decoding.rows import join_rows
 from otterlm.errors import OtterError
-from otterlm.generation import Criteria, Generation, Intervention, Supports
+from otterlm.generation import Criteria, Generation, Intervention, Supports, bare
 from otterlm.model import OtterModel
 from otterlm.signals.base import Capability
 
@@ -53,10 +53,10 @@ class RewardStop(Intervention, StoppingCriteria):
     guards = True
 
     def __init__(self, model: OtterModel, threshold: float, patience: int = 1, adapter_name: str | None = None) -> None:
-        self.model: OtterModel = model
+        self.model: OtterModel = bare(model)
         self.threshold = check_threshold(threshold)
         self.patience = check_count("patience", patience)
-        self.adapter_name = model.adapter_name(adapter_name, Capability.PREFIX)
+        self.adapter_name = self.model.adapter_name(adapter_name, Capability.PREFIX)
         self.off = self.threshold == -math.inf
         self.stopped: Tensor | None = None
         self._under: Tensor | None = None  # [B], tokens in a row

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from otterlm.errors import OtterError
-from otterlm.generation import Generation, Intervention, Request, Supports
+from otterlm.generation import Generation, Intervention, Request, Supports, bare
 from otterlm.model import OtterModel
 from otterlm.signals.base import Capability
 
@@ -50,6 +50,7 @@ def stream_tokens(
     Raises:
         OtterError: there is more than one prompt, or a setting of `generate` that a stream cannot honour.
     """
+    model = bare(model)
     tokenizer = generate_kwargs.pop("tokenizer", tokenizer) if tokenizer is None else tokenizer
     if tokenizer is None:
         raise OtterError("streaming decodes tokens: give the tokenizer")

@@ -65,13 +65,17 @@ NEOX = Family(
 
 
 def opt(config: Any) -> Family:
-    """OPT; the 350M model, whose norms come after the sum, is another thing.
+    """OPT; the 350M model, whose norms come after the sum and whose embeddings are projected, is another thing.
 
     Raises:
-        OtterError: it is that one.
+        OtterError: it is that one, or like it.
     """
     if not config.do_layer_norm_before:
         raise OtterError("an OPT with its norms after the residual sum (do_layer_norm_before: false) is not supported")
+    if config.word_embed_proj_dim != config.hidden_size:
+        raise OtterError(
+            f"an OPT with projected embeddings (word_embed_proj_dim: {config.word_embed_proj_dim}) is not supported"
+        )
     return OPT
 
 

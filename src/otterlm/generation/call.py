@@ -51,7 +51,7 @@ def generate(model: "OtterModel", args: tuple[Any, ...], kwargs: dict[str, Any])
         if (streamer := arguments.get("streamer")) is not None:
             streamer.end()  # or a thread that reads it would wait for ever
         refused = bool(call.interventions) and not call.chose
-        if refused and isinstance(error, ValueError) and not isinstance(error, OtterError):
+        if refused and isinstance(error, ValueError | ImportError) and not isinstance(error, OtterError):
             raise OtterError(reason(error)) from error
         raise
 

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from accelerate.utils import extract_model_from_parallel
 from torch import Tensor
 from transformers import LogitsProcessor
 
@@ -12,6 +13,12 @@ from otterlm.signals.base import Capability
 
 if TYPE_CHECKING:
     from otterlm.model import OtterModel
+
+
+def bare(model: Any) -> "OtterModel":
+    """The model itself, where it was compiled or is in a module for parallel passes."""
+    found: OtterModel = extract_model_from_parallel(model, keep_torch_compile=False)
+    return found
 
 
 class Intervention:
@@ -50,7 +57,8 @@ class Intervention:
             if self.model is not None and self.model is not model:
                 raise OtterError(f"this {name} is of another OtterModel than the one that generates")
             if adapter is not None and adapter not in model.active_adapters:
-                raise OtterError(f"{name} reads the adapter {adapter!r}, which is off")
+                why = "is off" if adapter in model.adapters else "is not there any more"
+                raise OtterError(f"{name} reads the adapter {adapter!r}, which {why}")
         check(request, self.supports, name)
 
     def prepare(self, request: Request) -> dict[str, Any]:
@@ -71,8 +79,8 @@ class SignalProcessor(Intervention, LogitsProcessor):
     """
 
     def __init__(self, model: "OtterModel", adapter_name: str | None, needs: Capability) -> None:
-        self.model = model
-        self.adapter_name = model.adapter_name(adapter_name, needs)
+        self.model = bare(model)
+        self.adapter_name = self.model.adapter_name(adapter_name, needs)
 
     def reads(self, model: "OtterModel") -> str | None:
         """The name of its adapter."""
