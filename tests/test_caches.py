@@ -11,7 +11,7 @@ from transformers import Cache, DynamicCache, EncoderDecoderCache, QuantizedCach
 from transformers.cache_utils import DynamicLayer, QuantizedLayer
 
 SLIDING = {"model_type": "mistral", "sliding_window": 4}
-HYBRID = {
+HYBRID: dict[str, Any] = {
     "model_type": "gemma3_text",
     "head_dim": 16,
     "sliding_window": 4,

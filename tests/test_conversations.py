@@ -453,7 +453,8 @@ def test_hh_text_in_which_no_human_speaks_is_refused(text):
     refused(lambda: read_rows([{"prompt": text, "chosen": "a", "rejected": "b"}]), "row 1", "prompt", "'Human:'")
     refused(lambda: read_rows([{"chosen": text, "rejected": text}]), "row 1", "chosen", "'Human:'")
     refused(lambda: read_prompts([{"text": text}]), "row 1", "text", "'Human:'")
-    row = read_rows([{"prompt": "Q", "chosen": text, "rejected": "b"}])[0]
+    (row,) = read_rows([{"prompt": "Q", "chosen": text, "rejected": "b"}])
+    assert isinstance(row, PairRow)
     assert row.chosen.response == text  # a response may say anything
 
 

@@ -177,7 +177,7 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 )
 def test_windows_are_those_of_each_block(name, overrides, windows) -> None:
     otter = OtterModel(family_base(name, **overrides), tiny_config())
-    layers = otter.adapter().stream.layers.values()
+    layers: list[Any] = [*otter.adapter().stream.layers.values()]
     assert [layer.attention.sliding_window for layer in layers] == windows
     if any(windows):
         refused(lambda: check_window(otter, 9), "the base's window is 8")

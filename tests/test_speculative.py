@@ -47,7 +47,7 @@ def trained(request, tmp_path_factory) -> OtterModel:
     how = TrainingConfig(epochs=40, batch_size=8, learning_rate=1e-2, evaluations_per_epoch=1, patience=40)
     metrics = train(objective, examples, examples, how, tmp_path_factory.mktemp("draft"))
     assert metrics["accuracy_0_0"] > 0.6
-    otter.accuracy = measured_accuracy(metrics, 3)  # type: ignore[assignment]
+    otter.accuracy = measured_accuracy(metrics, 3)
     return otter.eval()
 
 
