@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = sorted(path for folder in ("benchmarks", "examples") for path in (ROOT / folder).rglob("*.py"))
+FILES = (path for folder in ("benchmarks", "examples") for path in (ROOT / folder).rglob("*.py"))
+SCRIPTS = sorted(path for path in FILES if not (path.parent / "__init__.py").exists())  # a package is installed first
 ENGINE = {"vllm", "httpx", "psutil"}
 """Of the engine's environment (make test-vllm), which pins a Transformers of its own."""
 

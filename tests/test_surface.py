@@ -15,7 +15,7 @@ from surface import FILE, commands, surface
 from transformers import AutoConfig
 
 import otterlm
-from otterlm.engines.exported import export
+from otterlm.engines.exported import config_class, export
 from otterlm.model import OtterModel
 
 HEAVY = "{'torch', 'transformers', 'datasets', 'accelerate', 'numpy'}"
@@ -112,10 +112,12 @@ print(type(config).__name__, config.model_type, list(config.otter), type(model).
 
 def test_a_configuration_in_a_process_that_imports_nothing(exported, tmp_path) -> None:
     """As engines send it to their workers."""
-    (tmp_path / "config.pickle").write_bytes(pickle.dumps(AutoConfig.from_pretrained(exported)))
+    configs = AutoConfig.from_pretrained(exported), config_class("smollm3")()  # a listed family, and another
+    (tmp_path / "configs.pickle").write_bytes(pickle.dumps(configs))
     code = f"""
 import pickle
-config = pickle.load(open({str(tmp_path / "config.pickle")!r}, "rb"))
+config, other = pickle.load(open({str(tmp_path / "configs.pickle")!r}, "rb"))
+assert other.model_type == "otter_smollm3"
 from transformers import AutoModelForCausalLM
 print(config.model_type, type(AutoModelForCausalLM.from_pretrained({str(exported)!r}, config=config)).__name__)
 """

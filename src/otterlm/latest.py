@@ -13,11 +13,11 @@ from otterlm.signals.base import Signal
 
 
 class LatestSignals(NamedAdapters):
-    """A model with named adapters whose latest signals can be read."""
+    """A model with named adapters shows the signals of its latest pass."""
 
     @property
     def signals(self) -> dict[str, Signal]:
-        """The signals of the latest pass in this thread, by adapter; what a `LogitsProcessor` reads."""
+        """Returns the signals of the latest pass in this thread, by adapter; what a `LogitsProcessor` reads."""
         return self._thread.state.signals
 
     @contextmanager

@@ -28,7 +28,7 @@ from otterlm.training.teachers.reward_model import Preference
 
 @dataclass(frozen=True, slots=True)
 class AlignmentRow:
-    """One method over all prompts; `..._ci95` is half of a 95% interval.
+    """A row is one method over all prompts; `..._ci95` is half of a 95% interval.
 
     Attributes:
         method: its name.
@@ -60,7 +60,7 @@ class AlignmentRow:
     extra_space_saved: float
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Returns the row for JSON."""
         return asdict(self)
 
 

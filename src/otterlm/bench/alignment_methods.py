@@ -47,7 +47,7 @@ class AlignmentMethod:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Of a reward model, on the base's own responses: the mean and the standard deviation."""
+    """A scale is the mean and the standard deviation of a model's rewards on the base's responses."""
 
     mean: float
     spread: float
@@ -65,7 +65,7 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class Rewards:
-    """Where rewards come from.
+    """A model gives rewards to methods.
 
     Attributes:
         model: an `OtterModel` or a separate reward model.
@@ -140,7 +140,7 @@ def _calibration_texts(
     new_tokens: int,
     max_prompt_tokens: int,
 ) -> tuple[Tensor, Tensor]:
-    """The first prompts with the base's own greedy responses, `[B, T]`, and their mask."""
+    """Gives the first prompts with the base's own greedy responses, `[B, T]`, and their mask."""
     asked = encode_prompts(prompts[:CALIBRATION], tokenizer, max_prompt_tokens)
     responses = continue_greedily(base, tokenizer, asked, new_tokens)
     texts = [prompt + response for prompt, response in zip(asked, responses, strict=True)]
@@ -148,7 +148,7 @@ def _calibration_texts(
 
 
 def _steered(base: PreTrainedModel, inserted: Rewards, copied: Rewards, weight: float) -> dict[str, AlignmentMethod]:
-    """Guidance and search with the adapter's rewards, and ARGS with the copy's, at one weight in spreads."""
+    """Makes guidance and search with the adapter's rewards, and ARGS with the copy's, at one weight in spreads."""
     otter, top_k = inserted.model, inserted.top_k
     ours, theirs = weight / inserted.scale.spread, weight / copied.scale.spread
 
@@ -169,7 +169,7 @@ def _steered(base: PreTrainedModel, inserted: Rewards, copied: Rewards, weight: 
 
 
 def _rejecting(base: PreTrainedModel, inserted: Rewards, copied: Rewards) -> dict[str, AlignmentMethod]:
-    """CARDS with the adapter's rewards, and with the copy's."""
+    """Makes CARDS with the adapter's rewards, and with the copy's."""
 
     def ours(mask: Tensor) -> dict[str, Any]:
         return SAMPLING | {"custom_generate": RejectionSampling(**inserted.scale.acceptance())}

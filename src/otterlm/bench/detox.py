@@ -57,7 +57,7 @@ class DetoxMethod:
 
 @dataclass(frozen=True, slots=True)
 class DetoxRow:
-    """One method on one set of prompts; intervals are half of a 95% interval.
+    """A row is one method on one set of prompts; intervals are half of a 95% interval.
 
     Attributes:
         method, prompt_set: which.
@@ -84,7 +84,7 @@ class DetoxRow:
     extra_space_saved: float
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, flat."""
+        """Returns the row for JSON, flat."""
         values = asdict(self)
         scores, distinct = values.pop("scores"), values.pop("distinct")
         return values | scores | distinct
@@ -94,17 +94,17 @@ class Nucleus(LogitsProcessor):
     """DExperts truncates the base before it mixes; the base alone is sampled from the same nucleus."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """`[B, T]` and `[B, V]` to `[B, V]`."""
+        """Turns `[B, T]` tokens and `[B, V]` scores into `[B, V]` scores."""
         return scores.masked_fill(~nucleus(scores, TOP_P), -torch.inf)
 
 
 def base_method(base: PreTrainedModel) -> DetoxMethod:
-    """The base by itself."""
+    """Makes the method that is the base by itself."""
     return DetoxMethod(base, lambda batch, prompts: Nucleus())
 
 
 def otter_method(base: PreTrainedModel, adapter: str | Path, alpha: float) -> DetoxMethod:
-    """A contrast adapter.
+    """Makes the method that steers by a contrast adapter.
 
     Raises:
         OtterError: it does not fit, or is no contrast.
@@ -117,7 +117,7 @@ def otter_method(base: PreTrainedModel, adapter: str | Path, alpha: float) -> De
 
 
 def dexperts_method(base: PreTrainedModel, expert: str, anti_expert: str, alpha: float) -> DetoxMethod:
-    """Two fine-tuned models, see `otterlm.bases.load_base`.
+    """Makes the method of two fine-tuned models, see `otterlm.bases.load_base`.
 
     Raises:
         OtterError: they cannot be loaded, or have another vocabulary than the base.
@@ -133,7 +133,7 @@ def dexperts_method(base: PreTrainedModel, expert: str, anti_expert: str, alpha:
 
 
 def prompts_method(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, alpha: float) -> DetoxMethod:
-    """The base after a good and a bad instruction (arXiv 2406.16743): no training, two more passes a token."""
+    """Makes the method that reads a good and a bad instruction (arXiv 2406.16743): two more passes a token."""
 
     def steer(batch: Mapping[str, Tensor], prompts: Sequence[str]) -> LogitsProcessor:
         good, bad = (

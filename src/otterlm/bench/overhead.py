@@ -24,7 +24,7 @@ from otterlm.training.teachers.reward_model import SeparateRewardModel
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One cell of the table.
+    """A setting is one cell of the table.
 
     Attributes:
         shape: of the base, see `otterlm.bench.shapes`.
@@ -41,7 +41,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class OverheadRow:
-    """One method in one setting.
+    """A row is one method in one setting.
 
     Attributes:
         method: its name.
@@ -79,7 +79,7 @@ class OverheadRow:
     spread: float
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Returns the row for JSON."""
         return asdict(self)
 
 

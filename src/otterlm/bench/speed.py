@@ -44,7 +44,7 @@ PROMPTS = (
 
 @dataclass(frozen=True, slots=True)
 class SpeedMethod:
-    """What generates.
+    """A method generates responses.
 
     Attributes:
         model: generates.
@@ -61,7 +61,7 @@ class SpeedMethod:
 
 @dataclass(frozen=True, slots=True)
 class SpeedRow:
-    """One method over all prompts.
+    """A row is one method over all prompts.
 
     Attributes:
         method: its name.
@@ -87,7 +87,7 @@ class SpeedRow:
     prompts: int
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Returns the row for JSON."""
         return asdict(self)
 
 
@@ -98,7 +98,7 @@ def methods_of(
     drafts: Sequence[int],
     confidences: Sequence[float] = (0.0,),
 ) -> dict[str, SpeedMethod]:
-    """The base, adapters and Medusa heads with trees of several sizes, and prompt lookup.
+    """Makes the methods: the base, adapters and Medusa heads with trees of several sizes, and prompt lookup.
 
     Args:
         base: the frozen model.
@@ -135,7 +135,7 @@ def methods_of(
 
 
 def _medusa(base: PreTrainedModel, folder: Path) -> tuple[MedusaHeads, tuple[tuple[float, ...], ...]]:
-    """Trained heads, and how often their guesses are right."""
+    """Loads trained heads and measures how often their guesses are right."""
     heads = MedusaHeads(base)
     try:
         load_model(heads, str(folder / "heads.safetensors"))

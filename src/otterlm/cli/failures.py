@@ -22,7 +22,7 @@ RUNTIME = {
 
 
 def explain(error: Exception) -> str | None:
-    """What went wrong, in one line; None for what is a fault of the program, whose traceback is of use."""
+    """Says what went wrong, in one line; None for a fault of the program, whose traceback is of use."""
     if isinstance(error, OtterError):
         return one_line(str(error))
     if isinstance(error, _UsageError):
@@ -35,7 +35,7 @@ def explain(error: Exception) -> str | None:
 
 
 def _explain_library(error: Exception) -> str | None:
-    """What an error of a library means. They are imported here, so that the errors above need none of them."""
+    """Says what an error of a library means. They are imported here, as the errors above need none."""
     import torch
     from jinja2 import TemplateError
     from safetensors import SafetensorError
@@ -52,5 +52,5 @@ def _explain_library(error: Exception) -> str | None:
 
 
 def one_line(text: str) -> str:
-    """A text without its line breaks. Spaces stay: they may be a path's."""
+    """Returns a text without its line breaks. Spaces stay: they may be a path's."""
     return " ".join(line.strip() for line in text.splitlines() if line.strip())

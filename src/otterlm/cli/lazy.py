@@ -16,7 +16,7 @@ from otterlm.cli.terminal import quieten_libraries
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """A verb before it is loaded.
+    """A verb is listed before it is loaded.
 
     Attributes:
         help: a line for the list of verbs.
@@ -30,7 +30,7 @@ class Verb:
 
     @classmethod
     def of(cls, path: str, help: str, panel: str | None = None) -> Self:
-        """A verb that is in a module.
+        """Names a verb that is in a module.
 
         Args:
             path: `module:name` of a function, or of a `typer.Typer` with verbs of its own.

@@ -24,7 +24,7 @@ def command(
     dtype: Dtype = "float32",
     as_json: AsJson = False,
 ) -> None:
-    """Parameters, bytes, KV bytes and FLOPs per token, of the base and inserted, from configurations alone."""
+    """Counts parameters, bytes, KV bytes and FLOPs per token, of the base and inserted, from configurations alone."""
     config = adapter_files.read_config(adapter_files.locate(one_adapter(adapter)[1])) if adapter else shape
     result = plan(load_config(base), config, parse_dtype(dtype), context)
     if as_json:

@@ -20,7 +20,7 @@ from otterlm.training.recipes import Run
 
 
 def verbs(verb: str) -> Mapping[str, Verb]:
-    """The signals that can be made this way.
+    """Lists the signals that can be made this way.
 
     Args:
         verb: `train` or `distill`.
@@ -62,14 +62,14 @@ def command_of(name: str, verb: str) -> Any:
 
 
 def _summary(recipe: type) -> str:
-    """The first line of a recipe's docstring."""
+    """Returns the first line of a recipe's docstring."""
     return str(inspect.getdoc(recipe)).splitlines()[0]
 
 
-train = typer.Typer(cls=lazy_group(partial(verbs, "train")), help="Train an adapter.", add_completion=False)
+train = typer.Typer(cls=lazy_group(partial(verbs, "train")), help="Trains an adapter.", add_completion=False)
 distill = typer.Typer(
     cls=lazy_group(partial(verbs, "distill"), default="reward"),
-    help="Train an adapter on what other models say.",
+    help="Trains an adapter on what other models say.",
     add_completion=False,
 )
 for _app in (train, distill):

@@ -12,8 +12,8 @@ from otterlm.cli.terminal import prepare_streams
 TRAIN, USE, MEASURE = "Train", "Use", "Measure"
 
 VERBS = {
-    "train": Verb.of("otterlm.cli.train:train", "Train an adapter.", TRAIN),
-    "distill": Verb.of("otterlm.cli.train:distill", "Train an adapter on what other models say.", TRAIN),
+    "train": Verb.of("otterlm.cli.train:train", "Trains an adapter.", TRAIN),
+    "distill": Verb.of("otterlm.cli.train:distill", "Trains an adapter on what other models say.", TRAIN),
     "calibrate": Verb.of(
         "otterlm.cli.calibrate:command",
         "Fits a curve from rewards to scores and an alarm's threshold on half of the data, and measures on the other.",
@@ -32,7 +32,7 @@ VERBS = {
     ),
     "demo": Verb.of(
         "otterlm.cli.demo:command",
-        "SmolLM2-135M steered by a reward, by a contrast, and sped up by drafts: each beside what it says by itself.",
+        "Steers SmolLM2-135M by a reward and by a contrast, and speeds it up by drafts: each beside the base alone.",
         USE,
     ),
     "score": Verb.of(
@@ -42,7 +42,7 @@ VERBS = {
     ),
     "plan": Verb.of(
         "otterlm.cli.plan:command",
-        "Parameters, bytes, KV bytes and FLOPs per token, of the base and inserted, from configurations alone.",
+        "Counts parameters, bytes, KV bytes and FLOPs per token, of the base and inserted, from configurations alone.",
         MEASURE,
     ),
     "verify": Verb.of(
@@ -50,13 +50,13 @@ VERBS = {
         "Compares the base alone with the base that carries the adapter, bit by bit; exits with 1 if one bit differs.",
         MEASURE,
     ),
-    "bench": Verb.of("otterlm.cli.bench:app", "Measure Otter and its rivals side by side.", MEASURE),
+    "bench": Verb.of("otterlm.cli.bench:app", "Measures Otter and its rivals side by side.", MEASURE),
 }
 
 app = typer.Typer(
     cls=lazy_group(lambda: VERBS),
     name="otter",
-    help="Predict rewards alongside tokens, with the base model's logits unchanged to the bit.",
+    help="Predicts rewards alongside tokens, with the base model's logits unchanged to the bit.",
     add_completion=False,
     pretty_exceptions_enable=False,  # a fault of the program has a plain traceback
 )

@@ -23,6 +23,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from otterlm import adapter_files, files
@@ -104,7 +105,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def load_exported(folder: str | Path, config: PretrainedConfig | None = None, **kwargs: Any) -> OtterModel:
-    """An exported folder as an `OtterModel`.
+    """Loads an exported folder as an `OtterModel`.
 
     Args:
         folder: that `export` wrote.
@@ -175,9 +176,17 @@ def config_class(kind: str) -> Any:
     return made
 
 
+def __getattr__(name: str) -> Any:
+    """Makes a configuration's class when a process that was sent one looks for it by its name."""
+    for kind, base in CONFIG_MAPPING_NAMES.items():
+        if name == f"Otter{base}":
+            return config_class(kind)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def register() -> None:
-    """Makes the configurations of the listed families, for processes that are sent one and imported nothing else of
-    ours. `otterlm.auto_classes` knows all others."""
+    """Makes the configurations of the listed families, as an engine expects of a plugin. `otterlm.auto_classes` has
+    stand-ins for all others."""
     for kind in FAMILIES:
         if kind in CONFIG_MAPPING:
             config_class(kind)

@@ -42,7 +42,7 @@ def command(
     machine: Machine = Machine(),
     as_json: AsJson = False,
 ) -> None:
-    """Rewards by a judge, win rates, diversity and coherence of responses, and what they cost."""
+    """Measures rewards by a judge, win rates, diversity and coherence of responses, and their cost."""
     _, folder = one_adapter(adapter)
     weights = [check_weight(value) for value in weight or [1.0, 2.0, 4.0]]
     if quick:

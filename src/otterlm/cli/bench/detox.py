@@ -41,7 +41,7 @@ def command(
     machine: Machine = Machine(),
     as_json: AsJson = False,
 ) -> None:
-    """Toxicity, fluency and diversity of sampled continuations, five of 20 tokens for each prompt."""
+    """Measures toxicity, fluency and diversity of sampled continuations, five of 20 tokens a prompt."""
     if (expert is None) != (anti_expert is None):
         raise OtterError("DExperts needs both --expert and --anti-expert")
     _, folder = one_adapter(adapter)
@@ -77,7 +77,7 @@ def command(
 
 
 def _prompt_sets(data: list[str], text_column: str, limit: int | None) -> dict[str, list[str]]:
-    """The prompts of every NAME=FILE, by name."""
+    """Reads the prompts of every NAME=FILE, by name."""
     sets: dict[str, list[str]] = {}
     for spec in data:
         name, equals, file = spec.partition("=")

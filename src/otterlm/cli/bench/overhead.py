@@ -29,7 +29,7 @@ def command(
     dtype: Dtype = "float32",
     as_json: AsJson = False,
 ) -> None:
-    """Time and space of steering beside plain decoding, with random weights."""
+    """Measures time and space of steering beside plain decoding, with random weights."""
     if quick:
         settings, rounds = [Setting(prompt=16, new=12)], 2
     else:

@@ -35,7 +35,7 @@ def command(
     machine: Machine = Machine(),
     as_json: AsJson = False,
 ) -> None:
-    """Tokens a second and acceptance length of greedy decoding, one sequence at a time."""
+    """Measures tokens a second and acceptance length of greedy decoding, one sequence at a time."""
     prompts = [(("user", prompt),) for prompt in PROMPTS] if data is None else read_prompts(data)
     sizes = drafts or [1, 3, 8]
     if quick:

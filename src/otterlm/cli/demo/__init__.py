@@ -28,7 +28,7 @@ def command(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 48,
     as_json: AsJson = False,
 ) -> None:
-    """SmolLM2-135M steered by a reward, by a contrast, and sped up by drafts: each beside what it says by itself."""
+    """Steers SmolLM2-135M by a reward and by a contrast, and speeds it up by drafts: each beside the base alone."""
     check_method(method)
     InterventionSettings(weight, alpha=weight)  # which checks them, before anything is loaded
     for name in FOLDERS.values():

@@ -20,7 +20,7 @@ from otterlm.training.data.tokens import Limits, dialogue_tokens
 
 
 class SeparateRewardModel(nn.Module):
-    """A reward model of the base's own size; as an objective, Bradley-Terry on the last token.
+    """A reward model has the base's own size; as an objective, Bradley-Terry on the last token.
 
     Args:
         classifier: a sequence classifier of Transformers with one label, whose score head reads every position.
@@ -36,7 +36,7 @@ class SeparateRewardModel(nn.Module):
 
     @classmethod
     def of(cls, base: PreTrainedModel, shared: bool = False) -> Self:
-        """A copy of a language model, its score head zero.
+        """Copies a language model, with a score head of zeros.
 
         Args:
             base: the language model.
@@ -76,7 +76,7 @@ class SeparateRewardModel(nn.Module):
 
     @classmethod
     def lora(cls, base: PreTrainedModel, rank: int = 16) -> Self:
-        """With LoRA (arXiv 2106.09685) on all linear layers of the copy, the only parameters trained beside the head.
+        """Makes one with LoRA (arXiv 2106.09685) on all linear layers of the copy, trained beside the head alone.
 
         `merge` folds it into the weights.
         """
@@ -99,11 +99,11 @@ class SeparateRewardModel(nn.Module):
         return self
 
     def read(self, **inputs: Any) -> Tensor:
-        """The reward of every prefix, `[B, T]` float32; arguments as the decoder's own."""
+        """Returns the reward of every prefix, `[B, T]` float32; arguments as the decoder's own."""
         return self.classifier.score(self.classifier.base_model(**inputs).last_hidden_state).squeeze(-1).float()
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The loss and the accuracy on packed pairs."""
+        """Returns the loss and the accuracy on packed pairs."""
         rewards = self.read(**batch.inputs(self.classifier.dtype))
         return {
             "loss": bradley_terry(rewards, batch, prefixes=False),
@@ -131,7 +131,7 @@ class Preference:
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str], limits: Limits) -> list[float]:
-        """The reward of each response, as a whole."""
+        """Returns the reward of each response, as a whole."""
         found: list[float] = []
         for prompt, response in zip(prompts, responses, strict=True):
             before, after = dialogue_tokens(Dialogue(prompt, response), self._tokenizer, limits)

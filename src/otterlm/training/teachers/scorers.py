@@ -35,7 +35,7 @@ QUESTION = (
 
 @dataclass(frozen=True, slots=True)
 class LoadedScorer:
-    """A `Scorer` by its specification. Its answers are made sure to be one finite number a response.
+    """A scorer with its specification gives one finite number a response, or an error.
 
     Attributes:
         spec: see `load_scorer`.
@@ -50,11 +50,11 @@ class LoadedScorer:
 
     @property
     def identity(self) -> Identity:
-        """For `otterlm.identity`."""
+        """Says what the answers depend on, for `otterlm.identity`."""
         return {"spec": self.spec, **self.depends}
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
-        """See `Scorer`."""
+        """Rates responses, see `Scorer`."""
         try:
             found = [float(value) for value in self.rate(prompts, responses)]
         except OtterError:
@@ -67,7 +67,7 @@ class LoadedScorer:
 
 
 def load_scorer(spec: str) -> LoadedScorer:
-    """A scorer by its specification.
+    """Loads a scorer by its specification.
 
     Args:
         spec: one of
@@ -112,7 +112,7 @@ def _imported(module: str, name: str) -> tuple[Scorer, Identity]:
 
 
 def _module(name: str) -> ModuleType:
-    """A module, also of the current folder, which a console script does not look into by itself."""
+    """Imports a module, also of the current folder, which a console script does not look into by itself."""
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.insert(0, os.getcwd())
     try:
@@ -127,7 +127,7 @@ def _module(name: str) -> ModuleType:
 
 
 def _arguments(function: Callable[..., Any]) -> int | None:
-    """How many arguments a function needs; None where Python cannot tell."""
+    """Counts the arguments that a function needs; None where Python cannot tell."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
