@@ -196,11 +196,11 @@ def test_numbers_of_numpy_are_numbers() -> None:
 @pytest.mark.parametrize(
     ("make", "named"),
     [
-        (lambda: RewardGuidance(otter().base_model, 2.0), "not of a LlamaForCausalLM"),  # type: ignore[arg-type]
+        (lambda: RewardGuidance(otter().base_model, 2.0), "not of a LlamaForCausalLM"),
         (lambda: RewardStop(2.0, otter()), "not of a float"),  # type: ignore[arg-type]
         (lambda: CandidateSearch(otter(), 2), "a OtterModel"),  # type: ignore[arg-type]
         (lambda: CandidateSearch(2.0, temperature="high"), "'high'"),  # type: ignore[arg-type]
-        (lambda: ReplaceStopped(-0.5, "no"), "'no'"),
+        (lambda: ReplaceStopped(-0.5, "no"), "'no'"),  # type: ignore[arg-type]
         (lambda: ReplaceStopped(-0.5, [7.5]), "[7.5]"),  # type: ignore[list-item]
         (lambda: ReplaceStopped(-0.5, [-3]), "-3"),
         (lambda: ReplaceStopped(-0.5, []), "no tokens"),
