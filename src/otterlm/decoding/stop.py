@@ -16,7 +16,6 @@ from otterlm.decoding.loop import Loop, Run
 from otterlm.decoding.output import ReplacedOutput
 from otterlm.decoding.rows import join_rows
 from otterlm.errors import OtterError
-from otterlm.families.parts import decoder_config
 from otterlm.generation import Criteria, Generation, Intervention, Request, Supports, bare
 from otterlm.model import OtterModel
 from otterlm.signals.base import Capability
@@ -146,7 +145,7 @@ class ReplaceStopped(Loop):
     def check(self, model: OtterModel, request: Request) -> None:
         """See `Intervention`."""
         super().check(model, request)
-        tokens = decoder_config(model.base_model).vocab_size
+        tokens = model.config.get_text_config(decoder=True).vocab_size
         if max(self.replacement) >= tokens:
             raise OtterError(f"the replacement holds {max(self.replacement)}, but the base has {tokens} tokens")
 
