@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import batch, tiny_base, tiny_otter, tokens
+from conftest import batch, tiny_base, tiny_config, tiny_otter, tokens
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig
 
@@ -33,6 +33,21 @@ def test_a_first_use_in_a_context_leaves_no_trace(context: Context) -> None:
     assert torch.equal(vocabulary(otter), vocabulary(other))
     vocabulary(otter.train()).sum().backward()
     assert otter.adapter().stream.final_norm.weight.grad is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_defaults_of_the_process_do_not_matter(dtype: torch.dtype) -> None:
+    base, config = tiny_base(), tiny_config(initialization="copy")
+    expected = OtterModel(tiny_base(), config).eval()(tokens(1, 5)).signals["reward"].state
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            otter = OtterModel(base, config).eval()
+        state = otter(tokens(1, 5)).signals["reward"].state
+        assert torch.equal(otter.to(torch.float32)(tokens(1, 5)).signals["reward"].state, expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(state, expected)
 
 
 def test_a_model_made_in_inference_mode_sees_its_weights_change() -> None:

@@ -1,9 +1,15 @@
-"""The registry of interventions, and how they are chosen for the adapters of a model."""
+"""The registry of interventions, how they are chosen for the adapters of a model, and what they take."""
 
 import math
+from collections.abc import Callable
+from threading import Thread
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from conftest import refused, tiny_base, tiny_otter
+from generation_table import GREEDY, THRESHOLD, otter, prompts, tokenizer
 
 from otterlm.config import OtterConfig
 from otterlm.decoding import (
@@ -11,9 +17,11 @@ from otterlm.decoding import (
     CandidateSearch,
     ContrastGuidance,
     RejectionSampling,
+    ReplaceStopped,
     RewardGuidance,
     RewardStop,
     SpeculativeDecoding,
+    stream_tokens,
 )
 from otterlm.decoding import registry as interventions_registry
 from otterlm.decoding.choice import check_method, generate_arguments, methods
@@ -134,3 +142,70 @@ def test_names(monkeypatch) -> None:
     refused(lambda: register_intervention(clash), "already an intervention named 'own'")
     refused(lambda: intervention_type("nothing"), "unknown intervention 'nothing'", "guidance")
     refused(lambda: check_method("drafts"), "--method must be one of guidance, search, best-of-n, rejection")
+
+
+# -- streams, threads, arguments ---------------------------------------------------------------------------------------
+
+STEERED: dict[str, Callable[[], dict[str, Any]]] = {
+    "guidance": lambda: {"logits_processor": [RewardGuidance(otter(), 2.0)]},
+    "guidance, top-k": lambda: {"logits_processor": [RewardGuidance(otter(), 2.0, 6)]},
+    "contrast": lambda: {"logits_processor": [ContrastGuidance(otter(), 3.0)]},
+    "stop": lambda: {"stopping_criteria": [RewardStop(otter(), THRESHOLD)]},
+}
+
+
+@pytest.mark.parametrize("name", STEERED)
+def test_a_stream_is_steered_as_generate_is(name: str) -> None:
+    settings = prompts(1) | GREEDY | {"max_new_tokens": 8}
+    expected = otter().generate(**settings, **STEERED[name]())
+    steps = stream_tokens(otter(), tokenizer(), **settings, **STEERED[name]())
+    found = []
+    for step in steps:
+        found.append(step.token)
+        otter().generate(**prompts(2), **GREEDY, custom_generate=CandidateSearch(2.0, 4))  # others go on beside it
+    assert found == expected[0, 7:].tolist()
+
+
+def test_one_stop_serves_several_threads() -> None:
+    stop = RewardStop(otter(), THRESHOLD)
+    settings = prompts(2) | GREEDY | {"max_new_tokens": 8}
+    expected = otter().generate(**settings, stopping_criteria=[stop])
+    found: list[torch.Tensor] = []
+
+    def run() -> None:
+        found.extend(otter().generate(**settings, stopping_criteria=[stop]) for _ in range(4))
+
+    threads = [Thread(target=run) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 12
+    assert all(torch.equal(sequences, expected) for sequences in found)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    weight: Any = np.float32(2)
+    count: Any = np.int64(6)
+    tokens: Any = np.array([7, 8])
+    assert RewardGuidance(otter(), weight, count).top_k == 6
+    assert RewardStop(otter(), weight, count).threshold == 2
+    assert ReplaceStopped(weight, tokens).replacement == [7, 8]
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: RewardGuidance(otter().base_model, 2.0), "not of a LlamaForCausalLM"),
+        (lambda: RewardStop(2.0, otter()), "not of a float"),  # type: ignore[arg-type]
+        (lambda: CandidateSearch(otter(), 2), "a OtterModel"),  # type: ignore[arg-type]
+        (lambda: CandidateSearch(2.0, temperature="high"), "'high'"),  # type: ignore[arg-type]
+        (lambda: ReplaceStopped(-0.5, "no"), "'no'"),  # type: ignore[arg-type]
+        (lambda: ReplaceStopped(-0.5, [7.5]), "[7.5]"),  # type: ignore[list-item]
+        (lambda: ReplaceStopped(-0.5, [-3]), "-3"),
+        (lambda: ReplaceStopped(-0.5, []), "no tokens"),
+        (lambda: otter().generate(**prompts(1), custom_generate=ReplaceStopped(-0.5, [500])), "500"),
+    ],
+)
+def test_arguments_that_are_something_else(make: Callable[[], object], named: str) -> None:
+    refused(make, named)

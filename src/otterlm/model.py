@@ -94,8 +94,9 @@ class OtterModel(LatestSignals):
         """Inserts a new, initialised adapter and returns its name."""
         name = self._new_name(adapter_name or config.signal.type)
         adapter = Adapter(config, self.base_model, self.family, dtype or self.base_model.dtype)
-        initialize(adapter.stream, config, self.base_model, self.family)
-        adapter.head.initialize()
+        with self.device:
+            initialize(adapter.stream, config, self.base_model, self.family)
+            adapter.head.initialize()
         self._insert(name, adapter)
         return name
 

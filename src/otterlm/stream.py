@@ -41,14 +41,15 @@ class InsertedNorm(nn.Module):
         # A tensor, because a number is made into one by every operation, which takes longer than the operation.
         self.eps: Tensor
         self._eps = norm_eps(norm)
-        self.register_buffer("eps", torch.tensor(self._eps, device=factory.get("device")), persistent=False)
+        eps = torch.tensor(self._eps, dtype=torch.float32, device=factory.get("device"))
+        self.register_buffer("eps", eps, persistent=False)
         self.centred = centred
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Epsilon moves with the rest but keeps its precision (1e-6 is not a number of float16), and its value where
         memory is only made, as by `to_empty`."""
         super()._apply(fn, recurse)
-        self.eps = torch.tensor(self._eps, device=self.eps.device)
+        self.eps = torch.tensor(self._eps, dtype=torch.float32, device=self.eps.device)
         return self
 
     def forward(self, inserted: Tensor, hidden: Tensor) -> Tensor:

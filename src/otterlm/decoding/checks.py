@@ -1,10 +1,18 @@
 """Checks that the interventions share."""
 
 import math
+from numbers import Integral, Real
+from typing import Any
 
 from otterlm.errors import OtterError
 from otterlm.families.facts import decoder_config, window_of
 from otterlm.model import OtterModel
+
+
+def shown(value: Any) -> str:
+    """A value as an error names it, in a line: numbers and short texts as they are, others by their type."""
+    text = repr(value)
+    return text if len(text) < 40 and "\n" not in text else f"a {type(value).__name__}"
 
 
 def check_weight(weight: float, name: str = "the weight") -> float:
@@ -13,8 +21,8 @@ def check_weight(weight: float, name: str = "the weight") -> float:
     Raises:
         OtterError: it is not.
     """
-    if not isinstance(weight, int | float) or not math.isfinite(weight):
-        raise OtterError(f"{name} must be a finite number, got {weight!r}")
+    if not isinstance(weight, Real) or not math.isfinite(weight):
+        raise OtterError(f"{name} must be a finite number, got {shown(weight)}")
     return float(weight)
 
 
@@ -24,9 +32,9 @@ def check_count(name: str, value: int) -> int:
     Raises:
         OtterError: it is not.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise OtterError(f"{name} must be a whole number of at least 1, got {value!r}")
-    return value
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise OtterError(f"{name} must be a whole number of at least 1, got {shown(value)}")
+    return int(value)
 
 
 def check_share(name: str, value: float) -> float:
@@ -35,8 +43,8 @@ def check_share(name: str, value: float) -> float:
     Raises:
         OtterError: it is not.
     """
-    if not isinstance(value, int | float) or not 0 < value <= 1:
-        raise OtterError(f"{name} must be above 0 and at most 1, got {value!r}")
+    if not isinstance(value, Real) or not 0 < value <= 1:
+        raise OtterError(f"{name} must be above 0 and at most 1, got {shown(value)}")
     return float(value)
 
 
@@ -46,8 +54,8 @@ def check_chance(name: str, value: float) -> float:
     Raises:
         OtterError: it is not.
     """
-    if not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise OtterError(f"{name} must be from 0 to 1, got {value!r}")
+    if not isinstance(value, Real) or not 0 <= value <= 1:
+        raise OtterError(f"{name} must be from 0 to 1, got {shown(value)}")
     return float(value)
 
 

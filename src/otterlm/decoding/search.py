@@ -53,8 +53,8 @@ class CandidateSearch(Loop):
         self.top_k = check_count("top_k", top_k)
         if mode not in ("greedy", "stochastic"):
             raise OtterError(f"mode must be greedy or stochastic, got {mode!r}")
-        if not temperature > 0:
-            raise OtterError(f"the temperature must be above 0, got {temperature!r}")
+        if not check_weight(temperature, "the temperature") > 0:
+            raise OtterError(f"the temperature must be above 0, got {temperature}")
         self.mode = mode
         self.temperature = temperature
         self.adapter_name = adapter_name

@@ -1,20 +1,22 @@
 """Stop: a response whose reward falls under a threshold is ended, and can be replaced. A live guardrail."""
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import replace
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from otterlm.decoding.checks import check_count
+from otterlm.decoding.checks import check_count, shown
 from otterlm.decoding.loop import Loop, Run
 from otterlm.decoding.output import ReplacedOutput
 from otterlm.decoding.rows import join_rows
 from otterlm.errors import OtterError
-from otterlm.generation import Criteria, Generation, Intervention, Supports, bare
+from otterlm.generation import Criteria, Generation, Intervention, Request, Supports, bare
 from otterlm.model import OtterModel
 from otterlm.signals.base import Capability
 
@@ -25,9 +27,9 @@ def check_threshold(threshold: float, name: str = "the threshold") -> float:
     Raises:
         OtterError: it is not.
     """
-    if not isinstance(threshold, int | float) or math.isnan(threshold):
-        raise OtterError(f"{name} must be a number, got {threshold!r}")
-    return threshold
+    if not isinstance(threshold, Real) or math.isnan(threshold):
+        raise OtterError(f"{name} must be a number, got {shown(threshold)}")
+    return float(threshold)
 
 
 class RewardStop(Intervention, StoppingCriteria):
@@ -59,8 +61,6 @@ class RewardStop(Intervention, StoppingCriteria):
         self.adapter_name = self.model.adapter_name(adapter_name, Capability.PREFIX)
         self.off = self.threshold == -math.inf
         self.stopped: Tensor | None = None
-        self._under: Tensor | None = None  # [B], tokens in a row
-        self._generation: Generation | None = None
 
     def reads(self, model: OtterModel) -> str:
         """See `Intervention`."""
@@ -68,7 +68,7 @@ class RewardStop(Intervention, StoppingCriteria):
 
     def begin(self, generation: Generation) -> None:
         """Forgets the call before."""
-        self._generation, self.stopped, self._under = generation, None, None
+        self.stopped = None
         if generation.config._pad_token_tensor is not None:
             # Transformers pads a row that has ended only beside a criterion with this attribute.
             self.eos_token_id = generation.config._eos_token_tensor
@@ -78,19 +78,36 @@ class RewardStop(Intervention, StoppingCriteria):
         generation = self.model.generation
         if generation is None:
             raise OtterError("RewardStop reads the passes of one generation: generate with the OtterModel")
-        if generation is not self._generation:
-            self.begin(generation)
-        if self.stopped is None or self._under is None:
+        # Several calls may run at a time, each in its thread.
+        under, stopped = generation.notes.get(self, (None, None))  # [B], tokens in a row, and which were ended
+        if stopped is None:
             # The latest pass read the prompt; its reward is not the response's.
-            self.stopped = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-            self._under = torch.zeros_like(self.stopped, dtype=torch.long)
+            stopped = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+            under = torch.zeros_like(stopped, dtype=torch.long)
         elif not self.off:
             low = self.model.signal(self.adapter_name).prefix[:, -1] < self.threshold
-            self._under = torch.where(low, self._under + 1, 0)
-            stop = self._under >= self.patience
+            under = torch.where(low, under + 1, 0)
+            stop = under >= self.patience
             # Behind the end of a sequence there is only padding, which is not judged.
-            self.stopped = self.stopped | (stop if generation.ended is None else stop & ~generation.ended)
-        return self.stopped
+            stopped = stopped | (stop if generation.ended is None else stop & ~generation.ended)
+        generation.notes[self] = under, stopped
+        self.stopped = stopped
+        return stopped
+
+
+def _token_ids(tokens: Sequence[int]) -> list[int]:
+    """Token ids as numbers.
+
+    Raises:
+        OtterError: there are none, or they are something else.
+    """
+    try:
+        ids = [operator.index(token) for token in tokens]
+    except (TypeError, ValueError) as error:
+        raise OtterError(f"the replacement must be token ids, [7, 8], not {shown(tokens)}") from error
+    if not ids or min(ids) < 0:
+        raise OtterError("the replacement has no tokens" if not ids else f"the replacement holds {min(ids)}, no token")
+    return ids
 
 
 class ReplaceStopped(Loop):
@@ -116,16 +133,21 @@ class ReplaceStopped(Loop):
         self, threshold: float, replacement: Sequence[int], patience: int = 1, adapter_name: str | None = None
     ) -> None:
         self.threshold = check_threshold(threshold)
-        self.replacement = list(replacement)
+        self.replacement = _token_ids(replacement)
         self.patience = check_count("patience", patience)
         self.adapter_name = adapter_name
-        self.off = threshold == -math.inf
-        if not self.replacement:
-            raise OtterError("the replacement has no tokens")
+        self.off = self.threshold == -math.inf
 
     def reads(self, model: OtterModel) -> str:
         """See `Intervention`."""
         return model.adapter_name(self.adapter_name, Capability.PREFIX)
+
+    def check(self, model: OtterModel, request: Request) -> None:
+        """See `Intervention`."""
+        super().check(model, request)
+        tokens = model.config.get_text_config(decoder=True).vocab_size
+        if max(self.replacement) >= tokens:
+            raise OtterError(f"the replacement holds {max(self.replacement)}, but the base has {tokens} tokens")
 
     def decode(self, run: Run) -> ReplacedOutput:
         """See `Loop`."""

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import extract_model_from_parallel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LogitsProcessor
 
 from otterlm.errors import OtterError
@@ -16,9 +16,16 @@ if TYPE_CHECKING:
 
 
 def bare(model: Any) -> "OtterModel":
-    """The model itself, where it was compiled or is in a module for parallel passes."""
-    found: OtterModel = extract_model_from_parallel(model, keep_torch_compile=False)
-    return found
+    """The model itself, where it was compiled or is in a module for parallel passes.
+
+    Raises:
+        OtterError: it is no OtterModel.
+    """
+    found: Any = extract_model_from_parallel(model, keep_torch_compile=False) if isinstance(model, nn.Module) else model
+    if not hasattr(found, "generating"):
+        raise OtterError(f"an intervention reads the signals of an OtterModel, not of a {type(found).__name__}")
+    inside: OtterModel = found
+    return inside
 
 
 class Intervention:

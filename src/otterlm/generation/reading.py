@@ -32,6 +32,7 @@ class Generation:
         reading: the signals of the pass that chooses the current token, which is their last position.
         ended: `[B]` bool, which rows had ended before the current token; None before the first.
         lengths: `[B]`, tokens of each row up to and with its end, the prompt included.
+        notes: what each criterion remembers of this call.
     """
 
     def __init__(self, model: "OtterModel", config: GenerationConfig, drafts: Cache | None = None) -> None:
@@ -42,6 +43,7 @@ class Generation:
         self.reading: dict[str, Signal] = {}
         self.ended: Tensor | None = None
         self.lengths: Tensor | None = None
+        self.notes: dict[Any, Any] = {}
         self._verified: dict[str, Signal] = {}  # of the latest pass that verified drafts
 
     def read(self, input_ids: Tensor) -> dict[str, Signal] | None:
