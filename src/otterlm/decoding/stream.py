@@ -135,9 +135,10 @@ class _Stream(Intervention):
                 unfinished = not bool(criteria(input_ids, None).all())
                 length = 1 if inputs["use_cache"] else None
                 output = model(**model.prepare_inputs_for_generation(input_ids, next_sequence_length=length, **inputs))
+                after = model.signals
                 values = {
                     name: signal.beside(int(token), before[name])
-                    for name, signal in model.signals.items()
+                    for name, signal in after.items()
                     if Capability.BESIDE in model.adapter(name).config.signal.capabilities
                 }
             yield int(token), values
