@@ -26,7 +26,14 @@ def test_the_readme_has_commands() -> None:
     assert len(commands()) >= 4
 
 
-@pytest.mark.parametrize("command", commands())
+# test_smollm2.py verifies the same adapter, and test_cli.py runs the command on a tiny base.
+SLOW = "otter verify "
+
+
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(each, marks=pytest.mark.slow if each.startswith(SLOW) else ()) for each in commands()],
+)
 def test_command(command, monkeypatch, tmp_path) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", shlex.split(command.replace("/tmp/", f"{tmp_path}/"), comments=True))
