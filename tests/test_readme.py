@@ -34,7 +34,7 @@ SLOW = "otter verify "
     "command",
     [pytest.param(each, marks=pytest.mark.slow if each.startswith(SLOW) else ()) for each in commands()],
 )
-def test_command(command, monkeypatch, tmp_path) -> None:
+def test_command(command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", shlex.split(command.replace("/tmp/", f"{tmp_path}/"), comments=True))
     with pytest.raises(SystemExit) as exit:
@@ -46,7 +46,7 @@ PAGES = ["README.md", *(f"docs/{page}.md" for page in ("decoding", "detoxificati
 
 
 @pytest.mark.parametrize("file", PAGES)
-def test_python(file, monkeypatch) -> None:
+def test_python(file, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     found = blocks(file, "python")
     assert found
