@@ -75,7 +75,7 @@ def test_command(answer, refusal, base, draft, medusa, tmp_path) -> None:
     model = OtterModel(tiny_base(vocab_size=len(WORDS)))
     add_tiny_adapter(model, "reward")
     model.save_pretrained(draft)
-    assert "no adapter predicts draft; there are: mine" in refusal(*asked)
+    assert "no adapter drafts tokens; there are: mine" in refusal(*asked)
 
 
 def test_wrong_tokens_are_counted(monkeypatch) -> None:

@@ -50,8 +50,8 @@ def test_limits_keep_the_prompts_end_and_the_responses_start():
     prompt, response = dialogue_tokens(Dialogue(TURNS, "e f g h"), tokenizer(), Limits(4, 2))
     assert words(prompt) == ": d Assistant :"
     assert words(response) == "e f"
-    refused(lambda: Limits(prompt=0), "prompt=0")
-    refused(lambda: Limits(response=0), "response=0")
+    refused(lambda: Limits(prompt=0), "prompt", "got 0")
+    refused(lambda: Limits(response=0), "response", "got 0")
 
 
 def pair(chosen, rejected, prompt=TURNS, other=None):
