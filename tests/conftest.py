@@ -181,7 +181,7 @@ SHAPE = ("--hidden-size", 8, "--heads", 2, "--kv-heads", 1, "--intermediate-size
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny model and its tokenizer."""
     folder = tmp_path_factory.mktemp("base")
     tiny_base(vocab_size=len(WORDS)).save_pretrained(folder)
@@ -190,14 +190,14 @@ def base(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def adapter(base, tmp_path) -> Path:
+def adapter(base, tmp_path: Path) -> Path:
     """An adapter for it."""
     tiny_otter(tiny_base(vocab_size=len(WORDS))).save_pretrained(tmp_path / "adapter")
     return tmp_path / "adapter"
 
 
 @pytest.fixture
-def pairs(tmp_path) -> Path:
+def pairs(tmp_path: Path) -> Path:
     """Forty pairs: the better response says a and b, the worse one i and j."""
     path = tmp_path / "pairs.jsonl.gz"
     with gzip.open(path, "wt") as file:
@@ -208,7 +208,7 @@ def pairs(tmp_path) -> Path:
 
 
 @pytest.fixture
-def otter(monkeypatch, capsys):
+def otter(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Runs the command; returns exit code, stdout and stderr."""
     from otterlm.cli import main
 

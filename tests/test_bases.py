@@ -2,6 +2,7 @@
 
 import copy
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -78,7 +79,7 @@ def test_quantised_by_torchao(quantization, bits) -> None:
     gradients_reach_the_adapter(otter)
 
 
-def test_an_adapter_of_the_base_loads_on_the_quantised_base(quantization, tmp_path) -> None:
+def test_an_adapter_of_the_base_loads_on_the_quantised_base(quantization, tmp_path: Path) -> None:
     tiny_otter(tiny_base()).save_pretrained(tmp_path)
     base = tiny_base()
     quantization.quantize_(base.get_decoder(), quantization.Int8WeightOnlyConfig())
@@ -155,7 +156,7 @@ def test_gradient_checkpointing() -> None:
     gradients_reach_the_adapter(otter)
 
 
-def test_offloaded_to_disk(tmp_path) -> None:
+def test_offloaded_to_disk(tmp_path: Path) -> None:
     from accelerate import disk_offload
 
     base = disk_offload(tiny_base(), tmp_path, execution_device=torch.device("cpu"))
@@ -192,7 +193,7 @@ def test_a_copied_base_keeps_no_stream() -> None:
     refused(lambda: otter.signal("x"), "unknown signal 'x'")
 
 
-def test_a_base_that_is_not_there(tmp_path, monkeypatch) -> None:
+def test_a_base_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gguf = tmp_path / "model.gguf"
     refused(lambda: load_base(str(gguf)), "model.gguf", "no such file")
     gguf.write_bytes(b"GGUF but not")
@@ -202,7 +203,7 @@ def test_a_base_that_is_not_there(tmp_path, monkeypatch) -> None:
     refused(lambda: base_folder("someone/nothing"), "someone/nothing")
 
 
-def test_smollm2_needs_its_wheel_and_takes_no_other_weights(tmp_path, monkeypatch) -> None:
+def test_smollm2_needs_its_wheel_and_takes_no_other_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTTER_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
@@ -220,7 +221,7 @@ def test_smollm2_needs_its_wheel_and_takes_no_other_weights(tmp_path, monkeypatc
 
 
 @pytest.mark.slow
-def test_the_wheels_model_is_converted_once(tmp_path, monkeypatch) -> None:
+def test_the_wheels_model_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTTER_HOME", str(tmp_path))
     folder = base_folder(SMOLLM2)
     assert folder.parent == tmp_path

@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ TINY = LlamaConfig(
 
 
 @pytest.fixture(autouse=True)
-def tiny(monkeypatch) -> None:
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(shapes.SHAPES, "tiny", TINY)
     small: dict[str, Any] = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 12, "layers": (1, 3)}
     monkeypatch.setattr(overhead, "adapter_for", lambda shape: OtterConfig(**small))
@@ -48,7 +49,7 @@ def test_methods_take_turns() -> None:
     assert Seconds((1.0, 2.0, 4.0)).spread == 1.5
 
 
-def test_savings_are_what_the_seconds_say(monkeypatch) -> None:
+def test_savings_are_what_the_seconds_say(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = {BASE: 1.0, GUIDANCE: 1.5, ARGS_CACHED: 3.0, ARGS_ANEW: 11.0}
     monkeypatch.setattr(
         overhead, "take_turns", lambda calls, warm_up, rounds: {n: Seconds((s,)) for n, s in seconds.items()}
@@ -71,7 +72,7 @@ def test_every_method_runs() -> None:
     assert all(row.tokens_per_second > 0 for row in rows)
 
 
-def test_command(answer, refusal, tmp_path) -> None:
+def test_command(answer, refusal, tmp_path: Path) -> None:
     settings = ("--base", "tiny", "--prompt", 4, "--new-tokens", 2, "--rounds", 1, "--batch", 1, "--batch", 2)
     result = answer("bench", "overhead", *settings, "--out", tmp_path)
     assert len(result["rows"]) == 2 * len(METHODS)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,14 +30,14 @@ def fake_perplexity(_):
 
 
 @pytest.fixture
-def contrast(tmp_path):
+def contrast(tmp_path: Path):
     model = OtterModel(tiny_base(vocab_size=len(WORDS)))
     add_tiny_adapter(model, "contrast", signal=ContrastConfig(rank=8))
     model.save_pretrained(tmp_path / "contrast")
     return tmp_path / "contrast"
 
 
-def test_command(answer, refusal, base, contrast, tmp_path, monkeypatch) -> None:
+def test_command(answer, refusal, base, contrast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "Profanity", Vowels)
     monkeypatch.setattr(command, "Perplexity", fake_perplexity)
     (tmp_path / "p.jsonl").write_text(

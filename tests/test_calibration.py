@@ -4,6 +4,7 @@ import functools
 import json
 import random
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -91,7 +92,7 @@ def test_what_is_no_calibration_is_refused() -> None:
     refused(lambda: calibrate(texts(), 0.5, 0.0), "false-alarm rate")
 
 
-def test_command(answer, refusal, base, adapter, tmp_path, monkeypatch) -> None:
+def test_command(answer, refusal, base, adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = tmp_path / "scores.jsonl"
     rows = [{"text": f"{a} {b} {c}", "score": float(a in "ab")} for a in "abcd" for b in "efg" for c in "hij"]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -1,6 +1,7 @@
 """The command line: what scripts read from it, and one line with exit code 2 for bad input."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def test_verify_proves_exactness(answer, base, adapter) -> None:
     assert all(check["exact"] for check in result["checks"])
 
 
-def test_verify_fails_if_one_bit_differs(otter, base, adapter, monkeypatch) -> None:
+def test_verify_fails_if_one_bit_differs(otter, base, adapter, monkeypatch: pytest.MonkeyPatch) -> None:
     from otterlm import verification
 
     def off_by_one_bit(model, ids, mask):
@@ -52,7 +53,9 @@ def test_verify_fails_if_one_bit_differs(otter, base, adapter, monkeypatch) -> N
     assert json.loads(out)["exact"] is False
 
 
-def test_an_interrupted_training_goes_on(otter, answer, base, pairs, tmp_path, monkeypatch) -> None:
+def test_an_interrupted_training_goes_on(
+    otter, answer, base, pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ctrl-C is one line and exit code 130; the same command then ends with the weights of a run left alone."""
     shape = ("--hidden-size", 8, "--heads", 2, "--kv-heads", 1, "--intermediate-size", 12, "--vocabulary-rank", 4)
     command = ("train", "reward", "--base", base, "--data", pairs, *shape, "--batch-size", 8)
@@ -74,7 +77,7 @@ def test_an_interrupted_training_goes_on(otter, answer, base, pairs, tmp_path, m
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == (tmp_path / "alone" / WEIGHTS).read_bytes()
 
 
-def test_train_score_and_generate(answer, base, pairs, tmp_path) -> None:
+def test_train_score_and_generate(answer, base, pairs, tmp_path: Path) -> None:
     """The whole way: an adapter is trained, scores what it learned, and steers towards it."""
     out = tmp_path / "trained"
     shape = ("--hidden-size", 8, "--heads", 2, "--kv-heads", 1, "--intermediate-size", 12, "--vocabulary-rank", 4)
@@ -105,7 +108,7 @@ def test_train_score_and_generate(answer, base, pairs, tmp_path) -> None:
     assert {"a", "b"} & set(answer(*prompt, "--adapter", out, "--weight", 50, "--method", "search")["text"].split())
 
 
-def test_train_contrast_and_generate(answer, refusal, base, tmp_path) -> None:
+def test_train_contrast_and_generate(answer, refusal, base, tmp_path: Path) -> None:
     sides = {"good": "a b a b a", "bad": "i j i j i"}
     for side, text in sides.items():
         (tmp_path / f"{side}.txt").write_text(f"{text}\n" * 20)
@@ -145,7 +148,7 @@ def test_train_contrast_and_generate(answer, refusal, base, tmp_path) -> None:
     assert "no adapter gives a number for every prefix; there are: contrast" in refusal(*score)
 
 
-def test_distil_experts_and_generate(answer, refusal, base, tmp_path) -> None:
+def test_distil_experts_and_generate(answer, refusal, base, tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_text("".join(f"{a} {b}\n" for a in WORDS[10:18] for b in WORDS[10:13]))
     for seed, side in enumerate(("expert", "anti"), start=5):
         model = AutoModelForCausalLM.from_pretrained(base)
@@ -167,7 +170,7 @@ def test_distil_experts_and_generate(answer, refusal, base, tmp_path) -> None:
     assert "alpha" in refusal(*command, *sides, *texts, "--alpha", 0, "--out", tmp_path / "x")
 
 
-def test_train_draft_and_generate(answer, refusal, base, adapter, tmp_path) -> None:
+def test_train_draft_and_generate(answer, refusal, base, adapter, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("".join(f"{a} {b}\n" for a in WORDS[10:18] for b in WORDS[10:13]))
     settings = ("--draft-heads", 2, "--draft-width", 24, "--draft-rank", 8, "--draft-vocabulary", 20, "--epochs", 12)
     training = ("--batch-size", 8, "--learning-rate", 0.01, "--eval-fraction", 0.2, "--max-new-tokens", 8)
@@ -192,7 +195,7 @@ def test_train_draft_and_generate(answer, refusal, base, adapter, tmp_path) -> N
     assert plan["derived_parameters"] == 20 * 8
 
 
-def test_scored_texts(answer, base, adapter, tmp_path) -> None:
+def test_scored_texts(answer, base, adapter, tmp_path: Path) -> None:
     data = tmp_path / "scores.csv"
     data.write_text("text,score\na b c,1.5\nd e,-0.5\n")
     result = answer("score", "--base", base, "--adapter", adapter, "--data", data)
@@ -200,7 +203,7 @@ def test_scored_texts(answer, base, adapter, tmp_path) -> None:
     assert abs(result["correlation"]) == pytest.approx(1.0, abs=1e-4)
 
 
-def test_a_page_of_scored_texts(answer, base, adapter, tmp_path) -> None:
+def test_a_page_of_scored_texts(answer, base, adapter, tmp_path: Path) -> None:
     data, shown = tmp_path / "scores.csv", tmp_path / "page.html"
     data.write_text("text,score\na b c,1.5\nd <b> e,-0.5\n")
     answer("score", "--base", base, "--adapter", adapter, "--data", data, "--html", shown)
@@ -263,7 +266,9 @@ def test_a_mistyped_command(refusal, otter) -> None:
         (typer.Abort(), 130, "otter: interrupted\n"),
     ],
 )
-def test_how_a_command_ends_that_cannot_go_on(otter, adapter, monkeypatch, raised, code, line) -> None:
+def test_how_a_command_ends_that_cannot_go_on(
+    otter, adapter, monkeypatch: pytest.MonkeyPatch, raised, code, line
+) -> None:
     def fail(*_: object) -> None:
         raise raised
 
@@ -271,7 +276,7 @@ def test_how_a_command_ends_that_cannot_go_on(otter, adapter, monkeypatch, raise
     assert otter("verify", "--base", "x", "--adapter", adapter) == (code, "", line)
 
 
-def test_bad_adapters(refusal, base, adapter, tmp_path) -> None:
+def test_bad_adapters(refusal, base, adapter, tmp_path: Path) -> None:
     command = ("verify", "--base", base, "--adapter", adapter)
     weights = (adapter / WEIGHTS).read_bytes()
     (adapter / WEIGHTS).write_bytes(weights[: len(weights) // 2])
@@ -290,7 +295,7 @@ def test_bad_adapters(refusal, base, adapter, tmp_path) -> None:
     assert "another base" in refusal("verify", "--base", base, "--adapter", tmp_path / "other")
 
 
-def test_bad_data(refusal, base, adapter, tmp_path) -> None:
+def test_bad_data(refusal, base, adapter, tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
     commands = (
         ("score", "--base", base, "--adapter", adapter, "--data", data),

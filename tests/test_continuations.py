@@ -1,6 +1,7 @@
 """The base's continuations: greedy, ended where it ends, made once, gone on with after a kill."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def run(base, path, prompts=PROMPTS, **settings):
     return continue_prompts(base, tokenizer(TEMPLATE), prompts, path, **settings)
 
 
-def test_they_are_the_bases_greedy_choice(base, tmp_path) -> None:
+def test_they_are_the_bases_greedy_choice(base, tmp_path: Path) -> None:
     examples = run(base, tmp_path / "c.jsonl")
     for prompt, example in zip(PROMPTS, examples, strict=True):
         ids = torch.tensor([prompt_tokens(prompt, tokenizer(TEMPLATE))])
@@ -35,7 +36,7 @@ def test_they_are_the_bases_greedy_choice(base, tmp_path) -> None:
         assert 2 not in example.branches[0][:-1]  # nothing after its end
 
 
-def test_a_killed_run_goes_on(base, tmp_path, monkeypatch) -> None:
+def test_a_killed_run_goes_on(base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, path = run(base, tmp_path / "whole.jsonl"), tmp_path / "c.jsonl"
     run(base, path)
     text = path.read_text()
@@ -47,7 +48,7 @@ def test_a_killed_run_goes_on(base, tmp_path, monkeypatch) -> None:
     assert run(base, path) == whole  # nothing is left to do
 
 
-def test_another_runs_file_is_refused(base, tmp_path) -> None:
+def test_another_runs_file_is_refused(base, tmp_path: Path) -> None:
     path = tmp_path / "c.jsonl"
     run(base, path)
     before = path.read_text()
@@ -64,7 +65,7 @@ def test_another_runs_file_is_refused(base, tmp_path) -> None:
     refused(lambda: run(base, path), "c.jsonl is not a file of results", "delete or move it")
 
 
-def test_texts_are_continued_from_the_nucleus(base, tmp_path, monkeypatch) -> None:
+def test_texts_are_continued_from_the_nucleus(base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [" ".join(WORDS[10 : 11 + n]) for n in range(7)]
 
     def sampled(name, **settings):
@@ -90,7 +91,7 @@ def test_texts_are_continued_from_the_nucleus(base, tmp_path, monkeypatch) -> No
     assert greedy == tuple(said[0].tolist())
 
 
-def test_prompts_are_read_once_each(tmp_path) -> None:
+def test_prompts_are_read_once_each(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     dialogue = "\n\nHuman: c\n\nAssistant: d\n\nHuman: e\n\nAssistant: f"
     rows = [

@@ -4,6 +4,7 @@ import copy
 import gzip
 import json
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -121,7 +122,7 @@ def test_each_side_is_trained_on_its_own_texts() -> None:
     assert not head.anti_expert.up.weight.grad.any()
 
 
-def test_it_learns_to_tell_and_to_steer(tmp_path) -> None:
+def test_it_learns_to_tell_and_to_steer(tmp_path: Path) -> None:
     torch.manual_seed(0)
     otter = OtterModel(tiny_base(), tiny_config(signal=ContrastConfig(rank=8))).train()
     examples = corpora(80)
@@ -250,7 +251,7 @@ def test_bad_settings_are_refused() -> None:
     refused(lambda: generate(otter.base_model, logits_processor=[short]), "7 tokens, not 9")
 
 
-def test_corpora_are_read(tmp_path) -> None:
+def test_corpora_are_read(tmp_path: Path) -> None:
     nested = tmp_path / "texts.jsonl.gz"
     with gzip.open(nested, "wt") as file:
         file.writelines(json.dumps({"prompt": {"text": f"text {i}", "toxicity": 0.1}}) + "\n" for i in range(3))

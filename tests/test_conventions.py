@@ -3,6 +3,7 @@ means the base, one line where it cannot be."""
 
 import os
 from functools import partial
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -54,7 +55,7 @@ def _call(otter: OtterModel, name: str) -> None:
     getattr(otter, name)()
 
 
-def test_every_public_method_of_a_model_is_decided_on():
+def test_every_public_method_of_a_model_is_decided_on() -> None:
     public = {name for name in dir(LlamaForCausalLM) if not name.startswith("_") and not hasattr(nn.Module, name)}
     ours, refused_ones, of_the_base = OURS.split(), REFUSED.split(), OF_THE_BASE.split()
     assert public - {*ours, *refused_ones, *of_the_base} == set()
@@ -69,7 +70,7 @@ def test_every_public_method_of_a_model_is_decided_on():
 
 @pytest.mark.parametrize("name", ["gradient_checkpointing_enable", "enable_input_require_grads", "tie_weights"])
 @pytest.mark.parametrize("before", [True, False])
-def test_preparing_for_gradients_leaves_the_base(name, before):
+def test_preparing_for_gradients_leaves_the_base(name, before) -> None:
     base = tiny_base()
     if before:
         getattr(base, name)()
@@ -85,7 +86,7 @@ def test_preparing_for_gradients_leaves_the_base(name, before):
     assert not any(parameter.requires_grad for parameter in base.parameters())
 
 
-def test_counts_are_of_base_and_adapters():
+def test_counts_are_of_base_and_adapters() -> None:
     otter, base = tiny_otter(tiny_base()), tiny_base()
     inserted = sum(parameter.numel() for parameter in otter.adapters.parameters())
     assert otter.num_parameters() == base.num_parameters() + inserted
@@ -94,7 +95,7 @@ def test_counts_are_of_base_and_adapters():
 
 
 @torch.no_grad()
-def test_set_and_delete_adapter():
+def test_set_and_delete_adapter() -> None:
     otter = tiny_otter(tiny_base())
     add_tiny_adapter(otter, "other", seed=2, layers=(1,))
     both = otter(tokens(2, 7)).signals
@@ -128,7 +129,7 @@ def test_set_and_delete_adapter():
 
 
 @torch.no_grad()
-def test_a_part_of_the_base_is_replaced():
+def test_a_part_of_the_base_is_replaced() -> None:
     otter = tiny_otter(tiny_base(), embedding="table")
     before = otter(tokens(2, 7)).signals["reward"].prefix
     embedding = nn.Embedding.from_pretrained(otter.get_input_embeddings().weight.clone(), freeze=False)
@@ -137,7 +138,7 @@ def test_a_part_of_the_base_is_replaced():
     assert not embedding.weight.requires_grad
 
 
-def test_push_to_hub():
+def test_push_to_hub() -> None:
     calls: list[tuple[Any, ...]] = []
 
     def create(self, repo_id, **kwargs):
@@ -163,7 +164,7 @@ def test_push_to_hub():
     refused(lambda: otter.push_to_hub("me/otter", "reward"), "me/otter", "offline")
 
 
-def test_save_pretrained_of_another_process_writes_nothing(tmp_path):
+def test_save_pretrained_of_another_process_writes_nothing(tmp_path: Path) -> None:
     tiny_otter(tiny_base()).save_pretrained(tmp_path, is_main_process=False)
     assert not list(tmp_path.iterdir())
 
@@ -193,7 +194,7 @@ def trainer(model, folder, **settings):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_trainer_with_its_defaults(tmp_path, tied):
+def test_trainer_with_its_defaults(tmp_path: Path, tied) -> None:
     base = tiny_base(tie_word_embeddings=tied)
     otter, before = tiny_otter(base), [parameter.clone() for parameter in base.parameters()]
     made = trainer(otter, tmp_path, eval_strategy="steps", eval_steps=1, load_best_model_at_end=True)
@@ -216,14 +217,14 @@ def test_trainer_with_its_defaults(tmp_path, tied):
     "settings",
     [{"bf16": True}, {"gradient_checkpointing": True}, {"torch_compile": True, "torch_compile_backend": "eager"}],
 )
-def test_trainer_in_other_ways(tmp_path, settings):
+def test_trainer_in_other_ways(tmp_path: Path, settings) -> None:
     otter = tiny_otter(tiny_base())
     before = otter.adapter().head.prefix.weight.clone()
     trainer(otter, tmp_path, save_strategy="no", **settings).train()
     assert not torch.equal(otter.adapter().head.prefix.weight, before)
 
 
-def test_trainer_on_a_quantised_base(tmp_path):
+def test_trainer_on_a_quantised_base(tmp_path: Path) -> None:
     base = tiny_base()
     base.is_quantized = True
     trainer(tiny_otter(base), tmp_path, save_strategy="no").train()
@@ -246,7 +247,7 @@ MIXED = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "
 
 @pytest.mark.parametrize("places", [{"": "disk"}, MIXED], ids=["disk", "mixed"])
 @pytest.mark.parametrize("embedding", ["table", "projection"])
-def test_training_beside_an_offloaded_base(tmp_path, places, embedding):
+def test_training_beside_an_offloaded_base(tmp_path: Path, places, embedding) -> None:
     batch = collate([Example(0, (5, 6, 7), ((8, 9), (10, 11, 12))), Example(1, (20,), ((21, 22, 23), (24, 25)))])
     losses = []
     for base in (on_device(on_disk(tmp_path, places)), tiny_base()):
@@ -262,7 +263,7 @@ def test_training_beside_an_offloaded_base(tmp_path, places, embedding):
     close(losses[0], losses[1])
 
 
-def test_an_offloaded_base_is_not_moved(tmp_path):
+def test_an_offloaded_base_is_not_moved(tmp_path: Path) -> None:
     otter = tiny_otter(on_disk(tmp_path, {"": "disk"}))
     assert otter.device == torch.device("cpu")
     refused(lambda: otter.to("cpu"), "moved", "offloaded")
@@ -271,7 +272,7 @@ def test_an_offloaded_base_is_not_moved(tmp_path):
     ) if not torch.cuda.is_available() else None
 
 
-def test_a_base_over_several_devices_is_refused(monkeypatch):
+def test_a_base_over_several_devices_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     base = tiny_base()
     last = base.get_decoder().layers[3].self_attn.o_proj
     places = {last: torch.device("cuda:1")}
@@ -280,7 +281,7 @@ def test_a_base_over_several_devices_is_refused(monkeypatch):
     assert tiny_otter(base, layers=(0, 1)).adapter().config.layers == (0, 1)
 
 
-def test_a_base_that_cannot_be_moved_stays_or_says_so(monkeypatch):
+def test_a_base_that_cannot_be_moved_stays_or_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def to(*_, **__):
         raise ValueError("`.to` is not supported for `4-bit` or `8-bit` bitsandbytes models.")
 
@@ -298,7 +299,7 @@ def test_a_base_that_cannot_be_moved_stays_or_says_so(monkeypatch):
 
 @torch.no_grad()
 @pytest.mark.parametrize("strict", [False, True])
-def test_an_exported_program_gives_the_signals(tmp_path, strict):
+def test_an_exported_program_gives_the_signals(tmp_path: Path, strict) -> None:
     otter = tiny_otter(tiny_base())
     add_tiny_adapter(otter, "contrast", seed=2, layers=(1,), signal=ContrastConfig(rank=4))
     inputs = {"input_ids": tokens(2, 9), "use_cache": False}

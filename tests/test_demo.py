@@ -1,9 +1,12 @@
 """The demo: three adapters, each beside what the base says by itself."""
 
+from pathlib import Path
+
+import pytest
 from readability import ROOT
 
 
-def test_all_three_parts(answer, refusal, tmp_path, monkeypatch) -> None:
+def test_all_three_parts(answer, refusal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     report = answer("demo", "--max-new-tokens", 8, "--method", "guidance")
     assert list(report) == ["reward", "contrast", "draft"]
@@ -19,7 +22,7 @@ def test_all_three_parts(answer, refusal, tmp_path, monkeypatch) -> None:
     assert "no such adapter" in refusal("demo", "--adapters", tmp_path)
 
 
-def test_the_table_on_a_terminal(otter, monkeypatch) -> None:
+def test_the_table_on_a_terminal(otter, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     code, out, _ = otter("demo", "--max-new-tokens", 4)
     assert code == 0

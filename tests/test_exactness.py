@@ -16,7 +16,7 @@ KINDS = [
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def pair(request):
+def pair(request: pytest.FixtureRequest):
     """A base that never carried a hook, and its twin with two adapters."""
     plain, base = tiny_base(*request.param), tiny_base(*request.param)
     otter = tiny_otter(base)
@@ -31,7 +31,7 @@ def left_padded(padding: int = 4):
 
 
 @torch.no_grad()
-def test_full_pass(pair):
+def test_full_pass(pair) -> None:
     plain, otter = pair
     ids = tokens(3, 12)
     output = otter(ids)
@@ -41,14 +41,14 @@ def test_full_pass(pair):
 
 
 @torch.no_grad()
-def test_left_padded_batch(pair):
+def test_left_padded_batch(pair) -> None:
     plain, otter = pair
     assert torch.equal(otter(**left_padded()).logits, plain(**left_padded()).logits)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("configured", [True, False])
-def test_cache_in_steps(pair, configured):
+def test_cache_in_steps(pair, configured) -> None:
     plain, otter = pair
     ids = tokens(2, 12)
     caches = [DynamicCache(config=plain.config) if configured else DynamicCache() for _ in range(2)]
@@ -69,7 +69,7 @@ GENERATIONS: dict[str, dict[str, Any]] = {
 
 @torch.no_grad()
 @pytest.mark.parametrize("how", GENERATIONS)
-def test_generate(pair, how):
+def test_generate(pair, how) -> None:
     plain, otter = pair
     outputs = []
     for model in (otter, plain):
@@ -87,7 +87,7 @@ def test_generate(pair, how):
 
 @torch.no_grad()
 @pytest.mark.parametrize("poison", [float("inf"), float("nan")])
-def test_poisoned_adapter(pair, poison):
+def test_poisoned_adapter(pair, poison) -> None:
     plain, otter = pair
     saved = {name: tensor.clone() for name, tensor in otter.adapters.state_dict().items()}
     for parameter in otter.adapters.parameters():
@@ -103,7 +103,7 @@ def test_poisoned_adapter(pair, poison):
 
 
 @torch.no_grad()
-def test_logits_with_adapters_off(pair):
+def test_logits_with_adapters_off(pair) -> None:
     plain, otter = pair
     with otter.disable_adapter():
         output = otter(tokens(2, 9))
@@ -112,7 +112,7 @@ def test_logits_with_adapters_off(pair):
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
-def test_gradients_stay_out_of_the_base(model_type):
+def test_gradients_stay_out_of_the_base(model_type) -> None:
     plain, otter = tiny_base(model_type), tiny_otter(tiny_base(model_type)).train()
     optimizer = torch.optim.AdamW([p for p in otter.parameters() if p.requires_grad], lr=0.1)
     output = otter(tokens(2, 9))

@@ -1,7 +1,9 @@
 """Two models into one contrast: what they say is written down as they say it, and the contrast learns to steer so."""
 
 import random
+from pathlib import Path
 
+import pytest
 import torch
 from conftest import close, randomize, refused, tiny_base, tiny_config
 
@@ -44,7 +46,7 @@ def objective(folder, **settings) -> ExpertsObjective:
 
 
 @torch.no_grad()
-def test_opinions_are_what_the_models_say(tmp_path) -> None:
+def test_opinions_are_what_the_models_say(tmp_path: Path) -> None:
     base, *sides = models()
     opinions = ExpertOpinions(base, sides[0], sides[1], texts(), tmp_path / "opinions.f32", batch_size=5)
     chosen = [texts()[7], texts()[2]]
@@ -60,7 +62,7 @@ def test_opinions_are_what_the_models_say(tmp_path) -> None:
 
 
 @torch.no_grad()
-def test_the_loss_is_the_divergence_of_what_is_sampled(tmp_path) -> None:
+def test_the_loss_is_the_divergence_of_what_is_sampled(tmp_path: Path) -> None:
     learner = objective(tmp_path, alpha=1.5, top_p=0.8, temperature=0.7).eval()
     randomize(learner.model.adapter(), 5)
     batch = collate(texts()[:4])
@@ -81,7 +83,7 @@ def test_the_loss_is_the_divergence_of_what_is_sampled(tmp_path) -> None:
     close(learner(batch)["loss"], torch.stack(total).mean(), 1e-4)
 
 
-def test_training_steers_as_the_experts_do(tmp_path) -> None:
+def test_training_steers_as_the_experts_do(tmp_path: Path) -> None:
     learner = objective(tmp_path)
     how = TrainingConfig(epochs=30, batch_size=8, learning_rate=1e-2, patience=99)
     metrics = train(learner, texts(), texts(), how, tmp_path / "run")
@@ -89,7 +91,7 @@ def test_training_steers_as_the_experts_do(tmp_path) -> None:
 
 
 @torch.no_grad()
-def test_what_the_experts_said_is_kept(tmp_path, monkeypatch) -> None:
+def test_what_the_experts_said_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     learner = objective(tmp_path)
     before = (tmp_path / "opinions.f32").read_bytes()
     monkeypatch.setattr("otterlm.training.teachers.experts._compare", None)
@@ -104,7 +106,7 @@ def test_what_the_experts_said_is_kept(tmp_path, monkeypatch) -> None:
 
 
 @torch.no_grad()
-def test_a_recording_gives_the_same_loss(tmp_path) -> None:
+def test_a_recording_gives_the_same_loss(tmp_path: Path) -> None:
     learner = objective(tmp_path)
     batch = collate(texts()[:6])
     live = learner(batch)["loss"]
@@ -112,7 +114,7 @@ def test_a_recording_gives_the_same_loss(tmp_path) -> None:
     close(learner(batch)["loss"], live, 2e-2)
 
 
-def test_models_of_other_vocabularies_are_refused(tmp_path) -> None:
+def test_models_of_other_vocabularies_are_refused(tmp_path: Path) -> None:
     base, expert, _ = models()
     refused(
         lambda: ExpertOpinions(base, expert, tiny_base(vocab_size=50), texts(), tmp_path / "o.f32"),
@@ -121,7 +123,7 @@ def test_models_of_other_vocabularies_are_refused(tmp_path) -> None:
     )
 
 
-def test_a_run_with_other_settings_is_refused(tmp_path) -> None:
+def test_a_run_with_other_settings_is_refused(tmp_path: Path) -> None:
     how = TrainingConfig(epochs=1, batch_size=8)
     train(objective(tmp_path), texts(), texts(), how, tmp_path / "run")
     refused(lambda: train(objective(tmp_path, alpha=1.0), texts(), texts(), how, tmp_path / "run"), "checkpoint")

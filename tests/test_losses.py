@@ -18,7 +18,7 @@ def cost(margin):
     return math.log1p(math.exp(-margin))
 
 
-def test_branches_are_left_aligned_and_go_on_with_their_last_reward():
+def test_branches_are_left_aligned_and_go_on_with_their_last_reward() -> None:
     chosen, lengths = branch_rewards(REWARDS, BATCH.segments, CHOSEN)
     assert chosen.tolist() == [[1.0, 2.0], [-1.0, -1.0]]
     assert lengths.tolist() == [2, 1]
@@ -27,36 +27,36 @@ def test_branches_are_left_aligned_and_go_on_with_their_last_reward():
     assert lengths.tolist() == [3, 1]
 
 
-def test_final_rewards():
+def test_final_rewards() -> None:
     assert final_rewards(REWARDS, BATCH.segments, CHOSEN).tolist() == [2.0, -1.0]
     assert final_rewards(REWARDS, BATCH.segments, REJECTED).tolist() == [1.0, 1.0]
 
 
-def test_bradley_terry_on_whole_responses():
+def test_bradley_terry_on_whole_responses() -> None:
     close(bradley_terry(REWARDS, BATCH, prefixes=False), torch.tensor((cost(1) + cost(-2)) / 2))
 
 
-def test_bradley_terry_on_prefixes():
+def test_bradley_terry_on_prefixes() -> None:
     first = (cost(0.5) + cost(-1) + cost(1)) / 3
     expected = ((first + cost(1)) / 2 + (cost(-2) + cost(-2)) / 2) / 2
     close(bradley_terry(REWARDS, BATCH, prefixes=True), torch.tensor(expected))
 
 
-def test_accuracy_counts_a_tie_half():
+def test_accuracy_counts_a_tie_half() -> None:
     assert preference_accuracy(REWARDS, BATCH) == 0.5
     assert preference_accuracy(torch.zeros(2, 6), BATCH) == 0.5
     assert preference_accuracy(torch.tensor([[0.0, 0, 1, 0, 0, 0], [0, 0, 5, 5, 0, 0]]), BATCH) == 0.75
 
 
 @pytest.mark.parametrize(("prefixes", "expected"), [(False, (4 + 1) / 2), (True, ((1 + 9 + 4) / 3 + 1) / 2)])
-def test_regression(prefixes, expected):
+def test_regression(prefixes, expected) -> None:
     batch = collate([Example(0, (4,), ((5, 6, 7),), score=2.0), Example(1, (), ((5,),), score=-1.0)])
     rewards = torch.tensor([[9.0, 1.0, 5.0, 4.0], [0.0, 8.0, 8.0, 8.0]])
     close(regression(rewards, batch, prefixes), torch.tensor(expected))
 
 
 @pytest.mark.parametrize("prefixes", [False, True])
-def test_padding_and_prompt_get_no_gradient(prefixes):
+def test_padding_and_prompt_get_no_gradient(prefixes) -> None:
     rewards = REWARDS.clone().requires_grad_()
     bradley_terry(rewards, BATCH, prefixes).backward()
     judged = BATCH.segments > 0 if prefixes else torch.tensor([[0, 0, 1, 0, 0, 1], [0, 0, 1, 1, 0, 0]]).bool()
@@ -64,11 +64,11 @@ def test_padding_and_prompt_get_no_gradient(prefixes):
     assert torch.equal(rewards.grad.ne(0), judged)
 
 
-def test_extreme_rewards_stay_finite():
+def test_extreme_rewards_stay_finite() -> None:
     assert bradley_terry(REWARDS * 1e4, BATCH, prefixes=True).isfinite()
 
 
-def test_probe_finds_a_planted_direction():
+def test_probe_finds_a_planted_direction() -> None:
     generator = torch.Generator().manual_seed(0)
     direction = torch.randn(6, generator=generator)
     states = torch.randn(2, 400, 6, generator=generator) * torch.tensor([1.0, 5, 1, 0.2, 1, 1])
@@ -81,6 +81,6 @@ def test_probe_finds_a_planted_direction():
 
 @pytest.mark.filterwarnings("ignore:std")
 @pytest.mark.parametrize("pairs", [1, 2, 3])
-def test_probe_on_few_pairs_is_finite(pairs):
+def test_probe_on_few_pairs_is_finite(pairs) -> None:
     generator = torch.Generator().manual_seed(0)
     assert fit_probe(*torch.randn(2, pairs, 6, generator=generator)).isfinite().all()

@@ -1,5 +1,7 @@
 """Medusa, the rival: starts as the base's own unembedding, drafts without changing what is said."""
 
+from pathlib import Path
+
 import torch
 from conftest import close, tiny_base, tokens
 from drafts import TREES, continued
@@ -20,7 +22,7 @@ def test_heads_start_as_the_base() -> None:
     close(base(ids, output_hidden_states=True).hidden_states[-1], state)
 
 
-def test_drafts_are_learned_and_verified(tmp_path) -> None:
+def test_drafts_are_learned_and_verified(tmp_path: Path) -> None:
     model = OtterModel(tiny_base())
     examples, heads = continued(model.base_model), MedusaHeads(model.base_model, 3)
     source = RecordedBase(model, examples, tmp_path / "recording")
@@ -40,7 +42,7 @@ def test_drafts_are_learned_and_verified(tmp_path) -> None:
         assert output.acceptance_length > 1.05
 
 
-def test_a_recording_without_adapters_is_of_the_last_state(tmp_path) -> None:
+def test_a_recording_without_adapters_is_of_the_last_state(tmp_path: Path) -> None:
     model = OtterModel(tiny_base())
     examples, heads = continued(model.base_model, 6), MedusaHeads(model.base_model, 2)
     from otterlm.training.data.packing import collate

@@ -27,7 +27,7 @@ def fail():
 
 
 @torch.no_grad()
-def test_use_adapters(otter):
+def test_use_adapters(otter) -> None:
     both = otter(tokens(2, 7)).signals
     with otter.use_adapters(["other"]):
         one = otter(tokens(2, 7)).signals
@@ -37,7 +37,7 @@ def test_use_adapters(otter):
     assert otter.active_adapters == ["reward", "other"]
 
 
-def test_disable_adapter_is_undone_by_an_exception(otter):
+def test_disable_adapter_is_undone_by_an_exception(otter) -> None:
     seen = []
     with pytest.raises(Stop), otter.use_adapters(["reward"]), otter.disable_adapter():  # noqa: PT012
         seen.append(otter.active_adapters)
@@ -47,7 +47,7 @@ def test_disable_adapter_is_undone_by_an_exception(otter):
 
 
 @torch.no_grad()
-def test_a_pass_that_fails_leaves_nothing_behind(otter):
+def test_a_pass_that_fails_leaves_nothing_behind(otter) -> None:
     expected = otter(tokens(2, 7)).signals["reward"].prefix
     handle = otter.adapter("other").stream.layers["3"].register_forward_pre_hook(lambda *_: fail())
     with pytest.raises(Stop):
@@ -57,7 +57,7 @@ def test_a_pass_that_fails_leaves_nothing_behind(otter):
 
 
 @torch.no_grad()
-def test_the_base_alone_does_not_run_the_adapters(otter):
+def test_the_base_alone_does_not_run_the_adapters(otter) -> None:
     otter(tokens(1, 4))
     before, calls = otter.signals, []
     for adapter in otter.adapters.values():
@@ -68,13 +68,13 @@ def test_the_base_alone_does_not_run_the_adapters(otter):
     assert otter.signals is before
 
 
-def test_the_base_stays_in_evaluation_mode(otter):
+def test_the_base_stays_in_evaluation_mode(otter) -> None:
     otter.train()
     assert otter.adapters.training
     assert not otter.base_model.training
 
 
-def test_a_base_in_training_mode_is_put_into_evaluation_mode():
+def test_a_base_in_training_mode_is_put_into_evaluation_mode() -> None:
     assert not OtterModel(tiny_base().train(), tiny_config()).base_model.training
 
 
@@ -83,7 +83,7 @@ def hooks(base):
 
 
 @torch.no_grad()
-def test_hooks_vanish_with_the_model():
+def test_hooks_vanish_with_the_model() -> None:
     base = tiny_base()
     before = hooks(base)
     otter = tiny_otter(base)
@@ -96,7 +96,7 @@ def test_hooks_vanish_with_the_model():
     assert hooks(base) == before
 
 
-def test_hooks_are_not_added_twice():
+def test_hooks_are_not_added_twice() -> None:
     base = tiny_base()
     otter = tiny_otter(base)
     once = hooks(base)
@@ -105,7 +105,7 @@ def test_hooks_are_not_added_twice():
 
 
 @torch.no_grad()
-def test_threads_do_not_mix(otter):
+def test_threads_do_not_mix(otter) -> None:
     expected = {name: otter(tokens(2, 7)).signals[name].prefix for name in ("reward", "other")}
     start, wrong = threading.Barrier(2), []
 
@@ -128,14 +128,14 @@ def test_threads_do_not_mix(otter):
 
 
 @torch.no_grad()
-def test_a_base_with_hooks_can_be_copied(otter):
+def test_a_base_with_hooks_can_be_copied(otter) -> None:
     twin = copy.deepcopy(otter.base_model.get_decoder())
     ids = tokens(1, 5)
     close(twin(ids).last_hidden_state, otter.base_model.get_decoder()(ids).last_hidden_state)
 
 
 @torch.no_grad()
-def test_generate_hands_this_model_to_a_custom_loop(otter):
+def test_generate_hands_this_model_to_a_custom_loop(otter) -> None:
     seen = []
 
     def loop(model, input_ids, *_, **__):
@@ -149,7 +149,7 @@ def test_generate_hands_this_model_to_a_custom_loop(otter):
     assert otter.signals["reward"].prefix.shape == (2, 4)
 
 
-def test_what_the_base_has_can_be_asked_of_the_model(otter):
+def test_what_the_base_has_can_be_asked_of_the_model(otter) -> None:
     assert otter.config is otter.base_model.config
     assert otter.device == torch.device("cpu")
     with pytest.raises(AttributeError):

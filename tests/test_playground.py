@@ -221,7 +221,7 @@ def test_the_page_says_what_is_wrong(session) -> None:
         assert (shown[0], shown[1], shown[3]) == ("", "", "")
 
 
-def test_without_gradio_there_is_a_line(monkeypatch, capsys) -> None:
+def test_without_gradio_there_is_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "otterlm.playground.page", raising=False)
     monkeypatch.setattr(sys, "argv", ["otter", "playground", "--base", "b", "--adapter", "a"])

@@ -12,7 +12,7 @@ from training_runs import SLOW, new_objective, run, weights
 
 
 @pytest.mark.slow
-def test_two_processes_train_like_one(tmp_path):
+def test_two_processes_train_like_one(tmp_path: Path) -> None:
     # Not accelerate launch: with --cpu it starts one process, whatever --num_processes says, unless there is MPI.
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     script = Path(__file__).with_name("training_runs.py")

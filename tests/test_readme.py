@@ -26,8 +26,15 @@ def test_the_readme_has_commands() -> None:
     assert len(commands()) >= 4
 
 
-@pytest.mark.parametrize("command", commands())
-def test_command(command, monkeypatch, tmp_path) -> None:
+# test_smollm2.py verifies the same adapter, and test_cli.py runs the command on a tiny base.
+SLOW = "otter verify "
+
+
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(each, marks=pytest.mark.slow if each.startswith(SLOW) else ()) for each in commands()],
+)
+def test_command(command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", shlex.split(command.replace("/tmp/", f"{tmp_path}/"), comments=True))
     with pytest.raises(SystemExit) as exit:
@@ -39,7 +46,7 @@ PAGES = ["README.md", *(f"docs/{page}.md" for page in ("decoding", "detoxificati
 
 
 @pytest.mark.parametrize("file", PAGES)
-def test_python(file, monkeypatch) -> None:
+def test_python(file, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     found = blocks(file, "python")
     assert found

@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from conftest import refused
@@ -45,7 +46,7 @@ WRITERS = {".json": write_array, ".jsonl": write_lines, ".csv": write_csv}
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("kind", WRITERS)
-def test_every_format_gives_the_same_rows(tmp_path, kind, packed):
+def test_every_format_gives_the_same_rows(tmp_path: Path, kind, packed) -> None:
     path = tmp_path / f"data{kind}"
     WRITERS[kind](path, HH)
     if packed:
@@ -61,7 +62,7 @@ def rows_of(tmp_path, *records, kind=".jsonl"):
     return read_rows(path)
 
 
-def test_chat_messages(tmp_path):
+def test_chat_messages(tmp_path: Path) -> None:
     chat = [{"role": "system", "content": "S"}, {"role": "user", "content": "A"}]
     sides = {side: [*chat, {"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
     prompt = (("system", "S"), ("user", "A"))
@@ -71,39 +72,39 @@ def test_chat_messages(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [".jsonl", ".csv"])
-def test_prompt_column(tmp_path, kind):
+def test_prompt_column(tmp_path: Path, kind) -> None:
     rows = rows_of(tmp_path, {"prompt": "Q", "chosen": "yes", "rejected": "no"}, kind=kind)
     assert rows == [PairRow(Dialogue((("user", "Q"),), "yes"), Dialogue((("user", "Q"),), "no"))]
 
 
-def test_hh_prompt_column(tmp_path):
+def test_hh_prompt_column(tmp_path: Path) -> None:
     record = {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " Hello!", "rejected": " No."}
     row = rows_of(tmp_path, record)[0]
     assert row.chosen.prompt == (("user", "Hi"),)
 
 
-def test_chat_prompt_with_text_responses(tmp_path):
+def test_chat_prompt_with_text_responses(tmp_path: Path) -> None:
     record = {"prompt": [{"role": "user", "content": "Hi"}], "chosen": "Hello!", "rejected": "No."}
     assert rows_of(tmp_path, record)[0].chosen == Dialogue((("user", "Hi"),), "Hello!")
 
 
 @pytest.mark.parametrize("kind", [".jsonl", ".csv"])
-def test_text_and_score(tmp_path, kind):
+def test_text_and_score(tmp_path: Path, kind) -> None:
     rows = rows_of(tmp_path, {"text": "plain", "score": -1.5}, {"text": HH[0]["chosen"], "score": "2"}, kind=kind)
     assert rows == [ScoredRow(Dialogue(None, "plain"), -1.5), ScoredRow(Dialogue((("user", "Hi"),), "Hello!"), 2.0)]
 
 
-def test_line_separators_inside_strings(tmp_path):
+def test_line_separators_inside_strings(tmp_path: Path) -> None:
     text = "one\u2028two\u2029three\x85four\x0b"
     assert rows_of(tmp_path, {"text": text, "score": 1}) == [ScoredRow(Dialogue(None, text), 1.0)]
 
 
-def test_csv_with_a_byte_order_mark(tmp_path):
+def test_csv_with_a_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "excel.csv").write_bytes(b"\xef\xbb\xbftext,score\nfine,1\n")
     assert read_rows(tmp_path / "excel.csv") == [ScoredRow(Dialogue(None, "fine"), 1.0)]
 
 
-def test_blank_lines_are_skipped_and_lines_counted(tmp_path):
+def test_blank_lines_are_skipped_and_lines_counted(tmp_path: Path) -> None:
     path = tmp_path / "blank.jsonl"
     path.write_text('\n{"text": "a", "score": 1}\n\n\n{"text": }\n')
     refused(lambda: read_rows(path), "blank.jsonl, line 5")
@@ -134,12 +135,12 @@ BAD_ROWS = {
 
 
 @pytest.mark.parametrize("kind", BAD_ROWS)
-def test_a_bad_row_is_named(tmp_path, kind):
+def test_a_bad_row_is_named(tmp_path: Path, kind) -> None:
     record, named = BAD_ROWS[kind]
     refused(lambda: rows_of(tmp_path, GOOD, record), "rows.jsonl, row 2", named)
 
 
-def test_a_bad_csv_row_is_named(tmp_path):
+def test_a_bad_csv_row_is_named(tmp_path: Path) -> None:
     (tmp_path / "short.csv").write_text("chosen,rejected\na,b\nc\n")
     refused(lambda: read_rows(tmp_path / "short.csv"), "short.csv, row 2", "rejected")
 
@@ -166,23 +167,23 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_a_bad_file_is_named(tmp_path, name):
+def test_a_bad_file_is_named(tmp_path: Path, name) -> None:
     (tmp_path / name).write_bytes(BAD_FILES[name])
     refused(lambda: read_rows(tmp_path / name), name)
 
 
-def test_missing_files(tmp_path):
+def test_missing_files(tmp_path: Path) -> None:
     refused(lambda: read_rows(tmp_path / "nothing.jsonl"), "nothing.jsonl")
     refused(lambda: read_rows(tmp_path), str(tmp_path))
     refused(lambda: read_rows("someone/no-such-data"), "someone/no-such-data")
 
 
-def test_invalid_line_is_named(tmp_path):
+def test_invalid_line_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text(json.dumps(GOOD) + "\n" + json.dumps(GOOD)[:-1] + "\n")
     refused(lambda: read_rows(tmp_path / "bad.jsonl"), "bad.jsonl, line 2")
 
 
-def test_dialogue_keeps_other_names_in_the_text():
+def test_dialogue_keeps_other_names_in_the_text() -> None:
     dialogue = parse_dialogue("\n\nHuman: Say:\nHuman: x\n\nAssistant: Robot: y")
     assert dialogue == Dialogue((("user", "Say:\nHuman: x"),), "Robot: y")
 
@@ -191,7 +192,7 @@ def scored(prompt, response):
     return ScoredRow(Dialogue(prompt, response), 0.0)
 
 
-def test_hold_out_keeps_equal_prompts_together():
+def test_hold_out_keeps_equal_prompts_together() -> None:
     rows = [scored((("user", f"question {n % 40}"),), f"answer {n}") for n in range(200)]
     held = hold_out(rows, 0.25, seed=3)
     sides = Counter((index % 40, index in held) for index in range(200))
@@ -199,14 +200,14 @@ def test_hold_out_keeps_equal_prompts_together():
     assert len(held) == 50
 
 
-def test_hold_out_says_that_all_rows_have_one_prompt():
+def test_hold_out_says_that_all_rows_have_one_prompt() -> None:
     rows = [scored((("user", "Q"),), f"answer {n}") for n in range(24)]
     refused(lambda: hold_out(rows, 0.25, seed=0), "all 24 rows have one prompt", "--eval-data")
     assert hold_out(rows, 0.0, seed=0) == set()
     assert hold_out(rows[:1], 0.9, seed=0) == set()
 
 
-def test_hold_out_leaves_rows_to_train_on():
+def test_hold_out_leaves_rows_to_train_on() -> None:
     """A prompt with most of the rows is held out only where there is no other."""
     rows = [scored((("user", "Q" if n % 10 else f"Q {n}"),), f"answer {n}") for n in range(100)]
     for seed in range(5):
@@ -215,7 +216,7 @@ def test_hold_out_leaves_rows_to_train_on():
     assert len(hold_out(halves, 0.25, seed=0)) == 5
 
 
-def test_hold_out_is_deterministic_and_seeded():
+def test_hold_out_is_deterministic_and_seeded() -> None:
     rows = [scored(None, f"answer {n}") for n in range(100)]
     assert hold_out(rows, 0.1, seed=1) == hold_out(rows, 0.1, seed=1)
     assert hold_out(rows, 0.1, seed=1) != hold_out(rows, 0.1, seed=2)

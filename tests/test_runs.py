@@ -42,7 +42,7 @@ def commands(pairs: Path, base: Path, tmp_path: Path) -> dict[str, tuple[object,
     return {
         "reward": ("train", "reward", "--data", pairs, "--vocabulary-rank", 4, *HOW),
         "contrast": ("train", "contrast", "--positive", texts, "--negative", texts, "--rank", 4, *HOW),
-        "experts": ("train", "contrast", *experts, "--rank", 4, "--max-new-tokens", 4, *HOW),
+        "experts": ("distill", "contrast", *experts, "--rank", 4, "--max-new-tokens", 4, *HOW),
         "draft": ("train", "draft", "--prompts", texts, "--max-new-tokens", 4, *small, *HOW),
         "distill": ("distill", "--scorer", "regex:a", "--prompts", texts, "--max-new-tokens", 8, *HOW),
     }
@@ -76,7 +76,7 @@ def test_another_run_changes_nothing(
     assert "base (float32 there, bfloat16 now)" in dtype
     assert "epochs (1 there, 2 now)" in refusal(*commands[kind], *record, "--base", base, *out, "--epochs", 2)
     assert "hidden_size (8 there, 6 now)" in refusal(*commands[kind], *record, "--base", base, *out, "--hidden-size", 6)
-    assert "record" in refusal(*commands[kind], "--base", base, *out, *(() if record else ("--record",)))
+    assert "with other record (" in refusal(*commands[kind], "--base", base, *out, *(() if record else ("--record",)))
     another = commands[KINDS[KINDS.index(kind) - 1]]
     assert "belongs to another run" in refusal(*another, *record, "--base", base, *out)
     assert contents(tmp_path / "out") == before

@@ -3,6 +3,7 @@
 import math
 from contextlib import contextmanager
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,7 +38,7 @@ def drafting(sequential: bool = True, **signal: Any) -> OtterModel:
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["sequential", "independent"])
-def trained(request, tmp_path_factory) -> OtterModel:
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> OtterModel:
     """A draft adapter that has learned a few continuations by heart."""
     otter = drafting(request.param).train()
     examples = continued(otter.base_model)
@@ -336,7 +337,7 @@ def test_frequent_tokens_come_first() -> None:
 
 
 @torch.no_grad()
-def test_a_draft_adapter_is_saved_whole(tmp_path, trained) -> None:
+def test_a_draft_adapter_is_saved_whole(tmp_path: Path, trained) -> None:
     trained.save_pretrained(tmp_path, "draft", dtype=torch.bfloat16)
     again = OtterModel.from_pretrained(tiny_base(), tmp_path)
     assert torch.equal(again.adapter().head.vocabulary, trained.adapter("draft").head.vocabulary)

@@ -22,7 +22,7 @@ def state(otter, ids, name="reward", **kwargs):
 @pytest.mark.parametrize("embedding", ["projection", "table"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
-def test_is_the_widened_model(model_type, attention, embedding):
+def test_is_the_widened_model(model_type, attention, embedding) -> None:
     base = base_of(model_type, attention=attention)
     otter, ids = tiny_otter(base, embedding=embedding), tokens(1, 7)
     close(state(otter, ids)[0], widened_states(base, otter.adapter(), ids[0]))
@@ -30,7 +30,7 @@ def test_is_the_widened_model(model_type, attention, embedding):
 
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())
-def test_any_shape_is_the_widened_model(data):
+def test_any_shape_is_the_widened_model(data) -> None:
     base = base_of(data.draw(st.sampled_from(ARCHITECTURES)))
     plain = base_of(base.config.model_type, seed=0, attention="sdpa")
     kv_heads = data.draw(st.integers(1, 2))
@@ -50,7 +50,7 @@ def test_any_shape_is_the_widened_model(data):
         assert torch.equal(otter(ids).logits, plain(ids).logits)
 
 
-def test_only_chosen_layers_are_inserted():
+def test_only_chosen_layers_are_inserted() -> None:
     otter = tiny_otter(base_of(), layers=(1, 2))
     assert list(otter.adapter().stream.layers) == ["1", "2"]
     with torch.no_grad():
@@ -74,14 +74,14 @@ def test_only_chosen_layers_are_inserted():
         ({"initialization": "zero"}, "initialization"),
     ],
 )
-def test_shapes_that_do_not_fit_are_refused(shape, named):
+def test_shapes_that_do_not_fit_are_refused(shape, named) -> None:
     refused(lambda: tiny_otter(base_of(), **shape), named)
 
 
 @pytest.mark.parametrize("head_dim", [None, 4])
 @pytest.mark.parametrize("embedding", ["projection", "table"])
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
-def test_copy_starts_as_a_slice(model_type, embedding, head_dim):
+def test_copy_starts_as_a_slice(model_type, embedding, head_dim) -> None:
     shape = {"hidden_size": 12, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": head_dim}
     otter = tiny_otter(base_of(model_type), initialization="copy", embedding=embedding, **shape)
     both = state(otter, tokens(2, 9))
@@ -89,7 +89,7 @@ def test_copy_starts_as_a_slice(model_type, embedding, head_dim):
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
-def test_copied_heads_and_units_are_the_bases(model_type):
+def test_copied_heads_and_units_are_the_bases(model_type) -> None:
     otter = tiny_otter(base_of(model_type), initialization="copy", num_attention_heads=4, num_key_value_heads=2)
     layer: Any = otter.adapter().stream.layers["2"]
     seen: dict[str, Any] = {}
@@ -101,7 +101,7 @@ def test_copied_heads_and_units_are_the_bases(model_type):
     close(seen["units"][..., 48:], seen["units"][..., :12])
 
 
-def test_smaller_copied_heads_keep_rope_pairs():
+def test_smaller_copied_heads_keep_rope_pairs() -> None:
     base = base_of()
     otter = tiny_otter(base, initialization="copy", head_dim=4)
     rows = torch.tensor([0, 2, 4, 6])
@@ -115,7 +115,7 @@ def test_smaller_copied_heads_keep_rope_pairs():
 
 @pytest.mark.parametrize("embedding", ["projection", "table"])
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
-def test_cache_gives_the_same_state(model_type, embedding):
+def test_cache_gives_the_same_state(model_type, embedding) -> None:
     otter, ids, cached = (
         tiny_otter(base_of(model_type), embedding=embedding, layers=(0, 2)),
         tokens(2, 12),
@@ -127,7 +127,7 @@ def test_cache_gives_the_same_state(model_type, embedding):
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
-def test_left_padding_changes_nothing(model_type, attention):
+def test_left_padding_changes_nothing(model_type, attention) -> None:
     otter, ids = tiny_otter(base_of(model_type, attention=attention)), tokens(1, 7)
     other = tokens(1, 11, seed=1)
     batch = torch.cat((torch.cat((torch.zeros(1, 4, dtype=torch.long), ids), dim=1), other))
@@ -140,7 +140,7 @@ def test_left_padding_changes_nothing(model_type, attention):
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("dtypes", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)])
-def test_an_adapter_in_another_precision(dtypes, attention):
+def test_an_adapter_in_another_precision(dtypes, attention) -> None:
     base = base_of(dtype=dtypes[0], attention=attention)
     otter, ids = tiny_otter(base, dtype=dtypes[1]), tokens(1, 7)
     batch = torch.cat((torch.zeros(1, 4, dtype=torch.long), ids), dim=1)
@@ -150,7 +150,7 @@ def test_an_adapter_in_another_precision(dtypes, attention):
     close(padded[:, 4:].float(), state(otter, ids).float(), 0.15)
 
 
-def test_crop_takes_back_tokens():
+def test_crop_takes_back_tokens() -> None:
     otter, cached = tiny_otter(base_of()), DynamicCache()
     ids, retry = tokens(2, 8), tokens(2, 3, seed=5)
     state(otter, ids, past_key_values=cached)
@@ -159,7 +159,7 @@ def test_crop_takes_back_tokens():
     close(again, state(otter, torch.cat((ids[:, :5], retry), dim=1))[:, 5:])
 
 
-def test_reorder_and_repeat_follow_the_base():
+def test_reorder_and_repeat_follow_the_base() -> None:
     otter, cached = tiny_otter(base_of()), DynamicCache()
     ids, further = tokens(2, 6), tokens(4, 2, seed=5)
     state(otter, ids, past_key_values=cached)
@@ -170,7 +170,7 @@ def test_reorder_and_repeat_follow_the_base():
     close(state(otter, further, past_key_values=cached), state(otter, torch.cat((rows, further), dim=1))[:, 6:])
 
 
-def test_cache_filled_while_off_is_refused():
+def test_cache_filled_while_off_is_refused() -> None:
     otter, cached = tiny_otter(base_of()), DynamicCache()
     with otter.disable_adapter():
         otter(tokens(1, 5), past_key_values=cached)
@@ -178,7 +178,7 @@ def test_cache_filled_while_off_is_refused():
 
 
 @pytest.mark.parametrize("configured", [True, False])
-def test_sliding_window(configured):
+def test_sliding_window(configured) -> None:
     base, plain = tiny_base("mistral", sliding_window=4), tiny_base("mistral", sliding_window=4)
     otter, ids = tiny_otter(base), tokens(2, 14)
     whole = state(otter, ids)
@@ -194,7 +194,7 @@ def test_sliding_window(configured):
 
 
 @pytest.mark.parametrize("first_on", [True, False])
-def test_full_and_sliding_layers_with_two_adapters(first_on):
+def test_full_and_sliding_layers_with_two_adapters(first_on) -> None:
     kinds = ["full_attention", "sliding_attention"] * 2
     base = tiny_base("qwen2", use_sliding_window=True, sliding_window=4, layer_types=kinds)
     otter, ids, cached = tiny_otter(base), tokens(2, 12), DynamicCache(config=base.config)
@@ -213,7 +213,7 @@ def test_full_and_sliding_layers_with_two_adapters(first_on):
 
 
 @torch.no_grad()
-def test_given_embeddings():
+def test_given_embeddings() -> None:
     base, ids = base_of(), tokens(2, 6)
     otter = tiny_otter(base)
     embedded = base.get_input_embeddings()(ids)
@@ -223,7 +223,7 @@ def test_given_embeddings():
 
 
 @torch.no_grad()
-def test_vocabulary_head_scores_tokens():
+def test_vocabulary_head_scores_tokens() -> None:
     otter = tiny_otter(base_of())
     for _ in range(2):
         signal = otter(tokens(2, 6)).signals["reward"]

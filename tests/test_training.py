@@ -55,13 +55,13 @@ def same(left, right):
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
+def unbroken(tmp_path_factory: pytest.TempPathFactory):
     out = tmp_path_factory.mktemp("unbroken")
     return out, run(out)
 
 
 @pytest.mark.parametrize("compare", ["prefixes", "last"])
-def test_learns_an_easy_preference(tmp_path, compare):
+def test_learns_an_easy_preference(tmp_path: Path, compare) -> None:
     objective = new_objective(compare)
     best = train(objective, TRAIN, HELD_OUT, replace(SHORT, epochs=4), tmp_path)
     losses = [line["loss"] for line in logged(tmp_path, "train")]
@@ -72,7 +72,7 @@ def test_learns_an_easy_preference(tmp_path, compare):
         assert objective.eval()(collate(HELD_OUT))["accuracy"] > 0.9
 
 
-def test_learns_scores(tmp_path):
+def test_learns_scores(tmp_path: Path) -> None:
     scored = [
         Example(e.row, e.prefix, e.branches[side : side + 1], score=1.0 - 2 * side) for e in TRAIN for side in (0, 1)
     ]
@@ -81,7 +81,7 @@ def test_learns_scores(tmp_path):
     assert best["regression"] < 0.5
 
 
-def test_best_weights_are_left_in_the_model(tmp_path):
+def test_best_weights_are_left_in_the_model(tmp_path: Path) -> None:
     objective = new_objective()
     best = train(objective, TRAIN, HELD_OUT, replace(SHORT, learning_rate=1e-2, epochs=4), tmp_path)
     assert best["step"] < logged(tmp_path, "eval")[-1]["step"]
@@ -93,14 +93,14 @@ def test_best_weights_are_left_in_the_model(tmp_path):
     assert sums / len(HELD_OUT) == pytest.approx(best["loss"], rel=1e-4)
 
 
-def test_two_runs_are_the_same(unbroken, tmp_path):
+def test_two_runs_are_the_same(unbroken, tmp_path: Path) -> None:
     assert same(run(tmp_path), unbroken[1])
     assert logged(tmp_path) == logged(unbroken[0])
     assert not same(unbroken[1], weights(new_objective()))
 
 
 @pytest.mark.parametrize("calls", [2, 7, 13, 19])
-def test_a_killed_run_ends_like_an_unbroken_one(unbroken, tmp_path, calls):
+def test_a_killed_run_ends_like_an_unbroken_one(unbroken, tmp_path: Path, calls) -> None:
     with pytest.raises(Killed):
         run(tmp_path, die_after(new_objective(), calls))
     assert (tmp_path / "checkpoint.safetensors").exists() == (calls > 4)
@@ -110,7 +110,7 @@ def test_a_killed_run_ends_like_an_unbroken_one(unbroken, tmp_path, calls):
     assert len(steps) == len(set(steps))
 
 
-def test_a_run_that_is_killed_twice_with_a_torn_log(unbroken, tmp_path):
+def test_a_run_that_is_killed_twice_with_a_torn_log(unbroken, tmp_path: Path) -> None:
     for calls in (8, 6):
         with pytest.raises(Killed):
             run(tmp_path, die_after(new_objective(), calls))
@@ -120,7 +120,7 @@ def test_a_run_that_is_killed_twice_with_a_torn_log(unbroken, tmp_path):
     assert logged(tmp_path) == logged(unbroken[0])
 
 
-def test_a_finished_run_is_not_run_again(unbroken, tmp_path):
+def test_a_finished_run_is_not_run_again(unbroken, tmp_path: Path) -> None:
     for path in unbroken[0].glob("*.*"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     objective = die_after(new_objective(), 0)
@@ -129,7 +129,7 @@ def test_a_finished_run_is_not_run_again(unbroken, tmp_path):
 
 
 @pytest.fixture
-def broken_off(tmp_path):
+def broken_off(tmp_path: Path):
     with pytest.raises(Killed):
         run(tmp_path, die_after(new_objective(), 7))
     return tmp_path
@@ -148,17 +148,17 @@ def contents(folder):
         ({"batch_size": 4}, "batch_size (8 there, 4 now)"),
     ],
 )
-def test_a_checkpoint_of_other_settings_is_refused(broken_off, change, named):
+def test_a_checkpoint_of_other_settings_is_refused(broken_off, change, named) -> None:
     before = contents(broken_off)
     refused(lambda: run(broken_off, config=replace(SHORT, **change)), CHECKPOINT, named)
     assert contents(broken_off) == before
 
 
-def test_how_often_checkpoints_are_made_changes_nothing(unbroken, broken_off):
+def test_how_often_checkpoints_are_made_changes_nothing(unbroken, broken_off) -> None:
     assert same(run(broken_off, config=replace(SHORT, checkpoint_every=1)), unbroken[1])
 
 
-def test_a_checkpoint_of_other_data_is_refused(broken_off):
+def test_a_checkpoint_of_other_data_is_refused(broken_off) -> None:
     refused(
         lambda: train(new_objective(), TRAIN[1:], HELD_OUT, SHORT, broken_off), CHECKPOINT, "data (48 there, 47 now)"
     )
@@ -177,16 +177,16 @@ def test_a_checkpoint_of_other_data_is_refused(broken_off):
         ({"signal": RewardConfig(3)}, "adapter.signal.vocabulary_rank (16 there, 3 now)"),
     ],
 )
-def test_a_checkpoint_of_another_adapter_is_refused(broken_off, config, named):
+def test_a_checkpoint_of_another_adapter_is_refused(broken_off, config, named) -> None:
     refused(lambda: run(broken_off, new_objective(**config)), CHECKPOINT, named)
 
 
-def test_a_checkpoint_of_another_objective_is_refused(broken_off):
+def test_a_checkpoint_of_another_objective_is_refused(broken_off) -> None:
     refused(lambda: run(broken_off, new_objective("last")), CHECKPOINT, "compare (prefixes there, last now)")
 
 
 @pytest.mark.parametrize("finished", [False, True])
-def test_a_checkpoint_of_another_base_is_refused(unbroken, broken_off, finished):
+def test_a_checkpoint_of_another_base_is_refused(unbroken, broken_off, finished) -> None:
     out = unbroken[0] if finished else broken_off
     before = contents(out)
     refused(lambda: run(out, new_objective(seed=1)), CHECKPOINT, "other base:")
@@ -194,7 +194,7 @@ def test_a_checkpoint_of_another_base_is_refused(unbroken, broken_off, finished)
     assert contents(out) == before
 
 
-def test_a_base_that_was_fine_tuned_is_another_base(broken_off):
+def test_a_base_that_was_fine_tuned_is_another_base(broken_off) -> None:
     """Its embeddings and norms are the base's, so the fingerprint is the same."""
     objective = new_objective()
     base = objective.model.base_model
@@ -206,7 +206,7 @@ def test_a_base_that_was_fine_tuned_is_another_base(broken_off):
     refused(lambda: run(broken_off, objective), CHECKPOINT, "other base:")
 
 
-def test_a_checkpoint_of_the_first_version_is_refused(broken_off):
+def test_a_checkpoint_of_the_first_version_is_refused(broken_off) -> None:
     path = broken_off / CHECKPOINT
     with safe_open(path, framework="pt") as file:
         progress = json.loads(file.metadata()["progress"])
@@ -215,7 +215,7 @@ def test_a_checkpoint_of_the_first_version_is_refused(broken_off):
     refused(lambda: run(broken_off), CHECKPOINT, "another version of otter-lm")
 
 
-def test_two_runs_in_one_folder(unbroken, tmp_path):
+def test_two_runs_in_one_folder(unbroken, tmp_path: Path) -> None:
     with files.hold(tmp_path / CHECKPOINT):
         child = multiprocessing.get_context("fork").Process(target=lambda: os._exit(refuses(tmp_path)))
         child.start()
@@ -242,21 +242,21 @@ def tear_progress(data):
 
 
 @pytest.mark.parametrize("damage", [cut, lambda _: b"", lambda _: b"garbage" * 99, tear_progress])
-def test_a_corrupt_checkpoint_is_refused(broken_off, damage):
+def test_a_corrupt_checkpoint_is_refused(broken_off, damage) -> None:
     path = broken_off / CHECKPOINT
     path.write_bytes(damage(path.read_bytes()))
     refused(lambda: run(broken_off), CHECKPOINT)
 
 
 @pytest.mark.parametrize("progress", ["{", "[]", "{}", '{"identity": {}}'])
-def test_a_checkpoint_with_another_progress_is_refused(broken_off, progress):
+def test_a_checkpoint_with_another_progress_is_refused(broken_off, progress) -> None:
     path = broken_off / CHECKPOINT
     save_file(load_file(path), path, metadata={"progress": progress})
     refused(lambda: run(broken_off), CHECKPOINT)
 
 
 @pytest.mark.parametrize("lost", ["model", "best", "optimizer"])
-def test_a_checkpoint_that_lacks_tensors_is_refused(broken_off, lost):
+def test_a_checkpoint_that_lacks_tensors_is_refused(broken_off, lost) -> None:
     path = broken_off / CHECKPOINT
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
@@ -266,7 +266,7 @@ def test_a_checkpoint_that_lacks_tensors_is_refused(broken_off, lost):
     refused(lambda: run(broken_off), CHECKPOINT)
 
 
-def test_nan_keeps_the_last_checkpoint(unbroken, tmp_path):
+def test_nan_keeps_the_last_checkpoint(unbroken, tmp_path: Path) -> None:
     objective = new_objective()
     forward, calls = objective.forward, []
 
@@ -285,7 +285,7 @@ def hidden(folder):
     return [path.name for path in folder.iterdir() if path.name.startswith(".")]
 
 
-def test_what_a_kill_left_of_a_checkpoint_is_removed(unbroken, tmp_path, monkeypatch):
+def test_what_a_kill_left_of_a_checkpoint_is_removed(unbroken, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if (child := os.fork()) == 0:
         try:
             monkeypatch.setattr(os, "fsync", lambda _: os._exit(0))  # after the first bytes of the first file
@@ -302,7 +302,7 @@ def full_disk(*_, **__):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_a_full_disk_keeps_the_last_checkpoint(unbroken, tmp_path, monkeypatch):
+def test_a_full_disk_keeps_the_last_checkpoint(unbroken, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Killed):
         run(tmp_path, die_after(new_objective(), 7))
     before = (tmp_path / CHECKPOINT).read_bytes()
@@ -314,7 +314,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(unbroken, tmp_path, monkeypatch):
     assert logged(tmp_path) == logged(unbroken[0])
 
 
-def test_a_disk_too_full_for_the_log(unbroken, tmp_path, monkeypatch):
+def test_a_disk_too_full_for_the_log(unbroken, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = Path.open
 
     def full(path, *mode, **how):
@@ -327,7 +327,7 @@ def test_a_disk_too_full_for_the_log(unbroken, tmp_path, monkeypatch):
     assert logged(tmp_path) == logged(unbroken[0])
 
 
-def test_a_disk_too_full_for_a_recording(tmp_path, monkeypatch):
+def test_a_disk_too_full_for_a_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     otter = new_objective().model
     monkeypatch.setattr(os, "posix_fallocate", full_disk, raising=False)
     refused(lambda: RecordedBase(otter, TRAIN, tmp_path), "recording.bf16", "No space left", "GiB")
@@ -352,16 +352,16 @@ def test_a_disk_too_full_for_a_recording(tmp_path, monkeypatch):
         {"seed": 2**32},
     ],
 )
-def test_settings_out_of_range(change):
+def test_settings_out_of_range(change) -> None:
     refused(lambda: TrainingConfig(**change), *change)
 
 
-def test_no_examples(tmp_path):
+def test_no_examples(tmp_path: Path) -> None:
     refused(lambda: train(new_objective(), [], HELD_OUT, SHORT, tmp_path / "a"), "no examples to train on")
     refused(lambda: train(new_objective(), TRAIN, [], SHORT, tmp_path / "b"), "no examples to train on")
 
 
-def test_a_loss_that_only_the_held_out_examples_have(tmp_path):
+def test_a_loss_that_only_the_held_out_examples_have(tmp_path: Path) -> None:
     objective = new_objective()
     forward = objective.forward
 
@@ -372,11 +372,11 @@ def test_a_loss_that_only_the_held_out_examples_have(tmp_path):
     refused(lambda: run(tmp_path, objective), "held-out", "nan")
 
 
-def test_nothing_to_train(tmp_path):
+def test_nothing_to_train(tmp_path: Path) -> None:
     refused(lambda: run(tmp_path, new_objective().requires_grad_(False)), "nothing to train")
 
 
-def test_stops_early_when_patience_is_spent(tmp_path):
+def test_stops_early_when_patience_is_spent(tmp_path: Path) -> None:
     config = replace(SHORT, epochs=9, patience=2, learning_rate=1e-9)
     objective = new_objective()
     forward, grown = objective.forward, iter(range(999))
@@ -402,7 +402,7 @@ def random_objective(**config):
 
 @torch.no_grad()
 @pytest.mark.parametrize("config", [{}, {"layers": (1,)}, {"embedding": "table"}])
-def test_a_recording_gives_the_live_loss(tmp_path, config):
+def test_a_recording_gives_the_live_loss(tmp_path: Path, config) -> None:
     objective, batch = random_objective(**config), collate(TRAIN[:6])
     live = objective(batch)
     for _ in range(2):
@@ -413,7 +413,7 @@ def test_a_recording_gives_the_live_loss(tmp_path, config):
         assert not torch.equal(played["loss"], live["loss"])
 
 
-def test_a_recording_gives_the_live_gradients(tmp_path):
+def test_a_recording_gives_the_live_gradients(tmp_path: Path) -> None:
     objective = random_objective()
     gradients = []
     for source in (objective.source, RecordedBase(objective.model, TRAIN, tmp_path)):
@@ -426,7 +426,7 @@ def test_a_recording_gives_the_live_gradients(tmp_path):
     close(gradients[1].norm(), gradients[0].norm(), 0.1)
 
 
-def test_a_recording_pads_with_real_tokens(tmp_path):
+def test_a_recording_pads_with_real_tokens(tmp_path: Path) -> None:
     """A state of zeros has no norm: through 1 / eps it would grow into NaN, block by block."""
 
     class Look(Visitor):
@@ -441,7 +441,7 @@ def test_a_recording_pads_with_real_tokens(tmp_path):
     RecordedBase(otter, TRAIN, tmp_path).show(batch, Look())
 
 
-def test_a_recording_trains_like_the_base(tmp_path):
+def test_a_recording_trains_like_the_base(tmp_path: Path) -> None:
     objective = new_objective()
     held_out = [replace(example, row=99 + example.row) for example in HELD_OUT]
     objective.source = RecordedBase(objective.model, TRAIN + held_out, tmp_path)
@@ -458,7 +458,7 @@ def test_a_recording_trains_like_the_base(tmp_path):
         ([replace(e, prefix=(9, 9)) for e in TRAIN], "other data:"),
     ],
 )
-def test_a_recording_of_other_examples_is_refused(tmp_path, examples, named):
+def test_a_recording_of_other_examples_is_refused(tmp_path: Path, examples, named) -> None:
     objective = random_objective()
     RecordedBase(objective.model, TRAIN, tmp_path)
     before = contents(tmp_path)
@@ -474,7 +474,7 @@ def test_a_recording_of_other_examples_is_refused(tmp_path, examples, named):
 
 @torch.no_grad()
 @pytest.mark.parametrize("damage", ["missing", "cut"])
-def test_a_damaged_recording_is_not_used(tmp_path, damage):
+def test_a_damaged_recording_is_not_used(tmp_path: Path, damage) -> None:
     objective = random_objective()
     live = objective(collate(TRAIN[-6:]))["vocabulary"]
     RecordedBase(objective.model, TRAIN, tmp_path)
@@ -488,7 +488,7 @@ def test_a_damaged_recording_is_not_used(tmp_path, damage):
 
 
 @torch.no_grad()
-def test_last_states_are_the_bases_at_the_end_of_each_text():
+def test_last_states_are_the_bases_at_the_end_of_each_text() -> None:
     objective = new_objective()
     examples = [replace(example, row=90 - example.row) for example in TRAIN[:9]]
     sides = last_states(objective, examples, batch_size=4)
@@ -500,7 +500,7 @@ def test_last_states_are_the_bases_at_the_end_of_each_text():
 
 
 @torch.no_grad()
-def test_probe_start_ranks_pairs_before_training():
+def test_probe_start_ranks_pairs_before_training() -> None:
     objective = new_objective()
     start_from_probe(objective, TRAIN)
     assert objective(collate(TRAIN))["accuracy"] > 0.9

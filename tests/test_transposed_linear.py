@@ -14,7 +14,7 @@ from otterlm.decoding.transposed_linear import MOST, TransposedLinear
 
 
 @given(st.lists(st.integers(1, 6), min_size=0, max_size=3), st.integers(1, 20), st.integers(1, 20), st.booleans())
-def test_products_are_the_same(shape, into, out, bias):
+def test_products_are_the_same(shape, into, out, bias) -> None:
     linear, inputs = nn.Linear(into, out, bias=bias), torch.randn(*shape, into)
     with torch.no_grad():
         expected = linear(inputs)
@@ -25,7 +25,7 @@ def test_products_are_the_same(shape, into, out, bias):
 
 
 @pytest.mark.parametrize(("rows", "turned"), [(1, False), (2, True), (MOST, True), (MOST + 1, False)])
-def test_only_a_few_rows_are_turned(rows, turned, monkeypatch):
+def test_only_a_few_rows_are_turned(rows, turned, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     original = transposed_linear._linear
 
@@ -44,7 +44,7 @@ def test_only_a_few_rows_are_turned(rows, turned, monkeypatch):
     assert len(seen) == int(turned)
 
 
-def test_a_weight_of_another_kind_is_left_alone():
+def test_a_weight_of_another_kind_is_left_alone() -> None:
     class Quantised(torch.Tensor):
         pass
 

@@ -44,7 +44,7 @@ def test_ten_thousand_damaged_adapters() -> None:
 
 
 @pytest.mark.slow
-def test_kills_at_any_moment_change_nothing(tmp_path) -> None:
+def test_kills_at_any_moment_change_nothing(tmp_path: Path) -> None:
     """kill -9, twenty times in one run: it ends with the weights of a run that was left alone."""
     expected = run(tmp_path / "alone", new_objective(), OFTEN)
     draw, out, kills = random.Random(0), tmp_path / "killed", 0
@@ -64,7 +64,7 @@ def test_kills_at_any_moment_change_nothing(tmp_path) -> None:
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_two_writers_leave_the_files_of_one(tmp_path) -> None:
+def test_two_writers_leave_the_files_of_one(tmp_path: Path) -> None:
     def write(mark: str) -> None:
         for number in range(40):
             write_files(tmp_path, {name: text(f"{mark}{number}") for name in ("a", "b", "c")})
@@ -112,13 +112,13 @@ def test_two_threads_steer_apart() -> None:
 @pytest.mark.parametrize(
     "name", ["../adapter", "/etc", "a/b/c", "someone/..", "adapter\x00", "", ".", "~/adapter", "C:\\adapter"]
 )
-def test_odd_places_to_load_from_are_refused(name, monkeypatch, tmp_path) -> None:
+def test_odd_places_to_load_from_are_refused(name, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     message = error_of(lambda: OtterModel.from_pretrained(tiny_base(), name))
     assert re.search("is not an adapter folder|is neither a folder nor an adapter|adapter_config.json cannot", message)
 
 
-def test_an_older_format_says_how_to_go_on(tmp_path) -> None:
+def test_an_older_format_says_how_to_go_on(tmp_path: Path) -> None:
     OtterModel(tiny_base(), tiny_config()).save_pretrained(tmp_path)
     path = tmp_path / "adapter_config.json"
     for version in (0, 2):

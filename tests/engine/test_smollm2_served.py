@@ -21,7 +21,7 @@ TEXTS = (
 
 
 @pytest.mark.slow
-def test_tokens_and_rewards(tmp_path):
+def test_tokens_and_rewards(tmp_path: Path) -> None:
     folder = tmp_path / "export"
     export(SMOLLM2, {"reward": ADAPTER}, folder)
     tokenizer = load_tokenizer(SMOLLM2)

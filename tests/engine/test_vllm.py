@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -45,7 +46,7 @@ PROMPTS = prompts(8)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory: pytest.TempPathFactory):
     return make_folder(tmp_path_factory.mktemp("llama"))
 
 
@@ -76,7 +77,7 @@ def expected(model: Any, processors: list[Any]) -> list[list[int]]:
     return found
 
 
-def test_an_innocent_request_gets_the_bases_answer_to_the_bit(folder, plain, llm):
+def test_an_innocent_request_gets_the_bases_answer_to_the_bit(folder, plain, llm) -> None:
     """Beside requests that steer, are guarded and have rewards, in mixed batches."""
     asking = [
         greedy(**client.request(folder, weight=2.0, signal="reward")),
@@ -92,7 +93,7 @@ def test_an_innocent_request_gets_the_bases_answer_to_the_bit(folder, plain, llm
     assert said(outputs) != tokens_of(plain)
 
 
-def test_rewards_come_beside_log_probabilities(folder, plain, llm, transformers_path):
+def test_rewards_come_beside_log_probabilities(folder, plain, llm, transformers_path) -> None:
     outputs = llm.generate(PROMPTS, greedy(**client.request(folder, rewards=1), logprobs=5), use_tqdm=False)
     ours = [Answer.of(output) for output in outputs]
     assert_rewards(transformers_path, ours, "reward", "guard")
@@ -102,7 +103,7 @@ def test_rewards_come_beside_log_probabilities(folder, plain, llm, transformers_
             assert step == pytest.approx(expected, abs=1e-4)
 
 
-def test_weight_zero_is_the_base(folder, plain, llm):
+def test_weight_zero_is_the_base(folder, plain, llm) -> None:
     outputs = llm.generate(PROMPTS, greedy(**client.request(folder, weight=0.0)), use_tqdm=False)
     assert said(outputs) == tokens_of(plain)[:8]
 
@@ -116,13 +117,13 @@ def test_weight_zero_is_the_base(folder, plain, llm):
         ({"weight": 2.0, "signal": "contrast", "top_p": 0.5}, lambda model: ContrastGuidance(model, 2.0, 0.5)),
     ],
 )
-def test_steering_is_that_of_transformers(folder, plain, llm, transformers_path, settings, processor):
+def test_steering_is_that_of_transformers(folder, plain, llm, transformers_path, settings, processor) -> None:
     outputs = llm.generate(PROMPTS, greedy(**client.request(folder, **settings)), use_tqdm=False)
     assert said(outputs) == expected(transformers_path, [processor(transformers_path)])
     assert said(outputs) != tokens_of(plain)[:8]
 
 
-def test_requests_with_different_settings_share_a_batch(folder, llm):
+def test_requests_with_different_settings_share_a_batch(folder, llm) -> None:
     asked: list[dict[str, Any]] = [
         {},
         {"weight": 3.0, "signal": "reward"},
@@ -137,7 +138,7 @@ def test_requests_with_different_settings_share_a_batch(folder, llm):
     assert said(llm.generate(PROMPTS, together, use_tqdm=False)) == alone
 
 
-def test_a_guard_ends_a_response(folder, plain, llm):
+def test_a_guard_ends_a_response(folder, plain, llm) -> None:
     """Without a token that is not the response's; and not before the tokens that the request wants at least."""
     rewarded = llm.generate(PROMPTS, greedy(**client.request(folder, rewards=1)), use_tqdm=False)
     rewards = [client.rewards(output.outputs[0])["guard"] for output in rewarded]
@@ -154,7 +155,7 @@ def test_a_guard_ends_a_response(folder, plain, llm):
             assert answer.rewards["guard"] == pytest.approx(row[:length], abs=1e-4)
 
 
-def test_under_a_grammar(folder, llm):
+def test_under_a_grammar(folder, llm) -> None:
     """A guard ends a response that a grammar has not ended, and rewards come with one."""
     grammar = {"structured_outputs": StructuredOutputsParams(choice=["yes", "no"]), "ignore_eos": False}
     outputs = llm.generate(PROMPTS, greedy(**client.request(folder, rewards=1), **grammar), use_tqdm=False)
@@ -182,14 +183,14 @@ def test_under_a_grammar(folder, llm):
         ({"wait": 1.0}, "unknown argument otter_wait"),
     ],
 )
-def test_bad_requests_are_refused_alone(plain, llm, settings, message):
+def test_bad_requests_are_refused_alone(plain, llm, settings, message) -> None:
     arguments = {f"otter_{name}": value for name, value in settings.items()}
     with pytest.raises(VLLMValidationError, match=message):
         llm.generate(PROMPTS[:1], greedy(extra_args=arguments), use_tqdm=False)
     assert said(llm.generate(PROMPTS, greedy(), use_tqdm=False)) == tokens_of(plain)[:8]
 
 
-def test_requests_are_checked_against_the_folder_that_is_served(folder, tmp_path, llm):
+def test_requests_are_checked_against_the_folder_that_is_served(folder, tmp_path: Path, llm) -> None:
     other = make_folder(tmp_path, signals=("contrast",))
     AutoConfig.from_pretrained(other)
     outputs = llm.generate(PROMPTS[:1], greedy(**client.request(folder, rewards=1)), use_tqdm=False)
@@ -209,14 +210,14 @@ def test_requests_are_checked_against_the_folder_that_is_served(folder, tmp_path
         ({"speculative_config": {"method": "medusa", "model": "FOLDER", "num_speculative_tokens": 2}}, "'medusa'"),
     ],
 )
-def test_what_cannot_be_served_is_refused_at_the_start(folder, settings, message):
+def test_what_cannot_be_served_is_refused_at_the_start(folder, settings, message) -> None:
     if "speculative_config" in settings:
         settings = {"speculative_config": settings["speculative_config"] | {"model": str(folder.parent / "base")}}
     with pytest.raises(ValueError, match=f"an exported folder cannot be served with .*{message}"):
         EngineArgs(model=str(folder), **settings).create_engine_config()
 
 
-def test_a_folder_of_an_earlier_version_is_served(folder, tmp_path):
+def test_a_folder_of_an_earlier_version_is_served(folder, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "export", symlinks=True)
     config = json.loads((folder / "config.json").read_text())
     (tmp_path / "export" / "config.json").write_text(json.dumps(config | {"otter_channels": {"reward": 319}}))
@@ -225,14 +226,14 @@ def test_a_folder_of_an_earlier_version_is_served(folder, tmp_path):
     assert served(engine_config).numbers == ("guard", "reward")
 
 
-def test_a_model_without_adapters_takes_no_settings(folder):
+def test_a_model_without_adapters_takes_no_settings(folder) -> None:
     config = EngineArgs(model=str(folder.parent / "base")).create_engine_config()
     with pytest.raises(OtterError, match="no adapters"):
         served(config).settings({"otter_rewards": 1})
 
 
 @pytest.mark.parametrize("method", ["custom_class", "ngram"])
-def test_under_speculation(folder, plain, transformers_path, method):
+def test_under_speculation(folder, plain, transformers_path, method) -> None:
     """The tokens are the base's, rewards and guards belong to the tokens that are kept, and steering is refused."""
     speculative = {"method": method, "num_speculative_tokens": 3}
     if method == "custom_class":
@@ -258,13 +259,13 @@ def test_under_speculation(folder, plain, transformers_path, method):
     assert "verifies drafts" in refused
 
 
-def test_rows_of_a_speculative_batch():
+def test_rows_of_a_speculative_batch() -> None:
     # A prompt in the middle, one that verified 3 drafts and kept 1, one without drafts, one that kept all of 2.
     assert last_rows([[], [7, 8], [9], [4, 5, 6]], [30, 12, 5, 9], [16, 13, 4, 8]) == [0, 2, 5, 8]
 
 
 @pytest.mark.slow
-def test_compiled(folder):
+def test_compiled(folder) -> None:
     """vLLM compiles models by default; the hooks are traced with them."""
     settings = {"enforce_eager": False}
     (plain,) = answers(folder.parent / "base", (PROMPTS, greedy()), **settings)
@@ -281,7 +282,7 @@ def test_compiled(folder):
 @pytest.mark.parametrize(
     ("model_type", "mode"), [("mistral", "raw_logits"), ("qwen2", "processed_logprobs"), ("qwen3", "processed_logits")]
 )
-def test_other_families(tmp_path, model_type, mode):
+def test_other_families(tmp_path: Path, model_type, mode) -> None:
     """Whatever the engine gives for log probabilities, rewards are rewards."""
     folder = make_folder(tmp_path, model_type, ("reward",))
     (plain,) = answers(folder.parent / "base", (PROMPTS, greedy()))
@@ -291,7 +292,7 @@ def test_other_families(tmp_path, model_type, mode):
 
 
 @torch.inference_mode()
-def test_the_second_runners_interface(folder, llm):
+def test_the_second_runners_interface(folder, llm) -> None:
     """vLLM's other model runner needs Triton; its calls are made by hand, on the same model's states."""
     model = llm.llm_engine.model_executor.driver_worker.model_runner.model
     second = Steering(llm.llm_engine.vllm_config, SimpleNamespace())
@@ -351,7 +352,7 @@ def test_outputs_that_are_fetched_late_are_merged_with_their_numbers(aggregate):
     ]
 
 
-def test_preemption_in_another_process(folder, plain, transformers_path):
+def test_preemption_in_another_process(folder, plain, transformers_path) -> None:
     """The cache holds a part of the requests, so some are thrown out and read again."""
     long = {"max_tokens": 100}
     asked = [
@@ -369,7 +370,7 @@ def test_preemption_in_another_process(folder, plain, transformers_path):
     assert_rewards(transformers_path, ended, "reward")
 
 
-def test_tensor_parallel(tmp_path):
+def test_tensor_parallel(tmp_path: Path) -> None:
     """Two processes: each has half of the base's heads and units, and all of what is inserted."""
     folder = make_folder(tmp_path, signals=("reward",), num_attention_heads=4, num_key_value_heads=2)
     asked = [
