@@ -1,13 +1,15 @@
 """The extra heads' cache layers are of the kind and settings of the base's, whatever that is, and wait for no GPU."""
 
+from typing import Any
+
 import pytest
 import torch
 from conftest import LAYERS, add_tiny_adapter, close, refused, tiny_base, tiny_otter, tokens
 from transformers import Cache, DynamicCache, EncoderDecoderCache, QuantizedCache, StaticCache
 from transformers.cache_utils import DynamicLayer, QuantizedLayer
 
-SLIDING = {"model_type": "mistral", "sliding_window": 4}
-HYBRID = {
+SLIDING: dict[str, Any] = {"model_type": "mistral", "sliding_window": 4}
+HYBRID: dict[str, Any] = {
     "model_type": "gemma3_text",
     "head_dim": 16,
     "sliding_window": 4,

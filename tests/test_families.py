@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from otterlm import families
 from otterlm.decoding.checks import check_window
+from otterlm.families.facts import NUMBERS
 from otterlm.families.points import hook_points
 from otterlm.model import OtterModel
 from otterlm.signals.contrast.config import ContrastConfig
@@ -180,7 +181,7 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 )
 def test_windows_are_those_of_each_block(name, overrides, windows) -> None:
     otter = OtterModel(family_base(name, **overrides), tiny_config())
-    layers = otter.adapter().stream.layers.values()
+    layers: Any = otter.adapter().stream.layers.values()
     assert [layer.attention.sliding_window for layer in layers] == windows
     if any(windows):
         refused(lambda: check_window(otter, 9), "the base's window is 8")
@@ -252,7 +253,7 @@ def test_hook_points_read_what_blocks_show(name) -> None:
 def test_the_numbers_that_an_entry_names_are_in_the_configuration(name) -> None:
     config = AutoConfig.for_model(FAMILIES[name][0], **(SIZES | FAMILIES[name][1]))
     family = families.family_of(config)
-    for field in ("embedding_multiplier", "residual_multiplier", "logit_multiplier", "logit_divisor", "logit_softcap"):
+    for field in NUMBERS:
         named = getattr(family, field)
         assert named is None or hasattr(config, named)
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ from otterlm.training.sources import LiveBase, RecordedBase
 
 SCALED = {"embedding_multiplier": 3.0, "residual_multiplier": 0.4, "attention_multiplier": 0.35, "logits_scaling": 2.0}
 CLOVA = {"use_post_norm": False, "residual_multiplier": 1.0}
-UNLISTED = {
+UNLISTED: dict[str, dict[str, Any]] = {
     "gemma": {"head_dim": 16},
     "granite_swa": SCALED,
     "vaultgemma": {"head_dim": 8},
