@@ -38,6 +38,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("gemma2", GEMMA | {"attn_logit_softcapping": 20.0, "final_logit_softcapping": 5.0}),
     "gemma3": ("gemma3_text", GEMMA),
     "mixtral": ("mixtral", {"num_local_experts": 4, "sliding_window": None}),
+    "granite-moe": ("granitemoe", GRANITE | {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "qwen3-moe": ("qwen3_moe", WIDE | EXPERTS),
     "gpt2": ("gpt2", {"n_inner": 48}),
     "opt": ("opt", {"ffn_dim": 48, "word_embed_proj_dim": 32}),

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, EncoderDecoderCache, QuantizedCache, StaticCache
 from transformers.cache_utils import DynamicLayer, QuantizedLayer
 
-SLIDING = {"model_type": "mistral", "sliding_window": 4}
+SLIDING: dict[str, Any] = {"model_type": "mistral", "sliding_window": 4}
 HYBRID: dict[str, Any] = {
     "model_type": "gemma3_text",
     "head_dim": 16,

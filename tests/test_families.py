@@ -1,5 +1,6 @@
 """Every family is exact, starts as a slice of its base, and remembers; others are recognised by what they do."""
 
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ from transformers import AutoConfig
 
 from otterlm import families
 from otterlm.decoding.checks import check_window
+from otterlm.families.facts import NUMBERS
+from otterlm.families.points import hook_points
 from otterlm.model import OtterModel
 from otterlm.signals.contrast.config import ContrastConfig
 from otterlm.signals.contrast.objective import ContrastObjective
 from otterlm.signals.draft.config import DraftConfig
 from otterlm.signals.reward.objective import RewardObjective, RewardTrainingConfig
+from otterlm.taps import LayerTaps, Visitor
 from otterlm.training.data.packing import Example, collate
 from otterlm.training.sources import LiveBase, RecordedBase
 
@@ -217,9 +221,42 @@ def test_what_is_not_recognised_says_why(listed, model_type, named) -> None:
     refused(lambda: OtterModel(unlisted(model_type, **overrides)), model_type, named)
 
 
-def test_a_family_can_be_registered(listed) -> None:
-    from dataclasses import replace
+@torch.no_grad()
+@pytest.mark.parametrize("name", FAMILIES)
+def test_hook_points_read_what_blocks_show(name) -> None:
+    """Every tap that the stream is shown is a point of the table, and what a table names is there."""
+    otter = tiny_otter(family_base(name, attention=attention_of(name)), layers=(1,))
+    shown: list[LayerTaps] = []
 
+    class Keep(Visitor):
+        def layer(self, index: int, taps: LayerTaps) -> None:
+            shown.append(taps)
+
+    with otter.visit(Keep()):
+        otter.base_model(tokens(2, 5))
+    points = {point.tap for point in hook_points(otter.family)}
+    found = {field.name for field in fields(LayerTaps) if getattr(shown[0], field.name) is not None}
+    if otter.family.rotary is None:
+        points.remove("rotary")
+    # Without padding SDPA needs no mask; a block that norms nothing before its FFN, or is parallel, has one state.
+    assert found - {"mask", "middle"} == points - {"mask", "middle"}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_numbers_that_an_entry_names_are_in_the_configuration(name) -> None:
+    config = AutoConfig.for_model(FAMILIES[name][0], **(SIZES | FAMILIES[name][1]))
+    family = families.family_of(config)
+    for field in NUMBERS:
+        named = getattr(family, field)
+        assert named is None or hasattr(config, named)
+
+
+def test_an_entry_that_names_a_number_that_is_not_there_is_refused(listed) -> None:
+    families.register(replace(families.FAMILIES["granite"], model_types=("seed_oss",)))
+    refused(lambda: OtterModel(unlisted("seed_oss"), tiny_config()), "seed_oss", "residual_multiplier")
+
+
+def test_a_family_can_be_registered(listed) -> None:
     base = unlisted("seed_oss")
     families.register(replace(families.FAMILIES["llama"], model_types=("seed_oss",)))
     assert OtterModel(base).family.model_types == ("seed_oss",)

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from otterlm.config import OtterConfig
 from otterlm.errors import OtterError, reason
 from otterlm.families import FAMILIES, KNOWN, Family, family_of
-from otterlm.families.facts import decoder_config
+from otterlm.families.facts import NUMBERS, decoder_config
 from otterlm.families.parts import base_logits, device_of, part_of
 from otterlm.initialization import initialize
 from otterlm.passes import StreamPass
@@ -113,15 +113,12 @@ def _missing(base: PreTrainedModel, family: Family) -> list[str]:
     ]
 
 
-_NUMBERS = ("embedding_multiplier", "residual_multiplier", "logit_multiplier", "logit_divisor", "logit_softcap")
-
-
 def _variants(family: Family, config: Any) -> Iterator[Family]:
     """The family as listed, and as it would be with other norms or other residuals; with the numbers that listed
     families have and this configuration has, too, then without."""
-    none: dict[str, Any] = dict.fromkeys(_NUMBERS)
+    none: dict[str, Any] = dict.fromkeys(NUMBERS)
     named = {
-        field: name for known in KNOWN for field in _NUMBERS if hasattr(config, name := getattr(known, field) or "")
+        field: name for known in KNOWN for field in NUMBERS if hasattr(config, name := getattr(known, field) or "")
     }
     for numbers in (none | named, none) if named else (none,):
         alike = replace(family, **numbers)

@@ -9,11 +9,11 @@ from otterlm.errors import OtterError
 from otterlm.families.family import Family
 from otterlm.families.gemma import GEMMA2, GEMMA3
 from otterlm.families.gpt import GPT2, NEOX, OPT, neox, opt
-from otterlm.families.llama import GRANITE, LLAMA, MIXTRAL, OLMO2, PHI3, QWEN3, QWEN3_MOE
+from otterlm.families.llama import GRANITE, GRANITE_MOE, LLAMA, MIXTRAL, OLMO2, PHI3, QWEN3, QWEN3_MOE
 from otterlm.families.parallel import COHERE, FALCON, STABLELM, falcon, stablelm
 
 KNOWN = (
-    *(LLAMA, GRANITE, QWEN3, PHI3, OLMO2, GEMMA2, GEMMA3, MIXTRAL, QWEN3_MOE),
+    *(LLAMA, GRANITE, QWEN3, PHI3, OLMO2, GEMMA2, GEMMA3, MIXTRAL, GRANITE_MOE, QWEN3_MOE),
     *(GPT2, OPT, NEOX, FALCON, STABLELM, COHERE),
 )
 FAMILIES = {model_type: family for family in KNOWN for model_type in family.model_types}

@@ -5,6 +5,9 @@ from typing import Any
 from otterlm.errors import OtterError
 from otterlm.families.family import Family
 
+NUMBERS = ("embedding_multiplier", "residual_multiplier", "logit_multiplier", "logit_divisor", "logit_softcap")
+"""The fields of a family that name numbers which scale what a base computes."""
+
 
 def decoder_config(base: Any) -> Any:
     """The configuration of a base's decoder: its own, or of a model that also sees or hears, the part for text."""

@@ -49,4 +49,5 @@ GRANITE = replace(
 """Multiplies embeddings, scores and what is added to the state, and divides its logits."""
 
 MIXTRAL = replace(LLAMA, model_types=("mixtral",), gate_up=(), down=None)
+GRANITE_MOE = replace(GRANITE, model_types=("granitemoe",), ffn="block_sparse_moe", gate_up=(), down=None)
 QWEN3_MOE = replace(QWEN3, model_types=("qwen3_moe",), gate_up=(), down=None)

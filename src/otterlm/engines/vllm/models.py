@@ -78,7 +78,9 @@ class Otter:
                 rotary = narrow(attention.rotary_emb, stride)
                 layer.attention.attach(vllm_config, f"model.layers.{index}.otter_{name}.attn", attention.attn, rotary)
         model.otter = nn.ModuleDict(adapters)
-        self._widening = Widening(model.model, {name: adapter.stream for name, adapter in adapters.items()})
+        self._widening = Widening(
+            model.model, recognize(base), {name: adapter.stream for name, adapter in adapters.items()}
+        )
         self._widths = [config.hidden_size, *(adapter.config.hidden_size for adapter in adapters.values())]
         self._vocabulary_size = config.vocab_size
         shared(vllm_config).model = self

@@ -25,6 +25,8 @@ from otterlm.engines.vllm.upstream import (
     get_tensor_model_parallel_world_size,
     tensor_model_parallel_all_reduce,
 )
+from otterlm.families import Family
+from otterlm.families.points import STATE, HookPoint, by_part, fused_points
 from otterlm.passes import StreamPass
 from otterlm.stream import InsertedAttention, InsertedStream, Joint
 from otterlm.taps import LayerTaps
@@ -142,19 +144,22 @@ class Widening:
 
     Args:
         decoder: the model inside a causal language model of vLLM.
+        family: where its parts are.
         streams: by adapter, in the order in which their h' are appended.
     """
 
-    def __init__(self, decoder: Any, streams: dict[str, InsertedStream]) -> None:
+    def __init__(self, decoder: Any, family: Family, streams: dict[str, InsertedStream]) -> None:
+        self._family = family
         self._streams = streams
         self._passes: list[StreamPass] = []
         self._input_ids: Tensor | None = None
         self._positions: Tensor | None = None
-        decoder.embed_tokens.register_forward_pre_hook(self._tokens)
-        decoder.layers[0].register_forward_pre_hook(self._begin)
+        part, blocks = decoder.get_submodule, decoder.get_submodule(family.layers)
+        part(family.embedding).register_forward_pre_hook(self._tokens)
+        blocks[0].register_forward_pre_hook(self._begin)
         for index in sorted({layer for stream in streams.values() for layer in stream.widths.layers}):
-            self._watch(index, decoder.layers[index])
-        decoder.norm.register_forward_hook(self._end)
+            self._watch(index, blocks[index])
+        part(family.final_norm).register_forward_hook(self._end)
 
     def _tokens(self, _: nn.Module, inputs: tuple[Tensor]) -> None:
         self._input_ids = inputs[0]
@@ -169,19 +174,21 @@ class Widening:
     def _watch(self, index: int, block: Any) -> None:
         seen: dict[str, Any] = {}
 
-        def keep(name: str) -> Callable[..., None]:
+        def inputs_of(points: tuple[HookPoint, ...]) -> Callable[..., None]:
             def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-                seen[name] = inputs[0].unsqueeze(0)
+                for point in points:
+                    seen[point.tap] = point.of_inputs(inputs, {}).unsqueeze(0)
 
             return hook
 
-        def normed(read: str, state: str) -> Callable[..., None]:
-            # A norm takes (attention's or the FFN's output, residual) and gives (normed, their sum): the sum is the
-            # state. The first takes the state alone.
+        def outputs_of(points: tuple[HookPoint, ...]) -> Callable[..., None]:
             def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
-                normed, hidden = output if isinstance(output, tuple) else (output, inputs[0])
-                # The next norm adds to the sum in place.
-                seen[read], seen[state] = normed.unsqueeze(0), hidden.clone().unsqueeze(0)
+                # The first norm takes the state alone and gives it normed.
+                outputs = output if isinstance(output, tuple) else (output, inputs[0])
+                for point in points:
+                    seen[point.tap] = point.of_output(outputs).unsqueeze(0)
+                    if point.position == STATE:  # the next norm adds to it in place
+                        seen[point.tap] = seen[point.tap].clone()
 
             return hook
 
@@ -191,10 +198,12 @@ class Widening:
             for stream in self._passes:
                 stream.layer(index, taps)
 
-        block.input_layernorm.register_forward_hook(normed("attention_input", "hidden"))
-        block.self_attn.o_proj.register_forward_pre_hook(keep("heads"))
-        block.post_attention_layernorm.register_forward_hook(normed("ffn_input", "middle"))
-        block.mlp.down_proj.register_forward_pre_hook(keep("units"))
+        for (path, side), points in by_part(fused_points(self._family)).items():
+            part = block.get_submodule(path)
+            if side == "input":
+                part.register_forward_pre_hook(inputs_of(points))
+            else:
+                part.register_forward_hook(outputs_of(points))
         block.register_forward_hook(leave)
 
     def _end(self, _: nn.Module, __: tuple[Tensor, ...], output: Any) -> tuple[Tensor, Tensor]:
