@@ -130,8 +130,8 @@ def is_given(value: Any) -> bool:
 
 
 def clean(text: str, where: str) -> str:
-    """A text with line feeds as line ends, without a byte-order mark, and halves of a character (UTF-16 surrogates) made
-    whole.
+    """A text with line feeds as line ends, without a byte-order mark, its halves of characters (UTF-16 surrogates)
+    made whole.
 
     Raises:
         OtterError: a half is alone.
