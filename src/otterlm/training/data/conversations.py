@@ -124,6 +124,8 @@ def strip(turns: Sequence[Turn]) -> Prompt:
 
 def is_given(value: Any) -> bool:
     """Whether a record or message says something in a column: not null, not NaN (a null of pandas), not empty."""
+    if hasattr(value, "tolist"):  # of NumPy, also a number or a text
+        value = value.tolist()
     if value is None or (isinstance(value, float) and value != value):
         return False
     return not hasattr(value, "__len__") or len(value) > 0
