@@ -7,6 +7,7 @@ import pandas
 import pytest
 from chat_tokenizer import CHAT, STRICT, chat_tokenizer
 from conftest import tiny_base, tiny_otter
+from datasets import Dataset
 
 from otterlm.cli import main
 from otterlm.training.data.conversations import Dialogue
@@ -84,11 +85,27 @@ def test_files_that_say_the_same_score_the_same(otter, scoring, tmp_path):
         {"question": question(row.chosen), "chosen": f"{row.chosen.response}</s>", "rejected": row.rejected.response}
         for row in rows
     ]
-    files = [write(tmp_path / f"{n}.jsonl", records) for n, records in enumerate((PAIRS, messages, apart))]
+    whole = [
+        {"conversations": pair["chosen"], "chosen": row.chosen.response, "rejected": row.rejected.response}
+        for row, pair in zip(rows, messages, strict=True)
+    ]
+    begun = [
+        {
+            "prompt": [*pair["chosen"][:-1], {"role": "assistant", "content": ""}],
+            **{side: pair[side][-1:] for side in ("chosen", "rejected")},
+        }
+        for pair in messages
+    ]
+    user = [{side: text.replace("\n\nHuman", "User").replace("\n", "\r\n") for side, text in p.items()} for p in PAIRS]
+    twice = [{side: json.dumps(json.dumps(turns)) for side, turns in pair.items()} for pair in messages]
+    shapes = (PAIRS, messages, apart, whole, begun, user, twice)
+    files = [write(tmp_path / f"{n}.jsonl", records) for n, records in enumerate(shapes)]
+    (tmp_path / "marked.json").write_text(json.dumps(PAIRS, indent=2), encoding="utf-8-sig")
+    Dataset.from_list(messages).with_format("numpy").save_to_disk(tmp_path / "saved")
     pandas.DataFrame(messages).to_csv(tmp_path / "printed.CSV", index=False)
     pandas.DataFrame(messages).to_parquet(tmp_path / "a.parquet")
     rewards = set()
-    for file in (*files, tmp_path / "printed.CSV", tmp_path / "a.parquet"):
+    for file in (*files, *(tmp_path / name for name in ("printed.CSV", "a.parquet", "marked.json", "saved"))):
         summary(otter(*scoring, file, "--out", tmp_path / "rows.jsonl", "--json"))
         rewards.add((tmp_path / "rows.jsonl").read_text())
     assert len(rewards) == 1

@@ -529,6 +529,25 @@ def test_a_turn_that_the_template_passes_over_is_refused():
     assert 3 in prompt_tokens(turns, TOKENIZERS["chat"])
 
 
+@pytest.mark.parametrize(
+    ("messages", "role"), [("messages[-1:]", "user"), ("messages if m['role'] == 'user'", "assistant")]
+)
+def test_an_earlier_turn_that_the_template_passes_over_is_refused(messages, role):
+    silent = chat_tokenizer(CHAT.replace("in messages", f"in {messages}"))
+    turns = (("user", "P"), ("assistant", "R"), ("user", "Q"))
+    assert prompt_tokens(turns[:1], silent) == prompt_tokens(turns[:1], TOKENIZERS["chat"])
+    refused(lambda: prompt_tokens(turns, silent), "leaves out", role)
+
+
+def test_what_a_template_writes_in_another_way_is_not_left_out():
+    """Qwen3's template leaves out the thoughts of earlier turns; another one writes JSON, in ASCII alone."""
+    turns = (("user", "P"), ("assistant", "<think>t</think>R"), ("user", "Q"))
+    thoughts = chat_tokenizer(CHAT.replace("{{ m['content'] }}", "{{ m['content'].split('</think>')[-1] }}"))
+    assert thoughts.decode(prompt_tokens(turns, thoughts)) == TWO
+    ascii_json = chat_tokenizer(CHAT.replace("m['content'] }}", "m['content'] | tojson(ensure_ascii=True) }}"))
+    assert '"P"' in ascii_json.decode(prompt_tokens(turns, ascii_json))
+
+
 def test_a_tokenizer_may_have_several_templates():
     several = chat_tokenizer({"default": CHAT, "tool_use": STRICT})
     assert prompt_tokens((("user", "Q </s>"),), several) == prompt_tokens((("user", "Q </s>"),), TOKENIZERS["chat"])

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas
 import pyarrow
 import pytest
@@ -278,3 +279,8 @@ def test_a_pipe_is_read():
         file.write(json.dumps({"prompt": "Q", "chosen": "a", "rejected": "b"}))
     assert len(read_rows(f"/dev/fd/{reader}")) == 1
     os.close(reader)
+
+
+def test_what_numpy_holds_is_what_python_holds():
+    record = {"prompt": np.array("Q"), "system": np.float32("nan"), "text": np.str_("a"), "score": np.float32(0.5)}
+    assert read_rows([record]) == read_rows([{"prompt": "Q", "text": "a", "score": 0.5}])

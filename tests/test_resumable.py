@@ -131,6 +131,14 @@ def test_what_an_identity_sees() -> None:
         same.get_submodule("model.layers.2.self_attn.o_proj").weight.add_(1e-4)
     assert of_weights(base) != of_weights(same)
     assert of_weights(base, other) != of_weights(other, base)
+    # The same weights compute other numbers.
+    for name, value in (("rms_norm_eps", 1e-3), ("hidden_act", "gelu"), ("rope_parameters", {"rope_theta": 500.0})):
+        changed = tiny_base()
+        setattr(changed.config, name, value)
+        assert of_weights(changed) != of_weights(base), name
+    loaded = tiny_base()
+    loaded.config.name_or_path, loaded.config.use_cache, loaded.config.pad_token_id = "elsewhere", False, 3
+    assert of_weights(loaded) == of_weights(base)
     one = of_config(tiny_config())
     assert one == of_config(tiny_config(base_model_name_or_path="x")) != of_config(tiny_config(hidden_size=9))
     words = tokenizer(TEMPLATE)

@@ -1,6 +1,7 @@
 """A folder is of one run: every recipe refuses another base, other data and other settings, and changes nothing."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,19 @@ def test_other_data(answer: Answer, refusal: Refusal, base: Path, commands: dict
     assert "prompts (24 there, 5 now)" in refusal(*commands["draft"], *out, "--limit", 5)
     out = ("--base", base, "--out", tmp_path / "distill")
     assert "scorer.spec (regex:a there, regex:b now)" in refusal(*commands["distill"], *out, "--scorer", "regex:b")
+
+
+def test_a_base_with_other_settings_is_another(
+    answer: Answer, refusal: Refusal, base: Path, commands: dict[str, Any], tmp_path: Path
+) -> None:
+    """A config.json that was edited changes what the same weights compute."""
+    changed = shutil.copytree(base, tmp_path / "changed")
+    config = json.loads((changed / "config.json").read_text())
+    (changed / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.1}))
+    for kind in ("reward", "draft"):
+        out = ("--out", tmp_path / kind)
+        answer(*commands[kind], "--base", base, *out)
+        assert "with other base" in refusal(*commands[kind], "--base", changed, *out)
 
 
 def test_what_changes_no_step(answer: Answer, base: Path, commands: dict[str, Any], tmp_path: Path) -> None:

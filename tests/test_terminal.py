@@ -176,6 +176,32 @@ def test_names_that_are_not_utf8(
     assert "not UTF-8" in refusal("train", "reward", "--base", base, "--data", pairs, "--out", folder / "out")
 
 
+def test_a_pipe_is_written_into(answer: Answer, base: Path, adapter: Path, pairs: Path, tmp_path: Path) -> None:
+    """As `--out >(jq .)` gives one; a file in its place would be in the way of all others who write there."""
+    pipe, file = tmp_path / "pipe", tmp_path / "rows.jsonl"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    command = ("score", "--base", base, "--adapter", adapter, "--data", pairs, "--limit", 3)
+    for out in (pipe, file):
+        answer(*command, "--out", out)
+    assert pipe.is_fifo()
+    assert os.read(reader, 100_000).decode() == file.read_text()
+    os.close(reader)
+
+
+def test_no_file_is_written_over_another(
+    refusal: Refusal, base: Path, adapter: Path, pairs: Path, tmp_path: Path
+) -> None:
+    before = pairs.read_bytes()
+    link = tmp_path / "link"
+    link.symlink_to(pairs)
+    command = ("score", "--base", base, "--adapter", adapter, "--data", pairs)
+    for option in ("--out", "--html"):
+        assert f"--data and {option} are one file" in refusal(*command, option, link)
+    assert "--out and --html are one file" in refusal(*command, "--out", tmp_path / "x", "--html", tmp_path / "x")
+    assert pairs.read_bytes() == before
+
+
 # -- one line ----------------------------------------------------------------------------------------------------------
 
 

@@ -148,8 +148,22 @@ def tensors(content: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Write
 
 
 def write_text(path: Path, content: str) -> None:
-    """Writes one text file. Errors as for `write_files`."""
-    write_files(path.parent, {path.name: text(content)})
+    """Writes one text file, or into a device or pipe, which must not be replaced by a file. Errors as for
+    `write_files`."""
+    if not _is_stream(path):
+        write_files(path.parent, {path.name: text(content)})
+        return
+    try:
+        text(content)(path)
+    except OSError as error:
+        raise OtterError(f"{path} could not be written: {error.strerror or error}") from error
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether a path is a device, a pipe, or a name of an open file such as `/dev/stdout`."""
+    folder = path.parent.resolve()
+    open_file = folder == Path("/dev") or Path("/proc") in folder.parents
+    return open_file or path.is_char_device() or path.is_fifo() or path.is_socket()
 
 
 def write_tensors(path: Path, content: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.config import OtterConfig
 from otterlm.errors import OtterError
@@ -49,14 +49,28 @@ def of_data(items: Iterable[object]) -> Identity:
 
 @torch.no_grad()
 def of_weights(*modules: nn.Module) -> Identity:
-    """A digest of models: the dtype, and a hash of a few numbers of every parameter.
+    """A digest of models: the dtype, and a hash of their settings and a few numbers of every parameter.
 
     It is finer than `otterlm.fingerprint`, which fine-tuned copies may share with their base.
     """
     parameters = [parameter for module in modules for parameter in _parameters(module)]
     found = [(tuple(parameter.shape), _sample(parameter)) for parameter in parameters]
     dtype = next((str(p.dtype).removeprefix("torch.") for p in parameters if p.is_floating_point()), "none")
-    return {"dtype": dtype, "sha256": hashlib.sha256(repr(found).encode()).hexdigest()}
+    settings = [_settings(module.config.to_dict()) for module in modules if isinstance(module, PreTrainedModel)]
+    return {"dtype": dtype, "sha256": hashlib.sha256(repr([found, settings]).encode()).hexdigest()}
+
+
+_NO_SETTINGS = ("transformers_version", "dtype", "architectures", "use_cache", "return_dict", "quantization_config")
+
+
+def _settings(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """What a model computes with beside its weights, such as the base of its rotary positions. Special tokens change
+    the data instead."""
+    return [
+        (name, _settings(value) if isinstance(value, Mapping) and all(isinstance(key, str) for key in value) else value)
+        for name, value in sorted(config.items())
+        if name not in _NO_SETTINGS and not name.startswith(("_", "output_")) and not name.endswith("_token_id")
+    ]
 
 
 def _parameters(model: nn.Module) -> Iterator[Tensor]:

@@ -1,5 +1,6 @@
 """`otter score`: the reward of texts, and the accuracy on pairs."""
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -41,6 +42,7 @@ def command(
     """Scores texts; for pairs, says how often the chosen one scores higher, with its 95% interval."""
     if tokens and out is None:
         raise OtterError("--tokens writes into the rows: give --out FILE too")
+    _check_files(data, out, html)
     name, folder = one_adapter(adapter)
     everything = read_rows(data)
     numbers = held_out.choose(everything)[:limit]
@@ -62,6 +64,15 @@ def command(
     if out is None:
         for row in scored[:10]:
             print(f"row {row.example.row + 1}: " + "  ".join(f"{values[-1]:+.3f}" for values in row.rewards))
+
+
+def _check_files(data: str, out: Path | None, html: Path | None) -> None:
+    """That no file is written over another one of the command."""
+    named = {"--data": Path(data), "--out": out, "--html": html}
+    paths = {name: path.expanduser().resolve() for name, path in named.items() if path is not None}
+    for first, second in itertools.combinations(paths, 2):
+        if paths[first] == paths[second]:
+            raise OtterError(f"{first} and {second} are one file, {named[second]}: choose another for {second}")
 
 
 def _in_words(summary: dict[str, Any]) -> str:

@@ -89,7 +89,7 @@ def chat_tokens(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, where
         raise OtterError(f"{where}: the prompt is in the chat template already: give only what the user says")
     try:
         text = _render(turns, tokenizer)
-        left_out = next((role for role, other in _changed(turns) if _render(other, tokenizer) == text), None)
+        left_out = _left_out(turns, text, tokenizer)
         if left_out is not None:
             raise OtterError(f"{where}: the chat template leaves out what the {left_out} says")
         if not any(found.special.search(content) for _, content in turns):
@@ -183,14 +183,17 @@ def _render(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, begin_ans
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=begin_answer)
 
 
-def _changed(turns: Sequence[Turn]) -> list[tuple[str, list[Turn]]]:
-    """For each turn of a role that some templates pass over in silence: the role, and the turns with other words in
-    its place."""
-    return [
-        (role, [*turns[:index], (role, f"{content}."), *turns[index + 1 :]])
-        for index, (role, content) in enumerate(turns)
-        if role not in ("user", "assistant")
-    ]
+def _left_out(turns: Sequence[Turn], text: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The role of a turn that the template passes over in silence, if there is one. `text` is what it writes."""
+    mark, _ = _unused(text + "".join(content for _, content in turns))
+    numbered = [(role, f"{content}{mark}{index}{mark}") for index, (role, content) in enumerate(turns)]
+    marked = _render(numbered, tokenizer)
+    for index, (role, content) in enumerate(turns):
+        if f"{mark}{index}{mark}" not in marked:  # or it wrote the mark in another way
+            other = [*turns[:index], (role, f"{content}."), *turns[index + 1 :]]
+            if _render(other, tokenizer) == text:
+                return role
+    return None
 
 
 def _unused(text: str) -> tuple[str, str]:

@@ -124,13 +124,15 @@ def strip(turns: Sequence[Turn]) -> Prompt:
 
 def is_given(value: Any) -> bool:
     """Whether a record or message says something in a column: not null, not NaN (a null of pandas), not empty."""
+    if hasattr(value, "tolist"):  # of NumPy, also a number or a text
+        value = value.tolist()
     if value is None or (isinstance(value, float) and value != value):
         return False
     return not hasattr(value, "__len__") or len(value) > 0
 
 
 def clean(text: str, where: str) -> str:
-    """A text with line feeds as line ends, without a byte-order mark, and with halves of a character (surrogates)
+    """A text with line feeds as line ends, without a byte-order mark, its halves of characters (UTF-16 surrogates)
     made whole.
 
     Raises:
