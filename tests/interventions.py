@@ -35,7 +35,7 @@ from otterlm.decoding import (
     SpeculativeDecoding,
     stream_tokens,
 )
-from otterlm.decoding.contrast import contrast
+from otterlm.decoding.steering import contrast
 from otterlm.peers.args import ARGS
 from otterlm.peers.cards import CARDS
 from otterlm.peers.dexperts import DExperts

@@ -14,7 +14,7 @@ from conftest import batch, close, generate, randomize, refused, tiny_base, tiny
 from torch import Tensor
 
 from otterlm.decoding import ContrastGuidance, ReadAlongModel, TwoModelContrast
-from otterlm.decoding.contrast import FEW, nucleus
+from otterlm.decoding.steering import FEW, nucleus
 from otterlm.model import OtterModel
 from otterlm.peers.dexperts import DExperts, FineTunedExpert
 from otterlm.signals.contrast.config import ContrastConfig

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import close, randomize, refused, tiny_base, tiny_config
 
-from otterlm.decoding.contrast import nucleus
+from otterlm.decoding.steering import nucleus
 from otterlm.model import OtterModel
 from otterlm.signals.contrast.config import ContrastConfig
 from otterlm.signals.contrast.experts_objective import ExpertsObjective

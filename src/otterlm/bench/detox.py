@@ -20,8 +20,8 @@ from otterlm.bases import load_base
 from otterlm.bench.judges import Judge, Perplexity, distinct
 from otterlm.bench.report import half_interval, machine
 from otterlm.decoding import ContrastGuidance, ReadAlongModel, TwoModelContrast
-from otterlm.decoding.contrast import nucleus
 from otterlm.decoding.prompt import read_once
+from otterlm.decoding.steering import nucleus
 from otterlm.identity import Identity, identity, of_data, of_tokenizer, of_weights
 from otterlm.model import OtterModel
 from otterlm.peers.dexperts import DExperts

@@ -1,16 +1,13 @@
 """Contrast (DExperts, arXiv 2105.03023): logits + alpha * (expert - anti-expert), from the pass that is made anyway."""
 
-import torch
 from torch import Tensor
 
 from otterlm.decoding.checks import check_share, check_weight
+from otterlm.decoding.steering import contrast
 from otterlm.generation import SignalProcessor
 from otterlm.model import OtterModel
 from otterlm.signals.base import Capability
 from otterlm.signals.contrast.head import ContrastSignal
-
-FEW = 4096
-"""How many of the likeliest tokens are tried first for a nucleus."""
 
 
 class ContrastGuidance(SignalProcessor):
@@ -40,24 +37,3 @@ class ContrastGuidance(SignalProcessor):
         if signal is None:
             return scores
         return contrast(scores, signal.difference().to(scores), self.alpha, self.top_p)
-
-
-def contrast(scores: Tensor, difference: Tensor, alpha: float | Tensor, top_p: float) -> Tensor:
-    """Scores + alpha * difference inside the nucleus of the scores, minus infinity outside; all `[B, V]`, alpha may be
-    `[B, 1]`."""
-    return (scores + alpha * difference).masked_fill(~nucleus(scores, top_p), -torch.inf)
-
-
-def nucleus(scores: Tensor, top_p: float) -> Tensor:
-    """The smallest set of likeliest tokens with at least this probability (arXiv 1904.09751), `[B, V]` bool."""
-    inside = torch.zeros_like(scores, dtype=torch.bool)
-    if top_p == 1:
-        return ~inside
-    probability = scores.softmax(dim=-1)
-    # A few tokens mostly hold it; sorting them all takes longer than the pass that made them.
-    for size in (min(FEW, scores.shape[-1]), scores.shape[-1]):
-        likeliest, tokens = probability.topk(size, dim=-1)
-        before = likeliest.cumsum(dim=-1) - likeliest  # the mass of the likelier ones
-        if bool((before[:, -1] >= top_p).all()):
-            break
-    return inside.scatter(-1, tokens, before < top_p)

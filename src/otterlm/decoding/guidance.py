@@ -1,9 +1,9 @@
 """Guidance: logits + weight * vocabulary reward, from the pass that is made anyway."""
 
-import torch
 from torch import Tensor
 
 from otterlm.decoding.checks import check_count, check_weight
+from otterlm.decoding.steering import guide
 from otterlm.generation import SignalProcessor
 from otterlm.model import OtterModel
 from otterlm.signals.base import Capability
@@ -38,8 +38,4 @@ class RewardGuidance(SignalProcessor):
         signal: RewardSignal | None = None if self.off else self.signal(input_ids, scores)
         if signal is None:
             return scores
-        if self.top_k is None or self.top_k >= scores.shape[-1]:
-            return scores + self.weight * signal.vocabulary().to(scores)
-        best, tokens = scores.topk(self.top_k, dim=-1)  # [B, k]
-        guided = best + self.weight * signal.vocabulary(tokens).to(scores)
-        return torch.full_like(scores, -torch.inf).scatter(-1, tokens, guided)
+        return guide(scores, signal.vocabulary, self.weight, self.top_k)

@@ -6,9 +6,9 @@ from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor, PreTrainedModel
 
 from otterlm.decoding.checks import check_share, check_weight
-from otterlm.decoding.contrast import contrast
 from otterlm.decoding.prompt import read_once
 from otterlm.decoding.rows import repeated
+from otterlm.decoding.steering import contrast
 from otterlm.errors import OtterError
 from otterlm.generation import Intervention, Supports
 from otterlm.masks import token_positions

@@ -15,6 +15,7 @@ from otterlm.decoding.checks import check_count, shown
 from otterlm.decoding.loop import Loop, Run
 from otterlm.decoding.output import ReplacedOutput
 from otterlm.decoding.rows import join_rows
+from otterlm.decoding.steering import count_under
 from otterlm.errors import OtterError
 from otterlm.generation import Criteria, Generation, Intervention, Request, Supports, bare
 from otterlm.model import OtterModel
@@ -85,8 +86,8 @@ class RewardStop(Intervention, StoppingCriteria):
             stopped = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
             under = torch.zeros_like(stopped, dtype=torch.long)
         elif not self.off:
-            low = self.model.signal(self.adapter_name).prefix[:, -1] < self.threshold
-            under = torch.where(low, under + 1, 0)
+            reward = self.model.signal(self.adapter_name).prefix[:, -1]  # [B]
+            under = count_under(under, reward, self.threshold)
             stop = under >= self.patience
             # Behind the end of a sequence there is only padding, which is not judged.
             stopped = stopped | (stop if generation.ended is None else stop & ~generation.ended)
