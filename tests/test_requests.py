@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from otterlm.engines import client
-from otterlm.engines.capabilities import Capabilities, capabilities
+from otterlm.engines.capabilities import capabilities
 from otterlm.engines.guard import Guard, Track
 from otterlm.engines.requests import Served, Settings, refuse_stray
 from otterlm.engines.rewards import Joiner, extend, part
 from otterlm.engines.spelling import resembles_prefix
 from otterlm.errors import OtterError
+from otterlm.signals.base import Capability
 
 SIGNALS: dict[str, dict[str, Any]] = {
     "reward": {"type": "reward", "vocabulary_rank": 4},
@@ -35,10 +36,10 @@ def read(model: Served, **settings: object) -> Settings:
 
 
 def test_capabilities() -> None:
-    assert capabilities(SIGNALS["reward"]) == Capabilities(number=True, steers="reward")
-    assert capabilities(SIGNALS["blunt"]) == Capabilities(number=True)
-    assert capabilities(SIGNALS["contrast"]) == Capabilities(steers="difference")
-    assert capabilities(SIGNALS["draft"]) == Capabilities(drafts=True)
+    assert capabilities(SIGNALS["reward"]) == Capability.BESIDE | Capability.PREFIX | Capability.ADDS
+    assert capabilities(SIGNALS["blunt"]) == Capability.BESIDE | Capability.PREFIX
+    assert capabilities(SIGNALS["contrast"]) == Capability.BESIDE | Capability.REPLACES
+    assert capabilities(SIGNALS["draft"]) == Capability.DRAFTS
     with pytest.raises(OtterError, match="unknown signal 'of somebody else'"):
         capabilities({"type": "of somebody else"})
 

@@ -18,9 +18,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from otterlm.engines.capabilities import Capabilities, capabilities
+from otterlm.engines.capabilities import capabilities
 from otterlm.engines.spelling import resembles_prefix
 from otterlm.errors import OtterError
+from otterlm.signals.base import STEERS, Capability
 
 PREFIX = "otter_"
 NAMES = ("weight", "signal", "top_k", "top_p", "threshold", "patience", "guard", "rewards")
@@ -57,7 +58,7 @@ class Served:
         speculates: the engine verifies drafts, and so does not steer.
     """
 
-    signals: Mapping[str, Capabilities]
+    signals: Mapping[str, Capability]
     vocabulary_size: int
     speculates: bool = False
 
@@ -71,7 +72,7 @@ class Served:
     @property
     def numbers(self) -> tuple[str, ...]:
         """The adapters that have a number beside every token."""
-        return tuple(name for name, each in self.signals.items() if each.number)
+        return tuple(name for name, each in self.signals.items() if Capability.PREFIX in each)
 
     def settings(self, arguments: Mapping[str, Any] | None) -> Settings:
         """Checks the extra arguments of a request.
@@ -143,10 +144,10 @@ class _Reader:
             self.whole("top_k", self.served.vocabulary_size)
             self.share("top_p")
             return {}
-        steer = self.adapter("signal", lambda each: each.steers is not None)
-        if signals[steer].steers != "reward":
+        steer = self.adapter("signal", lambda each: bool(each & STEERS))
+        if Capability.ADDS not in signals[steer]:
             self.goes_with(("top_k",), "the otter_weight of a reward")
-        if signals[steer].steers != "difference":
+        if Capability.REPLACES not in signals[steer]:
             self.goes_with(("top_p",), "the otter_weight of a contrast")
         settings = {"top_k": self.whole("top_k", self.served.vocabulary_size), "top_p": self.share("top_p")}
         if weight == 0:
@@ -159,7 +160,7 @@ class _Reader:
         if "threshold" not in self.arguments:
             self.goes_with(("patience", "guard"), "otter_threshold")
             return {}
-        guard = self.adapter("guard", lambda each: each.number)
+        guard = self.adapter("guard", lambda each: Capability.PREFIX in each)
         patience = self.whole("patience", 1 << 20) or 1
         return {"guard": guard, "threshold": self.number("threshold"), "patience": patience}
 
@@ -191,7 +192,7 @@ class _Reader:
             raise OtterError(f"{PREFIX}{name} must be a whole number from 1 to {largest}, got {_shown(value)}")
         return value
 
-    def adapter(self, name: str, fits: Callable[[Capabilities], bool]) -> str:
+    def adapter(self, name: str, fits: Callable[[Capability], bool]) -> str:
         names = [adapter for adapter, each in self.served.signals.items() if fits(each)]
         value = self.arguments.get(name)
         if name not in self.arguments and len(names) == 1:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from otterlm.engines.vllm.upstream import VllmConfig, get_tensor_model_parallel_world_size, served
 from otterlm.errors import OtterError
+from otterlm.signals.base import Capability
 
 
 class DraftProposer:
@@ -29,7 +30,7 @@ class DraftProposer:
 
     def __init__(self, vllm_config: VllmConfig) -> None:
         config: Any = vllm_config.model_config.hf_config
-        names = [name for name, each in served(vllm_config).signals.items() if each.drafts]
+        names = [name for name, each in served(vllm_config).signals.items() if Capability.DRAFTS in each]
         if len(names) != 1:
             raise OtterError(f"the proposer needs one draft adapter in the exported folder, found {len(names)}")
         self._name = names[0]

@@ -21,6 +21,7 @@ from otterlm.engines.vllm.upstream import (
     process_dict_updates,
     served,
 )
+from otterlm.signals.base import Capability
 
 
 class Way(NamedTuple):
@@ -91,7 +92,7 @@ class Steering(LogitsProcessor, LogitsProcessorV2):
         scores, model = logits[index], self._shared.model  # [n, V]
         signal = model.signal(way.signal, index)
         weight = scores.new_tensor(weights)[:, None]  # [n, 1]
-        if self._served.signals[way.signal].steers == "difference":
+        if Capability.REPLACES in self._served.signals[way.signal]:
             logits[index] = contrast(scores, model.gather(signal.difference()).to(scores), weight, way.top_p)
             return
         rewards = model.gather(signal.vocabulary())
