@@ -126,7 +126,8 @@ def test_an_export_of_a_recognised_base_loads_in_a_fresh_process(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "out", tmp_path / "rewards"], capture_output=True)
     assert done.returncode == 0, done.stderr
     expected = otter(torch.arange(3, 9)[None]).signals["reward"].prefix
-    assert torch.equal(torch.load(tmp_path / "rewards"), expected)
+    # Two processes may use different numbers of threads, and then add in another order.
+    close(torch.load(tmp_path / "rewards"), expected.detach())
 
 
 @pytest.mark.parametrize("kind", ["granite_swa", "vaultgemma", "cohere2", "nanochat"])
