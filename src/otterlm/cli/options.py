@@ -10,11 +10,10 @@ from accelerate import PartialState
 from otterlm import adapter_files
 from otterlm.cli.terminal import print_json
 from otterlm.errors import OtterError, reason
+from otterlm.training.data.prompts import HELP as PROMPTS_HELP
 
 Base = Annotated[str, typer.Option(help="Base model: hub id, folder, .gguf file, or smollm2-135m.")]
-Prompts = Annotated[
-    str, typer.Option(help="Prompts (prompt, question, text, or the dialogues of pairs): file or hub dataset.")
-]
+Prompts = Annotated[str, typer.Option(help=PROMPTS_HELP)]
 OneAdapter = Annotated[list[str], typer.Option("--adapter", help="Adapter: folder or hub id, or NAME=FOLDER.")]
 NamedAdapters = Annotated[
     list[str], typer.Option("--adapter", help="Adapter: folder or hub id, or NAME=FOLDER; may be repeated.")

@@ -16,6 +16,10 @@ class ReadPrompt(tuple[Turn, ...]):
     where: str
 
 
+HELP = "Prompts (prompt, question, text, or the dialogues of pairs): file or hub dataset."
+"""What `read_prompts` takes, for the help of options."""
+
+
 def read_prompts(source: Records, split: str = "train") -> list[Prompt]:
     """Reads prompts as chat turns, each once.
 

@@ -12,6 +12,7 @@ from otterlm.errors import OtterError
 from otterlm.settings import check_settings, setting
 from otterlm.signals.reward.objective import RewardObjective, RewardTrainingConfig
 from otterlm.training.data.conversations import Prompt
+from otterlm.training.data.prompts import HELP as PROMPTS_HELP
 from otterlm.training.data.prompts import read_prompts
 from otterlm.training.recipes.common import Run, on_device
 from otterlm.training.recipes.reward import fit_reward
@@ -41,7 +42,7 @@ class DistillationRecipe:
     }
 
     scorer: str = setting(help="module:name, regex:PATTERN, hf:MODEL or openai:URL#MODEL.")
-    prompts: str = setting(help="Prompts (prompt, question, text, or the dialogues of pairs): file or hub dataset.")
+    prompts: str = setting(help=PROMPTS_HELP)
     limit: int | None = setting(None, "Only the first prompts.", minimum=1)
     sampling: Sampling = Sampling()
     learning: RewardTrainingConfig = RewardTrainingConfig()

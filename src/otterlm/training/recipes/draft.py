@@ -14,6 +14,7 @@ from otterlm.model import OtterModel
 from otterlm.settings import check_settings, setting
 from otterlm.signals.draft.objective import DraftObjective, frequent_tokens, measured_accuracy
 from otterlm.training.data.conversations import Prompt
+from otterlm.training.data.prompts import HELP as PROMPTS_HELP
 from otterlm.training.data.prompts import read_prompts
 from otterlm.training.recipes.common import Run, on_device
 from otterlm.training.sources import LiveBase
@@ -39,7 +40,7 @@ class DraftRecipe:
         "eval_fraction": 0.05,
     }
 
-    prompts: str = setting(help="Prompts (prompt, question, text, or the dialogues of pairs): file or hub dataset.")
+    prompts: str = setting(help=PROMPTS_HELP)
     limit: int | None = setting(None, "Only the first prompts.", minimum=1)
     max_prompt_tokens: int = setting(128, "A longer prompt keeps its end.", minimum=1)
     max_new_tokens: int = setting(96, "Of a continuation.", minimum=1)
