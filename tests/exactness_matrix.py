@@ -4,6 +4,7 @@ python tests/exactness_matrix.py > docs/exactness.md    (make exactness)
 """
 
 import sys
+import textwrap
 from pathlib import Path
 
 import torch
@@ -39,11 +40,14 @@ def cells(name: str) -> dict[tuple[str, str, str], bool]:
 def table() -> str:
     """The page."""
     columns = [(dtype, attention) for dtype in DTYPES for attention in ("eager", "sdpa")]
+    what = (
+        "Tiny random models of every family with two random adapters, against the same without. `=` is bit-equal "
+        "logits and tokens in all of: " + ", ".join(CASES) + ". Made by `make exactness`, checked by the tests."
+    )
     lines = [
         "# Exactness",
         "",
-        "Tiny random models of every family with two random adapters, against the same without. `=` is bit-equal",
-        "logits and tokens in all of: " + ", ".join(CASES) + ". Made by `make exactness`, checked by the tests.",
+        *textwrap.wrap(what, 100),
         "",
         "| | " + " | ".join(f"{dtype} {attention}" for dtype, attention in columns) + " |",
         "|---|" + "---|" * len(columns),
