@@ -47,7 +47,7 @@ def table() -> str:
     lines = [
         "# Exactness",
         "",
-        *textwrap.wrap(what, 100),
+        *textwrap.wrap(what, 100, break_on_hyphens=False),
         "",
         "| | " + " | ".join(f"{dtype} {attention}" for dtype, attention in columns) + " |",
         "|---|" + "---|" * len(columns),
