@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from otterlm.cache import keep_path
-from otterlm.decoding.checks import check_count, check_weight
+from otterlm.decoding.checks import check_chance, check_count, check_weight
 from otterlm.decoding.loop import Loop, Run
 from otterlm.decoding.output import RewardedOutput
 from otterlm.decoding.prompt import read_prompt
+from otterlm.decoding.steering import MIN_P, plausible
 from otterlm.decoding.transposed_linear import TransposedLinear
 from otterlm.errors import OtterError
 from otterlm.masks import tree_mask
@@ -26,14 +27,15 @@ class CandidateSearch(Loop):
     """A decoding loop for `model.generate(..., custom_generate=CandidateSearch(...))`.
 
     The score of a candidate is its logit, after all processors of `generate`, + weight * reward of the prefix that ends
-    with it. The mode decides how one is taken, whatever `do_sample` says.
+    with it, in the adapter's unit (`SignalConfig.unit`). The mode decides how one is taken, whatever `do_sample` says.
 
     Args:
         weight: of the reward; 0 is the base's own decoding.
-        top_k: candidates a step.
+        top_k: candidates a step, at most.
         mode: `greedy` takes the best score, `stochastic` samples from softmax(score / temperature).
         temperature: for `stochastic`.
         adapter_name: whose reward; may be left out where there is one.
+        min_p: candidates have at least this share of the likeliest one's probability; 0: any.
 
     Raises:
         OtterError: a setting is out of range.
@@ -43,11 +45,12 @@ class CandidateSearch(Loop):
 
     def __init__(
         self,
-        weight: float,
+        weight: float = 1.0,
         top_k: int = 10,
         mode: str = "greedy",
         temperature: float = 1.0,
         adapter_name: str | None = None,
+        min_p: float = MIN_P,
     ) -> None:
         self.weight = check_weight(weight)
         self.top_k = check_count("top_k", top_k)
@@ -58,6 +61,7 @@ class CandidateSearch(Loop):
         self.mode = mode
         self.temperature = temperature
         self.adapter_name = adapter_name
+        self.min_p = check_chance("min_p", min_p)
         self.off = self.weight == 0
         self.supports = replace(Loop.supports, samples=self.off or mode == "stochastic")
 
@@ -73,6 +77,7 @@ class CandidateSearch(Loop):
         unfinished = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
         pad = run.config._pad_token_tensor
         rewards: list[Tensor] = []
+        weight = self.weight / model.adapter(name).config.signal.unit
         while unfinished.any():
             scores = run.processors(input_ids, logits.float())
             likely, candidates = scores.topk(min(self.top_k, scores.shape[-1]), dim=-1)  # [B, k]
@@ -85,7 +90,10 @@ class CandidateSearch(Loop):
                     past_key_values=prompt.cache,
                 )
             values = output.signals[name].prefix  # [B, k]
-            chosen = self._choose(likely + self.weight * values)  # [B]
+            scored = likely + weight * values
+            if self.min_p > 0:
+                scored = scored.masked_fill(~plausible(likely, self.min_p), -torch.inf)
+            chosen = self._choose(scored)  # [B]
             keep_path(prompt.cache, chosen[:, None], k)
             rows = torch.arange(len(chosen), device=chosen.device)
             logits = output.logits[rows, chosen]

@@ -12,28 +12,50 @@ from torch import Tensor
 FEW = 4096
 """How many of the likeliest tokens are tried first for a nucleus."""
 
+MIN_P = 0.05
+"""The share of the likeliest token's probability that a plausible token has at least, where nothing else is asked for."""
+
 Count = TypeVar("Count", int, Tensor)
 
 
 def guide(
-    scores: Tensor, rewards: Callable[[Tensor | None], Tensor], weight: float | Tensor, top_k: int | None = None
+    scores: Tensor,
+    rewards: Callable[[Tensor | None], Tensor],
+    weight: float | Tensor,
+    top_k: int | None = None,
+    min_p: float | Tensor = 0.0,
 ) -> Tensor:
-    """Adds the weighted reward of every next token to its score.
+    """Adds the weighted reward of every plausible next token to its score.
 
     Args:
         scores: `[B, V]`.
         rewards: gives those of some tokens of each row, `[B, k]` ids to `[B, k]`, and with None those of all, `[B, V]`.
         weight: of the reward; a tensor is `[B, 1]`.
         top_k: only the k tokens with the highest scores stay possible (ARGS, arXiv 2402.01694); None: all.
+        min_p: only tokens with at least this share of the likeliest one's probability stay possible (arXiv 2407.01082);
+            0: all. A tensor is `[B, 1]`.
 
     Returns:
         `[B, V]`, minus infinity at the tokens that are ruled out.
     """
+    guided = _guided(scores, rewards, weight, top_k)
+    return guided if isinstance(min_p, float) and min_p == 0 else guided.masked_fill_(~plausible(scores, min_p), -torch.inf)
+
+
+def _guided(
+    scores: Tensor, rewards: Callable[[Tensor | None], Tensor], weight: float | Tensor, top_k: int | None
+) -> Tensor:
     if top_k is None or top_k >= scores.shape[-1]:
         return (weight * rewards(None).to(scores)).add_(scores)
     best, tokens = scores.topk(top_k, dim=-1)  # [B, k]
     guided = best + weight * rewards(tokens).to(scores)
     return torch.full_like(scores, -torch.inf).scatter(-1, tokens, guided)
+
+
+def plausible(scores: Tensor, min_p: float | Tensor) -> Tensor:
+    """Marks the tokens with at least this share of the likeliest token's probability, `[B, V]` bool."""
+    share = torch.as_tensor(min_p, dtype=scores.dtype, device=scores.device)
+    return scores >= scores.amax(dim=-1, keepdim=True) + share.log()
 
 
 def contrast(scores: Tensor, difference: Tensor, alpha: float | Tensor, top_p: float) -> Tensor:

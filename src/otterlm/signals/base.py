@@ -68,6 +68,12 @@ class SignalConfig:
         """What can be done with the signal."""
         raise NotImplementedError
 
+    @property
+    def unit(self) -> float:
+        """How many of the signal's own numbers a steering weight of 1 multiplies by 1: what next tokens typically change.
+        Steering divides by it, so that a weight means the same for every adapter; 1 where it was not measured."""
+        return 1.0
+
     def limits(self, width: int, vocabulary: int) -> dict[str, tuple[int, int]]:
         """Returns, for each size, its value and the most that makes sense on a base of this width and vocabulary."""
         return {}

@@ -40,14 +40,23 @@ class RewardConfig(SignalConfig):
     Attributes:
         vocabulary_rank: rank of the vocabulary head; 0 for the prefix head alone.
         calibration: what the rewards mean; None: not measured.
+        spread: the standard deviation of the final rewards of the base's own responses; None: not measured.
+        advantage_spread: the standard deviation of what the base's plausible next tokens change in the reward, as the
+            vocabulary head predicts it; None: not measured.
     """
 
     type: ClassVar[str] = "reward"
     vocabulary_rank: int = setting(16, "Rank of the vocabulary head; 0 for none.", minimum=0)
     calibration: Calibration | None = None
+    spread: float | None = None
+    advantage_spread: float | None = None
 
     def __post_init__(self) -> None:
         check_settings(self)
+        for name in ("spread", "advantage_spread"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int | float) and 1e-30 < value < 1e30):
+                raise OtterError(f"{name} must be a number above 0, got {value!r}")
         if isinstance(self.calibration, dict):  # from JSON
             object.__setattr__(self, "calibration", Calibration(**self.calibration))
         if self.calibration is not None and not isinstance(self.calibration, Calibration):
@@ -58,6 +67,12 @@ class RewardConfig(SignalConfig):
         """Steering needs the vocabulary head."""
         adds = Capability.ADDS if self.vocabulary_rank else Capability(0)
         return Capability.BESIDE | Capability.PREFIX | adds
+
+    @property
+    def unit(self) -> float:
+        """See `SignalConfig`: guidance of weight 1 adds one nat to the logit of a token that is one advantage spread
+        better than the expected."""
+        return self.advantage_spread or 1.0
 
     def limits(self, width: int, vocabulary: int) -> dict[str, tuple[int, int]]:
         """See `SignalConfig`."""
