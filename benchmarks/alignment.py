@@ -79,7 +79,7 @@ def distil(base: Any, tokenizer: Any, prompts: list[Prompt], rewards: Preference
     examples = scored_responses(base, tokenizer, prompts, scorer, "reward model", sampling, out / "responses")
     torch.manual_seed(0)
     how = TrainingConfig(epochs=3, batch_size=16, learning_rate=1e-3, evaluations_per_epoch=4, patience=6)
-    held = {example.row for example in examples if example.row // sampling.per_prompt < PROMPTS // 10}
+    held = {example.row for example in examples if example.row < PROMPTS // 10}
     run, name = Run(out, how), "the base's own responses, scored by a separate reward model"
     return fit_reward(base, tokenizer, examples, held, CONFIG, RewardTrainingConfig(), run, name, asdict(sampling))
 

@@ -187,7 +187,7 @@ def measure(arguments: argparse.Namespace) -> None:
 
     scores = values["base"][scorer].flatten().tolist()
     examples = [
-        Example(row, tuple(prompt_tokens(prompts[row // 4], tokenizer)), (tuple(response),), scores[row])
+        Example(row, tuple(prompt_tokens(prompts[row // 4], tokenizer)), (tuple(response),), (scores[row],))
         for row, response in enumerate(response for rows in base for response in rows)
     ]
     rewards, correlated = correlation_rows(examples, model, len(prompts))

@@ -29,7 +29,7 @@ def texts(count: int = 400) -> list[Scored]:
         bad = row // 2 % 2 == 0
         late = -1.0 if bad and draw.random() < 0.8 else 0.5
         rewards = [draw.gauss(0.5, 0.1)] * 3 + [draw.gauss(late, 0.1) for _ in range(7)]
-        found.append(Scored(Example(row, (), ((1,) * 10,), 0.0 if bad else 1.0), (rewards,)))
+        found.append(Scored(Example(row, (), ((1,) * 10,), (0.0 if bad else 1.0,)), (rewards,)))
     return found
 
 

@@ -50,9 +50,25 @@ def test_accuracy_counts_a_tie_half() -> None:
 
 @pytest.mark.parametrize(("prefixes", "expected"), [(False, (4 + 1) / 2), (True, ((1 + 9 + 4) / 3 + 1) / 2)])
 def test_regression(prefixes, expected) -> None:
-    batch = collate([Example(0, (4,), ((5, 6, 7),), score=2.0), Example(1, (), ((5,),), score=-1.0)])
+    batch = collate([Example(0, (4,), ((5, 6, 7),), scores=(2.0,)), Example(1, (), ((5,),), scores=(-1.0,))])
     rewards = torch.tensor([[9.0, 1.0, 5.0, 4.0], [0.0, 8.0, 8.0, 8.0]])
     close(regression(rewards, batch, prefixes), torch.tensor(expected))
+
+
+@pytest.mark.parametrize("prefixes", [False, True])
+@pytest.mark.parametrize("trace", [1.0, 0.5])
+def test_responses_packed_behind_one_prompt_are_texts_of_their_own(prefixes, trace) -> None:
+    packed = [Example(0, (4,), ((5, 6), (7, 8, 9)), scores=(2.0, -1.0)), Example(1, (4, 4), ((5,),), scores=(1.0,))]
+    apart = [
+        Example(n, example.prefix, (branch,), scores=(score,))
+        for n, (example, branch, score) in enumerate(
+            (example, *text) for example in packed for text in zip(example.branches, example.scores, strict=True)
+        )
+    ]
+    rewards = torch.tensor([[0.0, 1, 2, 3, 4, 5], [0.0, 6, 7, 8, 8, 8]])
+    alone = torch.tensor([[0.0, 1, 2, 9], [0.0, 3, 4, 5], [0.0, 6, 7, 9]])
+    assert not collate(packed).pairs
+    close(regression(rewards, collate(packed), prefixes, trace), regression(alone, collate(apart), prefixes, trace))
 
 
 @pytest.mark.parametrize("prefixes", [False, True])

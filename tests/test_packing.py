@@ -139,8 +139,8 @@ def test_identical_responses_are_dropped():
 def test_scored_rows_have_one_branch():
     example = tokenize([ScoredRow(Dialogue(TURNS, "a"), 1.5)], tokenizer(), LONG)[0]
     assert words(example.branches[0]) == "a <eos>"
-    assert (len(example.branches), example.score) == (1, 1.5)
-    assert collate([example]).scores.tolist() == [1.5]
+    assert (len(example.branches), example.scores) == (1, (1.5,))
+    assert collate([example]).scores.tolist() == [[1.5]]
 
 
 @pytest.mark.parametrize("row", [ScoredRow(Dialogue(TURNS, ""), 1.0), pair("", "a", prompt=None)])

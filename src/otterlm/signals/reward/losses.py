@@ -68,21 +68,30 @@ def preference_accuracy(rewards: Tensor, batch: Batch) -> Tensor:
 
 
 def regression(rewards: Tensor, batch: Batch, prefixes: bool, trace: float = 1.0) -> Tensor:
-    """Squared error to the given scores: at the last token, or the mean over all prefixes of the response.
+    """Computes the squared error to the scores: at the last token, or the mean over all prefixes of the response.
 
     Args:
         rewards: `[B, T]`.
-        batch: packed scored texts.
+        batch: packed scored texts, some number of them behind each prefix.
         prefixes: whether every prefix counts.
         trace: lambda of TD(lambda) (Sutton, 1988), for prefixes: 1 is the score itself at every prefix, 0 the reward
             that is predicted one token later, between them the lambda-return.
     """
-    values, lengths = branch_rewards(rewards, batch.segments, CHOSEN)
+    errors = []
+    for branch, scores in enumerate(batch.scores.unbind(dim=1), start=CHOSEN):
+        rows = (~scores.isnan()).nonzero()[:, 0]  # [n], those that have so many branches
+        values, lengths = branch_rewards(rewards[rows], batch.segments[rows], branch)
+        errors.append(_errors(values, lengths, scores[rows], prefixes, trace))
+    return torch.cat(errors).mean()
+
+
+def _errors(values: Tensor, lengths: Tensor, scores: Tensor, prefixes: bool, trace: float) -> Tensor:
+    """Computes the squared error of each text, `[n]`."""
     if not prefixes:
-        return F.mse_loss(values[:, -1], batch.scores)
+        return (values[:, -1] - scores) ** 2
     inside = torch.arange(values.shape[1], device=values.device)[None] < lengths[:, None]
-    targets = lambda_returns(values.detach(), lengths, batch.scores, trace)
-    return (((values - targets) ** 2 * inside).sum(dim=1) / lengths).mean()
+    targets = lambda_returns(values.detach(), lengths, scores, trace)
+    return ((values - targets) ** 2 * inside).sum(dim=1) / lengths
 
 
 def lambda_returns(values: Tensor, lengths: Tensor, scores: Tensor, trace: float) -> Tensor:

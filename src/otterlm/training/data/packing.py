@@ -1,4 +1,5 @@
-"""Rows to tensors: a pair becomes ONE sequence, [shared prefix | chosen | rejected], so its prompt is computed once."""
+"""Packs rows into tensors: a pair becomes ONE sequence, [shared prefix | chosen | rejected], and so do several scored
+responses to one prompt. Their prompt is computed once."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -16,12 +17,12 @@ CHOSEN, REJECTED = 1, 2
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A row as tokens: a shared prefix and one branch (a text) or two (chosen, rejected).
+    """A row as tokens: a shared prefix and one branch (a text), two (chosen, rejected) or more (scored responses).
 
     Attributes:
         row: its index in the data it came from.
         prefix, branches: the tokens.
-        score: of a scored text.
+        scores: of scored texts, one a branch; empty for pairs and for texts without a score.
         prompts: for each text, how many tokens come before its response: the prefix may end inside the responses, where
             they begin alike. Empty: as many as the prefix has.
         label: the class of a labelled text, such as which of two corpora it is of.
@@ -30,12 +31,17 @@ class Example:
     row: int
     prefix: tuple[int, ...]
     branches: tuple[tuple[int, ...], ...]
-    score: float = 0.0
+    scores: tuple[float, ...] = ()
     prompts: tuple[int, ...] = ()
     label: int = 0
 
     def __len__(self) -> int:
         return len(self.prefix) + sum(map(len, self.branches))
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether its two texts are a chosen and a rejected one."""
+        return len(self.branches) == 2 and not self.scores
 
     @property
     def longest(self) -> int:
@@ -55,7 +61,7 @@ class Example:
 
 @dataclass(slots=True)
 class Batch:
-    """Right-padded packed sequences. Tensors are `[B, T]` where nothing else is said.
+    """Holds right-padded packed sequences. Tensors are `[B, T]` where nothing else is said.
 
     Attributes:
         input_ids: int64.
@@ -63,10 +69,10 @@ class Batch:
         segments: int64, see `otterlm.masks.branch_mask`.
         parents: int64, the index of the token before each token in its own text (a text's first token is its own
             parent).
-        scores: `[B]` float32, the given score of a scored text, 0 for pairs.
+        scores: `[B, K]` float32, the scores of K branches, NaN where an example has fewer.
         labels: `[B]` int64, the class of a labelled text.
         rows: `[B]` int64, the examples' indices in the data.
-        pairs: whether it holds pairs; else each example is one text.
+        pairs: whether it holds pairs; else each branch is a text of its own.
     """
 
     input_ids: Tensor
@@ -103,10 +109,10 @@ def collate(examples: Sequence[Example], pad_token_id: int = 0) -> Batch:
         position_ids=torch.zeros(shape, dtype=torch.long),
         segments=torch.full(shape, -1),
         parents=torch.zeros(shape, dtype=torch.long),
-        scores=torch.tensor([example.score for example in examples]),
+        scores=_scores(examples),
         labels=torch.tensor([example.label for example in examples]),
         rows=torch.tensor([example.row for example in examples]),
-        pairs=all(len(example.branches) == 2 for example in examples),
+        pairs=all(example.is_pair for example in examples),
     )
     for row, example in enumerate(examples):
         start, prefix = 0, len(example.prefix)
@@ -121,6 +127,13 @@ def collate(examples: Sequence[Example], pad_token_id: int = 0) -> Batch:
                 batch.parents[row, start] = first - 1 if first else start
             start += len(tokens)
     return batch
+
+
+def _scores(examples: Sequence[Example]) -> Tensor:
+    scores = torch.full((len(examples), max(len(example.branches) for example in examples)), torch.nan)
+    for row, example in enumerate(examples):
+        scores[row, : len(example.scores)] = torch.tensor(example.scores)
+    return scores
 
 
 def length_buckets(

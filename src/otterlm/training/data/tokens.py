@@ -112,7 +112,7 @@ def _tokenize_row(index: int, row: Row, tokenizer: PreTrainedTokenizerBase, limi
         prompt, response = dialogue_tokens(row.text, tokenizer, limits, row.where)
         if not response:
             return None
-        return Example(index, tuple(prompt), (tuple(response),), row.score)
+        return Example(index, tuple(prompt), (tuple(response),), (row.score,))
     raw = [side.response for side in (row.chosen, row.rejected) if side.prompt is None]
     if len({split_rendered(text, tokenizer) is None for text in raw}) > 1:
         raise OtterError(f"{row.where}: one text was put through the chat template and the other was not")

@@ -45,7 +45,7 @@ def calibrate(
     """
     if not 0 < false_alarm_rate < 1:
         raise OtterError(f"the false-alarm rate must be between 0 and 1, got {false_alarm_rate}")
-    if len({len(row.rewards) for row in scored}) > 1:
+    if len({row.example.is_pair for row in scored}) > 1:
         raise OtterError("the data mixes pairs with scored texts: calibrate on one kind at a time")
     # Both texts of a pair are on one side.
     fitted, measured = ([text for row in scored[side::2] for text in _texts(row, bad_below)] for side in (0, 1))
@@ -66,12 +66,12 @@ class _Text:
 
 
 def _texts(row: Scored, bad_below: float | None) -> list[_Text]:
-    if len(row.rewards) == 2:
+    if row.example.is_pair:
         chosen, rejected = row.rewards
         return [_Text(chosen, 1.0, False), _Text(rejected, 0.0, True)]
     if bad_below is None:
         raise OtterError("scored texts need --bad-below: which scores are bad")
-    return [_Text(row.rewards[0], row.example.score, row.example.score < bad_below)]
+    return [_Text(*text, bad=text[1] < bad_below) for text in zip(row.rewards, row.example.scores, strict=True)]
 
 
 def _measure(texts: Sequence[_Text], threshold: float) -> Alarm:

@@ -50,29 +50,30 @@ def summarize(scored: Sequence[Scored]) -> dict[str, Any]:
         For pairs: `accuracy` (a tie counts half), `accuracy_ci95` and `n`. For scored texts: `mean_reward`,
         `correlation` and `n`. For both kinds: the two of them, as `pairs` and `texts`.
     """
-    pairs = [row for row in scored if len(row.rewards) == 2]
-    texts = [row for row in scored if len(row.rewards) == 1]
+    pairs = [row for row in scored if row.example.is_pair]
+    texts = [row for row in scored if not row.example.is_pair]
     if pairs and texts:
         return {"pairs": summarize(pairs), "texts": summarize(texts)}
     if pairs:
         margins = [chosen[-1] - rejected[-1] for chosen, rejected in (row.rewards for row in pairs)]
         accuracy = sum((margin > 0) + (margin == 0) / 2 for margin in margins) / len(margins)
         return {"accuracy": accuracy, "accuracy_ci95": list(wilson_interval(accuracy, len(margins))), "n": len(margins)}
-    rewards = torch.tensor([row.rewards[0][-1] for row in texts])
-    scores = torch.tensor([row.example.score for row in texts])
-    correlation = float(torch.corrcoef(torch.stack((rewards, scores)))[0, 1]) if len(texts) > 1 else math.nan
-    return {"mean_reward": float(rewards.mean()), "correlation": correlation, "n": len(texts)}
+    rewards = torch.tensor([values[-1] for row in texts for values in row.rewards])
+    scores = torch.tensor([score for row in texts for score in row.example.scores])
+    correlation = float(torch.corrcoef(torch.stack((rewards, scores)))[0, 1]) if len(rewards) > 1 else math.nan
+    return {"mean_reward": float(rewards.mean()), "correlation": correlation, "n": len(rewards)}
 
 
 def correlations(scored: Sequence[Scored], percents: Sequence[int] = (25, 50, 75, 100)) -> dict[str, float]:
-    """How well the reward part of the way through a response says its final score: `correlation_P` for each percentage
-    of its tokens (Pearson's; 0 where one of the two does not vary)."""
-    scores = torch.tensor([row.example.score for row in scored])
+    """Correlates the reward part of the way through a response with its final score: `correlation_P` for each
+    percentage of its tokens (Pearson's; 0 where one of the two does not vary)."""
+    scores = torch.tensor([score for row in scored for score in row.example.scores])
+    texts = [values for row in scored for values in row.rewards]
     found = {}
     for percent in percents:
         # At least one token; 100 is the last.
-        rewards = torch.tensor([row.rewards[0][max(1, len(row.rewards[0]) * percent // 100) - 1] for row in scored])
-        varies = len(scored) > 1 and float(rewards.std()) > 0 and float(scores.std()) > 0
+        rewards = torch.tensor([values[max(1, len(values) * percent // 100) - 1] for values in texts])
+        varies = len(texts) > 1 and float(rewards.std()) > 0 and float(scores.std()) > 0
         found[f"correlation_{percent}"] = float(torch.corrcoef(torch.stack((rewards, scores)))[0, 1]) if varies else 0.0
     return found
 

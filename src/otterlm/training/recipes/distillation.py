@@ -70,10 +70,9 @@ class DistillationRecipe:
         with PartialState().main_process_first():
             folder = run.out / "responses"
             examples = scored_responses(base, tokenizer, data, rate, rate.identity, sampling, folder)
-        if len({example.score for example in examples}) == 1:
+        if len({score for example in examples for score in example.scores}) == 1:
             raise OtterError(f"the scorer {name} gives every response the same score: there is nothing to learn")
-        held_prompts = run.held_out(range(len(data)))
-        held = {example.row for example in examples if example.row // sampling.per_prompt in held_prompts}
+        held = run.held_out(range(len(data)))
         settings = {"scorer": name} | asdict(sampling)
         title = f"the base's own responses to {len(data)} prompts, scored by {name}"
         return fit_reward(base, tokenizer, examples, held, config, self.learning, run, title, settings)

@@ -105,7 +105,7 @@ def fit_reward(
     model = OtterModel(on_device(base), config).train()
     objective = RewardObjective(model, LiveBase(model), reward)
     run.prepare(objective, train_examples, eval_examples)
-    pairs = len(examples[0].branches) == 2
+    pairs = examples[0].is_pair
     if reward.probe_start and pairs and not run.resumes:
         start_from_probe(objective, train_examples)
     metrics = run.train(objective, train_examples, eval_examples, tokenizer)

@@ -77,7 +77,7 @@ def scored_responses(
         folder: for `part-*.parquet` (columns prompt, prompt_tokens, response, response_tokens, score).
 
     Returns:
-        Examples with scores; `row // per_prompt` is the prompt.
+        An example a prompt, with all its responses and their scores; `row` is the prompt.
 
     Raises:
         OtterError: the folder is of another run, another process is writing it, or the scorer fails.
@@ -104,10 +104,13 @@ def scored_responses(
                     table = _sample(base, tokenizer, group, scorer, sampling, number)
                     write_files(folder, {path.name: functools.partial(pyarrow.parquet.write_table, table)})
     rows = [row for path in groups for row in _read(path)]
-    return [
-        Example(index, tuple(row["prompt_tokens"]), (tuple(row["response_tokens"]),), row["score"])
-        for index, row in enumerate(rows)
-    ]
+    each = sampling.per_prompt
+    return [_example(number, rows[number * each : (number + 1) * each]) for number in range(len(prompts))]
+
+
+def _example(number: int, rows: list[dict[str, Any]]) -> Example:
+    responses = tuple(tuple(row["response_tokens"]) for row in rows)
+    return Example(number, tuple(rows[0]["prompt_tokens"]), responses, tuple(row["score"] for row in rows))
 
 
 def _part(folder: Path, number: int) -> Path:
