@@ -32,9 +32,9 @@ from otterlm.training.data.packing import Example
 from otterlm.training.data.rows import PairRow, read_rows
 from otterlm.training.data.tokens import Limits, tokenize
 from otterlm.training.recipes import Run
-from otterlm.training.recipes.reward import fit_reward
+from otterlm.training.recipes.reward_fit import learn_reward, learn_to_steer, save_reward
 from otterlm.training.sources import LiveBase
-from otterlm.training.teachers.responses import Sampling, scored_responses
+from otterlm.training.teachers.responses import Sampling, of_texts, scored_responses
 from otterlm.training.teachers.reward_model import Preference, SeparateRewardModel
 from otterlm.training.trainer import TrainingConfig, evaluate, train
 
@@ -66,22 +66,39 @@ def train_otter(base: Any, tokenizer: Any, examples: list[Example], test: list[E
     torch.manual_seed(0)
     how = TrainingConfig(epochs=2, batch_size=16, learning_rate=1e-3, evaluations_per_epoch=4, patience=6)
     held = {example.row for example in examples[:80]}
-    reward = RewardTrainingConfig()
-    fit_reward(base, tokenizer, examples, held, CONFIG, reward, Run(out, how), "harmlessness pairs", {})
-    model = OtterModel.from_pretrained(base, out)
-    return evaluate(RewardObjective(model, LiveBase(model), reward), test, 16, Accelerator())
+    model = OtterModel(base, CONFIG)
+    fit(model, tokenizer, examples, held, Run(out, how), "harmlessness pairs", {})
+    return evaluate(RewardObjective(model, LiveBase(model), RewardTrainingConfig()), test, 16, Accelerator())
 
 
 def distil(base: Any, tokenizer: Any, prompts: list[Prompt], rewards: Preference, out: Path) -> dict[str, float]:
     """An adapter that predicts from every prefix what a separate reward model will say of the whole response."""
     sampling = Sampling(max_prompt_tokens=LIMITS.prompt, max_new_tokens=LIMITS.response, temperature=0.7, batch_size=16)
     scorer = functools.partial(rewards, limits=LIMITS)
-    examples = scored_responses(base, tokenizer, prompts, scorer, "reward model", sampling, out / "responses")
+    examples = scored_responses(base, tokenizer, prompts, of_texts(scorer), "reward model", sampling, out / "responses")
     torch.manual_seed(0)
     how = TrainingConfig(epochs=3, batch_size=16, learning_rate=1e-3, evaluations_per_epoch=4, patience=6)
     held = {example.row for example in examples if example.row < PROMPTS // 10}
     run, name = Run(out, how), "the base's own responses, scored by a separate reward model"
-    return fit_reward(base, tokenizer, examples, held, CONFIG, RewardTrainingConfig(), run, name, asdict(sampling))
+    return fit(OtterModel(base, CONFIG), tokenizer, examples, held, run, name, asdict(sampling))
+
+
+def fit(
+    model: OtterModel,
+    tokenizer: Any,
+    examples: list[Example],
+    held: set[int],
+    run: Run,
+    data: str,
+    settings: dict[str, Any],
+) -> dict[str, float]:
+    """Trains an adapter in one stage, and saves it."""
+    learning = RewardTrainingConfig()
+    metrics = learn_reward(model, tokenizer, examples, held, learning, run)
+    rest = [example for example in examples if example.row not in held]
+    metrics |= learn_to_steer(model, rest, learning, run.training.seed)
+    save_reward(model, run, data, (len(rest), len(held)), metrics, settings)
+    return metrics
 
 
 def main() -> None:

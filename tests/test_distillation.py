@@ -142,7 +142,9 @@ def sample(tmp_path, seed=0, spec="test_distillation:letters", base=None):
     model = base or tiny_base(vocab_size=len(WORDS))
     sampling = Sampling(per_prompt=3, max_new_tokens=5, batch_size=2, seed=seed)
     rate = load_scorer(spec)
-    return scored_responses(model, tokenizer(TEMPLATE), PROMPTS, rate, rate.identity, sampling, tmp_path / "r")
+    return scored_responses(
+        model, tokenizer(TEMPLATE), PROMPTS, responses.of_texts(rate), rate.identity, sampling, tmp_path / "r"
+    )
 
 
 def test_responses_are_sampled_scored_and_kept(tmp_path, monkeypatch) -> None:

@@ -74,7 +74,9 @@ def test_learns_an_easy_preference(tmp_path: Path, compare) -> None:
 
 def test_learns_scores(tmp_path: Path) -> None:
     scored = [
-        Example(e.row, e.prefix, e.branches[side : side + 1], scores=(1.0 - 2 * side,)) for e in TRAIN for side in (0, 1)
+        Example(e.row, e.prefix, e.branches[side : side + 1], scores=(1.0 - 2 * side,))
+        for e in TRAIN
+        for side in (0, 1)
     ]
     objective = new_objective("last")
     best = train(objective, scored, scored[:24], replace(SHORT, epochs=4), tmp_path)

@@ -13,7 +13,7 @@ FEW = 4096
 """How many of the likeliest tokens are tried first for a nucleus."""
 
 MIN_P = 0.05
-"""The share of the likeliest token's probability that a plausible token has at least, where nothing else is asked for."""
+"""The least share of the likeliest token's probability that makes a token plausible, where no other is asked for."""
 
 Count = TypeVar("Count", int, Tensor)
 
@@ -39,7 +39,11 @@ def guide(
         `[B, V]`, minus infinity at the tokens that are ruled out.
     """
     guided = _guided(scores, rewards, weight, top_k)
-    return guided if isinstance(min_p, float) and min_p == 0 else guided.masked_fill_(~plausible(scores, min_p), -torch.inf)
+    return (
+        guided
+        if isinstance(min_p, float) and min_p == 0
+        else guided.masked_fill_(~plausible(scores, min_p), -torch.inf)
+    )
 
 
 def _guided(

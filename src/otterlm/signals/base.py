@@ -70,8 +70,8 @@ class SignalConfig:
 
     @property
     def unit(self) -> float:
-        """How many of the signal's own numbers a steering weight of 1 multiplies by 1: what next tokens typically change.
-        Steering divides by it, so that a weight means the same for every adapter; 1 where it was not measured."""
+        """What next tokens typically change in the signal. Steering divides by it, so that a weight means the same for
+        every adapter; 1 where it was not measured."""
         return 1.0
 
     def limits(self, width: int, vocabulary: int) -> dict[str, tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""`otter distill`: any scorer into the model. No labelled data; scorer and model never need to run together again."""
+"""`otter distill` puts any scorer into the model, without labelled data. The two never need to run together again."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -9,14 +9,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.config import OtterConfig
 from otterlm.errors import OtterError
+from otterlm.model import OtterModel
 from otterlm.settings import check_settings, setting
 from otterlm.signals.reward.objective import RewardObjective, RewardTrainingConfig
 from otterlm.training.data.conversations import Prompt
 from otterlm.training.data.prompts import HELP as PROMPTS_HELP
 from otterlm.training.data.prompts import read_prompts
 from otterlm.training.recipes.common import Run, on_device
-from otterlm.training.recipes.reward import fit_reward
-from otterlm.training.teachers.responses import Sampling, scored_responses
+from otterlm.training.recipes.reward_fit import learn_reward, learn_to_steer, save_reward
+from otterlm.training.teachers.responses import Sampling, of_texts, scored_responses
 from otterlm.training.teachers.scorers import load_scorer
 
 
@@ -69,10 +70,15 @@ class DistillationRecipe:
         sampling = replace(self.sampling, seed=run.training.seed)
         with PartialState().main_process_first():
             folder = run.out / "responses"
-            examples = scored_responses(base, tokenizer, data, rate, rate.identity, sampling, folder)
+            examples = scored_responses(base, tokenizer, data, of_texts(rate), rate.identity, sampling, folder)
         if len({score for example in examples for score in example.scores}) == 1:
             raise OtterError(f"the scorer {name} gives every response the same score: there is nothing to learn")
         held = run.held_out(range(len(data)))
-        settings = {"scorer": name} | asdict(sampling)
+        model = OtterModel(base, config)
+        metrics = learn_reward(model, tokenizer, examples, held, self.learning, run)
+        kept = [example for example in examples if example.row not in held]
+        metrics |= learn_to_steer(model, kept, self.learning, run.training.seed)
+        settings = {"scorer": name} | asdict(sampling) | asdict(self.learning)
         title = f"the base's own responses to {len(data)} prompts, scored by {name}"
-        return fit_reward(base, tokenizer, examples, held, config, self.learning, run, title, settings)
+        save_reward(model, run, title, (len(kept), len(held)), metrics, settings)
+        return metrics

@@ -1,9 +1,9 @@
-"""The base's own responses to prompts, several each, and what a scorer says of them: kept as parquet, gone on with."""
+"""The base samples several responses to each prompt, a scorer rates them, and both are stored as parquet."""
 
 import functools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,10 @@ MARK = "identity.json"
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How responses are sampled.
+    """Says how responses are sampled.
 
     Attributes:
-        per_prompt: how many of each prompt.
+        per_prompt: how many to each prompt.
         max_prompt_tokens: a longer prompt keeps its end.
         max_new_tokens: of a response.
         temperature, top_p: of the base.
@@ -55,11 +55,36 @@ class Sampling:
             raise OtterError(f"temperature must be above 0 and top_p up to 1, got {self.temperature} and {self.top_p}")
 
 
+@dataclass(frozen=True, slots=True)
+class Response:
+    """Is one response of the base.
+
+    Attributes:
+        prompt: as chat turns.
+        text: of the response, without special tokens.
+        prompt_tokens, tokens: both as the base read and wrote them.
+    """
+
+    prompt: Prompt
+    text: str
+    prompt_tokens: list[int]
+    tokens: list[int]
+
+
+Rate = Callable[[Sequence[Response]], list[float]]
+"""Gives a number for each response."""
+
+
+def of_texts(scorer: Scorer) -> Rate:
+    """Makes a scorer of texts one of responses."""
+    return lambda responses: scorer([each.prompt for each in responses], [each.text for each in responses])
+
+
 def scored_responses(
     base: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
-    scorer: Scorer,
+    rate: Rate,
     scorer_identity: object,
     sampling: Sampling,
     folder: Path,
@@ -71,7 +96,7 @@ def scored_responses(
         base: samples.
         tokenizer: its tokenizer, padding on the left.
         prompts: as chat turns.
-        scorer: rates; called once a batch.
+        rate: the scorer; called once a batch.
         scorer_identity: what its scores depend on, as JSON; part of what a folder must agree with.
         sampling: how.
         folder: for `part-*.parquet` (columns prompt, prompt_tokens, response, response_tokens, score).
@@ -101,7 +126,7 @@ def scored_responses(
                 write_text(folder / MARK, json.dumps(this))
             for number, (path, group) in enumerate(track(list(groups.items()), "sampling and scoring")):
                 if not path.exists():
-                    table = _sample(base, tokenizer, group, scorer, sampling, number)
+                    table = _table(_sample(base, tokenizer, group, sampling, number), rate)
                     write_files(folder, {path.name: functools.partial(pyarrow.parquet.write_table, table)})
     rows = [row for path in groups for row in _read(path)]
     each = sampling.per_prompt
@@ -147,10 +172,9 @@ def _sample(
     base: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[tuple[Prompt, list[int]]],
-    scorer: Scorer,
     sampling: Sampling,
     number: int,
-) -> pyarrow.Table:
+) -> list[Response]:
     repeated = [both for both in prompts for _ in range(sampling.per_prompt)]
     prompt, seen = pad_left([encoded for _, encoded in prompts], tokenizer.pad_token_id or 0, base.device)
     ids, mask = (given.repeat_interleave(sampling.per_prompt, dim=0) for given in (prompt, seen))
@@ -167,13 +191,19 @@ def _sample(
         pad_token_id=tokenizer.pad_token_id or 0,
     )
     tokens = responses_of(output, ids.shape[1], base)
-    responses = [tokenizer.decode(row, skip_special_tokens=True) for row in tokens]
+    return [
+        Response(turns, tokenizer.decode(row, skip_special_tokens=True), encoded, row)
+        for (turns, encoded), row in zip(repeated, tokens, strict=True)
+    ]
+
+
+def _table(responses: Sequence[Response], rate: Rate) -> pyarrow.Table:
     return pyarrow.table(
         {
-            "prompt": [turns[-1][1] for turns, _ in repeated],
-            "prompt_tokens": [encoded for _, encoded in repeated],
-            "response": responses,
-            "response_tokens": tokens,
-            "score": scorer([turns for turns, _ in repeated], responses),
+            "prompt": [each.prompt[-1][1] for each in responses],
+            "prompt_tokens": [each.prompt_tokens for each in responses],
+            "response": [each.text for each in responses],
+            "response_tokens": [each.tokens for each in responses],
+            "score": rate(responses),
         }
     )
