@@ -39,7 +39,7 @@ def contrast(tmp_path: Path):
 
 def test_command(answer, refusal, base, contrast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "Profanity", Vowels)
-    monkeypatch.setattr(command.Perplexity, "from_pretrained", fake_perplexity)
+    monkeypatch.setattr(Perplexity, "from_pretrained", fake_perplexity)
     (tmp_path / "p.jsonl").write_text(
         "".join(json.dumps({"prompt": {"text": " ".join(WORDS[10 : 12 + n])}}) + "\n" for n in range(5))
     )
