@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from otterlm.bases import load_base, load_tokenizer
+from otterlm.bench.bootstrap import Statistic, interval
 from otterlm.bench.judges import Perplexity, Toxicity
 from otterlm.decoding import RewardGuidance
 from otterlm.decoding.prompt import read_once
@@ -134,11 +135,9 @@ def sample(arguments: argparse.Namespace, model: OtterModel, tokenizer: Any, pro
     }
 
 
-def interval(prompts: int, statistic: Callable[[Tensor], float], rounds: int = 1000) -> list[float]:
-    """Middle 95% of a statistic of prompts that are drawn with replacement."""
-    generator = torch.Generator().manual_seed(0)
-    drawn = sorted(statistic(torch.randint(prompts, (prompts,), generator=generator)) for _ in range(rounds))
-    return [round(drawn[int(share * rounds)], 4) for share in (0.025, 0.975)]
+def rounded(value: float, prompts: int, statistic: Statistic, rounds: int = 1000) -> list[float]:
+    """A number with its interval, for printing."""
+    return [round(number, 4) for number in (value, *interval(prompts, statistic, rounds))]
 
 
 def correlation_rows(examples: list[Example], model: OtterModel, prompts: int) -> tuple[Tensor, dict[str, Any]]:
@@ -152,10 +151,7 @@ def correlation_rows(examples: list[Example], model: OtterModel, prompts: int) -
     def correlated(name: str) -> Callable[[Tensor], float]:
         return lambda chosen: drawn(chosen)[name]
 
-    found = {
-        name: [round(value, 4), *interval(prompts, correlated(name), 300)]
-        for name, value in correlations(scored).items()
-    }
+    found = {name: rounded(value, prompts, correlated(name), 300) for name, value in correlations(scored).items()}
     return torch.tensor([row.rewards[0][-1] for row in scored]).view(prompts, each), found
 
 
@@ -174,7 +170,7 @@ def measure(arguments: argparse.Namespace) -> None:
     scorer = arguments.scorer
     judges = JUDGES[scorer]
     if arguments.fluency:
-        fluency, before = Perplexity(arguments.fluency), {text: f"{text}\n\n" for text in asked}
+        fluency, before = Perplexity.from_pretrained(arguments.fluency), {text: f"{text}\n\n" for text in asked}
 
     # Of each method, of each measure: [prompts, samples].
     values: dict[str, dict[str, Tensor]] = {}
@@ -227,10 +223,10 @@ def describe(own: Mapping[str, Tensor], base: Mapping[str, Tensor], scorer: str)
     row: dict[str, Any] = {}
     for what in each:
         label = what.removeprefix("log_")
-        row[label] = [round(mean(each, what), 4), *interval(prompts, of(what))]
+        row[label] = rounded(mean(each, what), prompts, of(what))
         if own is not base:
             more = mean(each, what) - mean(alone, what)
-            row[f"{label}_more"] = [round(more, 4), *interval(prompts, more_of(what))]
+            row[f"{label}_more"] = rounded(more, prompts, more_of(what))
     if own is not base and "log_perplexity" in each:
         row["gain_a_unit_of_perplexity"] = round(row[f"{scorer}_more"][0] / row["perplexity_more"][0], 4)
     return row

@@ -196,6 +196,17 @@ def adapter(base, tmp_path: Path) -> Path:
     return tmp_path / "adapter"
 
 
+def reward_model(folder: Path, seed: int) -> Path:
+    """A random separate reward model and its tokenizer, in a folder."""
+    from otterlm.training.teachers.reward_model import SeparateRewardModel
+
+    model = SeparateRewardModel.of(tiny_base(vocab_size=len(WORDS), seed=seed))
+    randomize(model.classifier.score, seed)
+    model.save_pretrained(folder)
+    tokenizer(TEMPLATE).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:
     """Forty pairs: the better response says a and b, the worse one i and j."""

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import close, randomize, refused, tiny_base
+from conftest import close, refused, reward_model, tiny_base
 from transformers import BertConfig, BertModel
 from word_tokenizer import TEMPLATE, WORDS, tokenizer
 
@@ -12,15 +12,6 @@ from otterlm.bench.alignment_methods import Scale
 from otterlm.bench.judges import Coherence, diversity
 from otterlm.training.data.tokens import Limits
 from otterlm.training.teachers.reward_model import Preference, SeparateRewardModel
-
-
-def reward_model(folder, seed: int):
-    """A random reward model and its tokenizer, in a folder."""
-    model = SeparateRewardModel.of(tiny_base(vocab_size=len(WORDS), seed=seed))
-    randomize(model.classifier.score, seed)
-    model.save_pretrained(folder)
-    tokenizer(TEMPLATE).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ def contrast(tmp_path: Path):
 
 def test_command(answer, refusal, base, contrast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "Profanity", Vowels)
-    monkeypatch.setattr(command, "Perplexity", fake_perplexity)
+    monkeypatch.setattr(Perplexity, "from_pretrained", fake_perplexity)
     (tmp_path / "p.jsonl").write_text(
         "".join(json.dumps({"prompt": {"text": " ".join(WORDS[10 : 12 + n])}}) + "\n" for n in range(5))
     )
@@ -122,7 +122,7 @@ def test_perplexity_is_of_the_continuation_alone(base) -> None:
         after = words.encode(continuation, add_special_tokens=False)
         labels = torch.tensor([[-100] * len(ids) + after])
         expected.append(float(model(torch.tensor([ids + after]), labels=labels).loss.exp()))
-    found = Perplexity(str(base))(prompts, said, batch_size=2)
+    found = Perplexity.from_pretrained(str(base))(prompts, said, batch_size=2)
     assert found[:2] == pytest.approx(expected[:2], rel=1e-4)
     assert math.isnan(found[2])
 

@@ -6,7 +6,6 @@ their spreads, and the threshold of CARDS is one spread above their mean.
 """
 
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,14 +14,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from otterlm.bench.alignment_methods import BASE, AlignmentMethod
+from otterlm.bench.alignment_methods import BASE
+from otterlm.bench.answering import Method, median_ratio, pace, respond
 from otterlm.bench.judges import Coherence, diversity
 from otterlm.bench.report import half_interval, machine
 from otterlm.identity import identity, of_data
 from otterlm.resumable import run_resumable
 from otterlm.training.data.conversations import Prompt
 from otterlm.training.data.tokens import Limits, encode_prompts
-from otterlm.training.teachers.continuations import of_generation, pad_left, responses_of
+from otterlm.training.teachers.continuations import of_generation, pad_left
 from otterlm.training.teachers.reward_model import Preference
 
 
@@ -65,7 +65,7 @@ class AlignmentRow:
 
 
 def answer_all(
-    methods: Mapping[str, AlignmentMethod],
+    methods: Mapping[str, Method],
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     new_tokens: int = 64,
@@ -102,14 +102,8 @@ def answer_all(
         ids, mask = pad_left(own, pad, base.device)
         found = {}
         for name, method in methods.items():
-            settings = {"do_sample": False} | method.steer(mask)
             torch.manual_seed(1000 * seed + start // batch_size)
-            started = time.perf_counter()
-            output = method.model.generate(
-                ids, attention_mask=mask, max_new_tokens=new_tokens, pad_token_id=pad, **settings
-            )
-            seconds = time.perf_counter() - started
-            found[name] = {"seconds": seconds, "responses": responses_of(output, ids.shape[1], base)}
+            found[name] = respond(method, ids, mask, new_tokens, pad, base)
         return found
 
     settings = {"new_tokens": new_tokens, "batch_size": batch_size, "seed": seed, "machine": machine()}
@@ -120,7 +114,7 @@ def answer_all(
 
 
 def judge(
-    methods: Mapping[str, AlignmentMethod],
+    methods: Mapping[str, Method],
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     batches: Sequence[Mapping[str, Any]],
@@ -145,9 +139,7 @@ def judge(
     }
     last_turns = [prompt[-1][1] for prompt in prompts]
     rewards = {name: torch.tensor(preference(prompts, said, limits)) for name, said in texts.items()}
-    paces = {
-        name: [each[name]["seconds"] / max(map(len, each[name]["responses"])) for each in batches] for name in methods
-    }
+    paces = {name: [pace(each[name]) for each in batches] for name in methods}
     extra = {
         name: statistics.median(own - plain for own, plain in zip(paces[name], paces[BASE], strict=True))
         for name in methods
@@ -169,9 +161,7 @@ def judge(
                 coherence=None if coherence is None else statistics.mean(coherence(last_turns, texts[name])),
                 tokens=statistics.mean(len(said) for batch in batches for said in batch[name]["responses"]),
                 seconds_per_step=statistics.median(paces[name]),
-                time_over_base=statistics.median(
-                    own / plain for own, plain in zip(paces[name], paces[BASE], strict=True)
-                ),
+                time_over_base=median_ratio(paces[name], paces[BASE]),
                 extra_time_saved=1 - extra[name] / args,
                 extra_parameters=method.extra_parameters,
                 extra_space_saved=1 - method.extra_parameters / copy,

@@ -1,13 +1,14 @@
 """The methods of the alignment bench: the base, Otter's guidance and search, ARGS, and CARDS with either's rewards."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from otterlm.bench.answering import SAMPLING, Method
 from otterlm.decoding import CandidateSearch, RejectionSampling, RewardGuidance
 from otterlm.decoding.scoring import score_sequences
 from otterlm.errors import OtterError
@@ -23,26 +24,8 @@ from otterlm.training.teachers.continuations import continue_greedily, pad_left
 from otterlm.training.teachers.reward_model import SeparateRewardModel
 
 BASE, SAMPLED = "base", "base, sampled"
-SAMPLING: dict[str, Any] = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
 CALIBRATION = 16
 """So many prompts are answered by the base to measure the scale of rewards."""
-
-
-@dataclass(frozen=True, slots=True)
-class AlignmentMethod:
-    """A method generates responses.
-
-    Attributes:
-        model: generates.
-        steer: the attention mask of a batch, `[B, P]`, to settings of `generate`.
-        extra_parameters: beside the base, derived ones included.
-        depends: what its responses depend on, beside the base.
-    """
-
-    model: PreTrainedModel | OtterModel
-    steer: Callable[[Tensor], dict[str, Any]]
-    extra_parameters: int = 0
-    depends: Identity = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +66,10 @@ class Rewards:
 
     def method(
         self, generator: PreTrainedModel | OtterModel, steer: Callable[[Tensor], dict[str, Any]], **settings: float
-    ) -> AlignmentMethod:
+    ) -> Method:
         """Makes a method that reads these rewards."""
         depends = {"rewards": self.weights, "scale": asdict(self.scale), "top_k": self.top_k}
-        return AlignmentMethod(generator, steer, self.parameters, depends | settings)
+        return Method(generator, steer, self.parameters, depends | settings)
 
 
 def methods_of(
@@ -99,7 +82,7 @@ def methods_of(
     top_k: int = 10,
     new_tokens: int = 64,
     max_prompt_tokens: int = 96,
-) -> dict[str, AlignmentMethod]:
+) -> dict[str, Method]:
     """Makes the base's, Otter's and its rivals' methods, by name.
 
     Args:
@@ -127,7 +110,7 @@ def methods_of(
     stream = otter.adapter()
     inserted = Rewards(otter, ours, stream.extra_parameters(base.config.vocab_size), of_weights(stream), top_k)
     copied = Rewards(separate, theirs, sum(p.numel() for p in separate.parameters()), of_weights(separate), top_k)
-    found = {BASE: AlignmentMethod(base, lambda mask: {}), SAMPLED: AlignmentMethod(base, lambda mask: SAMPLING)}
+    found = {BASE: Method(base, lambda mask: {}), SAMPLED: Method(base, lambda mask: SAMPLING)}
     for weight in weights:
         found |= _steered(base, inserted, copied, weight)
     return found | _rejecting(base, inserted, copied)
@@ -147,7 +130,7 @@ def _calibration_texts(
     return pad_left(texts, tokenizer.pad_token_id or 0, base.device)
 
 
-def _steered(base: PreTrainedModel, inserted: Rewards, copied: Rewards, weight: float) -> dict[str, AlignmentMethod]:
+def _steered(base: PreTrainedModel, inserted: Rewards, copied: Rewards, weight: float) -> dict[str, Method]:
     """Makes guidance and search with the adapter's rewards, and ARGS with the copy's, at one weight in spreads."""
     otter, top_k = inserted.model, inserted.top_k
     ours, theirs = weight / inserted.scale.spread, weight / copied.scale.spread
@@ -168,7 +151,7 @@ def _steered(base: PreTrainedModel, inserted: Rewards, copied: Rewards, weight: 
     }
 
 
-def _rejecting(base: PreTrainedModel, inserted: Rewards, copied: Rewards) -> dict[str, AlignmentMethod]:
+def _rejecting(base: PreTrainedModel, inserted: Rewards, copied: Rewards) -> dict[str, Method]:
     """Makes CARDS with the adapter's rewards, and with the copy's."""
 
     def ours(mask: Tensor) -> dict[str, Any]:

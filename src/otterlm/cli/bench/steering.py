@@ -1,0 +1,109 @@
+"""`otter bench steering`: guidance and search beside the base, one sample and best-of-n, by the adapter's reward."""
+
+import functools
+from typing import Annotated, Any
+
+import typer
+
+from otterlm.bases import load_tokenizer
+from otterlm.bench import report, steering
+from otterlm.bench.judges import Perplexity
+from otterlm.bench.steering_methods import methods_of
+from otterlm.bench.steering_rows import rows_of, spread_of
+from otterlm.cli.groups import Machine, grouped
+from otterlm.cli.options import AsJson, Base, OneAdapter, Prompts, ResumedFolder, Seed, one_adapter
+from otterlm.cli.terminal import print_json, show_table
+from otterlm.decoding.checks import check_weight
+from otterlm.errors import OtterError
+from otterlm.model import OtterModel
+from otterlm.signals.base import Capability
+from otterlm.training.data.prompts import read_prompts
+from otterlm.training.data.tokens import Limits
+from otterlm.training.teachers.reward_model import Preference
+
+
+@grouped
+def command(
+    base: Base,
+    adapter: OneAdapter,
+    data: Prompts,
+    limit: Annotated[int | None, typer.Option(help="The first so many prompts.", min=2)] = None,
+    weight: Annotated[
+        list[float] | None, typer.Option(help="Of guidance; may be repeated; 0.5, 1, 2 and 4 by default.")
+    ] = None,
+    sampled: Annotated[bool, typer.Option("--sampled", help="Guidance sampled, too.")] = False,
+    fluency: Annotated[
+        str | None, typer.Option(help="Another language model for the perplexity: as --base; else the base itself.")
+    ] = None,
+    judge: Annotated[str | None, typer.Option(help="A judge: a reward model that was trained on other data.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    max_prompt_tokens: Annotated[int, typer.Option(help="A longer prompt keeps its end.", min=1)] = 256,
+    batch: Annotated[int, typer.Option(help="Prompts a batch.", min=1)] = 8,
+    seed: Seed = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="Two prompts, within three minutes on two cores.")] = False,
+    out: ResumedFolder = None,
+    machine: Machine = Machine(),
+    as_json: AsJson = False,
+) -> None:
+    """Measures what guidance, search and best-of-n add to an adapter's own reward, and what they cost."""
+    name, folder = one_adapter(adapter)
+    weights = list(dict.fromkeys(check_weight(value) for value in weight or [0.5, 1.0, 2.0, 4.0]))
+    if quick:
+        limit, weights, max_new_tokens = 2, weights[:1], 16
+    prompts = read_prompts(data)[:limit]
+    if len(prompts) < 2:
+        raise OtterError(f"{data} holds one prompt; intervals need two or more")
+    preference = None if judge is None else Preference(judge)
+    plain, tokenizer = machine.load(base), load_tokenizer(base)
+    perplexity = Perplexity(plain, tokenizer) if fluency is None else Perplexity.from_pretrained(fluency)
+    model = OtterModel.from_pretrained(plain, folder, name)
+    name = model.adapter_name(name, Capability.PREFIX | Capability.ADDS)
+    methods = methods_of(plain, model, name, weights, sampled)
+    lines = None if out is None else out / "steering.jsonl"
+    batches = steering.answer_all(
+        methods, model, name, tokenizer, prompts, max_new_tokens, max_prompt_tokens, batch, seed, lines
+    )
+    spread, source = spread_of(model, name, batches)
+    fluent = functools.partial(perplexity.of_responses, max_prompt_tokens=max_prompt_tokens)
+    limits = Limits(max_prompt_tokens, max_new_tokens)
+    judged_by = None if preference is None else functools.partial(preference, limits=limits)
+    rated = rows_of(list(methods), tokenizer, prompts, batches, spread, fluent, judged_by)
+    rows = [row.to_dict() for row in rated]
+    used = {"spread": spread, "spread_from": source, "perplexity_under": fluency or "the base itself", "judge": judge}
+    if out is not None:
+        settings = {"base": base, "adapter": folder, "data": data, "batch": batch, "seed": seed}
+        report.write(out, "steering", rows, settings | used, "perplexity", "reward_gain", along="weight")
+    if as_json:
+        print_json({"rows": rows, **used, "machine": report.machine()})
+    else:
+        _show(rows, used, f"{len(prompts)} prompts, {max_new_tokens} tokens")
+
+
+def _show(rows: list[dict[str, Any]], used: dict[str, Any], title: str) -> None:
+    cells = [
+        (
+            row["method"] if row["weight"] is None else f"{row['method']}, weight {row['weight']:g}",
+            _with_interval(row, "reward_gain", "+.2f"),
+            _with_interval(row, "share_up", ".0%"),
+            f"{row['share_same']:.0%}",
+            "" if row["perplexity"] is None else f"{row['perplexity']:.1f}",
+            _with_interval(row, "perplexity_ratio", ".2f"),
+            f"{row['tokens']:.0f}",
+            "" if row["distinct_2"] is None else f"{row['distinct_2']:.2f}",
+            _with_interval(row, "judge", "+.3f"),
+            _with_interval(row, "judge_at_equal_length", "+.3f"),
+            f"{row['time_over_base']:.2f}x",
+        )
+        for row in rows
+    ]
+    columns = ("", "gain", "up", "same", "perplexity", "over base", "tokens", "distinct-2")
+    title += f"; gain in spreads of {used['spread']:.3g}, from {used['spread_from']}"
+    title += f"; perplexity under {used['perplexity_under']}; 95% intervals"
+    show_table(title, (*columns, "judge", "at equal length", "time"), cells)
+
+
+def _with_interval(row: dict[str, Any], name: str, form: str) -> str:
+    value, bounds = row[name], row[f"{name}_ci95"]
+    if value is None or bounds is None:
+        return "" if value is None else f"{value:{form}}"
+    return f"{value:{form}} ({bounds[0]:{form}} to {bounds[1]:{form}})"

@@ -1,0 +1,248 @@
+"""The steering bench: all methods on the same prompts, measured by the final reward and by what it costs."""
+
+import json
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from conftest import close, refused, reward_model, tiny_base, tiny_otter
+from word_tokenizer import TEMPLATE, WORDS, tokenizer
+
+from otterlm.bench import report
+from otterlm.bench.bootstrap import interval, mean_of
+from otterlm.bench.judges import Perplexity
+from otterlm.bench.steering import SAMPLES, answers_of, samples_of
+from otterlm.bench.steering_methods import BASE, GUIDANCE, FinalReward
+from otterlm.bench.steering_rows import at_equal_length, rows_of, spread_of
+from otterlm.decoding.scoring import score_sequences
+from otterlm.model import OtterModel
+from otterlm.signals.reward.config import RewardConfig
+from otterlm.training.data.tokens import encode_prompts
+
+PROMPTS = [(("user", " ".join(WORDS[10 : 12 + n])),) for n in range(5)]
+METHODS = [
+    *(("base", None), ("sample", None), ("guidance", 0.0), ("guidance", 9.0)),
+    *(("guidance, sampled", 0.0), ("guidance, sampled", 9.0)),
+    *(("search", 1.0), ("best-of-4", None), ("best-of-16", None)),
+]
+
+
+@pytest.fixture
+def asked(base, adapter, tmp_path):
+    """The command on five prompts, in batches of two."""
+    (tmp_path / "prompts.txt").write_text("\n".join(turns[0][1] for turns in PROMPTS))
+    data = ("--data", tmp_path / "prompts.txt", "--batch", 2, "--max-new-tokens", 6, "--max-prompt-tokens", 20)
+    return ("bench", "steering", "--base", base, "--adapter", adapter, *data, "--weight", 0, "--weight", 9)
+
+
+def test_command(answer, refusal, asked, base, tmp_path) -> None:
+    judge = reward_model(tmp_path / "judge", 4)
+    asked = (*asked, "--out", tmp_path / "out")
+    result = answer(*asked, "--sampled", "--judge", judge, "--fluency", base)
+    assert [(row["method"], row["weight"]) for row in result["rows"]] == METHODS
+    rows = dict(zip(METHODS, result["rows"], strict=True))
+    assert all(row["prompts"] == 5 and row["perplexity"] >= 1 for row in rows.values())
+    # Weight 0 is the base: the same greedy text, and the same sample.
+    for base_row, own in ((METHODS[0], METHODS[2]), (METHODS[1], METHODS[4])):
+        same = {**rows[own], **{key: rows[base_row][key] for key in ("method", "weight", "time_over_base")}}
+        assert same == rows[base_row]
+    alone = rows[BASE, None]
+    assert (alone["reward_gain"], alone["share_same"], alone["share_up"]) == (0, 1, 0)
+    assert (alone["perplexity_ratio"], alone["judge"], alone["judge_at_equal_length"]) == (1, 0, 0)
+    assert alone["time_over_base"] == 1
+    assert rows[GUIDANCE, 9.0]["reward_gain"] > 0
+    assert rows[GUIDANCE, 9.0]["share_up"] > 0
+    assert rows["best-of-16", None]["reward_gain"] > rows["best-of-4", None]["reward_gain"]
+    assert rows["best-of-16", None]["time_over_base"] > rows["best-of-4", None]["time_over_base"] > 1
+    assert result["spread_from"] == "the base's samples"
+    assert result["perplexity_under"] == str(base)
+    written = json.loads((tmp_path / "out" / "steering.json").read_text())
+    assert written["rows"] == result["rows"]
+    assert written["settings"]["spread"] == result["spread"]
+    assert (tmp_path / "out" / "steering.png").stat().st_size > 1000
+    # All is there: rating anew gives the same. Another setting is another run.
+    again = answer(*asked, "--sampled")
+    assert [row["reward_gain"] for row in again["rows"]] == [row["reward_gain"] for row in result["rows"]]
+    # The base judges its own fluency as the same model in a folder does.
+    assert [row["perplexity"] for row in again["rows"]] == [row["perplexity"] for row in result["rows"]]
+    assert again["perplexity_under"] == "the base itself"
+    assert {row[key] for row in again["rows"] for key in row if key.startswith("judge")} == {None}
+    assert "seed (0 there, 1 now)" in refusal(*asked, "--sampled", "--seed", 1)
+    assert "other methods" in refusal(*asked)
+
+
+def test_what_a_row_counts_is_what_the_lines_hold(answer, asked, adapter, tmp_path) -> None:
+    result = answer(*asked, "--out", tmp_path / "out")
+    lines = (tmp_path / "out" / "steering.jsonl").read_text().splitlines()[1:]
+    batches = [json.loads(line) for line in lines]
+    words = tokenizer(TEMPLATE)
+    encoded = encode_prompts(PROMPTS, words, 20)
+    model = OtterModel.from_pretrained(tiny_base(vocab_size=len(WORDS)), adapter)
+
+    def final(prompt: list[int], response: list[int]) -> float:
+        ids = torch.tensor([prompt + response])
+        return float(score_sequences(model, ids, torch.ones_like(ids))[0, -1])
+
+    def finals(responses: list[list[int]]) -> torch.Tensor:
+        return torch.tensor([final(*pair) for pair in zip(encoded, responses, strict=True)], dtype=torch.float64)
+
+    samples, rewards = samples_of(batches)
+    close(rewards, torch.stack([finals(list(column)) for column in zip(*samples, strict=True)], dim=1))
+    assert result["spread"] == pytest.approx(float(rewards.std()))
+    methods = [[response for batch in batches for response in batch["methods"][n]["responses"]] for n in (0, 3)]
+    gain = (finals(methods[1]) - finals(methods[0])).mean() / rewards.std()
+    assert result["rows"][3]["reward_gain"] == pytest.approx(float(gain), rel=1e-3)
+    assert result["rows"][3]["tokens"] == sum(map(len, methods[1])) / 5
+    best = rewards[:, :4].max(dim=1).values
+    assert result["rows"][5]["method"] == "best-of-4"
+    assert result["rows"][5]["reward_gain"] == pytest.approx(
+        float((best - finals(methods[0])).mean() / rewards.std()), rel=1e-3
+    )
+
+
+def test_what_is_refused(refusal, asked, adapter, tmp_path) -> None:
+    (tmp_path / "one.txt").write_text("a b")
+    assert "holds one prompt" in refusal(*asked, "--data", tmp_path / "one.txt")
+    assert "exceeds the base's context of 128" in refusal(*asked, "--max-new-tokens", 200)
+    assert "the weight must be a finite number" in refusal(*asked, "--weight", "nan")
+    plain = tiny_otter(tiny_base(vocab_size=len(WORDS)), signal=RewardConfig(vocabulary_rank=0))
+    plain.save_pretrained(tmp_path / "plain")
+    without = [tmp_path / "plain" if each == adapter else each for each in asked]
+    assert "no adapter gives a number for every prefix and scores every next token" in refusal(*without)
+
+
+def made_up(base: dict[str, Any], other: dict[str, Any], samples: list[float]) -> list[dict[str, Any]]:
+    """One batch of two prompts; sample n of both has the reward `samples[n]` and the response [n]."""
+    rounds = [
+        {
+            "seconds": 2.0,
+            "responses": [[n] for _ in range(2) for n in range(first, first + 4)],
+            "rewards": [samples[n] for _ in range(2) for n in range(first, first + 4)],
+        }
+        for first in range(0, SAMPLES, 4)
+    ]
+    return [{"methods": [base, other], "samples": rounds}]
+
+
+LABELS = [(BASE, None), (GUIDANCE, 1.0)]
+BATCHES = made_up(
+    {"seconds": 4.0, "responses": [[10, 11], [12, 13]], "rewards": [1.0, 2.0]},
+    {"seconds": 9.0, "responses": [[10, 11], [12, 14, 12]], "rewards": [1.0, 5.0]},
+    [0.0, 3.0, 1.0, 2.0, *[1.0] * 5, 7.0, *[1.0] * 6],
+)
+
+
+def test_best_of_n_is_of_the_first_n_samples() -> None:
+    answers = answers_of(LABELS, BATCHES)
+    assert answers["best-of-4", None].responses == [[1], [1]]
+    assert answers["best-of-16", None].responses == [[9], [9]]
+    assert answers["best-of-16", None].rewards.tolist() == [7.0, 7.0]
+    assert [answers[f"best-of-{n}", None].paces for n in (4, 16)] == [[2.0], [8.0]]
+    assert answers[GUIDANCE, 1.0].time_over(answers[BASE, None]) == (9 / 3) / (4 / 2)
+
+
+def test_rows() -> None:
+    perplexities = {"a b": 4.0, "c d": 9.0, "c e c": 36.0}
+
+    def fluency(prompts, texts):
+        return [perplexities.get(text, math.nan) for text in texts]
+
+    def judge(prompts, texts):
+        return [float(len(text.split())) for text in texts]
+
+    rows = rows_of(LABELS, tokenizer(TEMPLATE), PROMPTS[:2], BATCHES, 2.0, fluency, judge)
+    own = rows[1]
+    assert (own.reward_gain, own.share_up, own.share_same) == (0.75, 0.5, 0.5)
+    assert own.reward_gain_ci95 == [0.0, 1.5]
+    assert own.perplexity == pytest.approx(12.0)
+    assert own.perplexity_ratio == pytest.approx(2.0)
+    assert own.perplexity_ratio_ci95 == pytest.approx([1.0, 4.0])
+    assert own.tokens == 2.5
+    assert own.distinct_2 == 1.0
+    assert own.judge == 0.5
+    # The base's responses have two words in two tokens, its samples one token: 12 of 16 a word, 4 a special one. So a
+    # token is worth 2 - 12/16, and the method's responses are half a token longer.
+    assert own.judge_at_equal_length == pytest.approx(0.5 - 1.25 / 2)
+    # The samples that are taken are of one word or none.
+    assert (rows[2].perplexity, rows[2].perplexity_ratio, rows[2].perplexity_ratio_ci95) == (None, None, None)
+    assert rows[2].distinct_2 is None
+    without = rows_of(LABELS, tokenizer(TEMPLATE), PROMPTS[:2], BATCHES, 2.0, fluency, None)
+    assert without[1].judge_at_equal_length_ci95 is None
+    assert without[1].reward_gain == own.reward_gain
+
+
+def test_length_is_regressed_out() -> None:
+    """A judge that likes brevity, prompts of different levels with longer responses to those it likes, and a method
+    that is better by one and shorter."""
+    generator = torch.Generator().manual_seed(0)
+    level = torch.arange(12.0).double()
+    lengths = level[:, None] + torch.randint(5, 30, (12, 9), generator=generator).double()
+    ratings = 10 * level[:, None] - 0.25 * lengths
+    longer = -torch.randint(1, 9, (12,), generator=generator).double()
+    statistic = at_equal_length(1 - 0.25 * longer, longer, lengths, ratings)
+    assert statistic(torch.arange(12)) == pytest.approx(1)
+    assert interval(12, statistic) == pytest.approx([1, 1])
+    # Nothing to fit: what is measured stays.
+    alike = at_equal_length(
+        torch.tensor([1.0, 3.0]), torch.tensor([5.0, 5.0]), torch.full((2, 4), 7.0), ratings[:2, :4]
+    )
+    assert alike(torch.arange(2)) == 2
+
+
+def test_the_spread_is_that_of_training_or_measured() -> None:
+    class Model(SimpleNamespace):
+        def adapter(self, name: str) -> Any:
+            return SimpleNamespace(config=SimpleNamespace(signal=self.signal))
+
+    model: Any = Model(signal=SimpleNamespace(spread=0.7))
+    assert spread_of(model, "reward", BATCHES) == (0.7, "training")
+    for signal in (SimpleNamespace(spread=None), SimpleNamespace()):
+        rewards = [0.0, 3.0, 1.0, 2.0, *[1.0] * 5, 7.0, *[1.0] * 6]
+        expected = float(torch.tensor(rewards * 2).std())
+        spread, source = spread_of(Model(signal=signal), "reward", BATCHES)  # type: ignore[arg-type]
+        assert spread == pytest.approx(expected)
+        assert source == "the base's samples"
+    level = made_up(BATCHES[0]["methods"][0], BATCHES[0]["methods"][1], [1.0] * 16)
+    model = Model(signal=SimpleNamespace(spread=None))
+    refused(lambda: spread_of(model, "reward", level), "no spread")
+
+
+def test_a_text_has_one_reward_whatever_it_is_padded_to() -> None:
+    model = tiny_otter(tiny_base())
+    final = FinalReward(model, "reward", 0)
+    first = final([[5, 6], [7, 8]], [[9], [10, 11, 12, 13, 14]])
+    assert final([[5, 6], [7]], [[9], [8, 9]])[0] == first[0]
+    ids = torch.tensor([[5, 6, 9]])
+    assert first[0] == pytest.approx(float(score_sequences(model, ids, torch.ones_like(ids))[0, -1]), rel=1e-4)
+
+
+@torch.no_grad()
+def test_perplexity_of_a_response_is_without_its_end(base) -> None:
+    words, model = tokenizer(TEMPLATE), tiny_base(vocab_size=len(WORDS))
+    said = [" ".join(WORDS[12:15]), WORDS[11], ""]
+    found = Perplexity(model, words).of_responses(PROMPTS[:3], said, 6, batch_size=2)
+    for prompt, response, perplexity in zip(encode_prompts(PROMPTS[:2], words, 6), said, found, strict=False):
+        after = words.encode(response, add_special_tokens=False)
+        labels = torch.tensor([[-100] * len(prompt) + after])
+        loss = model(torch.tensor([prompt + after]), labels=labels).loss
+        assert perplexity == pytest.approx(float(loss.exp()), rel=1e-4)
+    assert math.isnan(found[2])
+
+
+def test_interval_of_a_mean() -> None:
+    values = torch.randn(400, generator=torch.Generator().manual_seed(1))
+    low, high = interval(400, mean_of(values))
+    mean, half = float(values.mean()), report.half_interval(values)
+    assert low == pytest.approx(mean - half, abs=0.15 * half)
+    assert high == pytest.approx(mean + half, abs=0.15 * half)
+
+
+def test_marks_of_a_method_are_joined_along_a_column() -> None:
+    rows = [{"method": "base", "w": None, "x": 1.0, "y": 0.0}]
+    rows += [{"method": "m", "w": w, "x": w, "y": 2 * w} for w in (2.0, 1.0)]
+    axes = report.new_figure(3, 3).subplots()
+    report._plot(axes, rows, "x", "y", None, "w")
+    assert [line.get_xydata().tolist() for line in axes.lines] == [[[1.0, 2.0], [2.0, 4.0]]]
+    assert [text.get_text() for text in axes.texts] == ["1", "2"]
