@@ -131,15 +131,17 @@ def _calibration_texts(
 
 
 def _steered(base: PreTrainedModel, inserted: Rewards, copied: Rewards, weight: float) -> dict[str, Method]:
-    """Makes guidance and search with the adapter's rewards, and ARGS with the copy's, at one weight in spreads."""
+    """Makes guidance and search with the adapter's rewards, and ARGS with the copy's, at one weight in spreads. All choose from
+    the same k candidates."""
     otter, top_k = inserted.model, inserted.top_k
-    ours, theirs = weight / inserted.scale.spread, weight / copied.scale.spread
+    ours = weight * otter.adapter().config.signal.unit / inserted.scale.spread
+    theirs = weight / copied.scale.spread
 
     def guidance(mask: Tensor) -> dict[str, Any]:
-        return {"logits_processor": [RewardGuidance(otter, ours, top_k)]}
+        return {"logits_processor": [RewardGuidance(otter, ours, top_k, min_p=0.0)]}
 
     def search(mask: Tensor) -> dict[str, Any]:
-        return {"custom_generate": CandidateSearch(ours, top_k)}
+        return {"custom_generate": CandidateSearch(ours, top_k, min_p=0.0)}
 
     def args(mask: Tensor) -> dict[str, Any]:
         return {"logits_processor": [ARGS(copied.model, theirs, top_k, attention_mask=mask)]}
