@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from otterlm.decoding.steering import contrast, count_under, guide, nucleus
+from otterlm.decoding.steering import contrast, count_under, guide, nucleus, plausible
 
 shapes = st.tuples(st.integers(1, 4), st.integers(1, 50), st.integers(0, 10**6))
 
@@ -33,11 +33,24 @@ def test_guidance(shape: tuple[int, int, int], top_k: int) -> None:
     assert torch.equal(guide(scores, lambda tokens: of(rewards, tokens), 2.0)[0], (scores + 2.0 * rewards)[0])
 
 
+@given(shapes, st.floats(0.001, 1.0))
+def test_guidance_stays_inside_the_plausible_tokens(shape: tuple[int, int, int], min_p: float) -> None:
+    scores, rewards, weight = numbers(*shape)
+    guided = guide(scores, lambda tokens: of(rewards, tokens), weight, min_p=min_p)
+    chances = scores.double().softmax(dim=-1)
+    share = chances / chances.amax(dim=-1, keepdim=True)
+    assert torch.isfinite(guided).equal(plausible(scores, min_p))
+    assert bool((share[torch.isfinite(guided)] >= min_p * (1 - 1e-5)).all())
+    assert bool((share[torch.isinf(guided)] <= min_p * (1 + 1e-5)).all())
+    inside = torch.isfinite(guided)
+    assert torch.equal(guided[inside], (scores + weight * rewards)[inside])
+
+
 def test_guidance_leaves_what_a_grammar_ruled_out() -> None:
     scores = torch.tensor([[-torch.inf, 1.0, -torch.inf, 0.5]])
     rewards = torch.tensor([[100.0, 0.0, 100.0, 3.0]])
-    for top_k in (None, 1, 3):
-        guided = guide(scores, lambda tokens: of(rewards, tokens), 1.0, top_k)
+    for top_k, min_p in ((None, 0.0), (1, 0.0), (3, 0.0), (None, 0.1)):
+        guided = guide(scores, lambda tokens: of(rewards, tokens), 1.0, top_k, min_p)
         assert torch.isinf(guided[0, [0, 2]]).all()
         assert not guided.isnan().any()
 

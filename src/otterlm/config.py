@@ -117,7 +117,7 @@ class OtterConfig:
             for name in ("layers", "base_fingerprint"):
                 if values.get(name) is not None:
                     values[name] = tuple(values[name])
-            return cls(signal=kind(**signal), **values)
+            return cls(signal=kind.parse(signal), **values)
         except OtterError as error:
             raise OtterError(f"{where}: {error}" if where not in str(error) else str(error)) from None
         except (json.JSONDecodeError, RecursionError) as error:

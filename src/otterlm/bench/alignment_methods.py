@@ -131,8 +131,8 @@ def _calibration_texts(
 
 
 def _steered(base: PreTrainedModel, inserted: Rewards, copied: Rewards, weight: float) -> dict[str, Method]:
-    """Makes guidance and search with the adapter's rewards, and ARGS with the copy's, at one weight in spreads. All choose from
-    the same k candidates."""
+    """Makes guidance and search with the adapter's rewards, and ARGS with the copy's, at one weight in spreads. All
+    choose from the same k candidates."""
     otter, top_k = inserted.model, inserted.top_k
     ours = weight * otter.adapter().config.signal.unit / inserted.scale.spread
     theirs = weight / copied.scale.spread

@@ -6,7 +6,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 if TYPE_CHECKING:  # so that listing signals and reading a configuration need no torch
     from torch import Tensor
@@ -67,6 +67,12 @@ class SignalConfig:
     def capabilities(self) -> Capability:
         """What can be done with the signal."""
         raise NotImplementedError
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Self:
+        """Makes a configuration of the fields that a file holds. A signal whose defaults have changed gives older files
+        the old ones here."""
+        return cls(**values)
 
     @property
     def unit(self) -> float:

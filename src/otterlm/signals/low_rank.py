@@ -1,6 +1,7 @@
 """A number for every token of the vocabulary from a low-rank map of the state: E[v] . up(down(s)), E the base's own
 unembedding, so that a head over 49,152 tokens takes a few ten thousand parameters."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,13 +39,18 @@ class LowRankHead(nn.Module):
         return self.up(self.down(state))
 
     def of_tokens(self, state: Tensor, tokens: Tensor, unembedding: Tensor) -> Tensor:
-        """The scores of some tokens: `[..., 1, d + d']` with `[..., k]` ids, or `[n, d + d']` with `[n]`."""
+        """Returns the scores of some tokens: `[..., 1, d + d']` with `[..., k]` ids, or `[n, d + d']` with `[n]`."""
+        return self.of_embeddings(state, unembedding[tokens])
+
+    def of_embeddings(self, state: Tensor, embeddings: Tensor) -> Tensor:
+        """Returns the scores of some tokens by their embeddings, `[..., k, d]` or `[n, d]`."""
         direction = self.direction(state)
-        return (unembedding[tokens].to(direction.dtype) * direction).sum(dim=-1).float()
+        return (embeddings.to(direction.dtype) * direction).sum(dim=-1).float()
 
 
 class Fold:
-    """Remembers E times an up projection, `[V, rank]`, so that scoring a vocabulary costs V x rank, not V x d."""
+    """Remembers what a head makes of the unembedding, such as E times an up projection, `[V, rank]`, so that scoring a
+    vocabulary costs V x rank, not V x d."""
 
     def __init__(self) -> None:
         self._made: tuple[tuple[tuple[int, int], ...] | None, Tensor] | None = None
@@ -57,19 +63,26 @@ class Fold:
         return Fold, ()  # a copy's weights lie elsewhere
 
     def __call__(self, up: Tensor, unembedding: Tensor, rows: Tensor | None = None) -> Tensor:
-        """The product, made anew when a weight has changed.
+        """Returns the product, made anew when a weight has changed.
 
         Args:
             up: `[d, rank]`.
             unembedding: `[V, d]`.
             rows: `[N]`, the tokens to score; None: all.
         """
-        parts = (up, unembedding) if rows is None else (up, unembedding, rows)
+
+        def product() -> Tensor:
+            table = unembedding if rows is None else unembedding[rows]
+            return F.linear(table.to(up.dtype), up.T)
+
+        return self.remember((up, unembedding) if rows is None else (up, unembedding, rows), product)
+
+    def remember(self, parts: tuple[Tensor, ...], make: Callable[[], Tensor]) -> Tensor:
+        """Returns what `make` gives, made anew when one of the tensors that it is made of has changed."""
         counted = not any(part.is_inference() for part in parts)  # whether torch counts what is written to them
         version = tuple((part.data_ptr(), part._version) for part in parts) if counted else None
         if self._made is None or version is None or self._made[0] != version:
             # It outlives the contexts that the first call may stand in.
-            with torch.inference_mode(False), torch.no_grad(), torch.autocast(up.device.type, enabled=False):
-                table = unembedding if rows is None else unembedding[rows]
-                self._made = (version, F.linear(table.to(up.dtype), up.T))
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(parts[0].device.type, enabled=False):
+                self._made = (version, make())
         return self._made[1]

@@ -1,8 +1,9 @@
 """The reward signal's configuration, and what its numbers mean."""
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 from otterlm.errors import OtterError
 from otterlm.settings import check_settings, setting
@@ -43,13 +44,15 @@ class RewardConfig(SignalConfig):
         spread: the standard deviation of the final rewards of the base's own responses; None: not measured.
         advantage_spread: the standard deviation of what the base's plausible next tokens change in the reward, as the
             vocabulary head predicts it; None: not measured.
+        vocabulary_hidden: width of the head's two small networks, see `otterlm.signals.two_towers`; 0 for linear maps.
     """
 
     type: ClassVar[str] = "reward"
-    vocabulary_rank: int = setting(16, "Rank of the vocabulary head; 0 for none.", minimum=0)
+    vocabulary_rank: int = setting(32, "Rank of the vocabulary head; 0 for none.", minimum=0)
     calibration: Calibration | None = None
     spread: float | None = None
     advantage_spread: float | None = None
+    vocabulary_hidden: int = setting(256, "Hidden width of the vocabulary head; 0 for a linear one.", minimum=0)
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -61,6 +64,11 @@ class RewardConfig(SignalConfig):
             object.__setattr__(self, "calibration", Calibration(**self.calibration))
         if self.calibration is not None and not isinstance(self.calibration, Calibration):
             raise OtterError(f"calibration must be an object, got {self.calibration!r}")
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Self:
+        """See `SignalConfig`. Heads were linear before they had a hidden width."""
+        return cls(**{"vocabulary_hidden": 0, **values})
 
     @property
     def capabilities(self) -> Capability:

@@ -1,8 +1,8 @@
-"""The reward signal: a scalar for every prefix, and a score for every token that could come next, in the same pass.
+"""The reward signal is a scalar for every prefix, and a score for every token that could come next, in the same pass.
 
 The vocabulary head predicts what the prefix head will say one token later (FaRMA, arXiv 2502.04517; RAD-Q, arXiv
-2407.04615): score(v | s) = reward(s) + E[v] . u(s), where E is the base's own unembedding and u a low-rank map of the
-state.
+2407.04615): score(v | s) = reward(s) + f(E[v]) . g(s), where E is the base's own unembedding, s the state, and f and g
+are small networks, or linear maps.
 """
 
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from otterlm.errors import OtterError
 from otterlm.signals.low_rank import LowRankHead
 from otterlm.signals.reward.config import RewardConfig
+from otterlm.signals.two_towers import TwoTowerHead
 
 
 class RewardHead(nn.Module):
@@ -29,8 +30,12 @@ class RewardHead(nn.Module):
         super().__init__()
         self.config = config
         self.prefix = nn.Linear(width, 1, **factory)
-        rank = config.vocabulary_rank
-        self.vocabulary = LowRankHead(width, rank, base_width, **factory) if rank else None
+        rank, hidden = config.vocabulary_rank, config.vocabulary_hidden
+        self.vocabulary: LowRankHead | TwoTowerHead | None = None
+        if rank and hidden:
+            self.vocabulary = TwoTowerHead(width, hidden, rank, base_width, **factory)
+        elif rank:
+            self.vocabulary = LowRankHead(width, rank, base_width, **factory)
 
     def initialize(self) -> None:
         """Every reward starts at 0."""
@@ -115,7 +120,7 @@ class RewardSignal:
         return self._vocabulary_head.of_tokens(state, tokens, self._unembedding)
 
     @property
-    def _vocabulary_head(self) -> LowRankHead:
+    def _vocabulary_head(self) -> LowRankHead | TwoTowerHead:
         if self._head.vocabulary is None:
             raise OtterError("this adapter has no vocabulary head (vocabulary_rank is 0): use search, or train one")
         return self._head.vocabulary

@@ -28,11 +28,13 @@ class RewardTrainingConfig:
     Attributes:
         compare: `prefixes`: the reward of every prefix of a response is trained (PARGS, arXiv 2406.07780); `last`: only
             that of the whole response.
-        vocabulary_weight: of the vocabulary head's squared error to the prefix head at the next token.
+        vocabulary_weight: of the vocabulary head's squared error to the prefix head at the next token; where it is not
+            fitted to candidates afterwards.
         probe_start: whether the head starts from a linear probe on the base's last hidden state.
         trace: lambda of TD(lambda), for given scores on prefixes, see `otterlm.signals.reward.losses.regression`.
         candidates, places: after training, the vocabulary head is fitted to so many of the base's likeliest next tokens
-            at so many places of each example, see `otterlm.training.vocabulary_head`; 0 candidates leave it as trained.
+            at so many positions of each example, see `otterlm.training.vocabulary_head`; 0 candidates leave it as
+            trained.
     """
 
     compare: Compare = setting("prefixes", "Train the reward of all prefixes, or of the last token only.")
@@ -40,9 +42,9 @@ class RewardTrainingConfig:
     probe_start: bool = setting(True, "Start the head from a linear probe (pairs only).")
     trace: float = setting(1.0, "Of TD(lambda), for scores on prefixes; 1 is plain regression.", option="--lambda")
     candidates: int = setting(
-        8, "Likeliest next tokens a place that the vocabulary head is fitted to; 0: not.", minimum=0
+        6, "Likeliest next tokens a position that the vocabulary head is fitted to; 0: not.", minimum=0
     )
-    places: int = setting(8, "Places of each example with candidates.", minimum=1)
+    places: int = setting(40, "Positions of each example with candidates.", minimum=1)
 
     def __post_init__(self) -> None:
         if self.compare not in get_args(Compare):
@@ -70,9 +72,11 @@ class RewardObjective(nn.Module):
         self.source = source
         self.config = config
         self.name = model.adapter_name(adapter_name, Capability.PREFIX)
-        # The vocabulary head is fitted to candidates after training: they change nothing before.
+        head = model.adapter(self.name).head.vocabulary
+        self._learns_vocabulary = head is not None and not config.candidates
+        # How many candidates the vocabulary head is fitted to after training changes nothing before.
         losses = {name: value for name, value in asdict(config).items() if name not in ("candidates", "places")}
-        self.identity = of_adapter(model, self.name) | losses
+        self.identity = of_adapter(model, self.name) | losses | {"vocabulary": self._learns_vocabulary}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Scalars, means over the batch: `loss`, `preference` or `regression`, `vocabulary`, and `accuracy` for
@@ -86,7 +90,7 @@ class RewardObjective(nn.Module):
             metrics["accuracy"] = preference_accuracy(rewards.detach(), batch)
         else:
             loss = metrics["regression"] = regression(rewards, batch, prefixes, self.config.trace)
-        if self.model.adapter(self.name).head.vocabulary is not None:
+        if self._learns_vocabulary:
             metrics["vocabulary"] = self._vocabulary_loss(signal, rewards.detach(), batch)
             loss = loss + self.config.vocabulary_weight * metrics["vocabulary"]
         return {"loss": loss} | {name: value.detach() for name, value in metrics.items()}

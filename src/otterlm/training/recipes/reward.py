@@ -15,6 +15,7 @@ from otterlm.training.data.conversations import Prompt
 from otterlm.training.data.records import source_name
 from otterlm.training.data.rows import PairRow, Row, hold_out, read_rows
 from otterlm.training.data.tokens import Limits, tokenize
+from otterlm.training.evaluation.scoring import score_examples, summarize
 from otterlm.training.recipes.common import Run, on_device
 from otterlm.training.recipes.reward_fit import learn_reward, learn_to_steer, save_reward
 from otterlm.training.recipes.values import Values, learn_values
@@ -78,13 +79,16 @@ class RewardRecipe:
         settings = {f"max_{name}_tokens": value for name, value in asdict(self.limits).items()} | asdict(self.learning)
         model, seed = OtterModel(on_device(base), config), run.training.seed
         metrics = learn_reward(model, tokenizer, examples, held, self.learning, run)
+        held_out = [example for example in examples if example.row in held]
         responses = examples = [example for example in examples if example.row not in held]
         prompts = _prompts(rows, held) if self.values.values else []
         if len(prompts) > 1:
             responses, values = learn_values(
                 model, tokenizer, prompts, self.values, self.limits.prompt, self.learning, run
             )
-            metrics, settings = metrics | values, settings | asdict(self.values)
+            # The second stage moves the reward, too.
+            metrics |= values | {"accuracy": summarize(score_examples(model, held_out))["accuracy"]}
+            settings |= asdict(self.values)
         metrics |= learn_to_steer(model, responses, self.learning, seed)
         save_reward(model, run, source_name(self.data), (len(examples), len(held)), metrics, settings)
         return metrics

@@ -1,9 +1,11 @@
 """The stages that make a reward adapter: learning from examples, fitting the vocabulary head, saving."""
 
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from otterlm.families.parts import weight_of
@@ -13,7 +15,11 @@ from otterlm.training.data.packing import Example
 from otterlm.training.evaluation.scoring import correlations, score_examples
 from otterlm.training.recipes.common import Run
 from otterlm.training.sources import LiveBase
-from otterlm.training.vocabulary_head import fit_vocabulary, read_candidates
+from otterlm.training.vocabulary_fit import FitConfig, fit_vocabulary
+from otterlm.training.vocabulary_head import read_steps
+
+POSITIONS = 200_000
+"""How many response tokens a vocabulary head is fitted to at most: their states lie in memory."""
 
 
 def learn_reward(
@@ -54,7 +60,7 @@ def learn_reward(
 def learn_to_steer(
     model: OtterModel, examples: Sequence[Example], learning: RewardTrainingConfig, seed: int
 ) -> dict[str, float]:
-    """Fits the vocabulary head to the base's plausible next tokens, and measures the unit of a steering weight.
+    """Fits the vocabulary head to the base's plausible next tokens, and measures the spreads that weights count in.
 
     Args:
         model: the base with the trained adapter.
@@ -68,13 +74,29 @@ def learn_to_steer(
     """
     adapter = model.adapter()
     head = adapter.head.vocabulary
-    if head is None or not learning.candidates:
-        return {}
-    candidates = read_candidates(model, examples, learning.candidates, learning.places, seed)
-    explained, spread = fit_vocabulary(head, weight_of(model.base_model.get_output_embeddings()), candidates)
-    signal = replace(adapter.config.signal, advantage_spread=spread)
-    adapter.config = replace(adapter.config, signal=signal)
-    return {"vocabulary_explained": explained}
+    scores = torch.tensor([score for example in examples for score in example.scores])
+    changed = {"spread": float(scores.std())} if len(scores) > 1 and float(scores.std()) > 0 else {}
+    metrics = {}
+    if head is not None and learning.candidates:
+        some = _at_most(examples, POSITIONS, seed)
+        followed, candidates = read_steps(model, some, learning.candidates, learning.places, seed)
+        unembedding = weight_of(model.base_model.get_output_embeddings())
+        explained, spread = fit_vocabulary(head, unembedding, followed, candidates, FitConfig(seed=seed))
+        metrics["vocabulary_explained"] = explained
+        changed |= {"advantage_spread": spread} if spread > 0 else {}
+    adapter.config = replace(adapter.config, signal=replace(adapter.config.signal, **changed))
+    return metrics
+
+
+def _at_most(examples: Sequence[Example], tokens: int, seed: int) -> list[Example]:
+    """Chooses random examples whose responses have no more than so many tokens together, one at least."""
+    chosen: list[Example] = []
+    for example in random.Random(seed).sample(list(examples), len(examples)):
+        tokens -= sum(map(len, example.responses))
+        if tokens < 0 and chosen:
+            break
+        chosen.append(example)
+    return chosen
 
 
 def save_reward(

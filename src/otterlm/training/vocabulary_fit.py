@@ -1,0 +1,142 @@
+"""Fits a vocabulary head to steps, see `otterlm.training.vocabulary_head`, by least squares."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from otterlm.signals.low_rank import LowRankHead
+from otterlm.signals.two_towers import TwoTowerHead
+from otterlm.training.vocabulary_head import Steps
+
+PLAUSIBLE = 0.02
+"""The least share of the likeliest candidate's probability that makes a candidate count."""
+
+
+@dataclass(frozen=True, slots=True)
+class FitConfig:
+    """Says how a head is fitted: AdamW with linear decay.
+
+    Attributes:
+        epochs, batch_size, learning_rate, weight_decay: of the fit; a batch is so many positions of the text.
+        dropout: of the states and of the head's middles. Without it the head learns the texts by heart.
+        seed: of the order and of what is held out.
+    """
+
+    epochs: int = 8
+    batch_size: int = 512
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    dropout: float = 0.2
+    seed: int = 0
+
+
+def fit_vocabulary(
+    head: LowRankHead | TwoTowerHead,
+    unembedding: Tensor,
+    followed: Steps,
+    candidates: Steps,
+    config: FitConfig = FitConfig(),
+) -> tuple[float, float]:
+    """Fits a head to what tokens change in the reward, and leaves it in `head`.
+
+    Args:
+        head: of the adapter that the steps were read with.
+        unembedding: the base's, `[V, d]`.
+        followed: steps of the texts themselves.
+        candidates: steps of the base's likeliest tokens; those of a tenth of the examples are held out.
+        config: how.
+
+    Returns:
+        Of the held-out candidates that are plausible: the share of the variance of their gains, around each position's
+        mean, that the head explains, which is what counts for choosing among them; and the standard deviation of what
+        it says of them, weighted by the base's probabilities.
+    """
+    torch.manual_seed(config.seed)
+    held = _held_out(candidates.examples, config.seed)
+    inputs = _Inputs(head, unembedding, followed, config.dropout)
+    mask, weight = _plausible(candidates.log_probs)
+    advantages = candidates.gains - (weight * candidates.gains).sum(dim=1, keepdim=True)
+    single, several = (~torch.isin(followed.examples, held)).nonzero()[:, 0], _rows(candidates, held, False)
+    batches = -(-len(single) // config.batch_size)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=config.epochs * batches)
+    share = -(-len(several) // batches)
+    with torch.enable_grad():
+        for _ in range(config.epochs):
+            first, second = single[torch.randperm(len(single))], several[torch.randperm(len(several))]
+            for number in range(batches):
+                rows = first[number * config.batch_size : (number + 1) * config.batch_size]
+                loss = F.mse_loss(inputs.scores(followed, rows), followed.gains[rows].to(unembedding.device))
+                rows = second[number * share : (number + 1) * share]
+                if len(rows):
+                    loss = loss + F.mse_loss(inputs.scores(candidates, rows), advantages[rows].to(unembedding.device))
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+    rows = _rows(candidates, held, True)
+    with torch.no_grad():
+        scores = inputs.scores(candidates, rows, fitting=False).cpu()
+    inputs.restore()
+    return _explained(candidates.gains[rows], scores, mask[rows]), _spread(scores, weight[rows])
+
+
+class _Inputs:
+    """What a head reads while it is fitted: a head with biases reads standardised states and embeddings, and is made
+    one of the plain ones at the end."""
+
+    def __init__(self, head: LowRankHead | TwoTowerHead, unembedding: Tensor, steps: Steps, dropout: float) -> None:
+        self._head, self._unembedding, self._dropout = head, unembedding, dropout
+        self._standard = isinstance(head, TwoTowerHead)
+        self._mean, self._deviation, self._scale = torch.tensor(0.0), torch.tensor(1.0), 1.0
+        if self._standard:
+            states = steps.states.float()
+            self._mean, self._deviation = states.mean(dim=0), states.std(dim=0) + 1e-3
+            self._scale = float(unembedding.float().square().mean().sqrt())
+            head.initialize()
+
+    def scores(self, steps: Steps, rows: Tensor, fitting: bool = True) -> Tensor:
+        """Returns the scores of the tokens of some steps, `[n, k]`."""
+        states = ((steps.states[rows].float() - self._mean) / self._deviation).to(self._unembedding.device)
+        embeddings = self._unembedding[steps.tokens[rows].to(self._unembedding.device)] / self._scale
+        if isinstance(self._head, TwoTowerHead):
+            return self._head.of_embeddings(states[:, None], embeddings, self._dropout if fitting else 0.0)
+        return self._head.of_embeddings(states[:, None], embeddings)
+
+    def restore(self) -> None:
+        """Makes the head one that reads plain states and embeddings."""
+        if isinstance(self._head, TwoTowerHead):
+            device = self._unembedding.device
+            self._head.standardize(self._mean.to(device), self._deviation.to(device), self._scale)
+
+
+def _held_out(examples: Tensor, seed: int) -> Tensor:
+    """Chooses a tenth of the examples' numbers."""
+    numbers = examples.unique()
+    order = torch.randperm(len(numbers), generator=torch.Generator().manual_seed(seed))
+    return numbers[order[: max(1, len(numbers) // 10)]]
+
+
+def _rows(steps: Steps, held: Tensor, inside: bool) -> Tensor:
+    return (torch.isin(steps.examples, held) == inside).nonzero()[:, 0]
+
+
+def _plausible(log_probs: Tensor) -> tuple[Tensor, Tensor]:
+    """Marks plausible candidates, `[n, k]` bool, and gives their probabilities among themselves."""
+    mask = log_probs >= log_probs[:, :1] + math.log(PLAUSIBLE)
+    return mask, log_probs.masked_fill(~mask, -torch.inf).softmax(dim=1)
+
+
+def _explained(gains: Tensor, scores: Tensor, mask: Tensor) -> float:
+    count = mask.sum(dim=1, keepdim=True)
+    gains, scores = ((values - (values * mask).sum(dim=1, keepdim=True) / count) * mask for values in (gains, scores))
+    left, whole = (((values / count.sqrt()) ** 2).sum() for values in (gains - scores, gains))
+    return float(1 - left / whole.clamp_min(1e-12))
+
+
+def _spread(scores: Tensor, weight: Tensor) -> float:
+    scores = scores - (weight * scores).sum(dim=1, keepdim=True)
+    return float((weight * scores.square()).sum(dim=1).mean().sqrt())

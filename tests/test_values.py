@@ -1,0 +1,86 @@
+"""The second stage of a reward: values of the base's own responses, and what a steering weight means."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import tiny_otter, tokens
+from word_tokenizer import WORDS
+
+from otterlm.adapter_files import CONFIG, WEIGHTS
+from otterlm.decoding import CandidateSearch, RewardGuidance
+from otterlm.model import OtterModel
+from otterlm.training import trainer
+
+SHAPE = ("--hidden-size", 8, "--heads", 2, "--kv-heads", 1, "--intermediate-size", 12, "--vocabulary-rank", 4)
+HOW = ("--epochs", 1, "--batch-size", 8, "--value-new-tokens", 6, "--value-responses", 2, "--places", 3)
+
+
+@pytest.fixture
+def dialogues(tmp_path: Path) -> Path:
+    """Pairs with prompts: 24 of them, a chosen response holds an a, a rejected one a b."""
+    path = tmp_path / "dialogues.jsonl"
+    rows = [
+        {"prompt": f"{first} {second}", "chosen": f"a {second}", "rejected": f"b {second}"}
+        for first in WORDS[10:16]
+        for second in WORDS[10:14]
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_second_stage_learns_the_bases_responses(
+    otter: Any, answer: Any, base: Path, dialogues: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is killed in its midst and goes on to the weights of a run that was left alone."""
+    command = ("train", "reward", "--base", base, "--data", dialogues, *SHAPE, *HOW)
+    alone = answer(*command, "--out", tmp_path / "alone")
+    assert {"accuracy", "value_correlation_50", "vocabulary_explained"} <= alone.keys()
+    signal = json.loads((tmp_path / "alone" / CONFIG).read_text())["signal"]
+    assert signal["spread"] > 0
+    assert signal["advantage_spread"] > 0
+    step, left = trainer._step, iter(range(5))  # the first stage has three
+
+    def interrupted(*arguments: Any) -> Any:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    monkeypatch.setattr(trainer, "_step", interrupted)
+    out = tmp_path / "out"
+    assert otter(*command, "--out", out)[0] == 130
+    assert (out / "values" / "checkpoint.safetensors").exists()
+    assert not (out / WEIGHTS).exists()
+    monkeypatch.setattr(trainer, "_step", step)
+    assert answer(*command, "--out", out) == alone
+    assert (out / WEIGHTS).read_bytes() == (tmp_path / "alone" / WEIGHTS).read_bytes()
+
+
+def test_without_a_second_stage(answer: Any, base: Path, dialogues: Path, tmp_path: Path) -> None:
+    command = ("train", "reward", "--base", base, "--data", dialogues, *SHAPE, *HOW)
+    result = answer(*command, "--no-values", "--out", tmp_path / "out")
+    assert not any(name.startswith("value_") for name in result)
+    assert not (tmp_path / "out" / "values").exists()
+
+
+def spread(model: OtterModel, value: float) -> None:
+    adapter = model.adapter()
+    adapter.config = replace(adapter.config, signal=replace(adapter.config.signal, advantage_spread=value))
+
+
+@pytest.mark.parametrize("how", ["guidance", "search"])
+def test_a_weight_counts_in_the_adapters_unit(how: str) -> None:
+    def generated(weight: float) -> list[int]:
+        steering: dict[str, Any] = {"custom_generate": CandidateSearch(weight)}
+        if how == "guidance":
+            steering = {"logits_processor": [RewardGuidance(model, weight)]}
+        settings: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+        return model.generate(tokens(1, 5), **settings, **steering)[0].tolist()
+
+    model = tiny_otter().eval()
+    plain, strong = generated(0.0), generated(64.0)
+    assert plain != strong
+    spread(model, 0.25)
+    assert generated(16.0) == strong
