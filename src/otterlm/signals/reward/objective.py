@@ -44,7 +44,7 @@ class RewardTrainingConfig:
     candidates: int = setting(
         6, "Likeliest next tokens a position that the vocabulary head is fitted to; 0: not.", minimum=0
     )
-    places: int = setting(40, "Positions of each example with candidates.", minimum=1)
+    places: int = setting(16, "Positions of each example with candidates.", minimum=1)
 
     def __post_init__(self) -> None:
         if self.compare not in get_args(Compare):

@@ -1,5 +1,6 @@
 """A trained reward rates the base's responses itself, as the scorer of its own second stage."""
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -32,7 +33,15 @@ class OwnReward:
     @torch.no_grad()
     def __call__(self, responses: Sequence[Response]) -> list[float]:
         """Returns the reward of each response."""
-        texts = [Example(row, tuple(each.prompt_tokens), (tuple(each.tokens),)) for row, each in enumerate(responses)]
-        batch = collate(texts).to(self._model.device)
+        by_prompt = itertools.groupby(responses, key=lambda each: tuple(each.prompt_tokens))
+        examples = [
+            Example(row, prompt, tuple(tuple(each.tokens) for each in several))
+            for row, (prompt, several) in enumerate(by_prompt)
+        ]
+        batch = collate(examples).to(self._model.device)
         rewards = read_batch(self._model, LiveBase(self._model), batch, self._name).prefix
-        return final_rewards(rewards, batch.segments, CHOSEN).tolist()
+        return [
+            float(final_rewards(rewards[row, None], batch.segments[row, None], branch))
+            for row, example in enumerate(examples)
+            for branch in range(CHOSEN, CHOSEN + len(example.branches))
+        ]
