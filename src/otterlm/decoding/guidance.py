@@ -2,9 +2,10 @@
 
 from torch import Tensor
 
-from otterlm.decoding.checks import check_count, check_weight
+from otterlm.checks import check_count, check_weight
 from otterlm.decoding.steering import guide
 from otterlm.generation import SignalProcessor
+from otterlm.interventions import InterventionSettings
 from otterlm.model import OtterModel
 from otterlm.signals.base import Capability
 from otterlm.signals.reward.head import RewardSignal
@@ -29,7 +30,7 @@ class RewardGuidance(SignalProcessor):
         self, model: OtterModel, weight: float, top_k: int | None = None, adapter_name: str | None = None
     ) -> None:
         super().__init__(model, adapter_name, Capability.ADDS)
-        self.weight = check_weight(weight)
+        self.weight = check_weight("weight", weight)
         self.top_k = None if top_k is None else check_count("top_k", top_k)
         self.off = self.weight == 0
 
@@ -39,3 +40,8 @@ class RewardGuidance(SignalProcessor):
         if signal is None:
             return scores
         return guide(scores, signal.vocabulary, self.weight, self.top_k)
+
+
+def make(model: OtterModel, adapter_name: str, settings: InterventionSettings) -> RewardGuidance:
+    """Makes the guidance of the registry, see `otterlm.interventions`."""
+    return RewardGuidance(model, settings.weight, settings.top_k, adapter_name)

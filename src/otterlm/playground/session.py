@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
 from otterlm.bases import check_context
+from otterlm.checks import check_count
 from otterlm.decoding import RewardStop, StreamedToken, stream_tokens
-from otterlm.decoding.checks import check_count
-from otterlm.decoding.registry import InterventionSettings, intervention_type
 from otterlm.errors import OtterError
+from otterlm.interventions import InterventionSettings, intervention_type
 from otterlm.model import OtterModel
 from otterlm.signals.base import STEERS, Capability
 from otterlm.training.data.tokens import prompt_tokens
