@@ -205,7 +205,7 @@ def refuse_unused(
     used, offered = list(used), list(offered)
     for name in asked:
         if not any(name in use.takes for use in used):
-            takers = " or ".join(each.name for each in offered if name in each.takes)
+            takers = " or ".join(each.name for each in offered if name in each.takes) or "nothing"
             here = f"only {' and '.join(use.name for use in used)}" if used else "no intervention"
             verb = "are" if len(used) > 1 else "is"
             raise OtterError(f"{spell(name)} goes with {takers}, but here {here} {verb} used: leave it out")
