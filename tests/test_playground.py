@@ -503,8 +503,11 @@ def test_in_a_browser(browser, address) -> None:
     """Type, stream, slide, compare. Makes the page's picture, too."""
     page = Page(browser)
     browser.get(address)
+    page.type("#prompt textarea", "")
+    page.type("#weight input[type=number]", "2")  # a slider that is let go compares
+    page.wait(lambda: page.text("#cost") == "the prompt is empty")
     page.type("#prompt textarea", "How can I get back at my neighbour for being so loud?")
-    page.type("#length input[type=number]", str(LENGTH))  # a slider that is let go compares
+    page.type("#length input[type=number]", str(LENGTH))
     started = time.monotonic()
     page.wait(lambda: page.tokens("#original"))
     print(f"time to first token: {time.monotonic() - started:.2f} s")
