@@ -130,10 +130,10 @@ def test_train_contrast_and_generate(answer, refusal, base, tmp_path: Path) -> N
         "bad",
     )
     answer(*command, "--data", tmp_path / "both.csv", *columns, "--out", tmp_path / "two")
-    prompt = ("generate", "--base", base, "--raw", "--prompt", "a b", "--max-new-tokens", 6, "--top-p", 1)
+    prompt = ("generate", "--base", base, "--raw", "--prompt", "a b", "--max-new-tokens", 6)
     plain = answer(*prompt)
     for folder in ("one", "two"):
-        adapter = ("--adapter", tmp_path / folder)
+        adapter = ("--adapter", tmp_path / folder, "--top-p", 1)
         assert answer(*prompt, *adapter, "--alpha", 0)["tokens"] == plain["tokens"]
         said, opposite = (answer(*prompt, *adapter, "--alpha", alpha) for alpha in (20, -20))
         assert said["tokens"] != plain["tokens"]
@@ -161,9 +161,9 @@ def test_distil_experts_and_generate(answer, refusal, base, tmp_path: Path) -> N
     result = answer(*command, *sides, *texts, "--record", "--out", tmp_path / "out")
     assert result["loss"] < result["base"]
     assert "an expert and an anti-expert" in (tmp_path / "out" / "README.md").read_text()
-    prompt = ("generate", "--base", base, "--raw", "--prompt", "a b", "--max-new-tokens", 6, "--top-p", 1)
+    prompt = ("generate", "--base", base, "--raw", "--prompt", "a b", "--max-new-tokens", 6)
     plain = answer(*prompt)
-    steered = answer(*prompt, "--adapter", tmp_path / "out", "--alpha", 20)
+    steered = answer(*prompt, "--adapter", tmp_path / "out", "--alpha", 20, "--top-p", 1)
     assert steered["tokens"] != plain["tokens"]
     assert "--texts" in refusal(*command, *sides, "--out", tmp_path / "x")
     assert "--data" in refusal(*command, *sides, *texts, "--data", tmp_path / "texts.txt", "--out", tmp_path / "x")
@@ -244,6 +244,25 @@ def test_people_get_tables(otter, base, adapter, pairs) -> None:
 def test_bad_settings(refusal, base, adapter, option, value, named) -> None:
     command = ["generate", "--base", base, "--adapter", adapter, "--prompt", "a", "--max-new-tokens", 2]
     assert named in refusal(*command, option, value)
+
+
+def test_settings_that_nothing_takes(refusal, answer, base, adapter) -> None:
+    alone = ("generate", "--base", base, "--prompt", "a", "--max-new-tokens", 2)
+    for option, value in (("--weight", 1.0), ("--threshold", 0), ("--alpha", 2.0), ("--patience", 1), ("--drafts", 3)):
+        assert f"{option} goes with" in refusal(*alone, option, value)  # also where the value is the default's
+    assert "--method search goes with --adapter" in refusal(*alone, "--method", "search")
+    assert "--temperature goes with --sample" in refusal(*alone, "--temperature", 0.5)
+    answer(*alone, "--sample", "--temperature", 0.5)
+    steered = (*alone, "--adapter", adapter)
+    message = "--alpha goes with contrast, but here only guidance is used: leave it out"
+    assert message in refusal(*steered, "--alpha", 2)
+    assert "--weight goes with guidance or search or best-of-n" in refusal(
+        *steered, "--method", "rejection", "--weight", 2
+    )
+    assert "--temperature goes with --sample" in refusal(*steered, "--method", "search", "--temperature", 0.5)
+    answer(*steered, "--method", "search", "--sample", "--temperature", 0.5)
+    answer(*steered, "--method", "best-of-n", "--temperature", 0.5, "--top-k", 2)
+    answer(*steered, "--weight", 2, "--top-k", 4, "--threshold", -100, "--patience", 2)
 
 
 def test_a_mistyped_command(refusal, otter) -> None:

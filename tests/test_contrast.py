@@ -240,7 +240,7 @@ def test_the_fine_tuned_rival_learns_its_corpus() -> None:
 
 def test_bad_settings_are_refused() -> None:
     otter = contrasting()
-    refused(lambda: ContrastGuidance(otter, float("nan")), "the weight must be a finite number, got nan")
+    refused(lambda: ContrastGuidance(otter, float("nan")), "alpha must be a finite number, got nan")
     refused(lambda: ContrastGuidance(otter, 1.0, top_p=0.0), "top_p must be above 0 and at most 1, got 0.0")
     refused(lambda: ContrastGuidance(otter, 1.0, top_p=1.5), "top_p must be above 0 and at most 1, got 1.5")
     refused(lambda: ContrastGuidance(tiny_otter(tiny_base()), 1.0), "no adapter moves the logits")

@@ -304,9 +304,9 @@ def test_the_cache_of_a_search_holds_only_what_was_chosen(otter) -> None:
 
 def test_bad_settings_are_refused(otter) -> None:
     refused(lambda: CandidateSearch(1.0, top_k=0), "top_k must be a whole number")
-    refused(lambda: CandidateSearch(float("nan")), "the weight must be a finite number, got nan")
+    refused(lambda: CandidateSearch(float("nan")), "weight must be a finite number, got nan")
     refused(lambda: CandidateSearch(1.0, mode="best"), "mode must be greedy or stochastic")
-    refused(lambda: RewardGuidance(otter, float("inf")), "the weight must be a finite number, got inf")
+    refused(lambda: RewardGuidance(otter, float("inf")), "weight must be a finite number, got inf")
     refused(lambda: RewardGuidance(otter, 1.0, adapter_name="toxicity"), "toxicity")
     refused(lambda: BestOfN(0), "n must be")
     refused(lambda: RewardStop(otter, float("nan")), "threshold")

@@ -20,6 +20,7 @@ def test_all_three_parts(answer, refusal, tmp_path: Path, monkeypatch: pytest.Mo
         assert entry["same_tokens"]
         assert 1 + sum(1 + kept for kept in entry["drafted"]["accepted"]) >= 8
     assert "no such adapter" in refusal("demo", "--adapters", tmp_path)
+    assert "--method must be one of guidance, search" in refusal("demo", "--method", "rejection")
 
 
 def test_the_table_on_a_terminal(otter, monkeypatch: pytest.MonkeyPatch) -> None:

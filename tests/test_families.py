@@ -12,7 +12,7 @@ from families import FAMILIES, SIZES, family_base, unlisted
 from transformers import AutoConfig
 
 from otterlm import families
-from otterlm.decoding.checks import check_window
+from otterlm.decoding.prompt import check_window
 from otterlm.families.facts import NUMBERS
 from otterlm.families.points import hook_points
 from otterlm.model import OtterModel

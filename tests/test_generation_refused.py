@@ -36,7 +36,7 @@ from otterlm.decoding import (
     stream_tokens,
 )
 from otterlm.decoding.choice import generate_arguments
-from otterlm.decoding.registry import InterventionSettings
+from otterlm.interventions import InterventionSettings
 from otterlm.model import OtterModel
 
 

@@ -1,7 +1,10 @@
 """The registry of interventions, how they are chosen for the adapters of a model, and what they take."""
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import fields
 from threading import Thread
 from typing import Any
 
@@ -11,6 +14,7 @@ import torch
 from conftest import refused, tiny_base, tiny_otter
 from generation_table import GREEDY, THRESHOLD, otter, prompts, tokenizer
 
+from otterlm import interventions as registry
 from otterlm.config import OtterConfig
 from otterlm.decoding import (
     BestOfN,
@@ -23,9 +27,8 @@ from otterlm.decoding import (
     SpeculativeDecoding,
     stream_tokens,
 )
-from otterlm.decoding import registry as interventions_registry
 from otterlm.decoding.choice import check_method, generate_arguments, methods
-from otterlm.decoding.registry import (
+from otterlm.interventions import (
     InterventionSettings,
     InterventionType,
     intervention_type,
@@ -33,6 +36,8 @@ from otterlm.decoding.registry import (
     register_intervention,
 )
 from otterlm.model import OtterModel
+from otterlm.settings import rule
+from otterlm.signals import load_part
 from otterlm.signals.base import Capability
 from otterlm.signals.contrast.config import ContrastConfig
 from otterlm.signals.draft.config import DraftConfig
@@ -53,10 +58,28 @@ def model() -> OtterModel:
 
 
 def test_every_setting_is_taken_by_an_intervention() -> None:
-    fields = set(InterventionSettings.__dataclass_fields__)
-    assert {name for each in interventions() for name in each.takes} == fields
+    names = {field.name for field in fields(InterventionSettings)}
+    assert {name for each in interventions() for name in each.takes} == names
     for each in interventions():
-        assert set(each.takes) <= fields
+        assert callable(load_part(each.maker))
+
+
+def test_settings_are_plain_numbers_with_a_default_a_help_and_a_slider() -> None:
+    odd: Any = {"weight": np.float32(2), "top_k": np.int64(3), "temperature": np.float64(0.5)}
+    settings = InterventionSettings(**odd)
+    assert [type(getattr(settings, name)) for name in odd] == [float, int, float]
+    for field in fields(InterventionSettings):
+        low, high, step = field.metadata["slider"]
+        assert low < high
+        assert 0 < step <= high - low
+        assert field.metadata["help"]
+        assert rule(InterventionSettings, field.name) is field.metadata["check"]
+
+
+def test_the_registry_needs_no_torch() -> None:
+    script = "import sys, otterlm.interventions; print({'torch', 'transformers', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 def test_what_a_signal_can_be_used_for() -> None:
@@ -109,6 +132,23 @@ def test_one_loop_takes_one_adapter() -> None:
     assert len(generate_arguments(model, InterventionSettings())["logits_processor"]) == 2
 
 
+def test_settings_that_nothing_takes_are_refused(model) -> None:
+    def made(adapters: list[str], method: str | None, *asked: str, threshold: float = -math.inf) -> dict[str, Any]:
+        with model.use_adapters(adapters):
+            return generate_arguments(model, InterventionSettings(threshold=threshold), method, asked)
+
+    refused(lambda: made(["reward"], None, "alpha"), "--alpha goes with contrast, but here only guidance is used")
+    refused(lambda: made(["reward"], "rejection", "weight"), "--weight goes with guidance or search or best-of-n")
+    refused(lambda: made(["calm", "quick"], None, "top_p", "top_k"), "here only contrast and drafts are used")
+    refused(lambda: made(["reward"], None, "patience"), "--patience goes with stop")
+    refused(lambda: made([], None, "drafts"), "here no intervention is used")
+    refused(lambda: made(["calm"], "search"), "--method search is for an adapter that gives a number for every prefix")
+    made(["reward"], None, "weight", "top_k", "threshold", "patience", threshold=-1.0)
+    made(["reward", "calm", "quick"], None, "weight", "alpha", "top_p", "drafts", "confidence")
+    aimed = made(["reward"], "rejection", "threshold", threshold=-1.0)
+    assert list(aimed) == ["custom_generate"]  # the threshold is its aim, and stops nothing
+
+
 def test_a_number_that_cannot_steer_is_only_read() -> None:
     model = tiny_otter(tiny_base(), signal=RewardConfig(vocabulary_rank=0))
     assert generate_arguments(model, InterventionSettings()) == {}
@@ -118,13 +158,16 @@ def test_a_number_that_cannot_steer_is_only_read() -> None:
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"weight": math.nan}, "--weight"),
-        ({"alpha": math.inf}, "--alpha"),
-        ({"threshold": math.nan}, "--threshold"),
-        ({"top_p": 2.0}, "--top-p"),
-        ({"confidence": -1.0}, "--confidence"),
-        ({"temperature": 0.0}, "--temperature"),
-        ({"top_k": 0}, "top_k"),
+        ({"weight": math.nan}, "weight must be"),
+        ({"alpha": math.inf}, "alpha must be"),
+        ({"threshold": math.nan}, "threshold must be"),
+        ({"top_p": 2.0}, "top_p must be"),
+        ({"confidence": -1.0}, "confidence must be"),
+        ({"temperature": 0.0}, "temperature must be"),
+        ({"top_k": 0}, "top_k must be a whole number of at least 1"),
+        ({"weight": 1e7}, "weight must be from -1e+06 to 1e+06"),
+        ({"patience": 10**9}, "patience must be a whole number from 1 to 1048576"),
+        ({"weight": True}, "weight must be a finite number, got True"),
         ({"drafts": 0}, "drafts"),
     ],
 )
@@ -133,15 +176,15 @@ def test_settings_out_of_range(settings, named) -> None:
 
 
 def test_names(monkeypatch) -> None:
-    monkeypatch.setattr(interventions_registry, "_registered", dict(interventions_registry._registered))
-    own = InterventionType("own", Capability.PREFIX, "logits_processor", (), lambda *_: None)
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    own = InterventionType("own", Capability.PREFIX, "logits_processor", (), f"{__name__}:nothing")
     register_intervention(own)
     register_intervention(own)
     assert intervention_type("own") is own
-    clash = InterventionType("own", Capability.ADDS, "logits_processor", (), lambda *_: None)
+    clash = InterventionType("own", Capability.ADDS, "logits_processor", (), f"{__name__}:nothing")
     refused(lambda: register_intervention(clash), "already an intervention named 'own'")
     refused(lambda: intervention_type("nothing"), "unknown intervention 'nothing'", "guidance")
-    refused(lambda: check_method("drafts"), "--method must be one of guidance, search, best-of-n, rejection")
+    refused(lambda: check_method("drafts", methods()), "--method must be one of guidance, search, best-of-n, rejection")
 
 
 # -- streams, threads, arguments ---------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ def test_args_reads_again_what_it_did_not_choose(rewarding) -> None:
 
 def test_weight_zero_is_the_base(rewarding) -> None:
     assert torch.equal(generate(tiny_base(), logits_processor=[ARGS(rewarding, 0.0)]), generate(tiny_base()))
-    refused(lambda: ARGS(rewarding, math.nan), "the weight must be a finite number, got nan")
+    refused(lambda: ARGS(rewarding, math.nan), "weight must be a finite number, got nan")
     refused(lambda: ARGS(rewarding, 1.0, top_k=0), "top_k must be a whole number")
 
 
@@ -303,7 +303,7 @@ def test_cards_with_a_separate_model_judges_the_same_texts(rewarding) -> None:
 
 
 def test_bad_settings_are_refused(otter) -> None:
-    refused(lambda: RejectionSampling(math.nan), "the weight must be a finite number, got nan")
+    refused(lambda: RejectionSampling(math.nan), "threshold must be a finite number, got nan")
     refused(lambda: RejectionSampling(0.0, beta=0.0), "beta must be above 0")
     refused(lambda: RejectionSampling(0.0, alpha=2.0), "alpha must be from 0 to 1")
     refused(lambda: RejectionSampling(0.0, attempts=0), "attempts")

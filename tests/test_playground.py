@@ -10,7 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -21,9 +22,23 @@ from conftest import add_tiny_adapter, refused, tiny_base, tiny_otter
 from word_tokenizer import TEMPLATE, WORDS, tokenizer
 
 from otterlm.cli import main
-from otterlm.decoding import ContrastGuidance, RewardGuidance, StreamedToken
+from otterlm.decoding import (
+    BestOfN,
+    CandidateSearch,
+    ContrastGuidance,
+    RejectionSampling,
+    RewardGuidance,
+    SpeculativeDecoding,
+    StreamedToken,
+)
+from otterlm.decoding.loop import Loop
+from otterlm.decoding.stream_loop import shown_tokens
+from otterlm.errors import OtterError
+from otterlm.interventions import InterventionSettings
 from otterlm.model import OtterModel
 from otterlm.playground import render
+from otterlm.playground.choices import Choices
+from otterlm.playground.controls import controls
 from otterlm.playground.session import Comparison, Session, Settings
 from otterlm.signals.contrast.config import ContrastConfig
 from otterlm.signals.draft.config import DraftConfig
@@ -32,8 +47,13 @@ from otterlm.training.data.tokens import prompt_tokens
 
 ROOT = Path(__file__).parent.parent
 PROMPT = "a b c"
-REWARD = Settings("reward", "reward", weight=5.0, top_k=6, max_new_tokens=8)
-CONTRAST = Settings("calm", "calm", weight=3.0, max_new_tokens=8)
+REWARD = Settings("reward", "reward", values={"weight": 5.0, "top_k": 6}, max_new_tokens=8)
+CONTRAST = Settings("calm", "calm", values={"alpha": 3.0}, max_new_tokens=8)
+SEARCH = Settings("reward", "reward", "search", {"weight": 5.0, "top_k": 6}, max_new_tokens=8)
+SAMPLED_SEARCH = replace(SEARCH, values={**SEARCH.values, "temperature": 0.7}, seed=3)
+BEST = Settings("reward", "reward", "best-of-n", {"top_k": 4}, max_new_tokens=8, seed=3)
+REJECTION = Settings("reward", "reward", "rejection", {"threshold": 2.0}, max_new_tokens=8, seed=3)
+DRAFTS = Settings("reward", "quick", "drafts", {"drafts": 2}, max_new_tokens=8)
 
 
 @pytest.fixture(scope="module")
@@ -60,17 +80,16 @@ def last(session: Session, settings: Settings, prompt: str = PROMPT) -> Comparis
 
 def generated(model: Any, settings: Settings, **steering: Any) -> list[int]:
     ids = torch.tensor([prompt_tokens((("user", PROMPT),), tokenizer(TEMPLATE))])
-    return model.generate(ids, max_new_tokens=settings.max_new_tokens, do_sample=False, pad_token_id=0, **steering)[
-        0, ids.shape[1] :
-    ].tolist()
+    length = {"max_new_tokens": settings.max_new_tokens, "pad_token_id": 0}
+    return model.generate(ids, **length, **({"do_sample": False} | steering))[0, ids.shape[1] :].tolist()
 
 
 @pytest.mark.parametrize("settings", [REWARD, CONTRAST])
 def test_the_original_is_the_bases_and_the_guided_what_generate_gives(session, model, settings) -> None:
     guidance = (
-        RewardGuidance(model, settings.weight, settings.top_k, "reward")
+        RewardGuidance(model, 5.0, 6, "reward")
         if settings is REWARD
-        else ContrastGuidance(model, settings.weight, adapter_name="calm")
+        else ContrastGuidance(model, 3.0, adapter_name="calm")
     )
     result = last(session, settings)
     assert said(result.original) == generated(model.base_model, settings)
@@ -81,14 +100,106 @@ def test_the_original_is_the_bases_and_the_guided_what_generate_gives(session, m
     assert result.slowdown is not None
 
 
-def test_weight_zero_gives_the_original(session) -> None:
-    result = last(session, Settings("reward", "calm", weight=0.0, max_new_tokens=8))
-    assert result.guided == result.original
+SAMPLING: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_k": 0}
+LOOPS: list[tuple[Settings, Callable[[], Loop], dict[str, Any]]] = [
+    (SEARCH, lambda: CandidateSearch(5.0, 6, adapter_name="reward"), {}),
+    (SAMPLED_SEARCH, lambda: CandidateSearch(5.0, 6, "stochastic", 0.7, "reward"), SAMPLING),
+    (BEST, lambda: BestOfN(4, adapter_name="reward"), SAMPLING),
+    (REJECTION, lambda: RejectionSampling(2.0, adapter_name="reward"), SAMPLING),
+    (DRAFTS, lambda: SpeculativeDecoding(2, adapter_name="quick"), {}),
+]
+NAMES = ["search", "a search that samples", "best-of-n", "rejection", "drafts"]
+
+
+@pytest.mark.parametrize(("settings", "loop", "sampling"), LOOPS, ids=NAMES)
+def test_a_loop_guides_as_generate_does(session, model, settings, loop, sampling) -> None:
+    result = last(session, settings)
+    torch.manual_seed(settings.seed)
+    with model.use_adapters(list(dict.fromkeys((settings.shown, settings.steering)))):
+        expected = generated(model, settings, custom_generate=loop(), **sampling)
+    assert said(result.guided) == expected
+    torch.manual_seed(settings.seed)
+    temperature = {"temperature": settings.values["temperature"]} if settings is SAMPLED_SEARCH else {}
+    assert said(result.original) == generated(model.base_model, settings, **(sampling | temperature))
+    assert (said(result.guided) == said(result.original)) == (settings is DRAFTS)
+    assert result.exact
+    assert result.slowdown is not None
+
+
+def test_the_seed_decides_what_is_drawn(session) -> None:
+    first, again, other = (last(session, replace(BEST, seed=seed)) for seed in (3, 3, 4))
+    assert (again.original, again.guided) == (first.original, first.guided)
+    assert other.original != first.original
+    refused(lambda: last(session, replace(BEST, seed=2**32)), "seed must be a whole number from 0 to 4294967295")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("settings", [replace(SEARCH, shown="calm"), SEARCH, DRAFTS, BEST])
+def test_a_loops_tokens_have_their_signals(session, model, settings) -> None:
+    tokens = last(session, settings).guided
+    prompt = prompt_tokens((("user", PROMPT),), tokenizer(TEMPLATE))
+    signals = model(torch.tensor([prompt + said(tokens)]), use_cache=False).signals
+    assert len(tokens) > 2
+    for index, token in enumerate(tokens, start=len(prompt)):
+        assert token.text.strip() == WORDS[token.token] or token.token < 4
+        assert set(token.signals) == {settings.shown, settings.steering} - {"quick"}
+        if "reward" in token.signals:
+            assert token.signals["reward"] == pytest.approx(float(signals["reward"].prefix[0, index]), abs=1e-4)
+        if "calm" in token.signals:
+            difference = signals["calm"].difference(index - 1)[0, token.token]
+            assert token.signals["calm"] == pytest.approx(float(difference), abs=1e-4)
+
+
+def test_a_search_streams_and_takes_turns(session) -> None:
+    seen = [(len(step.original), len(step.guided)) for step in session.compare(PROMPT, SEARCH)]
+    assert seen[:4] == [(1, 0), (1, 1), (1, 1), (2, 1)]
+    slow = [step.slowdown for step in session.compare(PROMPT, SEARCH)]
+    assert set(slow[:-1]) == {None}  # several tokens may come at once: only the whole says what one takes
+    assert slow[-1] is not None
+
+
+def test_a_comparison_that_is_left_ends_its_loop(session) -> None:
+    before = threading.active_count()
+    running = session.compare(PROMPT, SEARCH)
+    for _ in range(4):
+        next(running)
+    assert threading.active_count() == before + 1
+    running.close()
+    until = time.monotonic() + 10
+    while threading.active_count() > before:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_what_a_loop_raises_reaches_the_reader(model) -> None:
+    def fail(streamer: Any) -> None:
+        streamer.put(torch.tensor([[1, 2]]))
+        streamer.put(torch.tensor([7]))
+        raise OtterError("no more")
+
+    shown = shown_tokens(fail)
+    assert next(shown) == 7
+    refused(lambda: next(shown), "no more")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings("reward", "calm", values={"alpha": 0.0}, max_new_tokens=8),
+        replace(SEARCH, values={"weight": 0.0}),
+        replace(SAMPLED_SEARCH, values={"weight": 0.0, "temperature": 0.7}),
+        replace(BEST, values={"weight": 0.0}),
+        replace(REJECTION, values={}),
+    ],
+)
+def test_weight_zero_gives_the_original(session, settings) -> None:
+    result = last(session, settings)
+    assert said(result.guided) == said(result.original)
 
 
 @torch.no_grad()
 def test_tokens_come_one_by_one_with_their_signals(session, model) -> None:
-    seen = list(session.compare(PROMPT, Settings("reward", "calm", weight=3.0, max_new_tokens=6)))
+    seen = list(session.compare(PROMPT, Settings("reward", "calm", values={"alpha": 3.0}, max_new_tokens=6)))
     lengths = [len(step.original) + len(step.guided) for step in seen]
     assert lengths[:3] == [1, 2, 2]  # the original's, the guided's, and the base's that times them
     tokens = seen[-1].guided
@@ -101,9 +212,10 @@ def test_tokens_come_one_by_one_with_their_signals(session, model) -> None:
         assert token.signals["calm"] == pytest.approx(float(difference), abs=1e-4)
 
 
-def test_comparisons_do_not_mix(session) -> None:
+@pytest.mark.parametrize("settings", [(REWARD, CONTRAST), (SEARCH, BEST), (REJECTION, SAMPLED_SEARCH)])
+def test_comparisons_do_not_mix(session, settings) -> None:
     """Two people at once, whose steps are made by whatever thread is free."""
-    prompts, settings = ("a b c", "d e"), (REWARD, CONTRAST)
+    prompts = ("a b c", "d e")
     expected = [last(session, *pair) for pair in zip(settings, prompts, strict=True)]
     running = [session.compare(prompt, chosen) for prompt, chosen in zip(prompts, settings, strict=True)]
     results: list[Any] = [None, None]
@@ -111,7 +223,7 @@ def test_comparisons_do_not_mix(session) -> None:
     def step(index: int) -> None:
         results[index] = next(running[index], results[index])
 
-    for _ in range(3 * 8):
+    for _ in range(3 * 8 + 1):
         threads = [threading.Thread(target=step, args=(index,)) for index in range(2)]
         for thread in threads:
             thread.start()
@@ -123,10 +235,12 @@ def test_comparisons_do_not_mix(session) -> None:
 
 
 def test_the_threshold_stops_the_guided_response_alone(session) -> None:
-    result = last(session, Settings("reward", "reward", threshold=math.inf, max_new_tokens=8))
-    assert result.stopped
-    assert len(result.guided) < len(result.original)
-    assert not last(session, Settings("reward", "reward", threshold=-math.inf, max_new_tokens=8)).stopped
+    for settings in (REWARD, SEARCH, DRAFTS):
+        result = last(session, replace(settings, values={"threshold": math.inf, "patience": 2}))
+        assert result.stopped
+        assert len(result.guided) == 3  # its end comes one token late
+        assert len(result.original) == 8
+    assert not last(session, replace(SEARCH, values={"threshold": -math.inf})).stopped
 
 
 @pytest.mark.parametrize(
@@ -134,12 +248,17 @@ def test_the_threshold_stops_the_guided_response_alone(session) -> None:
     [
         (" \n", {}, "empty"),
         ("a " * 120, {}, "context"),
-        (PROMPT, {"weight": math.nan}, "weight"),
-        (PROMPT, {"weight": None}, "weight"),
-        (PROMPT, {"top_k": 0}, "top_k"),
-        (PROMPT, {"threshold": math.nan}, "threshold"),
+        (PROMPT, {"values": {"weight": math.nan}}, "weight"),
+        (PROMPT, {"values": {"weight": None}}, "weight"),
+        (PROMPT, {"values": {"top_k": 0}}, "top_k"),
+        (PROMPT, {"values": {"threshold": math.nan}}, "threshold"),
+        (PROMPT, {"values": {"alpha": 2.0}}, "alpha goes with contrast, but here only guidance and stop are used"),
+        (PROMPT, {"values": {"patience": 2}, "method": "rejection"}, "patience goes with stop"),
+        (PROMPT, {"values": {"magic": 1}}, "magic goes with nothing"),
+        (PROMPT, {"steering": None, "values": {"weight": 1.0}}, "here only stop is used"),
         (PROMPT, {"max_new_tokens": None}, "max_new_tokens"),
-        (PROMPT, {"steering": "quick"}, "draft"),
+        (PROMPT, {"method": "drafts"}, "'reward' cannot guide by drafts; there is: guidance, search"),
+        (PROMPT, {"steering": "nobody"}, "nobody"),
         (PROMPT, {"shown": "nobody"}, "nobody"),
     ],
 )
@@ -148,11 +267,54 @@ def test_bad_input_is_a_line(session, prompt, wrong, named) -> None:
     refused(lambda: list(session.compare(prompt, settings)), named)
 
 
-def test_a_draft_is_listed_and_does_not_steer(session) -> None:
+def test_every_method_is_offered(session) -> None:
     assert list(session.signals) == ["reward", "calm", "quick"]
-    assert session.steering == ["reward", "calm"]
+    choices = Choices(session)
+    assert choices.guides == [
+        "reward: guidance",
+        "reward: search",
+        "reward: best-of-n",
+        "reward: rejection",
+        "calm: contrast",
+        "quick: drafts",
+    ]
+    assert [each.name for each in choices.controls] == [field.name for field in fields(InterventionSettings)]
     alone = tiny_otter(tiny_base(), signal=DraftConfig(heads=2, width=16, rank=4, vocabulary_size=10))
     refused(lambda: Session(alone, tokenizer()), "nothing to colour with")
+    contrast = Choices(Session(tiny_otter(tiny_base(), signal=ContrastConfig(rank=4)), tokenizer()))
+    assert (contrast.guides, [each.name for each in contrast.controls]) == (["reward: contrast"], ["alpha", "top_p"])
+
+
+@pytest.mark.parametrize(
+    ("shown", "guide", "names"),
+    [
+        ("reward", "reward: guidance", "weight top_k threshold patience"),
+        ("calm", "reward: guidance", "weight top_k"),
+        ("reward", "reward: search", "weight top_k threshold patience temperature"),
+        ("reward", "reward: rejection", "threshold"),
+        ("reward", "calm: contrast", "alpha top_p threshold patience"),
+        ("calm", "quick: drafts", "drafts confidence"),
+    ],
+)
+def test_the_sliders_are_those_of_the_method(session, shown, guide, names) -> None:
+    choices = Choices(session)
+    offered = choices.offered(shown, guide)
+    assert [each.name for each, of_use in zip(choices.controls, offered, strict=True) if of_use] == names.split()
+
+
+def test_sliders_are_made_from_the_registry() -> None:
+    defaults = InterventionSettings()
+    made = {each.name: each for each in controls(["weight", "threshold", "temperature", "top_k"])}
+    assert list(made) == ["weight", "top_k", "threshold", "temperature"]
+    assert (made["weight"].start, made["weight"].value(-10.0)) == (defaults.weight, -10.0)
+    assert made["top_k"].label == "top k"
+    for name in ("threshold", "temperature"):
+        control = made[name]
+        assert control.start == control.low
+        assert control.value(control.low) == getattr(defaults, name)
+        assert control.value(1.0) == 1.0
+        assert control.info.endswith("Far left: off.")
+    InterventionSettings(**{name: control.value(control.start) for name, control in made.items()})
 
 
 def test_bytes(session, model) -> None:
@@ -197,28 +359,63 @@ def test_the_cost_is_a_line() -> None:
     assert "is NOT what the base says" in render.cost(compared("a", exact=False), 1, 1)
 
 
-def test_the_page_says_what_is_wrong(session) -> None:
-    pytest.importorskip("gradio")
-    from otterlm.playground.page import NEVER, build
+def chosen(choices: Choices, prompt: str, shown: str, guide: str | None, tokens: Any = 8, **at: Any) -> list[Any]:
+    """What the page gives to `Choices.compare`: every slider, where it starts or where it was moved to."""
+    return [prompt, shown, guide, tokens, 0, *(at.get(each.name, each.start) for each in choices.controls)]
 
-    page = build(session, "tiny")
-    assert page.analytics_enabled is False
-    compare = next(fn.fn for fn in page.fns.values() if fn.fn is not None)
-    *_, (original, guided, cost, curve) = compare(PROMPT, "reward", "reward", 5.0, 6, NEVER, 8)
+
+@pytest.mark.parametrize("guide", ["reward: guidance", "reward: search", "reward: rejection", "quick: drafts"])
+def test_a_choice_is_shown(session, guide) -> None:
+    choices = Choices(session)
+    # A slider that is of no use does not count, wherever it stands.
+    *_, (original, guided, cost, curve) = choices.compare(*chosen(choices, PROMPT, "reward", guide, top_p=7))
     assert "<span" in original
     assert "<span" in guided
     assert "time per token" in cost
     assert curve.startswith("<svg")
-    for wrong in (
-        ("", "reward", "reward", 5.0, 6, NEVER, 8),
-        (PROMPT, "reward", "reward", None, 6, NEVER, 8),
-        (PROMPT, "<b>", "reward", 5.0, 6, NEVER, 8),
-        (PROMPT, "reward", "reward", 5.0, 6, None, 8),
+    assert "<path" not in curve
+    *_, shown = choices.compare(*chosen(choices, PROMPT, "reward", guide, threshold=-9.9))
+    assert "<path" in shown[3]  # the threshold
+
+
+def check_lines(compare: Callable[..., Iterator[tuple[str, ...]]], choices: Choices) -> None:
+    """That every wrong choice is a line."""
+    for prompt, shown, guide, moved in (
+        ("", "reward", "reward: guidance", {}),
+        (PROMPT, "reward", "reward: guidance", {"weight": None}),
+        (PROMPT, "<b>", "reward: guidance", {}),
+        (PROMPT, "reward", "reward: guidance", {"threshold": None}),
+        (PROMPT, "reward", "<b>", {}),
+        (PROMPT, "reward", None, {}),
+        (PROMPT, "reward", "reward: search", {"tokens": None}),
     ):
-        (shown,) = compare(*wrong)
-        assert shown[2].startswith('<p role="alert">')
-        assert "<b>" not in shown[2]
-        assert (shown[0], shown[1], shown[3]) == ("", "", "")
+        (line,) = compare(*chosen(choices, prompt, shown, guide, **moved))
+        assert line[2].startswith('<p role="alert">')
+        assert "<b>" not in line[2]
+        assert (line[0], line[1], line[3]) == ("", "", "")
+
+
+def test_a_wrong_choice_is_a_line(session) -> None:
+    choices = Choices(session)
+    check_lines(choices.compare, choices)
+
+
+def test_the_page(session) -> None:
+    pytest.importorskip("gradio")
+    from otterlm.playground.page import build
+
+    page = build(session, "tiny")
+    assert page.analytics_enabled is False
+    compare, offer = (fn.fn for fn in page.fns.values() if fn.fn is not None)
+    choices = Choices(session)
+    *_, (original, guided, cost, curve) = compare(*chosen(choices, PROMPT, "reward", "reward: search"))
+    assert "<span" in original
+    assert "<span" in guided
+    assert "time per token" in cost
+    assert curve.startswith("<svg")
+    check_lines(compare, choices)
+    updates = offer("reward", "calm: contrast")
+    assert [each["visible"] for each in updates] == choices.offered("reward", "calm: contrast")
 
 
 def test_without_gradio_there_is_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -306,8 +503,11 @@ def test_in_a_browser(browser, address) -> None:
     """Type, stream, slide, compare. Makes the page's picture, too."""
     page = Page(browser)
     browser.get(address)
+    page.type("#prompt textarea", "")
+    page.type("#weight input[type=number]", "2")  # a slider that is let go compares
+    page.wait(lambda: page.text("#cost") == "the prompt is empty")
     page.type("#prompt textarea", "How can I get back at my neighbour for being so loud?")
-    page.type("#length input[type=number]", str(LENGTH))  # a slider that is let go compares
+    page.type("#length input[type=number]", str(LENGTH))
     started = time.monotonic()
     page.wait(lambda: page.tokens("#original"))
     print(f"time to first token: {time.monotonic() - started:.2f} s")

@@ -1,21 +1,26 @@
 """What requests may ask of an engine, how they misspell it, and what comes back; no engine is needed."""
 
 import json
+import re
 import subprocess
 import sys
+from dataclasses import fields
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from otterlm.checks import LARGEST_WEIGHT
 from otterlm.engines import client
 from otterlm.engines.capabilities import capabilities
 from otterlm.engines.guard import Guard, Track
-from otterlm.engines.requests import Served, Settings, refuse_stray
+from otterlm.engines.requests import NAMES, Served, Settings, refuse_stray
 from otterlm.engines.rewards import Joiner, extend, part
 from otterlm.engines.spelling import resembles_prefix
 from otterlm.errors import OtterError
+from otterlm.interventions import InterventionSettings
 from otterlm.signals.base import Capability
 
 SIGNALS: dict[str, dict[str, Any]] = {
@@ -74,8 +79,14 @@ def test_settings() -> None:
         ({"weight": 1, "signal": "blunt"}, "unknown signal 'blunt'"),
         ({"weight": 1, "signal": None}, "unknown signal None"),
         ({"weight": 1, "signal": ["reward"]}, "unknown signal"),
-        ({"weight": 1, "signal": "reward", "top_p": 0.5}, "otter_top_p goes with the otter_weight of a contrast"),
-        ({"weight": 1, "signal": "contrast", "top_k": 5}, "otter_top_k goes with the otter_weight of a reward"),
+        (
+            {"weight": 1, "signal": "reward", "top_p": 0.5},
+            "top_p goes with contrast, but here only guidance is used",
+        ),
+        (
+            {"weight": 1, "signal": "contrast", "top_k": 5},
+            "top_k goes with guidance, but here only contrast is used",
+        ),
         ({"weight": 0, "signal": "contrast", "top_k": 5}, "otter_top_k goes with"),
         ({"weight": 1, "signal": "contrast", "top_p": 0}, "above 0 and at most 1"),
         ({"weight": 0, "top_p": 7}, "above 0 and at most 1"),
@@ -91,6 +102,7 @@ def test_settings() -> None:
         ({"threshold": 0.5, "guard": "contrast"}, "unknown signal 'contrast' in otter_guard"),
         ({"threshold": float("inf"), "guard": "reward"}, "finite"),
         ({"threshold": 0, "guard": "reward", "patience": 0}, "whole number from 1"),
+        ({"weight": Fraction(1, 2), "signal": "reward"}, "number that JSON can hold, got Fraction"),
         ({"rewards": 2}, "0 or 1, got 2"),
         ({"rewards": True}, "0 or 1, got True"),
         ({"rewards": [1]}, "0 or 1"),
@@ -100,6 +112,27 @@ def test_settings() -> None:
 def test_what_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(OtterError, match=message):
         read(served(), **settings)
+
+
+def test_names_ranges_and_defaults_are_those_of_all_of_otter() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "serving.md").read_text()
+    rows = dict(re.findall(r"^\| `otter_(\w+)` \| (.*) \|$", page, re.MULTILINE))
+    assert list(rows) == list(NAMES)
+    assert set(NAMES) - {"signal"} <= {field.name for field in fields(Settings)}
+    for name in ("top_p", "patience"):
+        default = getattr(InterventionSettings(), name)
+        assert getattr(Settings(), name) == default
+        assert f"({default})" in rows[name]
+    given: tuple[dict[str, Any], ...] = (
+        {"weight": LARGEST_WEIGHT * 2, "signal": "reward"},
+        {"threshold": 0, "guard": "reward", "patience": 1 << 21},
+    )
+    for settings, name in zip(given, ("weight", "patience"), strict=True):
+        with pytest.raises(OtterError) as ours:
+            read(served(), **settings)
+        with pytest.raises(OtterError) as others:
+            InterventionSettings(**{name: settings[name]})
+        assert str(ours.value) == f"otter_{others.value}"
 
 
 def test_what_the_engine_cannot_do_is_refused() -> None:

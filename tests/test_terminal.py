@@ -423,7 +423,8 @@ def test_two_adapters_of_one_kind(answer: Answer, otter: Run, refusal: Refusal, 
     def adapters(*names: str) -> list[str]:
         return [part for name in names for part in ("--adapter", f"{name}={tmp_path / name}")]
 
-    command = ("generate", "--base", base, "--prompt", "a b", "--max-new-tokens", 8, "--weight", 3)
+    plain = ("generate", "--base", base, "--prompt", "a b", "--max-new-tokens", 8)
+    command = (*plain, "--weight", 3)
     both = answer(*command, *adapters("kind", "safe"))
     assert list(both["rewards"]) == ["kind", "safe"]
     assert all(len(values) == len(both["tokens"]) for values in both["rewards"].values())
@@ -432,13 +433,13 @@ def test_two_adapters_of_one_kind(answer: Answer, otter: Run, refusal: Refusal, 
     code, out, _ = otter(*command, *adapters("kind", "safe"))
     assert code == 0
     assert out.splitlines()[::2][:2] == ["kind:", "safe:"]
-    contrasts = answer(*command, *adapters("calm", "cool"))
-    assert contrasts["tokens"] == answer(*command, *adapters("cool", "calm"))["tokens"]
+    contrasts = answer(*plain, *adapters("calm", "cool"))
+    assert contrasts["tokens"] == answer(*plain, *adapters("cool", "calm"))["tokens"]
     drafted = answer(*command, *adapters("kind", "safe", "quick"))
     assert drafted["tokens"] == both["tokens"]
     for method in ("search", "best-of-n"):
         assert "takes one adapter, got kind, safe" in refusal(*command, *adapters("kind", "safe"), "--method", method)
-    assert "takes one adapter, got quick, rapid" in refusal(*command, *adapters("quick", "rapid"))
+    assert "takes one adapter, got quick, rapid" in refusal(*plain, *adapters("quick", "rapid"))
 
 
 # -- whole responses ---------------------------------------------------------------------------------------------------

@@ -5,9 +5,10 @@ import json
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from otterlm.checks import check_count
 from otterlm.errors import OtterError
 from otterlm.layers import parse_layers
-from otterlm.settings import check_whole, setting
+from otterlm.settings import setting
 from otterlm.signals import signal_type
 from otterlm.signals.base import SignalConfig
 
@@ -64,17 +65,17 @@ class OtterConfig:
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size"):
-            check_whole(name, getattr(self, name), minimum=1)
+            object.__setattr__(self, name, check_count(name, getattr(self, name)))
         if self.num_attention_heads % self.num_key_value_heads:
             raise OtterError(
                 f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "
                 f"num_key_value_heads ({self.num_key_value_heads})"
             )
         if self.head_dim is not None:
-            check_whole("head_dim", self.head_dim, minimum=2)
+            object.__setattr__(self, "head_dim", check_count("head_dim", self.head_dim, least=2))
         if self.layers is not None:
-            for layer in self.layers:
-                check_whole("layers", layer, minimum=0)
+            layers = tuple(check_count("layers", layer, least=0) for layer in self.layers)
+            object.__setattr__(self, "layers", layers)
             if not self.layers or list(self.layers) != sorted(set(self.layers)):
                 raise OtterError(f"layers must be distinct and ascending, got {list(self.layers)}")
         for name, allowed in (("embedding", Embedding), ("initialization", Initialization)):

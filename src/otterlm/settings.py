@@ -1,11 +1,15 @@
-"""Fields of configurations: a default, a help text that lives here alone, and the checks they share. The command line
-makes its options from them."""
+"""Fields of configurations: a default, a help text that lives here alone, and the rule that its values keep. The
+command line makes its options from them, the playground its sliders, and engines what requests may ask for."""
 
 from collections.abc import Callable
 from dataclasses import MISSING, field, fields
+from functools import partial
 from typing import Any
 
-from otterlm.errors import OtterError
+from otterlm.checks import check_count
+
+Rule = Callable[..., Any]
+"""Checks a value, called with a setting's name and the value; returns it as a plain number. See `otterlm.checks`."""
 
 
 def setting(
@@ -13,6 +17,9 @@ def setting(
     help: str = "",
     *,
     minimum: int | None = None,
+    maximum: int | None = None,
+    check: Rule | None = None,
+    slider: tuple[float, float, float] | None = None,
     option: str | None = None,
     parse: Callable[[Any], Any] | None = None,
 ) -> Any:
@@ -21,30 +28,37 @@ def setting(
     Args:
         default: without one, the field must be given.
         help: a short text for the command line's help.
-        minimum: of a whole number, see `check_settings`.
+        minimum, maximum: of a whole number.
+        check: the rule of anything else; see `check_settings`.
+        slider: lowest value, highest value and step where people choose with a slider. A default that lies outside is
+            what the slider's lowest value stands for.
         option: the option's name where the field's own would clash, such as `--draft-heads`.
         parse: makes the field's value from an option's text; None: the text is read as the field's type.
     """
-    return field(default=default, metadata={"help": help, "minimum": minimum, "option": option, "parse": parse})
+    if minimum is not None:
+        check = partial(check_count, least=minimum, most=maximum)
+    metadata = {"help": help, "minimum": minimum, "maximum": maximum, "check": check, "slider": slider}
+    return field(default=default, metadata=metadata | {"option": option, "parse": parse})
+
+
+def option_name(name: str) -> str:
+    """Returns the option that a field's name makes: --top-p of top_p."""
+    return f"--{name.replace('_', '-')}"
+
+
+def rule(config: type, name: str) -> Rule:
+    """Returns the rule of a field that has one."""
+    checks: dict[str, Rule] = {each.name: each.metadata["check"] for each in fields(config) if "check" in each.metadata}
+    return checks[name]
 
 
 def check_settings(config: Any) -> None:
-    """Checks the fields of a configuration that have a minimum, for its `__post_init__`.
+    """Checks the fields of a configuration that have a rule, for its `__post_init__`, and makes them plain numbers.
 
     Raises:
-        OtterError: one is no whole number or too small.
+        OtterError: one breaks its rule.
     """
     for each in fields(config):
-        minimum, value = each.metadata.get("minimum"), getattr(config, each.name)
-        if minimum is not None and not (value is None and each.default is None):
-            check_whole(each.name, value, minimum)
-
-
-def check_whole(name: str, value: Any, minimum: int) -> None:
-    """Checks that a setting is a whole number.
-
-    Raises:
-        OtterError: it is none, or less than `minimum`.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-        raise OtterError(f"{name} must be a whole number of at least {minimum}, got {value!r}")
+        check, value = each.metadata.get("check"), getattr(config, each.name)
+        if check is not None and not (value is None and each.default is None):
+            object.__setattr__(config, each.name, check(each.name, value))

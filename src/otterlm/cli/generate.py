@@ -1,7 +1,7 @@
 """`otter generate`: a response, steered or not, with the reward of every token."""
 
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Annotated, Any
 
 import torch
@@ -9,22 +9,24 @@ import typer
 from transformers import PreTrainedTokenizerBase
 
 from otterlm.bases import check_context, load_tokenizer
+from otterlm.checks import check_count
 from otterlm.cli.groups import Machine, grouped
 from otterlm.cli.options import AsJson, Base, Seed, named_adapters
 from otterlm.cli.terminal import console, print_json, show_coloured
 from otterlm.colour import coloured
 from otterlm.decoding import SpeculativeOutput, score_sequences
-from otterlm.decoding.checks import check_count
 from otterlm.decoding.choice import check_method, generate_arguments, methods
-from otterlm.decoding.registry import InterventionSettings, intervention_type
 from otterlm.errors import OtterError
+from otterlm.interventions import InterventionSettings, intervention_type, interventions, refuse_unused
 from otterlm.model import OtterModel
+from otterlm.settings import option_name
 from otterlm.signals.base import Capability
 from otterlm.training.data.tokens import prompt_tokens
 
 
 @grouped
 def command(
+    context: typer.Context,
     base: Base,
     prompt: Annotated[str, typer.Option(help="What the user says.")],
     adapter: Annotated[
@@ -38,18 +40,22 @@ def command(
     settings: InterventionSettings = InterventionSettings(),
     max_new_tokens: Annotated[int, typer.Option(help="Length of the response.")] = 128,
     sample: Annotated[bool, typer.Option(help="Sample rather than take the best token.")] = False,
-    temperature: Annotated[float, typer.Option(help="With --sample.")] = 1.0,
     seed: Seed = 0,
     machine: Machine = Machine(),
     as_json: AsJson = False,
 ) -> None:
     """Generates a response and scores every token of it."""
     check_count("--max-new-tokens", max_new_tokens)
-    check_method(method)
+    check_method(method, methods())
     sampled = sample or (method is not None and intervention_type(method).samples)
+    asked = _asked(context, sampled)
+    temperature = settings.temperature or 1.0
     sampling = {"temperature": temperature, "top_k": 0} if sampled else {}
-    settings = replace(settings, temperature=temperature)  # which checks it
     adapters, tokenizer = named_adapters(adapter or []), load_tokenizer(base)
+    if not adapters:
+        if method is not None:
+            raise OtterError(f"--method {method} goes with --adapter, and has no effect without it")
+        refuse_unused(asked, [], interventions(), option_name)
     tokens = _read(prompt, raw, tokenizer)
     model: Any = machine.load(base)
     check_context(model.config, len(tokens) + max_new_tokens)
@@ -65,14 +71,30 @@ def command(
         for name, folder in adapters.items():
             model.load_adapter(folder, name)
         model.eval()
-        own = settings if sample else replace(settings, temperature=None)
-        sampling |= generate_arguments(model, own, method)
+        own = replace(settings, temperature=temperature if sample else None)
+        sampling |= generate_arguments(model, own, method, asked)
     torch.manual_seed(seed)
     result, rewards = _generate(model, tokenizer, ids, list(adapters), **arguments, **sampling)
     if as_json:
         print_json(result)
         return
     _show(tokenizer, result, rewards)
+
+
+def _asked(context: typer.Context, sampled: bool) -> list[str]:
+    """The settings of interventions that are on the command line.
+
+    Raises:
+        OtterError: there is a temperature, and nothing is sampled.
+    """
+    names = [field.name for field in fields(InterventionSettings)]
+    asked = [name for name in names if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"]
+    if "temperature" not in asked:
+        return asked
+    if not sampled:
+        raise OtterError("--temperature goes with --sample, and has no effect without it")
+    asked.remove("temperature")  # the base's own sampling takes it
+    return asked
 
 
 def _read(prompt: str, raw: bool, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from otterlm.bases import load_base, parse_dtype
 from otterlm.cli.options import parse_device
 from otterlm.errors import OtterError
+from otterlm.settings import option_name
 from otterlm.training.data.rows import Row, hold_out
 
 
@@ -80,11 +81,20 @@ def build(group: type, instance: Any, values: dict[str, Any]) -> Any:
         if is_dataclass(default):
             filled[field.name] = build(type(default), default, values)
         elif _is_option(field, hints[field.name]):
-            value, parse = values.pop(field.name), field.metadata.get("parse")
-            filled[field.name] = value if parse is None else parse(value)
+            filled[field.name] = _read(field, default, values.pop(field.name))
         elif default is not MISSING:
             filled[field.name] = default
     return group(**filled)
+
+
+def _read(field: Field[Any], default: Any, value: Any) -> Any:
+    """An option's value as that of its field. What is wrong with it is said of the option."""
+    parse, check = field.metadata.get("parse"), field.metadata.get("check")
+    if parse is not None:
+        return parse(value)
+    if check is None or (value is None and default is None):
+        return value
+    return check(field.metadata["option"] or option_name(field.name), value)
 
 
 def _defaults(group: Any, instance: Any) -> Iterator[tuple[Field[Any], Any]]:
@@ -106,7 +116,8 @@ def _annotation(field: Field[Any], hint: Any) -> Any:
     # A choice is checked by the configuration, which says what it may be; what is parsed is a text.
     kind = str | None if field.metadata["parse"] else str if get_origin(hint) is Literal else hint
     names = [field.metadata["option"]] if field.metadata["option"] else []
-    return Annotated[kind, typer.Option(*names, help=field.metadata["help"], min=field.metadata["minimum"])]
+    limits = {"min": field.metadata["minimum"], "max": field.metadata["maximum"]}
+    return Annotated[kind, typer.Option(*names, help=field.metadata["help"], **limits)]
 
 
 @dataclass(frozen=True, slots=True)

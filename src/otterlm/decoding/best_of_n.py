@@ -6,13 +6,14 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from otterlm.decoding.checks import check_count, check_weight
+from otterlm.checks import check_count, check_weight
 from otterlm.decoding.loop import Loop, Run
 from otterlm.decoding.output import RewardedOutput
 from otterlm.decoding.scoring import score_sequences
 from otterlm.decoding.stop import RewardStop
 from otterlm.errors import OtterError
 from otterlm.generation import Request
+from otterlm.interventions import InterventionSettings
 from otterlm.model import OtterModel
 from otterlm.signals.base import Capability
 
@@ -36,7 +37,7 @@ class BestOfN(Loop):
 
     def __init__(self, n: int, weight: float = 1.0, adapter_name: str | None = None) -> None:
         self.n = check_count("n", n)
-        self.weight = check_weight(weight)
+        self.weight = check_weight("weight", weight)
         self.adapter_name = adapter_name
         self.off = self.weight == 0
         self.samples = 1 if self.off else self.n
@@ -87,3 +88,8 @@ class BestOfN(Loop):
                 criterion.stopped = criterion.stopped[best]
         run.show_all(sequences[best, prompt:])
         return RewardedOutput(sequences=sequences[best], rewards=rewards[best, prompt:])
+
+
+def make(model: OtterModel, adapter_name: str, settings: InterventionSettings) -> BestOfN:
+    """Makes the best-of-n of the registry, see `otterlm.interventions`."""
+    return BestOfN(settings.top_k, settings.weight, adapter_name)

@@ -1,12 +1,20 @@
 """Chooses interventions for the adapters of a model, and makes the arguments of `generate` that use them."""
 
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-from otterlm.decoding.registry import InterventionSettings, InterventionType, intervention_type, interventions
 from otterlm.errors import OtterError
+from otterlm.interventions import (
+    InterventionSettings,
+    InterventionType,
+    intervention_type,
+    interventions,
+    refuse_unused,
+)
 from otterlm.model import OtterModel
-from otterlm.signals.base import Capability
+from otterlm.settings import option_name
+from otterlm.signals.base import Capability, describe
 
 STEERING = "guidance"
 """What a number that steers is used for where nothing is asked for."""
@@ -18,29 +26,54 @@ def methods() -> list[str]:
     return [each.name for each in interventions(number) if each.plug != "stopping_criteria"]
 
 
-def check_method(method: str | None) -> str | None:
+def check_method(method: str | None, allowed: Sequence[str]) -> str | None:
     """A method's name, or None for what each adapter can do.
 
     Raises:
-        OtterError: there is no such method.
+        OtterError: it is not one of those that are allowed.
     """
-    if method is not None and method not in methods():
-        raise OtterError(f"--method must be one of {', '.join(methods())}, got {method!r}")
+    if method is not None and method not in allowed:
+        raise OtterError(f"--method must be one of {', '.join(allowed)}, got {method!r}")
     return method
 
 
-def generate_arguments(model: OtterModel, settings: InterventionSettings, method: str | None = None) -> dict[str, Any]:
+def generate_arguments(
+    model: OtterModel, settings: InterventionSettings, method: str | None = None, asked: Collection[str] = ()
+) -> dict[str, Any]:
     """Makes the arguments of `model.generate` by which the adapters that are on intervene.
 
     Args:
         model: with its adapters.
         settings: of the interventions.
         method: what numbers of prefixes are used for, one of `methods`; None: guidance, of those that can steer.
+        asked: settings that somebody chose values for, and which have to be of use.
 
     Raises:
-        OtterError: an adapter cannot be used by the method, or two adapters each need a decoding loop of their own.
+        OtterError: an adapter cannot be used by the method, nothing takes one of the settings asked for, or two
+            adapters each need a decoding loop of their own.
     """
     chosen = [pair for name in model.active_adapters for pair in _uses(model, name, settings, method)]
+    used = {use.name: use for _, use in chosen}
+    if method is not None and method not in used:
+        needs = intervention_type(method).needs
+        raise OtterError(f"--method {method} is for an adapter that {describe(needs)}, and none does: leave it out")
+    refuse_unused(asked, used.values(), interventions(), option_name)
+    return plug_in(model, chosen, settings)
+
+
+def plug_in(
+    model: OtterModel, chosen: Sequence[tuple[str, InterventionType]], settings: InterventionSettings
+) -> dict[str, Any]:
+    """Makes the arguments of `model.generate` that use interventions.
+
+    Args:
+        model: with its adapters.
+        chosen: names of adapters, each with an intervention that it is used for.
+        settings: of the interventions.
+
+    Raises:
+        OtterError: an adapter or a setting does not fit, or two adapters each need a decoding loop of their own.
+    """
     arguments: dict[str, Any] = {}
     loops: list[str] = []
     replaced = 0
@@ -76,6 +109,7 @@ def _uses(
         uses.append(method)
     elif Capability.ADDS in can:
         uses.append(STEERING)
-    if number and method != "rejection" and settings.threshold > float("-inf"):
+    aimed = method is not None and "threshold" in intervention_type(method).takes
+    if number and not aimed and settings.threshold > float("-inf"):
         uses.append("stop")
     return [(name, intervention_type(use)) for use in uses]

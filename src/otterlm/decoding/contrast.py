@@ -2,9 +2,10 @@
 
 from torch import Tensor
 
-from otterlm.decoding.checks import check_share, check_weight
+from otterlm.checks import check_share, check_weight
 from otterlm.decoding.steering import contrast
 from otterlm.generation import SignalProcessor
+from otterlm.interventions import InterventionSettings
 from otterlm.model import OtterModel
 from otterlm.signals.base import Capability
 from otterlm.signals.contrast.head import ContrastSignal
@@ -27,7 +28,7 @@ class ContrastGuidance(SignalProcessor):
 
     def __init__(self, model: OtterModel, alpha: float, top_p: float = 0.9, adapter_name: str | None = None) -> None:
         super().__init__(model, adapter_name, Capability.REPLACES)
-        self.alpha = check_weight(alpha)
+        self.alpha = check_weight("alpha", alpha)
         self.top_p = check_share("top_p", top_p)
         self.off = self.alpha == 0
 
@@ -37,3 +38,8 @@ class ContrastGuidance(SignalProcessor):
         if signal is None:
             return scores
         return contrast(scores, signal.difference().to(scores), self.alpha, self.top_p)
+
+
+def make(model: OtterModel, adapter_name: str, settings: InterventionSettings) -> ContrastGuidance:
+    """Makes the contrast of the registry, see `otterlm.interventions`."""
+    return ContrastGuidance(model, settings.alpha, settings.top_p, adapter_name)

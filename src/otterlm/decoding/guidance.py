@@ -2,9 +2,10 @@
 
 from torch import Tensor
 
-from otterlm.decoding.checks import check_chance, check_count, check_weight
-from otterlm.decoding.steering import MIN_P, guide
+from otterlm.checks import check_chance, check_count, check_weight
+from otterlm.decoding.steering import guide
 from otterlm.generation import SignalProcessor
+from otterlm.interventions import MIN_P, InterventionSettings
 from otterlm.model import OtterModel
 from otterlm.signals.base import Capability
 from otterlm.signals.reward.head import RewardSignal
@@ -39,7 +40,7 @@ class RewardGuidance(SignalProcessor):
         min_p: float = MIN_P,
     ) -> None:
         super().__init__(model, adapter_name, Capability.ADDS)
-        self.weight = check_weight(weight)
+        self.weight = check_weight("weight", weight)
         self.top_k = None if top_k is None else check_count("top_k", top_k)
         self.min_p = check_chance("min_p", min_p)
         self.off = self.weight == 0
@@ -52,3 +53,8 @@ class RewardGuidance(SignalProcessor):
         assert self.model is not None
         unit = self.model.adapter(self.adapter_name).config.signal.unit
         return guide(scores, signal.vocabulary, self.weight / unit, self.top_k, self.min_p)
+
+
+def make(model: OtterModel, adapter_name: str, settings: InterventionSettings) -> RewardGuidance:
+    """Makes the guidance of the registry, see `otterlm.interventions`."""
+    return RewardGuidance(model, settings.weight, settings.top_k, adapter_name, settings.min_p)

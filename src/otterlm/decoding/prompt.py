@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from otterlm.decoding.checks import check_window
 from otterlm.decoding.loop import Run
 from otterlm.errors import OtterError
+from otterlm.families.facts import decoder_config, window_of
 from otterlm.masks import token_positions
+from otterlm.model import OtterModel
 
 READ = {"attention_mask", "inputs_embeds", "position_ids"}
 """Arguments of a pass that the loops hand on."""
@@ -63,6 +64,22 @@ def read_prompt(run: Run, drafts: int = 0, **settings: Any) -> Prompt:
         **settings,
     )
     return Prompt(seen, cache, output, positions[:, -1] + 1)
+
+
+def check_window(model: OtterModel, length: int) -> None:
+    """That a text of this length fits the base's sliding window, if it has one: several tokens tried for one place
+    need a cache that keeps the whole prefix.
+
+    Raises:
+        OtterError: it does not.
+    """
+    config = decoder_config(model.base_model)
+    windows = [window_of(config, model.family, layer) for layer in range(config.num_hidden_layers)]
+    window = min((window for window in windows if window is not None), default=None)
+    if window is not None and length > window:
+        raise OtterError(
+            f"this decoding needs the whole prefix in the window: {length} tokens, but the base's window is {window}"
+        )
 
 
 @torch.no_grad()

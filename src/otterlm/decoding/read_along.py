@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor, PreTrainedModel
 
-from otterlm.decoding.checks import check_share, check_weight
+from otterlm.checks import check_share, check_weight
 from otterlm.decoding.prompt import read_once
 from otterlm.decoding.rows import repeated
 from otterlm.decoding.steering import contrast
@@ -90,7 +90,7 @@ class TwoModelContrast(Intervention, LogitsProcessor):
         self.expert = expert
         self.anti_expert = anti_expert
         self.prompt_length = prompt_length
-        self.alpha = check_weight(alpha)
+        self.alpha = check_weight("alpha", alpha)
         self.off = self.alpha == 0
         self.top_p = check_share("top_p", top_p)
 

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from otterlm.decoding.checks import check_chance, check_count, check_weight
+from otterlm.checks import check_chance, check_count, check_number, check_positive
 from otterlm.decoding.loop import Loop, Run
 from otterlm.decoding.prompt import read_prompt
 from otterlm.decoding.rows import Reading, join_rows, process_row
 from otterlm.errors import OtterError
 from otterlm.generation import Request
+from otterlm.interventions import InterventionSettings
 from otterlm.masks import additive
 from otterlm.model import OtterModel
 from otterlm.signals.base import Capability
@@ -70,11 +71,9 @@ class RejectionSampling(Loop):
         attempts: int = 20,
         adapter_name: str | None = None,
     ) -> None:
-        self.threshold = threshold if threshold == -math.inf else check_weight(threshold)
-        if not beta > 0:
-            raise OtterError(f"beta must be above 0, got {beta!r}")
+        self.threshold = threshold if threshold == -math.inf else check_number("threshold", threshold)
         self.alpha = check_chance("alpha", alpha)
-        self.beta = beta
+        self.beta = check_positive("beta", beta)
         self.entropy = entropy
         self.shortest = check_count("shortest", shortest)
         self.longest = check_count("longest", longest)
@@ -222,3 +221,8 @@ class Segments:
         self._start, self._rejected, self.slots = (taken.tokens, taken.reading), [], []
         self.taken += 1
         return (here.slots, taken.slots) if taken is not here else ([], [])
+
+
+def make(model: OtterModel, adapter_name: str, settings: InterventionSettings) -> RejectionSampling:
+    """Makes the rejection of the registry, see `otterlm.interventions`."""
+    return RejectionSampling(settings.threshold, adapter_name=adapter_name)

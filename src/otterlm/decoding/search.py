@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from otterlm.cache import keep_path
-from otterlm.decoding.checks import check_chance, check_count, check_weight
+from otterlm.checks import check_chance, check_count, check_positive, check_weight
 from otterlm.decoding.loop import Loop, Run
 from otterlm.decoding.output import RewardedOutput
 from otterlm.decoding.prompt import read_prompt
-from otterlm.decoding.steering import MIN_P, plausible
+from otterlm.decoding.steering import plausible
 from otterlm.decoding.transposed_linear import TransposedLinear
 from otterlm.errors import OtterError
+from otterlm.interventions import MIN_P, InterventionSettings
 from otterlm.masks import tree_mask
 from otterlm.model import OtterModel
 from otterlm.signals.base import Capability
@@ -52,14 +53,12 @@ class CandidateSearch(Loop):
         adapter_name: str | None = None,
         min_p: float = MIN_P,
     ) -> None:
-        self.weight = check_weight(weight)
+        self.weight = check_weight("weight", weight)
         self.top_k = check_count("top_k", top_k)
         if mode not in ("greedy", "stochastic"):
             raise OtterError(f"mode must be greedy or stochastic, got {mode!r}")
-        if not check_weight(temperature, "the temperature") > 0:
-            raise OtterError(f"the temperature must be above 0, got {temperature}")
         self.mode = mode
-        self.temperature = temperature
+        self.temperature = check_positive("temperature", temperature)
         self.adapter_name = adapter_name
         self.min_p = check_chance("min_p", min_p)
         self.off = self.weight == 0
@@ -114,3 +113,10 @@ class CandidateSearch(Loop):
         if self.mode == "greedy":
             return scores.argmax(dim=-1)
         return torch.multinomial((scores / self.temperature).softmax(dim=-1), 1).squeeze(-1)
+
+
+def make(model: OtterModel, adapter_name: str, settings: InterventionSettings) -> CandidateSearch:
+    """Makes the search of the registry, see `otterlm.interventions`."""
+    mode = "greedy" if settings.temperature is None else "stochastic"
+    temperature = settings.temperature or 1.0
+    return CandidateSearch(settings.weight, settings.top_k, mode, temperature, adapter_name, settings.min_p)

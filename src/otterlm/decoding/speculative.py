@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from otterlm.cache import keep_path
-from otterlm.decoding.checks import check_chance, check_count
+from otterlm.checks import check_chance, check_count
 from otterlm.decoding.draft_tree import DraftTree
 from otterlm.decoding.loop import Loop, Run
 from otterlm.decoding.prompt import read_prompt
@@ -25,6 +25,7 @@ from otterlm.decoding.transposed_linear import TransposedLinear
 from otterlm.errors import OtterError
 from otterlm.families.facts import context_length
 from otterlm.generation import Request
+from otterlm.interventions import InterventionSettings
 from otterlm.masks import tree_mask
 from otterlm.model import OtterModel
 from otterlm.signals.base import Capability
@@ -233,3 +234,8 @@ def _pad(paths: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     path = torch.tensor([path + [0] * (longest - len(path)) for path in paths], device=device)
     kept = torch.tensor([[1] * len(path) + [0] * (longest - len(path)) for path in paths], device=device)
     return path, kept
+
+
+def make(model: OtterModel, adapter_name: str, settings: InterventionSettings) -> SpeculativeDecoding:
+    """Makes the drafts of the registry, see `otterlm.interventions`."""
+    return SpeculativeDecoding(settings.drafts, adapter_name=adapter_name, confidence=settings.confidence)

@@ -12,9 +12,6 @@ from torch import Tensor
 FEW = 4096
 """How many of the likeliest tokens are tried first for a nucleus."""
 
-MIN_P = 0.05
-"""The least share of the likeliest token's probability that makes a token plausible, where no other is asked for."""
-
 Count = TypeVar("Count", int, Tensor)
 
 

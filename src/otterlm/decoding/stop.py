@@ -4,33 +4,22 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import replace
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from otterlm.decoding.checks import check_count, shown
+from otterlm.checks import LARGEST_PATIENCE, check_count, check_threshold, shown
 from otterlm.decoding.loop import Loop, Run
 from otterlm.decoding.output import ReplacedOutput
 from otterlm.decoding.rows import join_rows
 from otterlm.decoding.steering import count_under
 from otterlm.errors import OtterError
 from otterlm.generation import Criteria, Generation, Intervention, Request, Supports, bare
+from otterlm.interventions import InterventionSettings
 from otterlm.model import OtterModel
 from otterlm.signals.base import Capability
-
-
-def check_threshold(threshold: float, name: str = "the threshold") -> float:
-    """A number, which may be infinite.
-
-    Raises:
-        OtterError: it is not.
-    """
-    if not isinstance(threshold, Real) or math.isnan(threshold):
-        raise OtterError(f"{name} must be a number, got {shown(threshold)}")
-    return float(threshold)
 
 
 class RewardStop(Intervention, StoppingCriteria):
@@ -57,8 +46,8 @@ class RewardStop(Intervention, StoppingCriteria):
 
     def __init__(self, model: OtterModel, threshold: float, patience: int = 1, adapter_name: str | None = None) -> None:
         self.model: OtterModel = bare(model)
-        self.threshold = check_threshold(threshold)
-        self.patience = check_count("patience", patience)
+        self.threshold = check_threshold("threshold", threshold)
+        self.patience = check_count("patience", patience, most=LARGEST_PATIENCE)
         self.adapter_name = self.model.adapter_name(adapter_name, Capability.PREFIX)
         self.off = self.threshold == -math.inf
         self.stopped: Tensor | None = None
@@ -133,9 +122,9 @@ class ReplaceStopped(Loop):
     def __init__(
         self, threshold: float, replacement: Sequence[int], patience: int = 1, adapter_name: str | None = None
     ) -> None:
-        self.threshold = check_threshold(threshold)
+        self.threshold = check_threshold("threshold", threshold)
         self.replacement = _token_ids(replacement)
-        self.patience = check_count("patience", patience)
+        self.patience = check_count("patience", patience, most=LARGEST_PATIENCE)
         self.adapter_name = adapter_name
         self.off = self.threshold == -math.inf
 
@@ -171,3 +160,8 @@ class ReplaceStopped(Loop):
             for row, gone in zip(sequences, stopped.tolist(), strict=True)
         ]
         return join_rows(rows, run.config)
+
+
+def make(model: OtterModel, adapter_name: str, settings: InterventionSettings) -> RewardStop:
+    """Makes the stop of the registry, see `otterlm.interventions`."""
+    return RewardStop(model, settings.threshold, settings.patience, adapter_name)

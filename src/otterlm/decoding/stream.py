@@ -1,6 +1,6 @@
 """Streaming: an iterator of (token, text, signals), each token with what the adapters say of it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokeni
 from otterlm.errors import OtterError
 from otterlm.generation import Generation, Intervention, Request, Supports, bare
 from otterlm.model import OtterModel
-from otterlm.signals.base import Capability
+from otterlm.signals.base import Capability, Signal
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,46 @@ class StreamedToken:
     token: int
     text: str
     signals: dict[str, float]
+
+
+class TokenTexts:
+    """Says what each token of a response adds to its text.
+
+    Args:
+        tokenizer: the base's.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._tokens: list[int] = []
+        self._printed = ""
+
+    def add(self, token: int) -> str:
+        """Returns the text that the next token adds; empty while a character is incomplete."""
+        self._tokens.append(token)
+        text = self._tokenizer.decode(self._tokens, skip_special_tokens=True)
+        # A byte-level token may end inside a character: its text waits for the rest.
+        new = "" if text.endswith("\ufffd") else text[len(self._printed) :]
+        self._printed += new
+        return new
+
+
+def numbers_beside(
+    model: OtterModel, token: int, after: Mapping[str, Signal], before: Mapping[str, Signal]
+) -> dict[str, float]:
+    """Returns the numbers beside a token of one text, by the name of the adapter.
+
+    Args:
+        model: with its adapters.
+        token: its id.
+        after: the signals of the pass that read it last.
+        before: those of the pass that chose it.
+    """
+    return {
+        name: signal.beside(token, before[name])
+        for name, signal in after.items()
+        if Capability.BESIDE in model.adapter(name).config.signal.capabilities
+    }
 
 
 def stream_tokens(
@@ -61,15 +101,9 @@ def stream_tokens(
     if generate_kwargs.get("custom_generate") is not None:
         raise OtterError("streaming is a decoding loop itself: leave custom_generate out")
     arguments = {"tokenizer": tokenizer} | generate_kwargs | {"input_ids": input_ids, "custom_generate": _Stream()}
-    generated: list[int] = []
-    printed = ""
+    texts = TokenTexts(tokenizer)
     for token, signals in model.generate(**arguments):
-        generated.append(token)
-        text = tokenizer.decode(generated, skip_special_tokens=True)
-        # A byte-level token may end inside a character: its text waits for the rest.
-        new = "" if text.endswith("\ufffd") else text[len(printed) :]
-        printed += new
-        yield StreamedToken(token, new, signals)
+        yield StreamedToken(token, texts.add(token), signals)
 
 
 class _Stream(Intervention):
@@ -137,9 +171,5 @@ class _Stream(Intervention):
                 length = 1 if inputs["use_cache"] else None
                 output = model(**model.prepare_inputs_for_generation(input_ids, next_sequence_length=length, **inputs))
                 after = model.signals
-                values = {
-                    name: signal.beside(int(token), before[name])
-                    for name, signal in after.items()
-                    if Capability.BESIDE in model.adapter(name).config.signal.capabilities
-                }
+                values = numbers_beside(model, int(token), after, before)
             yield int(token), values

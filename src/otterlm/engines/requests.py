@@ -4,6 +4,7 @@
     otter_weight     how far to steer: of a reward, the weight; of a contrast, alpha. 0: the base
     otter_signal     the adapter that steers; may be left out where one can
     otter_top_k      with a reward: score the base's k likeliest tokens and rule out the others
+    otter_min_p      with a reward: rule out tokens with less than this share of the likeliest one's probability
     otter_top_p      with a contrast: the base's nucleus that stays possible
     otter_threshold  end the response when its reward falls under this
     otter_patience   for so many tokens in a row
@@ -13,20 +14,32 @@
 Nothing here needs torch or Transformers.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from otterlm.checks import check_number, shown
 from otterlm.engines.capabilities import capabilities
 from otterlm.engines.spelling import resembles_prefix
 from otterlm.errors import OtterError
+from otterlm.interventions import InterventionSettings, InterventionType, intervention_type, refuse_unused
+from otterlm.settings import rule
 from otterlm.signals.base import STEERS, Capability
 
 PREFIX = "otter_"
-NAMES = ("weight", "signal", "top_k", "top_p", "threshold", "patience", "guard", "rewards")
-LARGEST_WEIGHT = 1e6
-"""Beyond it the sum of a logit and a weighted reward says nothing of the logit, and may overflow."""
+STEERING = (intervention_type("guidance"), intervention_type("contrast"))
+STOP = intervention_type("stop")
+
+
+def _arguments_of(*used: InterventionType) -> tuple[str, ...]:
+    """The settings that interventions take, as requests name them: alpha is the weight of a contrast."""
+    return tuple(dict.fromkeys("weight" if name == "alpha" else name for use in used for name in use.takes))
+
+
+NAMES = tuple(dict.fromkeys(("weight", "signal", *_arguments_of(*STEERING, STOP), "guard", "rewards")))
+"""What may be asked for, without the prefix."""
+DEFAULTS = InterventionSettings()
+"""Those of all of Otter. Two are a request's alone: nothing steers unless it asks, and then over all tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +49,11 @@ class Settings:
     steer: str | None = None
     weight: float = 0.0
     top_k: int | None = None
-    top_p: float = 0.9
+    min_p: float = DEFAULTS.min_p
+    top_p: float = DEFAULTS.top_p
     guard: str | None = None
-    threshold: float = -math.inf
-    patience: int = 1
+    threshold: float = DEFAULTS.threshold
+    patience: int = DEFAULTS.patience
     rewards: bool = False
 
     @property
@@ -126,71 +140,53 @@ class _Reader:
             raise OtterError(f"the model that is served has no adapters: otter_{min(self.arguments)} has no effect")
         rewards = self.arguments.get("rewards", 0)
         if isinstance(rewards, bool) or rewards not in (0, 1):
-            raise OtterError(f"otter_rewards must be 0 or 1, got {_shown(rewards)}")
+            raise OtterError(f"otter_rewards must be 0 or 1, got {shown(rewards)}")
         if rewards and not self.served.numbers:
             raise OtterError("otter_rewards needs a reward adapter; the model that is served has none")
         return Settings(**self.steering(), **self.guarding(), rewards=rewards == 1)
 
     def steering(self) -> dict[str, Any]:
         if "weight" not in self.arguments:
-            self.goes_with(("signal", "top_k", "top_p"), "otter_weight")
+            self.goes_with(("signal", *_arguments_of(*STEERING)), "otter_weight")
             return {}
-        weight = self.number("weight")
-        if abs(weight) > LARGEST_WEIGHT:
-            raise OtterError(f"otter_weight must be from -{LARGEST_WEIGHT:g} to {LARGEST_WEIGHT:g}, got {weight!r}")
-        signals = self.served.signals
+        values = self.values(*STEERING)
+        weight = values.pop("weight")
         # A weight of 0 asks for the base, and needs no adapter that steers.
         if weight == 0 and "signal" not in self.arguments:
-            self.whole("top_k", self.served.vocabulary_size)
-            self.share("top_p")
             return {}
         steer = self.adapter("signal", lambda each: bool(each & STEERS))
-        if Capability.ADDS not in signals[steer]:
-            self.goes_with(("top_k",), "the otter_weight of a reward")
-        if Capability.REPLACES not in signals[steer]:
-            self.goes_with(("top_p",), "the otter_weight of a contrast")
-        settings = {"top_k": self.whole("top_k", self.served.vocabulary_size), "top_p": self.share("top_p")}
+        used = [each for each in STEERING if each.needs in self.served.signals[steer]]
+        refuse_unused(values, used, STEERING, lambda name: PREFIX + name)
         if weight == 0:
-            return settings
+            return values
         if self.served.speculates:
             raise OtterError("otter_weight: this engine verifies drafts (speculative_config), and then cannot steer")
-        return {"steer": steer, "weight": weight, **settings}
+        return {"steer": steer, "weight": weight, **values}
 
     def guarding(self) -> dict[str, Any]:
         if "threshold" not in self.arguments:
-            self.goes_with(("patience", "guard"), "otter_threshold")
+            self.goes_with((*_arguments_of(STOP), "guard"), "otter_threshold")
             return {}
-        guard = self.adapter("guard", lambda each: Capability.PREFIX in each)
-        patience = self.whole("patience", 1 << 20) or 1
-        return {"guard": guard, "threshold": self.number("threshold"), "patience": patience}
+        return {"guard": self.adapter("guard", lambda each: STOP.needs in each), **self.values(STOP)}
 
     def goes_with(self, names: tuple[str, ...], what: str) -> None:
         for name in names:
             if name in self.arguments:
                 raise OtterError(f"{PREFIX}{name} goes with {what}, and has no effect without it")
 
-    def number(self, name: str) -> float:
-        value = self.arguments[name]
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
-            raise OtterError(f"{PREFIX}{name} must be a finite number, got {_shown(value)}")
-        try:
-            return float(value)
-        except OverflowError:
-            raise OtterError(f"{PREFIX}{name} must be a finite number, got {_shown(value)}") from None
+    def values(self, *used: InterventionType) -> dict[str, Any]:
+        """Those of the request's arguments that interventions take, checked by the rules of all of Otter."""
+        return {name: self.value(name) for name in _arguments_of(*used) if name in self.arguments}
 
-    def share(self, name: str) -> float:
-        value = self.number(name) if name in self.arguments else 0.9
-        if not 0 < value <= 1:
-            raise OtterError(f"{PREFIX}{name} must be above 0 and at most 1, got {value!r}")
-        return value
-
-    def whole(self, name: str, largest: int) -> int | None:
-        value = self.arguments.get(name)
-        if name not in self.arguments:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
-            raise OtterError(f"{PREFIX}{name} must be a whole number from 1 to {largest}, got {_shown(value)}")
-        return value
+    def value(self, name: str) -> Any:
+        spelled, value = PREFIX + name, self.arguments[name]
+        if name == "threshold":
+            check_number(spelled, value)  # an infinite one is not asked for: JSON cannot hold it
+        limits = {"most": self.served.vocabulary_size} if name == "top_k" else {}
+        checked = rule(InterventionSettings, name)(spelled, value, **limits)
+        if not isinstance(value, int | float):
+            raise OtterError(f"{spelled} must be a number that JSON can hold, got {shown(value)}")
+        return checked
 
     def adapter(self, name: str, fits: Callable[[Capability], bool]) -> str:
         names = [adapter for adapter, each in self.served.signals.items() if fits(each)]
@@ -198,15 +194,6 @@ class _Reader:
         if name not in self.arguments and len(names) == 1:
             return names[0]
         if value not in names:
-            what = f"unknown signal {_shown(value)} in" if name in self.arguments else "name an adapter in"
+            what = f"unknown signal {shown(value)} in" if name in self.arguments else "name an adapter in"
             raise OtterError(f"{what} {PREFIX}{name}; there are: {', '.join(sorted(names)) or 'none that can do this'}")
         return str(value)
-
-
-def _shown(value: Any) -> str:
-    """A wrong value for a message; it may be long, or a number with too many digits to print."""
-    try:
-        text = repr(value)
-    except ValueError:
-        return "a number with too many digits"
-    return text if len(text) <= 60 else f"{text[:60]}..."

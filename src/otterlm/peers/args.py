@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor
 
 from otterlm.cache import keep_path
-from otterlm.decoding.checks import check_count, check_weight
+from otterlm.checks import check_count, check_weight
 from otterlm.decoding.rows import repeated
 from otterlm.decoding.transposed_linear import TransposedLinear
 from otterlm.errors import OtterError
@@ -44,7 +44,7 @@ class ARGS(Intervention, LogitsProcessor):
         attention_mask: Tensor | None = None,
     ) -> None:
         self.reward_model = reward_model
-        self.weight = check_weight(weight)
+        self.weight = check_weight("weight", weight)
         self.off = self.weight == 0
         self.top_k = check_count("top_k", top_k)
         self.cached = cached

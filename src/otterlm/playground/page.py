@@ -1,18 +1,15 @@
 """The page: what is asked and chosen, and a comparison as it grows."""
 
-import math
 from collections.abc import Iterator
+from typing import Any
 
 import gradio as gr
 
-from otterlm.errors import OtterError
-from otterlm.playground import render
-from otterlm.playground.session import Session, Settings
-from otterlm.signals.base import Capability
+from otterlm.playground.choices import Choices
+from otterlm.playground.controls import Control
+from otterlm.playground.session import Session
 
 PROMPT = "What is the easiest way to steal a bicycle?"
-NEVER = -10.0
-"""The far left of the threshold: no reward stops a response."""
 
 STYLE = """
 .response {line-height: 1.7; white-space: pre-wrap}
@@ -27,24 +24,12 @@ def build(session: Session, base: str) -> gr.Blocks:
         session: makes the comparisons.
         base: the base's name, for the heading.
     """
-
-    def compare(
-        prompt: str, shown: str, steering: str | None, weight: float, top_k: int, threshold: float, max_new_tokens: int
-    ) -> Iterator[tuple[str, str, str, str]]:
-        stops = threshold != NEVER and session.can(shown, Capability.PREFIX)
-        threshold = threshold if stops else -math.inf
-        settings = Settings(shown, steering, weight, top_k, threshold, max_new_tokens)
-        try:
-            sizes = session.bytes_of({name for name in (shown, steering) if name is not None})
-            for comparison in session.compare(prompt, settings):
-                yield (
-                    *render.responses(comparison, shown),
-                    render.cost(comparison, *sizes),
-                    render.curve(comparison, shown, threshold, max_new_tokens),
-                )
-        except OtterError as error:
-            yield "", "", render.problem(str(error)), ""
-
+    choices = Choices(session)
+    quiet: dict[str, Any] = {
+        "preprocess": False,  # the session checks what is chosen, and says in a line what is wrong
+        "show_progress": "hidden",
+        "api_visibility": "private",
+    }
     with gr.Blocks(title="Otter playground", analytics_enabled=False) as page:
         gr.Markdown(f"# Otter playground\n`{base}` with " + ", ".join(_describe(session)))
         with gr.Row(equal_height=True):
@@ -52,13 +37,12 @@ def build(session: Session, base: str) -> gr.Blocks:
             run, stop = gr.Button("Compare", variant="primary", elem_id="run"), gr.Button("Stop")
         with gr.Row():
             shown = gr.Dropdown(session.coloured, label="Colours", info="the tokens, and the curve")
-            steering = gr.Dropdown(session.steering, label="Steers", info="the guided response")
-            weight = gr.Slider(-10, 10, 2, step=0.1, label="Weight", info="0: the original", elem_id="weight")
-            top_k = gr.Slider(1, 100, 10, step=1, label="k", info="candidates a token, of a reward", elem_id="top-k")
-            threshold = gr.Slider(
-                NEVER, 10, NEVER, step=0.1, label="Stop under", info="a reward; far left: never", elem_id="threshold"
-            )
+            guide = gr.Dropdown(choices.guides, label="Guides", info="an adapter, and its method", elem_id="guide")
             length = gr.Slider(1, 256, 48, step=1, label="Tokens", info="of a response, at most", elem_id="length")
+            seed = gr.Number(0, label="Seed", info="of what is drawn at random", precision=0, elem_id="seed")
+        with gr.Row():
+            offered = choices.offered(session.coloured[0], next(iter(choices.guides), None))
+            sliders = [_slider(*each) for each in zip(choices.controls, offered, strict=True)]
         with gr.Row():
             boxes = []
             for name in ("Original", "Guided"):
@@ -67,24 +51,41 @@ def build(session: Session, base: str) -> gr.Blocks:
                     boxes.append(gr.HTML(elem_id=name.lower(), min_height=100))
         cost, curve = gr.HTML(elem_id="cost"), gr.HTML(elem_id="curve")
         comparing = gr.on(
-            [run.click, prompt.submit, *(choice.release for choice in (weight, top_k, threshold, length))],
-            compare,
-            [prompt, shown, steering, weight, top_k, threshold, length],
+            [run.click, prompt.submit, seed.submit, *(choice.release for choice in (length, *sliders))],
+            choices.compare,
+            [prompt, shown, guide, length, seed, *sliders],
             [*boxes, cost, curve],
-            preprocess=False,  # the session checks what is chosen, and says in a line what is wrong
-            show_progress="hidden",
             trigger_mode="always_last",
             concurrency_limit=None,  # comparisons take turns among themselves
-            api_visibility="private",
+            **quiet,
         )
         stop.click(None, cancels=comparing, api_visibility="private")
+        gr.on(
+            [shown.change, guide.change],
+            lambda *chosen: [gr.update(visible=each) for each in choices.offered(*chosen)],
+            [shown, guide],
+            sliders,
+            **quiet,
+        )
     return page
+
+
+def _slider(control: Control, visible: bool) -> gr.Slider:
+    return gr.Slider(
+        control.low,
+        control.high,
+        control.start,
+        step=control.step,
+        label=control.label,
+        info=control.info,
+        visible=visible,
+        elem_id=control.name.replace("_", "-"),
+    )
 
 
 def _describe(session: Session) -> Iterator[str]:
     for name, signal in session.signals.items():
-        shown = name in session.coloured or name in session.steering
-        yield f"**{name}** ({signal.type}{'' if shown else ': neither colours nor steers, see `otter generate`'})"
+        yield f"**{name}** ({signal.type})"
 
 
 def serve(session: Session, base: str, host: str, port: int) -> tuple[gr.Blocks, str]:

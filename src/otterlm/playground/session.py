@@ -1,24 +1,34 @@
 """One prompt, two responses that grow in turns: the base's own, and the guided one. Knows nothing of a page."""
 
-import statistics
 import threading
-import time
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
 
 from otterlm.bases import check_context
+from otterlm.checks import check_count
 from otterlm.decoding import RewardStop, StreamedToken, stream_tokens
-from otterlm.decoding.checks import check_count
-from otterlm.decoding.registry import InterventionSettings, intervention_type
+from otterlm.decoding.choice import plug_in
+from otterlm.decoding.stream_loop import TokenReader, shown_tokens
 from otterlm.errors import OtterError
+from otterlm.interventions import (
+    InterventionSettings,
+    InterventionType,
+    intervention_type,
+    interventions,
+    refuse_unused,
+)
 from otterlm.model import OtterModel
-from otterlm.signals.base import STEERS, Capability
+from otterlm.playground.responses import Draws, Response
+from otterlm.signals.base import Capability
 from otterlm.training.data.tokens import prompt_tokens
+
+STOP = intervention_type("stop")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,18 +38,19 @@ class Settings:
     Attributes:
         shown: the adapter whose signal colours the tokens; a reward also stops the guided response.
         steering: the adapter that guides; None: none.
-        weight: of its reward, or alpha of its contrast; 0 gives the original.
-        top_k: candidates a step, of a reward.
-        threshold: the guided response ends when the shown reward falls under it; minus infinity: never.
+        method: the intervention that it guides by; None: the first that it can be used for.
+        values: settings of the method and of the stop, by their names in `InterventionSettings`; the others have their
+            defaults.
         max_new_tokens: length of each response.
+        seed: of what is drawn at random, for each response anew.
     """
 
     shown: str
     steering: str | None
-    weight: float = 2.0
-    top_k: int = 10
-    threshold: float = -torch.inf
+    method: str | None = None
+    values: Mapping[str, Any] = field(default_factory=dict)
     max_new_tokens: int = 48
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +62,8 @@ class Comparison:
         guided: what it says when it is steered.
         exact: whether the original so far is what the base alone, no adapter on, says in the same run.
         stopped: whether the threshold ended the guided response.
-        slowdown: extra time a token of the guided response, as a share of what a token of the base alone takes; medians
-            that leave out the first token, which reads the prompt. None until there are two tokens.
+        slowdown: extra time a token of the guided response, as a share of what a token of the base alone takes; see
+            `Response.slowdown`.
     """
 
     original: tuple[StreamedToken, ...]
@@ -74,7 +85,7 @@ class Session:
     Attributes:
         signals: the configuration of each adapter's signal, by name.
         coloured: names of the adapters that give a number beside every token.
-        steering: names of the adapters that can steer.
+        methods: the interventions that each adapter can guide by, by its name.
 
     Raises:
         OtterError: no adapter gives a number beside every token.
@@ -83,7 +94,10 @@ class Session:
     def __init__(self, model: OtterModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.signals = {name: model.adapter(name).config.signal for name in model.active_adapters}
         self.coloured = [name for name in self.signals if self.can(name, Capability.BESIDE)]
-        self.steering = [name for name in self.signals if self.can(name, STEERS)]
+        self.methods = {
+            name: [use for use in interventions(signal.capabilities) if use.plug != STOP.plug]
+            for name, signal in self.signals.items()
+        }
         if not self.coloured:
             raise OtterError("there is nothing to colour with: give an adapter that says a number beside every token")
         self._model = model
@@ -94,37 +108,58 @@ class Session:
         """Whether an adapter's signal can do one of these."""
         return name in self.signals and bool(self.signals[name].capabilities & capability)
 
+    def takes(self, shown: str, steering: str | None, method: str | None) -> list[str]:
+        """Returns the names of the settings that are of use with these, see `Settings`.
+
+        Raises:
+            OtterError: the adapter cannot guide by the method.
+        """
+        return [name for _, use in self._uses(shown, steering, method) for name in use.takes]
+
     def compare(self, prompt: str, settings: Settings) -> Iterator[Comparison]:
-        """Generates both responses, greedily, and the base's alone, which times them.
+        """Generates both responses, and the base's alone, which times them: greedily, or all by sampling where the
+        method samples.
 
         Args:
             prompt: what the user says.
             settings: see there.
 
         Raises:
-            OtterError: the prompt is empty or too long, or a setting is out of range.
+            OtterError: the prompt is empty or too long, or a setting is out of range or of no use.
         """
         ids = self._read(prompt, settings.max_new_tokens)
+        check_count("seed", settings.seed, least=0, most=2**32 - 1)
         adapters = [name for name in dict.fromkeys((settings.shown, settings.steering)) if name is not None]
-        guidance, stop = self._guidance(settings), self._stop(settings)
-        alone = self._respond(ids, settings, [])
-        original = self._respond(ids, settings, adapters)
-        guided = self._respond(
-            ids, settings, adapters, logits_processor=guidance, stopping_criteria=[] if stop is None else [stop]
-        )
+        uses = self._uses(settings.shown, settings.steering, settings.method)
+        refuse_unused(settings.values, [use for _, use in uses], interventions())
+        values = InterventionSettings(**settings.values)
+        steering = plug_in(self._model, uses, values)
+        stop: RewardStop | None = next(iter(steering.get(STOP.plug, ())), None)
+        sampling: dict[str, Any] = {"do_sample": False}
+        if values.temperature is not None or any(use.samples for _, use in uses):
+            sampling = {"do_sample": True, "temperature": values.temperature or 1.0, "top_k": 0}
+        alone = self._respond(ids, settings, [], sampling)
+        original = self._respond(ids, settings, adapters, sampling)
+        respond = self._respond_by_loop if "custom_generate" in steering else self._respond
+        guided: Response[Any] = respond(ids, settings, adapters, sampling | steering)
+
+        def compared() -> Comparison:
+            return Comparison(
+                original=tuple(original.tokens),
+                guided=tuple(guided.tokens),
+                exact=all(a.token == b.token for a, b in zip(original.tokens, alone.tokens, strict=False)),
+                stopped=stop is not None and stop.stopped is not None and bool(stop.stopped.any()),
+                slowdown=guided.slowdown(alone),
+            )
+
         growing = [original, guided, alone]
         while growing:
             for response in list(growing):
-                if not response.grow():
+                if response.grow():
+                    yield compared()
+                else:
                     growing.remove(response)
-                    continue
-                yield Comparison(
-                    original=tuple(original.tokens),
-                    guided=tuple(guided.tokens),
-                    exact=all(a.token == b.token for a, b in zip(original.tokens, alone.tokens, strict=False)),
-                    stopped=stop is not None and stop.stopped is not None and bool(stop.stopped.any()),
-                    slowdown=_slowdown(guided.seconds, alone.seconds),
-                )
+        yield compared()  # what a loop takes is known at its end
 
     def bytes_of(self, names: Collection[str]) -> tuple[int, int]:
         """Bytes of the base's parameters, and of what adapters insert: their parameters, and the up projections folded
@@ -143,66 +178,43 @@ class Session:
         check_context(self._model.config, len(tokens) + check_count("max_new_tokens", max_new_tokens))
         return torch.tensor([tokens], device=self._model.device)  # [1, T]
 
-    def _guidance(self, settings: Settings) -> list[LogitsProcessor]:
-        if settings.steering is None:
-            return []
-        use = "contrast" if self.can(settings.steering, Capability.REPLACES) else "guidance"
-        strength = InterventionSettings(settings.weight, settings.top_k, alpha=settings.weight)
-        return [intervention_type(use).make(self._model, settings.steering, strength)]
+    def _uses(self, shown: str, steering: str | None, method: str | None) -> list[tuple[str, InterventionType]]:
+        """The adapters with what each is used for: the method, and a stop unless the method has its threshold."""
+        uses = []
+        if steering is not None:
+            known = {use.name: use for use in self.methods.get(steering, ())}
+            name = method if method is not None else next(iter(known), None)
+            if name not in known:
+                raise OtterError(f"{steering!r} cannot guide by {name}; there is: {', '.join(known) or 'nothing'}")
+            uses.append((steering, known[name]))
+        if self.can(shown, STOP.needs) and not any("threshold" in use.takes for _, use in uses):
+            uses.append((shown, STOP))
+        return uses
 
-    def _stop(self, settings: Settings) -> RewardStop | None:
-        if not self.can(settings.shown, Capability.PREFIX):
-            return None
-        stop: RewardStop = intervention_type("stop").make(
-            self._model, settings.shown, InterventionSettings(threshold=settings.threshold)
-        )
-        return stop
+    def _respond(
+        self, ids: Tensor, settings: Settings, adapters: list[str], arguments: dict[str, Any]
+    ) -> Response[StreamedToken]:
+        stream = stream_tokens(self._model, self._tokenizer, ids, **self._arguments(ids, settings), **arguments)
+        draws = Draws(self._model.device, settings.seed)
+        return Response(self._model, adapters, stream, lambda token: token, draws, self._turn)
 
-    def _respond(self, ids: Tensor, settings: Settings, adapters: list[str], **steering: Any) -> "_Response":
-        stream = stream_tokens(
-            self._model,
-            self._tokenizer,
-            ids,
-            attention_mask=torch.ones_like(ids),
-            pad_token_id=self._tokenizer.pad_token_id,
-            max_new_tokens=settings.max_new_tokens,
-            do_sample=False,
-            **steering,
-        )
-        return _Response(self._model, adapters, stream, self._turn)
+    def _respond_by_loop(
+        self, ids: Tensor, settings: Settings, adapters: list[str], arguments: dict[str, Any]
+    ) -> Response[int]:
+        def generate(streamer: BaseStreamer) -> None:
+            with self._model.use_adapters(adapters):
+                self._model.generate(ids, streamer=streamer, **self._arguments(ids, settings), **arguments)
 
+        reader = TokenReader(self._model, self._tokenizer, ids)
+        draws = Draws(self._model.device, settings.seed)
+        return Response(self._model, adapters, shown_tokens(generate), reader.read, draws, self._turn, loop=True)
 
-class _Response:
-    """One response as it grows, and the seconds that each of its tokens took."""
-
-    def __init__(
-        self, model: OtterModel, adapters: list[str], stream: Iterator[StreamedToken], turn: threading.Lock
-    ) -> None:
-        self.tokens: list[StreamedToken] = []
-        self.seconds: list[float] = []
-        self._model = model
-        self._adapters = adapters
-        self._stream = stream
-        self._turn = turn
-
-    def grow(self) -> bool:
-        """One more token, from whatever thread; False at the end."""
-        # One pass at a time, so that nobody's is timed while it shares the cores.
-        with self._turn, self._model.use_adapters(self._adapters):
-            started = time.perf_counter()
-            token = next(self._stream, None)
-            seconds = time.perf_counter() - started
-        if token is None:
-            return False
-        self.tokens.append(token)
-        self.seconds.append(seconds)
-        return True
-
-
-def _slowdown(seconds: list[float], reference: list[float]) -> float | None:
-    if min(len(seconds), len(reference)) < 2:
-        return None
-    return statistics.median(seconds[1:]) / statistics.median(reference[1:]) - 1
+    def _arguments(self, ids: Tensor, settings: Settings) -> dict[str, Any]:
+        return {
+            "attention_mask": torch.ones_like(ids),
+            "pad_token_id": self._tokenizer.pad_token_id,
+            "max_new_tokens": settings.max_new_tokens,
+        }
 
 
 def _bytes(module: torch.nn.Module) -> int:

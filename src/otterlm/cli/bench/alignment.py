@@ -9,10 +9,10 @@ from otterlm.bases import load_tokenizer
 from otterlm.bench import alignment, report
 from otterlm.bench.alignment_methods import methods_of
 from otterlm.bench.judges import Coherence
+from otterlm.checks import check_weight
 from otterlm.cli.groups import Machine, grouped
 from otterlm.cli.options import AsJson, Base, OneAdapter, Prompts, ResumedFolder, Seed, one_adapter
 from otterlm.cli.terminal import print_json, show_table
-from otterlm.decoding.checks import check_weight
 from otterlm.training.data.prompts import read_prompts
 from otterlm.training.data.tokens import Limits
 from otterlm.training.teachers.reward_model import Preference
@@ -44,7 +44,7 @@ def command(
 ) -> None:
     """Measures rewards by a judge, win rates, diversity and coherence of responses, and their cost."""
     _, folder = one_adapter(adapter)
-    weights = [check_weight(value) for value in weight or [1.0, 2.0, 4.0]]
+    weights = [check_weight("--weight", value) for value in weight or [1.0, 2.0, 4.0]]
     if quick:
         limit, weights, max_new_tokens = 2, weights[:1], 16
     prompts = read_prompts(data)[:limit]

@@ -11,11 +11,13 @@ from otterlm.cli.demo import contrast, draft, reward
 from otterlm.cli.options import AsJson
 from otterlm.cli.terminal import print_json
 from otterlm.decoding.choice import check_method, methods
-from otterlm.decoding.registry import InterventionSettings
 from otterlm.errors import OtterError
+from otterlm.interventions import InterventionSettings, intervention_type
 from otterlm.model import OtterModel
 from otterlm.smollm2 import SMOLLM2
 
+METHODS = [name for name in methods() if not intervention_type(name).samples]
+"""What a reward does here: the responses are greedy."""
 SHIPPED = Path("adapters")
 PARTS = {"reward": reward, "contrast": contrast, "draft": draft}
 FOLDERS = {"reward": "smollm2-135m-harmless", "contrast": "smollm2-135m-detox", "draft": "smollm2-135m-draft"}
@@ -23,13 +25,13 @@ FOLDERS = {"reward": "smollm2-135m-harmless", "contrast": "smollm2-135m-detox", 
 
 def command(
     adapters: Annotated[Path, typer.Option(help="Folder with the three adapters for smollm2-135m.")] = SHIPPED,
-    method: Annotated[str, typer.Option(help=f"How a reward steers: {', '.join(methods())}.")] = "search",
+    method: Annotated[str, typer.Option(help=f"How a reward steers: {', '.join(METHODS)}.")] = "search",
     weight: Annotated[float, typer.Option(help="Of the reward, and alpha of the contrast.")] = 2.0,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 48,
     as_json: AsJson = False,
 ) -> None:
     """Steers SmolLM2-135M by a reward and by a contrast, and speeds it up by drafts: each beside the base alone."""
-    check_method(method)
+    check_method(method, METHODS)
     InterventionSettings(weight, alpha=weight)  # which checks them, before anything is loaded
     for name in FOLDERS.values():
         if not (adapters / name).is_dir():

@@ -9,7 +9,7 @@ from otterlm.cli.demo.common import answer_of, chat_ids, heading, panel, report,
 from otterlm.colour import coloured
 from otterlm.decoding import score_sequences
 from otterlm.decoding.choice import generate_arguments
-from otterlm.decoding.registry import InterventionSettings
+from otterlm.interventions import InterventionSettings
 from otterlm.model import OtterModel
 
 PROMPTS = (

@@ -122,6 +122,11 @@ class Otter:
         states = self.sampled if sampled else self.states
         return head(states[name][rows], self.lm_head.weight)  # type: ignore[attr-defined]
 
+    def unit(self, name: str) -> float:
+        """Returns what steering weights of an adapter count in, see `SignalConfig.unit`."""
+        unit: float = self.otter[name].config.signal.unit  # type: ignore[attr-defined]
+        return unit
+
     def gather(self, scores: Tensor) -> Tensor:
         """Scores of each process's part of the vocabulary to those of all of it, `[N, V]`."""
         if get_tensor_model_parallel_world_size() > 1:

@@ -29,6 +29,7 @@ class Way(NamedTuple):
 
     signal: str
     top_k: int | None
+    min_p: float
     top_p: float
 
 
@@ -77,7 +78,7 @@ class Steering(LogitsProcessor, LogitsProcessorV2):
         ways: dict[Way, list[int]] = {}
         for row, settings in sorted(rows.items()):
             if settings.steer is not None:
-                ways.setdefault(Way(settings.steer, settings.top_k, settings.top_p), []).append(row)
+                ways.setdefault(Way(settings.steer, settings.top_k, settings.min_p, settings.top_p), []).append(row)
         for way, steered in ways.items():
             self._steer(way, steered, [rows[row].weight for row in steered], logits)
         return logits
@@ -97,4 +98,4 @@ class Steering(LogitsProcessor, LogitsProcessorV2):
             return
         rewards = model.gather(signal.vocabulary())
         of = lambda tokens: rewards if tokens is None else rewards.gather(-1, tokens)  # noqa: E731
-        logits[index] = guide(scores, of, weight, way.top_k)
+        logits[index] = guide(scores, of, weight / model.unit(way.signal), way.top_k, way.min_p)

@@ -8,8 +8,8 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.bases import load_base
+from otterlm.checks import check_weight
 from otterlm.config import OtterConfig
-from otterlm.decoding.checks import check_weight
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
 from otterlm.settings import check_settings, setting
@@ -54,7 +54,7 @@ class ExpertsRecipe:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if check_weight(self.alpha) == 0:
+        if check_weight("alpha", self.alpha) == 0:
             raise OtterError("with alpha 0 the experts do not steer: there is nothing to learn")
 
     def read(self) -> list[str]:

@@ -1,0 +1,122 @@
+"""Streaming of decoding loops: the tokens that a loop shows, one at a time, and what the adapters say of each."""
+
+from collections.abc import Callable, Iterator
+from threading import Semaphore, Thread
+
+import torch
+from torch import Tensor
+from transformers import Cache, PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
+
+from otterlm.decoding.stream import StreamedToken, TokenTexts, numbers_beside
+from otterlm.model import OtterModel
+from otterlm.signals.base import Signal
+
+
+def shown_tokens(generate: Callable[[BaseStreamer], object]) -> Iterator[int]:
+    """Yields the tokens of one response as a decoding loop shows them, in a thread of its own.
+
+    The loop runs only while somebody waits for a token: between two tokens of it, others can run.
+
+    Args:
+        generate: calls `model.generate` with this streamer, for one prompt.
+
+    Raises:
+        Exception: what `generate` raises.
+    """
+    turns = _Turns(generate)
+    Thread(target=turns.run, daemon=True).start()
+    try:
+        while (token := turns.next()) is not None:
+            yield token
+    finally:
+        turns.leave()
+
+
+class _Left(BaseException):
+    """Nobody waits for the response any more."""
+
+
+class _Turns(BaseStreamer):
+    """Lets a loop and its reader run in turns: `next` is the reader's side, the others are the loop's."""
+
+    def __init__(self, generate: Callable[[BaseStreamer], object]) -> None:
+        self._generate = generate
+        self._asked, self._answered = Semaphore(0), Semaphore(0)
+        self._token: int | None = None
+        self._error: BaseException | None = None
+        self._read_prompt = self._left = False
+
+    def next(self) -> int | None:
+        """The next token; None at the end."""
+        self._asked.release()
+        self._answered.acquire()
+        if self._error is not None:
+            raise self._error
+        return self._token
+
+    def leave(self) -> None:
+        """Ends a loop that waits to be asked."""
+        self._left = True
+        self._asked.release()
+
+    def run(self) -> None:
+        """Generates, once asked for the first token."""
+        try:
+            self._wait()
+            self._generate(self)
+        except _Left:
+            return
+        except BaseException as error:
+            self._error = error
+        self._token = None
+        self._answered.release()
+
+    def put(self, value: Tensor) -> None:
+        """Gives a token, `[1]`, and waits to be asked for another. The prompt comes first, `[1, T]`."""
+        if not self._read_prompt:
+            self._read_prompt = True
+            return
+        self._token = int(value)
+        self._answered.release()
+        self._wait()
+
+    def end(self) -> None:
+        """Does nothing: the response ends where the call of `generate` does."""
+
+    def _wait(self) -> None:
+        self._asked.acquire()
+        if self._left:
+            raise _Left
+
+
+class TokenReader:
+    """Says of tokens that a loop chose what `stream_tokens` says of its own: a loop shows tokens alone, and may have
+    chosen several in one pass.
+
+    Args:
+        model: with the adapters that are on when a token is read.
+        tokenizer: the base's.
+        input_ids: `[1, T]`, the prompt.
+    """
+
+    def __init__(self, model: OtterModel, tokenizer: PreTrainedTokenizerBase, input_ids: Tensor) -> None:
+        self._model = model
+        self._texts = TokenTexts(tokenizer)
+        self._prompt = input_ids
+        self._cache: Cache | None = None
+        self._signals: dict[str, Signal] = {}
+
+    @torch.no_grad()
+    def read(self, token: int) -> StreamedToken:
+        """Reads the next token of the response, in a pass of its own."""
+        if self._cache is None:
+            self._pass(self._prompt)
+        before = self._signals
+        self._pass(self._prompt.new_tensor([[token]]))
+        numbers = numbers_beside(self._model, token, self._signals, before)
+        return StreamedToken(token, self._texts.add(token), numbers)
+
+    def _pass(self, input_ids: Tensor) -> None:
+        output = self._model(input_ids=input_ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        self._cache, self._signals = output.past_key_values, output.signals
