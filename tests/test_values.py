@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import tiny_otter, tokens
+from conftest import tiny_base, tiny_otter, tokens
 from word_tokenizer import WORDS
 
 from otterlm.adapter_files import CONFIG, WEIGHTS
@@ -79,7 +79,7 @@ def test_a_weight_counts_in_the_adapters_unit(how: str) -> None:
         settings: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
         return model.generate(tokens(1, 5), **settings, **steering)[0].tolist()
 
-    model = tiny_otter().eval()
+    model = tiny_otter(tiny_base()).eval()
     plain, strong = generated(0.0), generated(64.0)
     assert plain != strong
     spread(model, 0.25)

@@ -55,6 +55,7 @@ def fit_vocabulary(
         it says of them, weighted by the base's probabilities.
     """
     torch.manual_seed(config.seed)
+    head.requires_grad_(True)
     held = _held_out(candidates.examples, config.seed)
     inputs = _Inputs(head, unembedding, followed, config.dropout)
     mask, weight = _plausible(candidates.log_probs)

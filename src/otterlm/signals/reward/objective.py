@@ -74,6 +74,8 @@ class RewardObjective(nn.Module):
         self.name = model.adapter_name(adapter_name, Capability.PREFIX)
         head = model.adapter(self.name).head.vocabulary
         self._learns_vocabulary = head is not None and not config.candidates
+        if head is not None:
+            head.requires_grad_(self._learns_vocabulary)
         # How many candidates the vocabulary head is fitted to after training changes nothing before.
         losses = {name: value for name, value in asdict(config).items() if name not in ("candidates", "places")}
         self.identity = of_adapter(model, self.name) | losses | {"vocabulary": self._learns_vocabulary}
