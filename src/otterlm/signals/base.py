@@ -75,6 +75,11 @@ class SignalConfig:
         return cls(**values)
 
     @property
+    def typical_range(self) -> tuple[float, float] | None:
+        """The lowest and the highest number that texts usually have, for a colour scale; None: not known."""
+        return None
+
+    @property
     def unit(self) -> float:
         """What next tokens typically change in the signal. Steering divides by it, so that a weight means the same for
         every adapter; 1 where it was not measured."""

@@ -1,4 +1,4 @@
-"""`otter demo`: what the three shipped adapters do, and what each costs."""
+"""`otter demo` shows what the three shipped adapters do, and what each costs."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,20 +25,21 @@ FOLDERS = {"reward": "smollm2-135m-harmless", "contrast": "smollm2-135m-detox", 
 
 def command(
     adapters: Annotated[Path, typer.Option(help="Folder with the three adapters for smollm2-135m.")] = SHIPPED,
-    method: Annotated[str, typer.Option(help=f"How a reward steers: {', '.join(METHODS)}.")] = "search",
-    weight: Annotated[float, typer.Option(help="Of the reward, and alpha of the contrast.")] = 2.0,
+    method: Annotated[str, typer.Option(help=f"How a reward steers: {', '.join(METHODS)}.")] = "guidance",
+    weight: Annotated[float, typer.Option(help="Of the reward.")] = 1.0,
+    alpha: Annotated[float, typer.Option(help="Of the contrast.")] = 2.0,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 48,
     as_json: AsJson = False,
 ) -> None:
     """Steers SmolLM2-135M by a reward and by a contrast, and speeds it up by drafts: each beside the base alone."""
     check_method(method, METHODS)
-    InterventionSettings(weight, alpha=weight)  # which checks them, before anything is loaded
+    steering = InterventionSettings(weight, alpha=alpha)  # which checks them, before anything is loaded
     for name in FOLDERS.values():
         if not (adapters / name).is_dir():
             raise OtterError(f"{adapters / name}: no such adapter; run in Otter's checkout, or give --adapters")
     tokenizer, base = load_tokenizer(SMOLLM2), load_base(SMOLLM2)
     base.generate(torch.tensor([[1]]), max_new_tokens=4, do_sample=False)  # warm up, so that the first is timed fairly
-    settings = {"method": method, "weight": weight, "max_new_tokens": max_new_tokens}
+    settings: dict[str, Any] = {"method": method, "steering": steering, "max_new_tokens": max_new_tokens}
     report: dict[str, Any] = {}
     for name, part in PARTS.items():
         model = OtterModel.from_pretrained(base, adapters / FOLDERS[name])

@@ -7,6 +7,7 @@ from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
 from otterlm.cli.demo.common import answer_of, heading, panel, report, timed
 from otterlm.decoding import ContrastGuidance
+from otterlm.interventions import InterventionSettings
 from otterlm.model import OtterModel
 
 PROMPTS = (
@@ -16,18 +17,22 @@ PROMPTS = (
 
 
 def run(
-    model: OtterModel, tokenizer: PreTrainedTokenizerBase, method: str, weight: float, max_new_tokens: int
+    model: OtterModel,
+    tokenizer: PreTrainedTokenizerBase,
+    method: str,
+    steering: InterventionSettings,
+    max_new_tokens: int,
 ) -> dict[str, Any]:
-    """The continuations and the cost; `weight` is alpha. The original samples from the same nucleus."""
+    """Returns the continuations and the cost. The original samples from the same nucleus."""
     found = []
     for prompt in PROMPTS:
         ids = tokenizer(prompt, return_tensors="pt").input_ids
         answers = {}
-        steering: list[tuple[str, Any, list[LogitsProcessor], dict[str, Any]]] = [
+        variants: list[tuple[str, Any, list[LogitsProcessor], dict[str, Any]]] = [
             ("original", model.base_model, [], {"top_p": 0.9}),
-            ("contrasted", model, [ContrastGuidance(model, weight, 0.9)], {"top_p": 1.0}),
+            ("contrasted", model, [ContrastGuidance(model, steering.alpha, 0.9)], {"top_p": 1.0}),
         ]
-        for name, generator, processors, nucleus in steering:
+        for name, generator, processors, nucleus in variants:
             torch.manual_seed(0)
             sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, **nucleus}
             length = {"max_new_tokens": max_new_tokens // 2}

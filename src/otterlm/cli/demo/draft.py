@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from otterlm.cli.demo.common import answer_of, chat_ids, heading, panel, report, timed
 from otterlm.decoding import SpeculativeDecoding
+from otterlm.interventions import InterventionSettings
 from otterlm.model import OtterModel
 
 PROMPTS = (
@@ -17,7 +18,11 @@ COLOURS = ("green", "cyan")
 
 
 def run(
-    model: OtterModel, tokenizer: PreTrainedTokenizerBase, method: str, weight: float, max_new_tokens: int
+    model: OtterModel,
+    tokenizer: PreTrainedTokenizerBase,
+    method: str,
+    steering: InterventionSettings,
+    max_new_tokens: int,
 ) -> dict[str, Any]:
     """The responses, how many tokens each pass gave, and the cost."""
     found = []

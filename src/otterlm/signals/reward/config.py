@@ -41,7 +41,8 @@ class RewardConfig(SignalConfig):
     Attributes:
         vocabulary_rank: rank of the vocabulary head; 0 for the prefix head alone.
         calibration: what the rewards mean; None: not measured.
-        spread: the standard deviation of the final rewards of the base's own responses; None: not measured.
+        mean, spread: the mean and the standard deviation of the final rewards of the base's own responses; None: not
+            measured.
         advantage_spread: the standard deviation of what the base's plausible next tokens change in the reward, as the
             vocabulary head predicts it; None: not measured.
         vocabulary_hidden: width of the head's two small networks, see `otterlm.signals.two_towers`; 0 for linear maps.
@@ -50,12 +51,15 @@ class RewardConfig(SignalConfig):
     type: ClassVar[str] = "reward"
     vocabulary_rank: int = setting(32, "Rank of the vocabulary head; 0 for none.", minimum=0)
     calibration: Calibration | None = None
+    mean: float | None = None
     spread: float | None = None
     advantage_spread: float | None = None
     vocabulary_hidden: int = setting(256, "Hidden width of the vocabulary head; 0 for a linear one.", minimum=0)
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.mean is not None and not (isinstance(self.mean, int | float) and abs(self.mean) < 1e30):
+            raise OtterError(f"mean must be a number, got {self.mean!r}")
         for name in ("spread", "advantage_spread"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int | float) and 1e-30 < value < 1e30):
@@ -75,6 +79,13 @@ class RewardConfig(SignalConfig):
         """Steering needs the vocabulary head."""
         adds = Capability.ADDS if self.vocabulary_rank else Capability(0)
         return Capability.BESIDE | Capability.PREFIX | adds
+
+    @property
+    def typical_range(self) -> tuple[float, float] | None:
+        """See `SignalConfig`: two spreads below the mean and two above it."""
+        if self.mean is None or self.spread is None:
+            return None
+        return self.mean - 2 * self.spread, self.mean + 2 * self.spread
 
     @property
     def unit(self) -> float:

@@ -75,7 +75,9 @@ def learn_to_steer(
     adapter = model.adapter()
     head = adapter.head.vocabulary
     scores = torch.tensor([score for example in examples for score in example.scores])
-    changed = {"spread": float(scores.std())} if len(scores) > 1 and float(scores.std()) > 0 else {}
+    changed: dict[str, float] = {}
+    if len(scores) > 1 and float(scores.std()) > 0:
+        changed = {"mean": float(scores.mean()), "spread": float(scores.std())}
     metrics = {}
     if head is not None and learning.candidates:
         some = _at_most(examples, POSITIONS, seed)
