@@ -32,7 +32,7 @@ from otterlm.training.data.packing import Example
 from otterlm.training.data.rows import PairRow, read_rows
 from otterlm.training.data.tokens import Limits, tokenize
 from otterlm.training.recipes import Run
-from otterlm.training.recipes.reward_fit import learn_reward, learn_to_steer, save_reward
+from otterlm.training.recipes.reward_fit import learn_reward, learn_to_steer, measure_spread, save_reward
 from otterlm.training.sources import LiveBase
 from otterlm.training.teachers.responses import Sampling, of_texts, scored_responses
 from otterlm.training.teachers.reward_model import Preference, SeparateRewardModel
@@ -96,6 +96,7 @@ def fit(
     learning = RewardTrainingConfig()
     metrics = learn_reward(model, tokenizer, examples, held, learning, run)
     rest = [example for example in examples if example.row not in held]
+    measure_spread(model, examples)
     metrics |= learn_to_steer(model, rest, learning, run.training.seed)
     save_reward(model, run, data, (len(rest), len(held)), metrics, settings)
     return metrics

@@ -31,8 +31,16 @@ def dialogues(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize(("steps", "stopped"), [(5, "round-1"), (12, "round-2")])
 def test_a_second_stage_learns_the_bases_responses(
-    otter: Any, answer: Any, base: Path, dialogues: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    otter: Any,
+    answer: Any,
+    base: Path,
+    dialogues: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: int,
+    stopped: str,
 ) -> None:
     """It is killed in its midst and goes on to the weights of a run that was left alone."""
     command = ("train", "reward", "--base", base, "--data", dialogues, *SHAPE, *HOW)
@@ -41,7 +49,7 @@ def test_a_second_stage_learns_the_bases_responses(
     signal = json.loads((tmp_path / "alone" / CONFIG).read_text())["signal"]
     assert signal["spread"] > 0
     assert signal["advantage_spread"] > 0
-    step, left = trainer._step, iter(range(5))  # the first stage has three
+    step, left = trainer._step, iter(range(steps))  # the first stage has three
 
     def interrupted(*arguments: Any) -> Any:
         if next(left, None) is None:
@@ -51,7 +59,7 @@ def test_a_second_stage_learns_the_bases_responses(
     monkeypatch.setattr(trainer, "_step", interrupted)
     out = tmp_path / "out"
     assert otter(*command, "--out", out)[0] == 130
-    assert (out / "values" / "checkpoint.safetensors").exists()
+    assert (out / "values" / stopped / "checkpoint.safetensors").exists()
     assert not (out / WEIGHTS).exists()
     monkeypatch.setattr(trainer, "_step", step)
     assert answer(*command, "--out", out) == alone

@@ -16,8 +16,8 @@ class RewardGuidance(SignalProcessor):
     and assistants, in batches.
 
     The weight is in the adapter's own unit (`SignalConfig.unit`): at weight 1 a token that is one standard deviation
-    better than the base's plausible tokens gains one nat. Sampled text then leaves the base by about weight^2 / 2 nats
-    a token.
+    better than the base's plausible tokens gains half a nat. Sampled text then leaves the base by about weight^2 / 8
+    nats a token.
 
     Args:
         model: the model that generates.

@@ -10,6 +10,11 @@ from otterlm.settings import check_settings, setting
 from otterlm.signals.base import Capability, SignalConfig
 
 
+NATS = 0.5
+"""What weight 1 adds for one advantage spread. With 1 nat greedy text begins to repeat itself and gains no more, see
+docs/benchmarks/steering.md."""
+
+
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """What rewards mean, see `otterlm.training.evaluation.calibration`.
@@ -89,9 +94,9 @@ class RewardConfig(SignalConfig):
 
     @property
     def unit(self) -> float:
-        """See `SignalConfig`: guidance of weight 1 adds one nat to the logit of a token that is one advantage spread
+        """See `SignalConfig`: guidance of weight 1 adds `NATS` to the logit of a token that is one advantage spread
         better than the expected."""
-        return self.advantage_spread or 1.0
+        return 1.0 if self.advantage_spread is None else self.advantage_spread / NATS
 
     def limits(self, width: int, vocabulary: int) -> dict[str, tuple[int, int]]:
         """See `SignalConfig`."""

@@ -16,7 +16,7 @@ from otterlm.training.data.conversations import Prompt
 from otterlm.training.data.prompts import HELP as PROMPTS_HELP
 from otterlm.training.data.prompts import read_prompts
 from otterlm.training.recipes.common import Run, on_device
-from otterlm.training.recipes.reward_fit import learn_reward, learn_to_steer, save_reward
+from otterlm.training.recipes.reward_fit import learn_reward, learn_to_steer, measure_spread, save_reward
 from otterlm.training.teachers.responses import Sampling, of_texts, scored_responses
 from otterlm.training.teachers.scorers import load_scorer
 
@@ -77,6 +77,7 @@ class DistillationRecipe:
         model = OtterModel(base, config)
         metrics = learn_reward(model, tokenizer, examples, held, self.learning, run)
         kept = [example for example in examples if example.row not in held]
+        measure_spread(model, examples)
         metrics |= learn_to_steer(model, kept, self.learning, run.training.seed)
         settings = {"scorer": name} | asdict(sampling) | asdict(self.learning)
         title = f"the base's own responses to {len(data)} prompts, scored by {name}"

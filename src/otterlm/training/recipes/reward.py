@@ -80,22 +80,30 @@ class RewardRecipe:
         model, seed = OtterModel(on_device(base), config), run.training.seed
         metrics = learn_reward(model, tokenizer, examples, held, self.learning, run)
         held_out = [example for example in examples if example.row in held]
-        responses = examples = [example for example in examples if example.row not in held]
+        kept = [example for example in examples if example.row not in held]
         prompts = _prompts(rows, held) if self.values.values else []
         if len(prompts) > 1:
-            responses, values = learn_values(
-                model, tokenizer, prompts, self.values, self.limits.prompt, self.learning, run
-            )
+            metrics |= learn_values(model, tokenizer, prompts, self.values, self.limits.prompt, self.learning, run)
             # The second stage moves the reward, too.
-            metrics |= values | {"accuracy": summarize(score_examples(model, held_out))["accuracy"]}
+            again = summarize(score_examples(model, held_out))
+            metrics |= {name: value for name, value in again.items() if isinstance(value, float)}
             settings |= asdict(self.values)
-        metrics |= learn_to_steer(model, responses, self.learning, seed)
-        save_reward(model, run, source_name(self.data), (len(examples), len(held)), metrics, settings)
+        else:
+            metrics |= learn_to_steer(model, kept, self.learning, seed)
+        save_reward(model, run, source_name(self.data), (len(kept), len(held)), metrics, settings)
         return metrics
 
 
 def _prompts(rows: Sequence[Row], held: set[int]) -> list[Prompt]:
-    """Returns the prompts that the rows are trained on with, each once; those of held-out rows are not among them."""
-    of = [(row.chosen if isinstance(row, PairRow) else row.text).prompt for row in rows]
-    unseen = {of[index] for index in held}
-    return list(dict.fromkeys(prompt for prompt in of if prompt and prompt not in unseen))
+    """Returns the prompts that the rows are trained on with, and their openings, each once: chats begin there. Dialogues
+    that open as a held-out one does are not among them."""
+    of = [(row.chosen if isinstance(row, PairRow) else row.text).prompt or () for row in rows]
+    unseen = {_opening(of[index]) for index in held}
+    used = [prompt for prompt in of if prompt and _opening(prompt) not in unseen]
+    return list(dict.fromkeys(each for prompt in used for each in (prompt, _opening(prompt))))
+
+
+def _opening(prompt: Prompt) -> Prompt:
+    """Returns a prompt's turns up to the first one of the user."""
+    asked = next((number for number, (role, _) in enumerate(prompt, start=1) if role == "user"), len(prompt))
+    return prompt[:asked]

@@ -18,6 +18,9 @@ from otterlm.training.sources import LiveBase
 from otterlm.training.vocabulary_fit import FitConfig, fit_vocabulary
 from otterlm.training.vocabulary_head import read_steps
 
+EXPLAINED = "vocabulary_explained"
+"""The metric of `learn_to_steer`."""
+
 POSITIONS = 200_000
 """How many response tokens a vocabulary head is fitted to at most: their states lie in memory."""
 
@@ -60,7 +63,7 @@ def learn_reward(
 def learn_to_steer(
     model: OtterModel, examples: Sequence[Example], learning: RewardTrainingConfig, seed: int
 ) -> dict[str, float]:
-    """Fits the vocabulary head to the base's plausible next tokens, and measures the spreads that weights count in.
+    """Fits the vocabulary head to the base's plausible next tokens, and measures the unit of a steering weight.
 
     Args:
         model: the base with the trained adapter.
@@ -74,20 +77,27 @@ def learn_to_steer(
     """
     adapter = model.adapter()
     head = adapter.head.vocabulary
+    if head is None or not learning.candidates:
+        return {}
+    some = _at_most(examples, POSITIONS, seed)
+    followed, candidates = read_steps(model, some, learning.candidates, learning.places, seed)
+    unembedding = weight_of(model.base_model.get_output_embeddings())
+    explained, spread = fit_vocabulary(head, unembedding, followed, candidates, FitConfig(seed=seed))
+    if spread > 0:
+        _set(model, advantage_spread=spread)
+    return {EXPLAINED: explained}
+
+
+def measure_spread(model: OtterModel, examples: Sequence[Example]) -> None:
+    """Stores the mean and the spread of the scores of the base's own responses in the signal's configuration."""
     scores = torch.tensor([score for example in examples for score in example.scores])
-    changed: dict[str, float] = {}
     if len(scores) > 1 and float(scores.std()) > 0:
-        changed = {"mean": float(scores.mean()), "spread": float(scores.std())}
-    metrics = {}
-    if head is not None and learning.candidates:
-        some = _at_most(examples, POSITIONS, seed)
-        followed, candidates = read_steps(model, some, learning.candidates, learning.places, seed)
-        unembedding = weight_of(model.base_model.get_output_embeddings())
-        explained, spread = fit_vocabulary(head, unembedding, followed, candidates, FitConfig(seed=seed))
-        metrics["vocabulary_explained"] = explained
-        changed |= {"advantage_spread": spread} if spread > 0 else {}
-    adapter.config = replace(adapter.config, signal=replace(adapter.config.signal, **changed))
-    return metrics
+        _set(model, mean=float(scores.mean()), spread=float(scores.std()))
+
+
+def _set(model: OtterModel, **values: float) -> None:
+    adapter = model.adapter()
+    adapter.config = replace(adapter.config, signal=replace(adapter.config.signal, **values))
 
 
 def _at_most(examples: Sequence[Example], tokens: int, seed: int) -> list[Example]:

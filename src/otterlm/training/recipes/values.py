@@ -3,6 +3,9 @@
 A reward of preference pairs says how good a text is so far. What steers is where the base will take it: the final
 reward that is expected if the base goes on (controlled decoding, arXiv 2310.17022; RAD-Q, arXiv 2407.04615). So the
 base samples responses, the trained reward rates them whole, and every prefix learns that rating.
+
+Guided text is not what the base samples, and there the values would be guesses. So a second round adds responses of the
+guided model, which is what policy iteration does.
 """
 
 import math
@@ -12,14 +15,16 @@ from dataclasses import dataclass, replace
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
+from otterlm.decoding import RewardGuidance
 from otterlm.errors import OtterError
+from otterlm.identity import of_weights
 from otterlm.model import OtterModel
 from otterlm.settings import check_settings, setting
 from otterlm.signals.reward.objective import RewardTrainingConfig
 from otterlm.training.data.conversations import Prompt
 from otterlm.training.data.packing import Example
 from otterlm.training.recipes.common import Run
-from otterlm.training.recipes.reward_fit import learn_reward
+from otterlm.training.recipes.reward_fit import EXPLAINED, learn_reward, learn_to_steer, measure_spread
 from otterlm.training.teachers.own_reward import OwnReward
 from otterlm.training.teachers.responses import Sampling, scored_responses
 
@@ -33,6 +38,7 @@ class Values:
         value_prompts: the first so many prompts of the data.
         value_responses: of the base to each, sampled at temperature 1 from a nucleus of 0.95.
         value_new_tokens: of a response.
+        value_rounds: 1 learns from the base's responses alone; each further one adds those of the model as it guides.
         value_epochs: passes over the responses.
         value_learning_rate: the peak.
     """
@@ -41,6 +47,7 @@ class Values:
     value_prompts: int = setting(2000, "Prompts of the data that the base answers in the second stage.", minimum=2)
     value_responses: int = setting(3, "Responses sampled of each of these prompts.", minimum=1)
     value_new_tokens: int = setting(48, "Of such a response.", minimum=1)
+    value_rounds: int = setting(2, "Rounds; all but the first add responses of the guided model.", minimum=1)
     value_epochs: int = setting(2, "Passes over the responses of the second stage.", minimum=1)
     value_learning_rate: float = setting(5e-4, "The peak in the second stage.")
 
@@ -62,8 +69,8 @@ def learn_values(
     max_prompt_tokens: int,
     learning: RewardTrainingConfig,
     run: Run,
-) -> tuple[list[Example], dict[str, float]]:
-    """Trains a reward on the base's own responses, goes on from where it was killed.
+) -> dict[str, float]:
+    """Trains a reward on the base's own responses, and goes on from where it was killed.
 
     Args:
         model: the base with the adapter whose reward rates the responses.
@@ -75,19 +82,27 @@ def learn_values(
         run: of the first stage; this one has a folder inside.
 
     Returns:
-        The responses with their scores, an example a prompt; and metrics: `value_correlation_P` and others, see
-        `learn_reward`.
+        Metrics of the last round: `value_correlation_P` and others, see `learn_reward`, and those of `learn_to_steer`.
     """
-    stage = replace(
-        run,
-        out=run.out / "values",
-        training=replace(run.training, epochs=values.value_epochs, learning_rate=values.value_learning_rate),
-    )
-    rate, folder = OwnReward(model), stage.out / "responses"
-    sampling = values.sampling(max_prompt_tokens, run.training.seed)
-    chosen = prompts[: values.value_prompts]
-    with PartialState().main_process_first():
-        examples = scored_responses(model.base_model, tokenizer, chosen, rate, rate.identity, sampling, folder)
-    held = stage.held_out([example.row for example in examples])
-    metrics = learn_reward(model, tokenizer, examples, held, learning, stage)
-    return examples, {f"value_{name}": value for name, value in metrics.items()}
+    how = replace(run.training, epochs=values.value_epochs, learning_rate=values.value_learning_rate)
+    rate, seed, chosen = OwnReward(model), run.training.seed, prompts[: values.value_prompts]
+    held = run.held_out(range(len(chosen)))
+    examples: list[Example] = []
+    metrics: dict[str, float] = {}
+    for number in range(values.value_rounds):
+        stage = replace(run, out=run.out / "values" / f"round-{number + 1}", training=how)
+        steering = [RewardGuidance(model)] if number else []
+        depends = of_weights(model.adapter()) if number else None
+        sampling = values.sampling(max_prompt_tokens, seed + number)
+        with PartialState().main_process_first():
+            responses = scored_responses(
+                model, tokenizer, chosen, rate, rate.identity, sampling, stage.out / "responses", steering, depends
+            )
+        examples += [replace(each, row=each.row + number * len(chosen)) for each in responses]
+        held_rows = {example.row for example in examples if example.row % len(chosen) in held}
+        metrics = learn_reward(model, tokenizer, examples, held_rows, learning, stage)
+        if number == 0:
+            measure_spread(model, examples)
+        kept = [example for example in examples if example.row not in held_rows]
+        metrics |= learn_to_steer(model, kept, learning, seed)
+    return {f"value_{name}" if name != EXPLAINED else name: value for name, value in metrics.items()}

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor, nn
 
 from otterlm.identity import Identity, of_weights
 from otterlm.model import OtterModel
@@ -15,7 +16,8 @@ from otterlm.training.teachers.responses import Response
 
 
 class OwnReward:
-    """Rates responses by an adapter's reward at their last token, see `otterlm.training.teachers.responses.Rate`.
+    """Rates responses by an adapter's reward at their last token, see `otterlm.training.teachers.responses.Rate`. It
+    rates by the weights that the adapter has now, whatever is trained later.
 
     Args:
         model: the base with the trained adapter.
@@ -29,10 +31,20 @@ class OwnReward:
         self._model = model
         self._name = model.adapter_name(adapter_name, Capability.PREFIX)
         self.identity: Identity = of_weights(model.adapter(self._name))
+        self._weights = _copied(model.adapter(self._name))
 
     @torch.no_grad()
     def __call__(self, responses: Sequence[Response]) -> list[float]:
         """Returns the reward of each response."""
+        adapter = self._model.adapter(self._name)
+        trained = _copied(adapter)
+        adapter.load_state_dict(self._weights)
+        try:
+            return self._rewards(responses)
+        finally:
+            adapter.load_state_dict(trained)
+
+    def _rewards(self, responses: Sequence[Response]) -> list[float]:
         by_prompt = itertools.groupby(responses, key=lambda each: tuple(each.prompt_tokens))
         examples = [
             Example(row, prompt, tuple(tuple(each.tokens) for each in several))
@@ -45,3 +57,7 @@ class OwnReward:
             for row, example in enumerate(examples)
             for branch in range(CHOSEN, CHOSEN + len(example.branches))
         ]
+
+
+def _copied(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}

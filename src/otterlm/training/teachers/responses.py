@@ -11,12 +11,13 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.decoding.prompt import read_once
 from otterlm.errors import OtterError
 from otterlm.files import hold, write_files, write_text
 from otterlm.identity import Identity, check, identity, of_data, of_tokenizer
+from otterlm.model import OtterModel
 from otterlm.progress import track
 from otterlm.settings import check_settings, setting
 from otterlm.training.data.conversations import Prompt
@@ -81,25 +82,29 @@ def of_texts(scorer: Scorer) -> Rate:
 
 
 def scored_responses(
-    base: PreTrainedModel,
+    generator: PreTrainedModel | OtterModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     rate: Rate,
     scorer_identity: object,
     sampling: Sampling,
     folder: Path,
+    steering: Sequence[LogitsProcessor] = (),
+    steering_identity: object = None,
 ) -> list[Example]:
     """Samples responses, scores them, and keeps both in a folder, a parquet file a batch, from which a later call goes
     on.
 
     Args:
-        base: samples.
+        generator: samples.
         tokenizer: its tokenizer, padding on the left.
         prompts: as chat turns.
         rate: the scorer; called once a batch.
         scorer_identity: what its scores depend on, as JSON; part of what a folder must agree with.
         sampling: how.
         folder: for `part-*.parquet` (columns prompt, prompt_tokens, response, response_tokens, score).
+        steering: processors of the generation.
+        steering_identity: what they depend on, as JSON.
 
     Returns:
         An example a prompt, with all its responses and their scores; `row` is the prompt.
@@ -110,10 +115,11 @@ def scored_responses(
     encoded = encode_prompts(prompts, tokenizer, sampling.max_prompt_tokens)
     this = identity(
         "scored responses",
-        **of_generation(base),
+        **of_generation(generator.base_model if isinstance(generator, OtterModel) else generator),
         tokenizer=of_tokenizer(tokenizer),
         prompts=of_data(zip(prompts, encoded, strict=True)),
         scorer=scorer_identity,
+        steering=steering_identity,
         **asdict(sampling),
     )
     asked = list(zip(prompts, encoded, strict=True))
@@ -126,7 +132,7 @@ def scored_responses(
                 write_text(folder / MARK, json.dumps(this))
             for number, (path, group) in enumerate(track(list(groups.items()), "sampling and scoring")):
                 if not path.exists():
-                    table = _table(_sample(base, tokenizer, group, sampling, number), rate)
+                    table = _table(_sample(generator, tokenizer, group, sampling, number, steering), rate)
                     write_files(folder, {path.name: functools.partial(pyarrow.parquet.write_table, table)})
     rows = [row for path in groups for row in _read(path)]
     each = sampling.per_prompt
@@ -169,28 +175,30 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def _sample(
-    base: PreTrainedModel,
+    generator: PreTrainedModel | OtterModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[tuple[Prompt, list[int]]],
     sampling: Sampling,
     number: int,
+    steering: Sequence[LogitsProcessor],
 ) -> list[Response]:
     repeated = [both for both in prompts for _ in range(sampling.per_prompt)]
-    prompt, seen = pad_left([encoded for _, encoded in prompts], tokenizer.pad_token_id or 0, base.device)
+    prompt, seen = pad_left([encoded for _, encoded in prompts], tokenizer.pad_token_id or 0, generator.device)
     ids, mask = (given.repeat_interleave(sampling.per_prompt, dim=0) for given in (prompt, seen))
     torch.manual_seed(sampling.seed * 1_000_003 + number)
-    output = base.generate(
+    output: Any = generator.generate(
         ids,
         attention_mask=mask,
-        past_key_values=read_once(base, prompt, seen, sampling.per_prompt),
+        past_key_values=read_once(generator, prompt, seen, sampling.per_prompt),
         max_new_tokens=sampling.max_new_tokens,
         do_sample=True,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         top_k=0,
         pad_token_id=tokenizer.pad_token_id or 0,
+        logits_processor=LogitsProcessorList(steering),
     )
-    tokens = responses_of(output, ids.shape[1], base)
+    tokens = responses_of(output, ids.shape[1], generator)
     return [
         Response(turns, tokenizer.decode(row, skip_special_tokens=True), encoded, row)
         for (turns, encoded), row in zip(repeated, tokens, strict=True)
