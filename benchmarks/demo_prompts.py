@@ -7,6 +7,7 @@ ends with a reward below the average of the base's responses: where the original
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -41,7 +42,8 @@ def main() -> None:
     arguments = parser.parse_args()
     tokenizer = load_tokenizer(arguments.base)
     model = OtterModel.from_pretrained(load_base(arguments.base), arguments.adapter).eval()
-    average = model.adapter().config.signal.mean
+    signal: Any = model.adapter().config.signal
+    average = signal.mean
     if average is None:
         raise OtterError(f"{arguments.adapter} does not say the average of the base's responses: train it anew")
     chosen: list[str] = []

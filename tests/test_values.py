@@ -75,7 +75,8 @@ def test_without_a_second_stage(answer: Any, base: Path, dialogues: Path, tmp_pa
 
 def spread(model: OtterModel, value: float) -> None:
     adapter = model.adapter()
-    adapter.config = replace(adapter.config, signal=replace(adapter.config.signal, advantage_spread=value))
+    signal: Any = adapter.config.signal
+    adapter.config = replace(adapter.config, signal=replace(signal, advantage_spread=value))
 
 
 @pytest.mark.parametrize("how", ["guidance", "search"])

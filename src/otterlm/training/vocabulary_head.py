@@ -8,6 +8,7 @@ text's own tokens change. The stream stays as it is, so its states are read once
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -121,7 +122,8 @@ class _Reader:
                 input_ids=input_ids, position_ids=positions, attention_mask=mask, past_key_values=cache
             ).last_hidden_state
         assert stream.state is not None
-        return hidden, stream.state, model.read_signals({self._name: stream.state})[self._name].prefix
+        signal: Any = model.read_signals({self._name: stream.state})[self._name]
+        return hidden, stream.state, signal.prefix
 
 
 def _steps(examples: Tensor, states: Tensor, *parts: Tensor) -> Steps:

@@ -9,7 +9,6 @@ from otterlm.errors import OtterError
 from otterlm.settings import check_settings, setting
 from otterlm.signals.base import Capability, SignalConfig
 
-
 NATS = 0.5
 """What weight 1 adds for one advantage spread. With 1 nat greedy text begins to repeat itself and gains no more, see
 docs/benchmarks/steering.md."""

@@ -95,8 +95,8 @@ class RewardRecipe:
 
 
 def _prompts(rows: Sequence[Row], held: set[int]) -> list[Prompt]:
-    """Returns the prompts that the rows are trained on with, and their openings, each once: chats begin there. Dialogues
-    that open as a held-out one does are not among them."""
+    """Returns the prompts that the rows are trained on with, and their openings, each once: chats begin there.
+    Dialogues that open as a held-out one does are not among them."""
     of = [(row.chosen if isinstance(row, PairRow) else row.text).prompt or () for row in rows]
     unseen = {_opening(of[index]) for index in held}
     used = [prompt for prompt in of if prompt and _opening(prompt) not in unseen]
