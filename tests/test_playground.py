@@ -288,9 +288,9 @@ def test_every_method_is_offered(session) -> None:
 @pytest.mark.parametrize(
     ("shown", "guide", "names"),
     [
-        ("reward", "reward: guidance", "weight top_k threshold patience"),
-        ("calm", "reward: guidance", "weight top_k"),
-        ("reward", "reward: search", "weight top_k threshold patience temperature"),
+        ("reward", "reward: guidance", "weight top_k min_p threshold patience"),
+        ("calm", "reward: guidance", "weight top_k min_p"),
+        ("reward", "reward: search", "weight top_k min_p threshold patience temperature"),
         ("reward", "reward: rejection", "threshold"),
         ("reward", "calm: contrast", "alpha top_p threshold patience"),
         ("calm", "quick: drafts", "drafts confidence"),

@@ -178,7 +178,7 @@ def test_under_a_grammar(folder, llm) -> None:
         ({"weight": 1.0, "signal": "nobody"}, "there are: contrast, guard, reward"),
         ({"weight": 1.0}, "name an adapter"),
         ({"weight": 1.0, "signal": "reward", "top_k": VOCABULARY + 1}, "whole number from 1"),
-        ({"weight": 1.0, "signal": "contrast", "top_k": 4}, "reward"),
+        ({"weight": 1.0, "signal": "contrast", "top_k": 4}, "top_k goes with guidance"),
         ({"rewards": 2}, "otter_rewards"),
         ({"wait": 1.0}, "unknown argument otter_wait"),
     ],

@@ -10,10 +10,10 @@ from otterlm.bench import report, steering
 from otterlm.bench.judges import Perplexity
 from otterlm.bench.steering_methods import methods_of
 from otterlm.bench.steering_rows import rows_of, spread_of
+from otterlm.checks import check_weight
 from otterlm.cli.groups import Machine, grouped
 from otterlm.cli.options import AsJson, Base, OneAdapter, Prompts, ResumedFolder, Seed, one_adapter
 from otterlm.cli.terminal import print_json, show_table
-from otterlm.decoding.checks import check_weight
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
 from otterlm.signals.base import Capability
@@ -47,7 +47,7 @@ def command(
 ) -> None:
     """Measures what guidance, search and best-of-n add to an adapter's own reward, and what they cost."""
     name, folder = one_adapter(adapter)
-    weights = list(dict.fromkeys(check_weight(value) for value in weight or [0.5, 1.0, 2.0, 4.0]))
+    weights = list(dict.fromkeys(check_weight("--weight", value) for value in weight or [0.5, 1.0, 2.0, 4.0]))
     if quick:
         limit, weights, max_new_tokens = 2, weights[:1], 16
     prompts = read_prompts(data)[:limit]
