@@ -58,7 +58,7 @@ exactness: setup
 # The recipes of the shipped adapters; about five hours on two cores, and recordings of the base of up to 19 GB each.
 adapters: setup
 	$(BIN)/python benchmarks/preference_accuracy.py --base $(BASE) --data $(PAIRS) \
-		--out runs --methods otter --seeds 0
+		--out runs --methods otter --seeds 0 --values
 	cp runs/otter-0/adapter/adapter_* adapters/smollm2-135m-harmless/
 	$(BIN)/python benchmarks/detoxification.py --base $(BASE) --data $(DATA) --out runs/detox --methods dexperts distilled
 	cp runs/detox/distilled/adapter_* adapters/smollm2-135m-detox/

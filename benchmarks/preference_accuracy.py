@@ -22,9 +22,13 @@ from otterlm.training.data.packing import Example
 from otterlm.training.data.rows import hold_out, read_rows
 from otterlm.training.data.tokens import Limits, tokenize
 from otterlm.training.probe import fit_probe
+from otterlm.training.recipes.common import Run
+from otterlm.training.recipes.values import Values, learn_values, prompts_of
 from otterlm.training.sources import RecordedBase
 from otterlm.training.teachers.reward_model import SeparateRewardModel
 from otterlm.training.trainer import TrainingConfig, evaluate, train
+
+VALUES = Values(value_prompts=1000)
 
 
 def main() -> None:
@@ -40,6 +44,7 @@ def main() -> None:
     parser.add_argument("--label", default="otter")
     parser.add_argument("--compare", default="prefixes")
     parser.add_argument("--no-probe-start", action="store_true")
+    parser.add_argument("--values", action="store_true", help="the second stage, too: the adapter that is shipped")
     arguments = parser.parse_args()
 
     tokenizer, base = load_tokenizer(arguments.base), load_base(arguments.base)
@@ -48,7 +53,7 @@ def main() -> None:
 
     def model() -> OtterModel:
         layers = tuple(range(11, 30, 2))
-        return OtterModel(base, OtterConfig(layers=layers, signal=RewardConfig(vocabulary_rank=16))).train()
+        return OtterModel(base, OtterConfig(layers=layers, signal=RewardConfig())).train()
 
     @functools.cache
     def source() -> RecordedBase:
@@ -72,7 +77,14 @@ def main() -> None:
                 result = {"accuracy": ((chosen - rejected) @ weight > 0).float().mean().item()}
                 label = method
             else:
-                result, label = otter(model(), source(), rest, test, seed, arguments), arguments.label
+                adapter = model()
+                result, label = otter(adapter, source(), rest, test, seed, arguments), arguments.label
+                if arguments.values:
+                    run = Run(arguments.out / f"{label}-{seed}", TrainingConfig(seed=seed), record=True)
+                    learning = RewardTrainingConfig()
+                    result |= learn_values(adapter, tokenizer, prompts_of(rows, held), VALUES, 96, learning, run)
+                    result |= evaluate(RewardObjective(adapter, source(), learning).eval(), test, 16, Accelerator())
+                    adapter.save_pretrained(run.out / "adapter", dtype=torch.bfloat16)
             line = {"method": label, "seed": seed, "n": len(test), **result}
             print(json.dumps(line), flush=True)
             with (arguments.out / "results.jsonl").open("a") as file:

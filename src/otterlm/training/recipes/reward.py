@@ -1,6 +1,6 @@
 """`otter train reward` turns preference pairs or scored texts into a reward adapter that steers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -11,14 +11,13 @@ from otterlm.errors import OtterError
 from otterlm.model import OtterModel
 from otterlm.settings import setting
 from otterlm.signals.reward.objective import RewardObjective, RewardTrainingConfig
-from otterlm.training.data.conversations import Prompt
 from otterlm.training.data.records import source_name
 from otterlm.training.data.rows import PairRow, Row, hold_out, read_rows
 from otterlm.training.data.tokens import Limits, tokenize
 from otterlm.training.evaluation.scoring import score_examples, summarize
 from otterlm.training.recipes.common import Run, on_device
 from otterlm.training.recipes.reward_fit import learn_reward, learn_to_steer, save_reward
-from otterlm.training.recipes.values import Values, learn_values
+from otterlm.training.recipes.values import Values, learn_values, prompts_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +80,7 @@ class RewardRecipe:
         metrics = learn_reward(model, tokenizer, examples, held, self.learning, run)
         held_out = [example for example in examples if example.row in held]
         kept = [example for example in examples if example.row not in held]
-        prompts = _prompts(rows, held) if self.values.values else []
+        prompts = prompts_of(rows, held) if self.values.values else []
         if len(prompts) > 1:
             metrics |= learn_values(model, tokenizer, prompts, self.values, self.limits.prompt, self.learning, run)
             # The second stage moves the reward, too.
@@ -92,18 +91,3 @@ class RewardRecipe:
             metrics |= learn_to_steer(model, kept, self.learning, seed)
         save_reward(model, run, source_name(self.data), (len(kept), len(held)), metrics, settings)
         return metrics
-
-
-def _prompts(rows: Sequence[Row], held: set[int]) -> list[Prompt]:
-    """Returns the prompts that the rows are trained on with, and their openings, each once: chats begin there.
-    Dialogues that open as a held-out one does are not among them."""
-    of = [(row.chosen if isinstance(row, PairRow) else row.text).prompt or () for row in rows]
-    unseen = {_opening(of[index]) for index in held}
-    used = [prompt for prompt in of if prompt and _opening(prompt) not in unseen]
-    return list(dict.fromkeys(each for prompt in used for each in (prompt, _opening(prompt))))
-
-
-def _opening(prompt: Prompt) -> Prompt:
-    """Returns a prompt's turns up to the first one of the user."""
-    asked = next((number for number, (role, _) in enumerate(prompt, start=1) if role == "user"), len(prompt))
-    return prompt[:asked]

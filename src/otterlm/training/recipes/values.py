@@ -23,6 +23,7 @@ from otterlm.settings import check_settings, setting
 from otterlm.signals.reward.objective import RewardTrainingConfig
 from otterlm.training.data.conversations import Prompt
 from otterlm.training.data.packing import Example
+from otterlm.training.data.rows import PairRow, Row
 from otterlm.training.recipes.common import Run
 from otterlm.training.recipes.reward_fit import EXPLAINED, learn_reward, learn_to_steer, measure_spread
 from otterlm.training.teachers.own_reward import OwnReward
@@ -106,3 +107,18 @@ def learn_values(
         kept = [example for example in examples if example.row not in held_rows]
         metrics |= learn_to_steer(model, kept, learning, seed)
     return {f"value_{name}" if name != EXPLAINED else name: value for name, value in metrics.items()}
+
+
+def prompts_of(rows: Sequence[Row], held: set[int]) -> list[Prompt]:
+    """Returns the prompts that the rows are trained on with, and their openings, each once: chats begin there.
+    Dialogues that open as a held-out one does are not among them."""
+    of = [(row.chosen if isinstance(row, PairRow) else row.text).prompt or () for row in rows]
+    unseen = {_opening(of[index]) for index in held}
+    used = [prompt for prompt in of if prompt and _opening(prompt) not in unseen]
+    return list(dict.fromkeys(each for prompt in used for each in (prompt, _opening(prompt))))
+
+
+def _opening(prompt: Prompt) -> Prompt:
+    """Returns a prompt's turns up to the first one of the user."""
+    asked = next((number for number, (role, _) in enumerate(prompt, start=1) if role == "user"), len(prompt))
+    return prompt[:asked]
