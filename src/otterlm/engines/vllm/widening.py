@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from otterlm.cache import CachePlace
+from otterlm.cache import CacheSlot
 from otterlm.engines.vllm.upstream import (
     Attention,
     VllmConfig,
@@ -62,7 +62,7 @@ class PagedAttention(InsertedAttention):
             prefix=prefix,
         )
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, taps: LayerTaps, place: CachePlace) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, taps: LayerTaps, slot: CacheSlot) -> Tensor:
         """See `InsertedAttention`; B is 1, and queries and keys are not rotated yet."""
         assert isinstance(taps, PagedTaps)
         query, key, value = (part[0].flatten(1) for part in (query, key, value))  # [T, heads * dim]
