@@ -13,19 +13,20 @@ SOURCE = Path(__file__).parent.parent / "src" / "otterlm"
 VERBS = """
 acts adds answers appends are asks begins belongs brings can carries chooses collects combines compares computes
 consists contains continues converts creates decides decodes defines depends describes distils does draws drives
-encodes ends evaluates evolves exports extracts feeds fills finds finishes fits follows forgets forwards generates
-gets gives goes grows has have holds identifies implements imports initialises inserts is joins keeps knows learns
-leaves lies makes manages may merges mixes multiplies must needs normalises opens parses picks plays predicts
-prepares prints proves puts ranks rates reads recognises refuses registers remembers removes renders repeats
-replaces resets resizes restores resumes returns reverses says sees selects sends serves shows shuts silences skips
-solves speaks splits stands starts stays steers stores substitutes subtracts supports takes tells tokenizes trains
-translates transposes tries truncates turns uploads waits watches were widens will wraps writes yields
+encodes ends evaluates evolves exports extracts feeds fills finds finishes fits follows forgets forwards gathers
+generates gets gives goes grows has have holds identifies implements imports initialises inserts is joins keeps
+knows learns leaves lies makes manages may merges mixes multiplies must needs normalises opens parses picks plays
+predicts prepares prints proves puts ranks rates reads recognises refuses registers remembers removes renders
+repeats replaces resets resizes restores resumes returns reverses says sees selects sends serves shows shuts
+silences skips solves speaks splits stands starts stays steers stores substitutes subtracts supports takes tells
+tokenizes trains translates transposes tries truncates turns updates uploads waits watches were widens will wraps
+writes yields
 """
 # Verbs that are as often nouns: they make a sentence only as its first word.
 NOUNS_TOO = """
 applies attends builds calls checks claims colours copies counts cuts downloads drafts drops estimates folds groups
 guards guesses hooks judges lists loads locks maps marks masks measures moves names notes packs pads passes plots
-projects records rejects rewards runs samples scores sets shifts steps stops streams tests ties works
+projects records rejects rewards runs samples scores sets shards shifts steps stops streams tests ties uses works
 """
 SUBORDINATE = "because how if that what when where whether which while who whose"
 
@@ -41,7 +42,7 @@ PENDING = (
     "decoding/guidance.py",
     "decoding/registry.py",
     "decoding/steering.py",
-    "engines/",
+    "engines/requests.py",
     "playground/",
     "signals/low_rank.py",
     "signals/reward/",
