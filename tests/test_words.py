@@ -13,10 +13,10 @@ SOURCE = Path(__file__).parent.parent / "src" / "otterlm"
 VERBS = """
 acts adds answers appends are asks begins belongs brings can carries chooses closes collects combines compares
 computes consists contains continues converts creates decides decodes defines depends describes distils does draws
-drives encodes ends evaluates evolves exports extracts feeds fills finds finishes follows forgets forwards gathers
-generates gets gives goes grows has have holds identifies implements imports initialises inserts is joins keeps
-knows learns leaves lies makes manages may merges mixes multiplies must needs normalises opens parses picks plays
-predicts prepares prints proves provides puts ranks rates reads recognises refuses registers remembers removes
+drives encodes ends evaluates evolves explains exports extracts feeds fills finds finishes follows forgets forwards
+gathers generates gets gives goes grows has have holds identifies implements imports initialises inserts is joins
+keeps knows learns leaves lies makes manages may merges mixes multiplies must needs normalises opens parses picks
+plays predicts prepares prints proves provides puts ranks rates reads recognises refuses registers remembers removes
 renders repeats replaces resets resizes restores resumes returns reverses rings says sees selects sends serves shows
 shuts silences skips solves speaks splits stands starts stays steers stores substitutes subtracts summarises
 supports takes tells tokenizes trains translates transposes tries truncates turns updates uploads waits watches were
@@ -25,9 +25,9 @@ widens will wraps writes yields
 # Verbs that are as often nouns: they make a sentence only as its first word.
 NOUNS_TOO = """
 applies attends builds calls checks claims colours copies counts cuts downloads drafts drops estimates fits folds
-groups guards guesses hooks judges lists loads locks logs maps marks masks measures moves names notes packs pads
-passes plots projects records rejects reserves rewards runs samples saves scores sets shards shifts steps stops
-streams tests ties uses works
+groups guards guesses handles hooks judges lists loads locks logs maps marks masks measures moves names notes packs
+pads passes plots projects records rejects reserves rewards runs samples saves scores sets shards shifts steps stops
+streams tests ties times uses works
 """
 SUBORDINATE = "because how if that what when where whether which while who whose"
 

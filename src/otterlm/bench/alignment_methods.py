@@ -48,7 +48,7 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class Rewards:
-    """The rewards of one model serve several methods.
+    """The rewards of one model are read by several methods.
 
     Attributes:
         model: an `OtterModel` or a separate reward model.
