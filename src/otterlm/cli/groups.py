@@ -88,7 +88,7 @@ def build(group: type, instance: Any, values: dict[str, Any]) -> Any:
 
 
 def _read(field: Field[Any], default: Any, value: Any) -> Any:
-    """An option's value as that of its field. What is wrong with it is said of the option."""
+    """Reads an option's value as that of its field. An error names the option."""
     parse, check = field.metadata.get("parse"), field.metadata.get("check")
     if parse is not None:
         return parse(value)

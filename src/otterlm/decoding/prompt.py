@@ -67,11 +67,12 @@ def read_prompt(run: Run, drafts: int = 0, **settings: Any) -> Prompt:
 
 
 def check_window(model: OtterModel, length: int) -> None:
-    """That a text of this length fits the base's sliding window, if it has one: several tokens tried for one place
-    need a cache that keeps the whole prefix.
+    """Checks that a text of this length fits the base's sliding window, if it has one.
+
+    Several tokens that are tried at one position need a cache that holds the whole prefix.
 
     Raises:
-        OtterError: it does not.
+        OtterError: the text does not fit.
     """
     config = decoder_config(model.base_model)
     windows = [window_of(config, model.family, layer) for layer in range(config.num_hidden_layers)]

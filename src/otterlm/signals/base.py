@@ -78,13 +78,15 @@ class SignalConfig:
 
     @property
     def typical_range(self) -> tuple[float, float] | None:
-        """The lowest and the highest number that texts usually have, for a colour scale; None: not known."""
+        """Returns the lowest and the highest number that texts usually have, for a colour scale; None: not known."""
         return None
 
     @property
     def unit(self) -> float:
-        """What next tokens typically change in the signal. Steering divides by it, so that a weight means the same for
-        every adapter; 1 where it was not measured."""
+        """Returns what next tokens typically change in the signal; 1 where it was not measured.
+
+        Steering divides by it, so that a weight means the same for every adapter.
+        """
         return 1.0
 
     def limits(self, width: int, vocabulary: int) -> dict[str, tuple[int, int]]:
