@@ -6,9 +6,9 @@
         --data runs/alignment/prompts.jsonl --weight 1 --weight 2 --out runs/alignment/bench
 
 Of 1,800 pairs, 800 train the methods (Otter's adapter and the separate reward model of ARGS and CARDS), 800 others the
-judge; the prompts of the last 200 are answered, and their pairs say how good each of the three is. `distilled` is an
-adapter that learned from no pairs but from what the separate reward model says of the base's own responses to prompts
-of the first 800; it is made after `args`.
+judge. The prompts of the last 200 are answered, and their pairs measure how good each of the three is. `distilled` is
+an adapter that learned from no pairs but from the separate reward model's rewards of the base's responses to prompts of
+the first 800. It is made after `args`.
 """
 
 import argparse
@@ -45,14 +45,14 @@ CONFIG = OtterConfig(layers=tuple(range(11, 30, 2)), signal=RewardConfig(vocabul
 
 
 def split(count: int) -> list[set[int]]:
-    """Which rows train the methods, which train the judge, and which are kept for their prompts."""
+    """Returns the rows that train the methods, those that train the judge, and those whose prompts are answered."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
     cuts = (0, FOR_METHODS, FOR_METHODS + FOR_JUDGE, count)
     return [set(order[start:end]) for start, end in pairwise(cuts)]
 
 
 def fine_tune(base: Any, tokenizer: Any, examples: list[Example], test: list[Example], out: Path) -> dict[str, float]:
-    """A separate reward model: one epoch over all its weights."""
+    """Trains a separate reward model, for one epoch over all its weights."""
     how = TrainingConfig(epochs=1, batch_size=8, learning_rate=2e-5, evaluations_per_epoch=1, warmup=0.1)
     model = SeparateRewardModel.of(base)
     result = train(model, examples, test, how, out)
@@ -62,7 +62,7 @@ def fine_tune(base: Any, tokenizer: Any, examples: list[Example], test: list[Exa
 
 
 def train_otter(base: Any, tokenizer: Any, examples: list[Example], test: list[Example], out: Path) -> dict[str, float]:
-    """An adapter; a tenth of its pairs decides when to stop."""
+    """Trains an adapter. A tenth of its pairs decides when to stop."""
     torch.manual_seed(0)
     how = TrainingConfig(epochs=2, batch_size=16, learning_rate=1e-3, evaluations_per_epoch=4, patience=6)
     held = {example.row for example in examples[:80]}
@@ -72,7 +72,7 @@ def train_otter(base: Any, tokenizer: Any, examples: list[Example], test: list[E
 
 
 def distil(base: Any, tokenizer: Any, prompts: list[Prompt], rewards: Preference, out: Path) -> dict[str, float]:
-    """An adapter that predicts from every prefix what a separate reward model will say of the whole response."""
+    """Trains an adapter that predicts from every prefix a separate reward model's reward of the whole response."""
     sampling = Sampling(max_prompt_tokens=LIMITS.prompt, max_new_tokens=LIMITS.response, temperature=0.7, batch_size=16)
     scorer = functools.partial(rewards, limits=LIMITS)
     examples = scored_responses(base, tokenizer, prompts, of_texts(scorer), "reward model", sampling, out / "responses")
@@ -111,27 +111,27 @@ def main() -> None:
     arguments = parser.parse_args()
     tokenizer, base = load_tokenizer(arguments.base), load_base(arguments.base)
     rows = [row for row in read_rows(arguments.data) if isinstance(row, PairRow)]
-    methods, judge, kept = split(len(rows))
+    methods, judge, test = split(len(rows))
     examples = tokenize(rows, tokenizer, LIMITS)
 
-    def of(own: set[int]) -> list[Example]:
-        return [example for example in examples if example.row in own]
+    def of(chosen: set[int]) -> list[Example]:
+        return [example for example in examples if example.row in chosen]
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     with (arguments.out / "prompts.jsonl").open("w") as file:
-        for index in sorted(kept):
+        for index in sorted(test):
             turns = [{"role": role, "content": content} for role, content in rows[index].chosen.prompt or ()]
             file.write(json.dumps({"prompt": turns}) + "\n")
     for name in arguments.models:
         if name == "otter":
-            result = train_otter(base, tokenizer, of(methods), of(kept), arguments.out / name)
+            result = train_otter(base, tokenizer, of(methods), of(test), arguments.out / name)
         elif name == "distilled":
             prompts = [rows[index].chosen.prompt or () for index in sorted(methods)[:PROMPTS]]
             rewards = Preference(arguments.out / "args" / "model")
             result = distil(base, tokenizer, prompts, rewards, arguments.out / name)
         else:
-            own = judge if name == "judge" else methods
-            result = fine_tune(base, tokenizer, of(own), of(kept), arguments.out / name)
+            chosen = judge if name == "judge" else methods
+            result = fine_tune(base, tokenizer, of(chosen), of(test), arguments.out / name)
         print(name, result, flush=True)
 
 

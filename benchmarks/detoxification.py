@@ -1,5 +1,5 @@
 """Trains DExperts' two models, the contrast that is distilled from them, and one that learns from the same texts
-without them, to be set side by side.
+without them, to be compared.
 
     python benchmarks/detoxification.py --out runs/detox
     otter bench detox --base smollm2-135m --adapter runs/detox/distilled \\
@@ -8,8 +8,8 @@ without them, to be set side by side.
         --toxicity PACKAGE --fluency MODEL --out runs/detox/bench
 
 The texts are prompts of RealToxicityPrompts, 3,000 toxic and as many non-toxic ones, and for distilling, which needs no
-labels, 4,000 of each with the base's continuations. The prompts to continue, which it writes beside, are others: 500
-toxic ones and 500 non-toxic ones.
+labels, 4,000 of each with the base's continuations. The prompts to continue, which the script writes, too, are others:
+500 toxic ones and 500 non-toxic ones.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def texts(path: Path) -> list[str]:
 
 
 def corpora(data: Path, prompts: int) -> tuple[list[str], list[str], dict[str, list[str]]]:
-    """Texts to write like, as many not to, and the prompts: no prompt is among the texts."""
+    """Returns texts to write like, as many not to, and the prompts. No prompt is among the texts."""
     toxic, nontoxic = (texts(data / "rtp_5k" / f"{side}.jsonl.gz") for side in ("toxic", "nontoxic"))
     chosen = {
         "toxic": texts(data / "rtp_toxic_prompts" / "prompts.jsonl.gz")[:prompts],
@@ -58,10 +58,10 @@ def train_experts(
     examples = tokenize_corpora(positive, negative, tokenizer, LONGEST)
     for side in SIDES:
         run = Run(arguments.out / side, how, eval_fraction=0.05)
-        own = [e for e in examples if (e.label == WANTED) == (side == "expert")]
-        kept, evaluated = run.split(own, base, run.held_out([e.row for e in examples]))
+        chosen = [e for e in examples if (e.label == WANTED) == (side == "expert")]
+        fitted, evaluated = run.split(chosen, base, run.held_out([e.row for e in examples]))
         expert = FineTunedExpert(base)
-        print(side, run.train(expert, kept, evaluated, tokenizer), flush=True)
+        print(side, run.train(expert, fitted, evaluated, tokenizer), flush=True)
         expert.model.save_pretrained(run.out / "model")
         tokenizer.save_pretrained(run.out / "model")
 
@@ -82,8 +82,8 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     positive, negative, prompts = corpora(arguments.data, arguments.prompts)
     sides = positive[: arguments.texts], negative[: arguments.texts]
-    for side, own in prompts.items():
-        write_text(arguments.out / f"{side}.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in own))
+    for side, chosen in prompts.items():
+        write_text(arguments.out / f"{side}.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in chosen))
     tokenizer, base = load_tokenizer(arguments.base), load_base(arguments.base)
     config = OtterConfig(layers=LAYERS, signal=ContrastConfig(rank=arguments.rank))
     if "dexperts" in arguments.methods:

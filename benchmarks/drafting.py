@@ -1,4 +1,4 @@
-"""Trains Otter's draft and Medusa heads of the original form on the same continuations, to be set side by side.
+"""Trains Otter's draft and Medusa heads of the original form on the same continuations, to be compared.
 
     python benchmarks/drafting.py --out runs/draft
     otter bench speed --base smollm2-135m --adapter runs/draft/otter --medusa runs/draft/medusa \\
@@ -31,13 +31,13 @@ PROMPT, NEW = 128, 96
 
 
 def training_prompts(data: Path, limit: int | None) -> list[Any]:
-    """Prompts of three kinds, shuffled together."""
-    found = [
+    """Returns prompts of three kinds, shuffled together."""
+    kinds = [
         read_prompts(data / "hh_helpful" / "pairs.jsonl.gz"),
         read_prompts(data / "hh_harmless" / "pairs.jsonl.gz"),
         read_prompts(data / "gsm8k_solutions" / "example_model_solutions.jsonl.gz"),
     ]
-    together = list(dict.fromkeys(prompt for kind in found for prompt in kind))
+    together = list(dict.fromkeys(prompt for kind in kinds for prompt in kind))
     order = torch.randperm(len(together), generator=torch.Generator().manual_seed(0)).tolist()
     return [together[index] for index in order[:limit]]
 
@@ -50,11 +50,11 @@ def train_otter(arguments: argparse.Namespace, base: Any, tokenizer: Any, prompt
     how = TrainingConfig(epochs=arguments.epochs, batch_size=16, learning_rate=1e-3, evaluations_per_epoch=2)
     torch.manual_seed(0)
     run = Run(arguments.out / arguments.label, how, eval_fraction=0.05, record=arguments.record)
-    # The continuations are every method's.
+    # All methods share the continuations.
     run.out.mkdir(parents=True, exist_ok=True)
-    shared, own = arguments.out / "continuations.jsonl", run.out / "continuations.jsonl"
-    if shared.exists() and not own.exists():
-        own.symlink_to(shared.resolve())
+    shared, link = arguments.out / "continuations.jsonl", run.out / "continuations.jsonl"
+    if shared.exists() and not link.exists():
+        link.symlink_to(shared.resolve())
     recipe = DraftRecipe(str(arguments.data), max_prompt_tokens=PROMPT, max_new_tokens=NEW)
     print(arguments.label, recipe.train(base, tokenizer, prompts, adapter_config(arguments), run), flush=True)
 
@@ -62,11 +62,11 @@ def train_otter(arguments: argparse.Namespace, base: Any, tokenizer: Any, prompt
 def train_medusa(arguments: argparse.Namespace, base: Any, tokenizer: Any, prompts: list[Any]) -> None:
     examples = continue_prompts(base, tokenizer, prompts, arguments.out / "continuations.jsonl", PROMPT, NEW)
     how = TrainingConfig(epochs=arguments.epochs, batch_size=16, learning_rate=1e-3, evaluations_per_epoch=2)
-    kept, held = Run(arguments.out, how, eval_fraction=0.05).split(examples, base)
+    fitted, held = Run(arguments.out, how, eval_fraction=0.05).split(examples, base)
     # The recording of the base that the adapter was trained on holds all that Medusa reads, and more.
     model, heads = OtterModel(base, adapter_config(arguments)), MedusaHeads(base)
     source = RecordedBase(model, examples, arguments.out / arguments.label / "recording")
-    metrics = train(MedusaObjective(model, source, heads), kept, held, how, arguments.out / "medusa")
+    metrics = train(MedusaObjective(model, source, heads), fitted, held, how, arguments.out / "medusa")
     save_model(heads, str(arguments.out / "medusa" / "heads.safetensors"))
     (arguments.out / "medusa" / "metrics.json").write_text(json.dumps(metrics))
     print("medusa", metrics, flush=True)

@@ -49,13 +49,13 @@ STYLE = """
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """Some rows of one column of a table.
+    """A panel shows some rows of one column of a table.
 
     Attributes:
         table: which table of the page, from 0.
         column: its header.
         rows: first cells of the rows to their labels in the figure.
-        heading: stands above the rows.
+        heading: the text above the rows.
     """
 
     table: int
@@ -66,7 +66,7 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A figure.
+    """A figure has panels over one axis.
 
     Attributes:
         page: of `docs/benchmarks`; the figure has its name.
@@ -75,7 +75,7 @@ class Figure:
         limits: of the axis.
         ticks: numbers on the axis.
         neutral: the number at which nothing is gained; its line is stronger.
-        unit: behind each tick.
+        unit: after each tick.
         logarithmic: the axis.
         left: where the axis starts, in pixels.
     """
@@ -92,13 +92,13 @@ class Figure:
     left: int = 178
 
     def x(self, value: float) -> float:
-        """Where a number is, in pixels."""
+        """Returns where a number is, in pixels."""
         low, high, at = (math.log(n) if self.logarithmic else n for n in (*self.limits, value))
         return round(self.left + (at - low) / (high - low) * (366 - self.left), 1)
 
 
 def same(*labels: str) -> dict[str, str]:
-    """Rows that keep their label."""
+    """Returns rows whose label is their name."""
     return {label: label for label in labels}
 
 
@@ -110,7 +110,7 @@ CARDS = {"CARDS by Otter's reward": "by Otter's reward", "CARDS": "by separate m
 
 
 def weighted(weight: int) -> dict[str, str]:
-    """Rows of one weight."""
+    """Returns the rows of one weight."""
     labels = {
         "Otter, guidance": "Otter, guidance",
         "Otter, search": "Otter, search",
@@ -216,21 +216,21 @@ FIGURES = (
 
 
 def tables(page: str) -> list[dict[tuple[str, str], str]]:
-    """The tables of a page of Markdown: (first cell of a row, header of a column) to the cell, without asterisks."""
-    found = []
+    """Returns the tables of a page: (first cell of a row, header of a column) to the cell, without asterisks."""
+    results = []
     for table in re.findall(r"(?:^\|.*\n)+", page, flags=re.MULTILINE):
         header, _, *rows = ([cell.strip() for cell in row.strip("| ").split("|")] for row in cleaned(table))
-        found.append({(row[0], name): cell for row in rows for name, cell in zip(header, row, strict=False)})
-    return found
+        results.append({(row[0], name): cell for row in rows for name, cell in zip(header, row, strict=False)})
+    return results
 
 
 def cleaned(table: str) -> list[str]:
-    """The rows of a table without emphasis and footnote marks."""
+    """Returns the rows of a table without emphasis and footnote marks."""
     return table.replace("*", "").replace(" †", "").splitlines()
 
 
 def interval(cell: str) -> list[float]:
-    """`1 ± 0.5`, `1 (0.5 to 1.5)`, `1 (0.5\u20131.5)` or `1` to [1, 0.5, 1.5] or [1]."""
+    """Reads `1 ± 0.5`, `1 (0.5 to 1.5)`, `1 (0.5\u20131.5)` or `1` as [1, 0.5, 1.5] or [1]."""
     numbers = [float(number) for number in re.findall(NUMBER, cell)]
     if "±" in cell:
         return [numbers[0], numbers[0] - numbers[1], numbers[0] + numbers[1]]
@@ -238,15 +238,15 @@ def interval(cell: str) -> list[float]:
 
 
 def marks(figure: Figure, page: str, y: float) -> Iterator[tuple[float, str]]:
-    """The rows of a figure, from `y` on: where each is, and its SVG."""
-    found = tables(page)
+    """Yields the rows of a figure, from `y` on: where each is, and its SVG."""
+    cells = tables(page)
     for panel in figure.panels:
         if panel.heading is not None:
             y += 6
             yield y, f'  <text class="small" x="16" y="{y + 4}">{panel.heading}</text>'
             y += ROW - 2
         for row, label in panel.rows.items():
-            cell = found[panel.table][row, panel.column]
+            cell = cells[panel.table][row, panel.column]
             value, *ends = interval(cell)
             ours = label not in RIVALS
             mark, name = ("ours", ' class="otter"') if ours else ("mark", "")
@@ -261,7 +261,7 @@ def marks(figure: Figure, page: str, y: float) -> Iterator[tuple[float, str]]:
 
 
 def draw(figure: Figure) -> str:
-    """A figure as SVG, by the numbers of its page."""
+    """Returns a figure as SVG, by the numbers of its page."""
     page = (DOCS / "benchmarks" / f"{figure.page}.md").read_text()
     top = 82
     rows = list(marks(figure, page, top))

@@ -1,8 +1,8 @@
-"""Preference accuracy on a held-out fifth of the pairs: Otter, a linear probe, and a separate, fully fine-tuned reward
-model.
+"""Measures preference accuracy on a held-out fifth of the pairs: Otter, a linear probe, and a separate, fully
+fine-tuned reward model.
 
-Every method sees the same training pairs, tokens and seeds. Otter keeps an eighth of its training pairs aside to stop
-early; the held-out pairs decide nothing. Results are appended to OUT/results.jsonl.
+Every method sees the same training pairs, tokens and seeds. Otter holds out an eighth of its training pairs to stop
+early. The other held-out pairs decide nothing. Results are appended to OUT/results.jsonl.
 """
 
 import argparse

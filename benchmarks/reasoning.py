@@ -1,12 +1,12 @@
-"""Will this solution be right? Said by Otter, by a linear probe and by length, part of the way through.
+"""Predicts whether a solution will be right, part of the way through, by Otter, by a linear probe and by length.
 
     python benchmarks/reasoning.py --out runs/reasoning
 
 Four models' solutions of GSM8K's questions, right or wrong, are read by SmolLM2; every prefix is trained towards 1 or
-0. The questions are split into parts, and each part is scored by what learned from the others. The probe is a ridge
-regression on the base's last hidden state at the same prefixes; its penalty and Otter's stopping are decided on a tenth
-of the questions that are learned from. AUC within each part, the mean over the parts; intervals are bootstrapped over
-the questions.
+0. The questions are split into parts, and each part is scored by a method that learned from the others. The probe is a
+ridge regression on the base's last hidden state at the same prefixes. Its penalty and Otter's stopping are decided on a
+tenth of the questions that are learned from. AUC is measured within each part, and the result is the mean over the
+parts; intervals are bootstrapped over the questions.
 """
 
 import argparse
@@ -40,34 +40,34 @@ BOUNDS = torch.tensor([0.025, 0.975])
 
 
 def solutions(tokenizer: PreTrainedTokenizerBase, data: Path, questions: int, limits: Limits) -> list[ScoredRow]:
-    """All solutions of questions of which nothing has to be cut, `SOLUTIONS` rows a question."""
+    """Returns all solutions of questions of which nothing has to be cut, `SOLUTIONS` rows a question."""
     with gzip.open(data / "gsm8k_solutions" / "example_model_solutions.jsonl.gz", "rt") as file:
         records = [json.loads(line) for line in file]
     random.Random(0).shuffle(records)
     rows: list[ScoredRow] = []
     for record in records:
-        own = [value for value in record.values() if isinstance(value, dict)]
+        answers = [value for value in record.values() if isinstance(value, dict)]
         prompt = (("user", record["question"]),)
-        found = [ScoredRow(Dialogue(prompt, each["solution"]), float(each["is_correct"])) for each in own]
+        read = [ScoredRow(Dialogue(prompt, each["solution"]), float(each["is_correct"])) for each in answers]
         # The template takes 31 tokens of a prompt.
         if len(tokenizer.encode(record["question"])) > limits.prompt - 31:
             continue
-        if any(len(tokenizer.encode(row.text.response)) >= limits.response for row in found):
+        if any(len(tokenizer.encode(row.text.response)) >= limits.response for row in read):
             continue
-        rows += found
+        rows += read
         if len(rows) == SOLUTIONS * questions:
             break
     return rows
 
 
 def ends(length: int) -> list[int]:
-    """The last token of each part of a solution."""
+    """Returns the last token of each part of a solution."""
     return [max(1, length * percent // 100) - 1 for percent in PERCENTS]
 
 
 @torch.no_grad()
 def hidden_states(source: RecordedBase, examples: Sequence[Example]) -> list[Tensor]:
-    """The base's last hidden state after every token of each solution, `[tokens, d]` each, by row."""
+    """Returns the base's last hidden state after every token of each solution, `[tokens, d]` each, by row."""
     states: dict[int, Tensor] = {}
     for group in length_buckets(examples, 8):
         reader = FinalState()
@@ -78,12 +78,15 @@ def hidden_states(source: RecordedBase, examples: Sequence[Example]) -> list[Ten
     return [states[example.row] for example in examples]
 
 
-def probe(states: list[Tensor], labels: Tensor, kept: list[int], held: list[int], test: list[int]) -> Tensor:
-    """`[test, percents]`: a ridge regression on all prefixes, each solution weighing the same, as Otter is trained."""
-    inputs = torch.cat([states[row] for row in kept]).double()
+def probe(states: list[Tensor], labels: Tensor, rows: list[int], held: list[int], test: list[int]) -> Tensor:
+    """Returns the predictions `[test, percents]` of a ridge regression on all prefixes.
+
+    Each solution has the same weight, as when Otter is trained.
+    """
+    inputs = torch.cat([states[row] for row in rows]).double()
     mean, spread = inputs.mean(dim=0), inputs.std(dim=0).clamp_min(1e-6)
-    targets = torch.cat([labels[row].expand(len(states[row])) for row in kept]).double()
-    share = torch.cat([torch.full((len(states[row]),), 1 / len(states[row])) for row in kept]).double()
+    targets = torch.cat([labels[row].expand(len(states[row])) for row in rows]).double()
+    share = torch.cat([torch.full((len(states[row]),), 1 / len(states[row])) for row in rows]).double()
 
     def design(some: Tensor) -> Tensor:
         return torch.cat(((some.double() - mean) / spread, torch.ones(len(some), 1, dtype=torch.double)), dim=1)
@@ -92,7 +95,7 @@ def probe(states: list[Tensor], labels: Tensor, kept: list[int], held: list[int]
     square, moment = weighted.T @ design(inputs), weighted.T @ targets
 
     def fitted(penalty: float) -> Tensor:
-        ridge = penalty / 1000 * len(kept) * torch.eye(len(square), dtype=torch.double)
+        ridge = penalty / 1000 * len(rows) * torch.eye(len(square), dtype=torch.double)
         ridge[-1, -1] = 0  # the intercept is free
         return torch.linalg.solve(square + ridge, moment)
 
@@ -106,39 +109,39 @@ def probe(states: list[Tensor], labels: Tensor, kept: list[int], held: list[int]
 def otter(
     model: OtterModel,
     source: RecordedBase,
-    kept: list[Example],
+    fitted: list[Example],
     held: list[Example],
     test: list[Example],
     epochs: int,
     out: Path,
 ) -> Tensor:
-    """`[test, percents]`, by an adapter trained on `kept` and stopped by `held`."""
+    """Returns the predictions `[test, percents]` of an adapter trained on `fitted` and stopped by `held`."""
     objective = RewardObjective(model, source, RewardTrainingConfig())
     how = TrainingConfig(epochs=epochs, batch_size=16, learning_rate=1e-3, evaluations_per_epoch=2)
-    print(json.dumps(train(objective, kept, held, how, out)), flush=True)
+    print(json.dumps(train(objective, fitted, held, how, out)), flush=True)
     model.eval()
-    said: dict[int, Tensor] = {}
+    predictions: dict[int, Tensor] = {}
     with torch.no_grad():
         for group in length_buckets(test, 8):
             rewards = read_batch(model, source, collate(group), "reward").prefix
             for row, example in zip(rewards, group, strict=True):
-                said[example.row] = row[len(example.prefix) : len(example)][ends(len(example.branches[0]))]
-    return torch.stack([said[example.row] for example in test])
+                predictions[example.row] = row[len(example.prefix) : len(example)][ends(len(example.branches[0]))]
+    return torch.stack([predictions[example.row] for example in test])
 
 
 def auc(scores: Tensor, labels: Tensor) -> float:
-    """How often a right solution scores higher than a wrong one; a tie counts half. NaN without one of the two."""
+    """Returns how often a right solution scores higher than a wrong one. A tie counts half; NaN without both."""
     gaps = scores[labels == 1][:, None] - scores[labels == 0][None]
     return float(((gaps > 0).float() + (gaps == 0).float() / 2).mean())
 
 
 def all_questions(scores: Tensor, labels: Tensor, parts: list[Tensor]) -> float:
-    """Of `[questions, SOLUTIONS]` scores: any solution of a part against any other, the mean over the parts."""
+    """Compares any solution of a part with any other, of `[questions, SOLUTIONS]` scores, the mean over the parts."""
     return sum(auc(scores[part].flatten(), labels[part].flatten()) for part in parts) / len(parts)
 
 
 def same_question(scores: Tensor, labels: Tensor, parts: list[Tensor]) -> float:
-    """A question's solutions against each other only, so that how hard it is tells nothing; the mean over questions."""
+    """Compares a question's solutions only, so that how hard it is does not count; the mean over questions."""
     gaps = scores[:, :, None] - scores[:, None]  # [questions, SOLUTIONS, SOLUTIONS]
     compared = labels[:, :, None] * (1 - labels[:, None])
     won = (((gaps > 0).float() + (gaps == 0).float() / 2) * compared).sum(dim=(1, 2)) / compared.sum(dim=(1, 2))
@@ -153,15 +156,15 @@ def report(scores: dict[str, Tensor], labels: Tensor, parts: list[Tensor], round
     ]
     print(json.dumps({"solutions": labels.numel(), "questions": len(labels), "right": float(labels.mean())}))
     for compare in (all_questions, same_question):
-        for place, percent in enumerate(PERCENTS):
-            values = {name: own.view(*labels.shape, -1)[..., place] for name, own in scores.items()}
-            found = {
-                name: torch.tensor([compare(own, labels, some) for some in (parts, *drawn)])
-                for name, own in values.items()
+        for column, percent in enumerate(PERCENTS):
+            values = {name: each.view(*labels.shape, -1)[..., column] for name, each in scores.items()}
+            results = {
+                name: torch.tensor([compare(value, labels, some) for some in (parts, *drawn)])
+                for name, value in values.items()
             }
-            found["lead"] = found["otter"] - found["probe"]
+            results["lead"] = results["otter"] - results["probe"]
             row: dict[str, Any] = {"compare": compare.__name__, "percent": percent}
-            for name, each in found.items():
+            for name, each in results.items():
                 row[name] = [round(value, 4) for value in (each[0].item(), *each[1:].quantile(BOUNDS).tolist())]
             print(json.dumps(row), flush=True)
 
@@ -196,13 +199,13 @@ def main() -> None:
     for number, part in enumerate(parts):
         others = [question for question in range(questions) if question not in set(part.tolist())]
         random.Random(number).shuffle(others)
-        held, kept, test = (
+        held, fitted, test = (
             [SOLUTIONS * question + n for question in group for n in range(SOLUTIONS)]
             for group in (others[: len(others) // 10], others[len(others) // 10 :], part.tolist())
         )
-        scores["probe"][test] = probe(states, labels, kept, held, test).float()
+        scores["probe"][test] = probe(states, labels, fitted, held, test).float()
         scores["length"][test] = torch.tensor([[-float(len(states[row]))] * len(PERCENTS) for row in test])
-        groups = [[examples[row] for row in group] for group in (kept, held, test)]
+        groups = [[examples[row] for row in group] for group in (fitted, held, test)]
         out = arguments.out / f"part-{number}"
         scores["otter"][test] = otter(model(), source, groups[0], groups[1], groups[2], arguments.epochs, out)
     report(scores, labels.view(-1, SOLUTIONS), parts)

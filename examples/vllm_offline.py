@@ -1,4 +1,4 @@
-"""vLLM with an exported folder: the base's tokens, steered ones, and the reward beside every token.
+"""Runs vLLM with an exported folder: the base's tokens, steered ones, and the reward beside every token.
 
     otter export --base smollm2-135m --adapter adapters/smollm2-135m-harmless --out exported
     python examples/vllm_offline.py exported --base BASE_FOLDER
@@ -55,15 +55,15 @@ def main() -> None:
 
 
 def run(folder: str, base: str, weight: float) -> dict[str, Any]:
-    """Whether the exported folder says what the base says, and what it says beside."""
+    """Returns whether the exported folder generates the base's tokens, and the rewards beside them."""
     settings = {"dtype": "float32", "enforce_eager": True, "max_model_len": 512}
     plain = SamplingParams(temperature=0, max_tokens=24)
     llm = LLM(model=base, **settings)
     expected = [list(output.outputs[0].token_ids) for output in llm.generate(PROMPTS, plain, use_tqdm=False)]
     del llm
     llm = LLM(model=folder, **settings)  # the one line
-    asked = SamplingParams(temperature=0, max_tokens=24, **client.request(folder, rewards=1))
-    outputs = llm.generate(PROMPTS, asked, use_tqdm=False)
+    rewarded = SamplingParams(temperature=0, max_tokens=24, **client.request(folder, rewards=1))
+    outputs = llm.generate(PROMPTS, rewarded, use_tqdm=False)
     steer = SamplingParams(temperature=0, max_tokens=24, **client.request(folder, weight=weight))
     steered = llm.generate(PROMPTS, steer, use_tqdm=False)
     return {

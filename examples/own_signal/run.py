@@ -1,5 +1,5 @@
-"""Installs the package into a folder of its own and tries everything once: trained, saved, loaded, verified, scored,
-coloured, streamed. Takes about two minutes with SmolLM2 on two cores.
+"""Installs the package into a separate folder and tries everything once: it trains, saves, loads, verifies, scores,
+colours and streams. It takes about two minutes with SmolLM2 on two cores.
 
     python examples/own_signal/run.py [--base BASE] [--json]
 """
@@ -24,7 +24,7 @@ SMALL = ("--hidden-size", "16", "--heads", "1", "--intermediate-size", "16", "--
 
 
 def install(folder: Path) -> None:
-    """Installs the package where nothing else is, so that the environment stays as it is."""
+    """Installs the package into an empty folder, so that the environment does not change."""
     pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target")
     subprocess.run([*pip, str(folder), str(HERE)], check=True)
     sys.path.insert(0, str(folder))
@@ -38,7 +38,7 @@ def otter(*arguments: str) -> Any:
 
 
 def train(base: str, work: Path) -> Path:
-    """Trains the signal by the command line; returns the adapter's folder."""
+    """Trains the signal by the command line, and returns the adapter's folder."""
     prompts = work / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS))
     options = ("--base", base, "--prompts", str(prompts), "--out", str(work / "adapter"), "--max-new-tokens", "24")
@@ -55,7 +55,7 @@ def outside() -> int:
 
 
 def try_everything(base: str, adapter: Path, work: Path) -> dict[str, bool]:
-    """Reloads, verifies, scores, colours and streams."""
+    """Loads the adapter again, and verifies, scores, colours and streams."""
     import torch
 
     from otterlm import OtterModel

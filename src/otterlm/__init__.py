@@ -1,5 +1,5 @@
-"""Otter: predict rewards alongside tokens. A few percent of inserted parameters, the original logits unchanged to the
-bit.
+"""Otter predicts rewards alongside tokens, by a few percent of inserted parameters that leave the original logits
+unchanged to the bit.
 
 The method is of "Predicting Rewards Alongside Tokens: Non-disruptive Parameter Insertion for Efficient Inference
 Intervention in Large Language Models" (EMNLP 2024, arXiv 2408.10764).
@@ -130,8 +130,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = globals()[name] = getattr(importlib.import_module(_MODULE_OF[name]), name)
-    return found
+    value = globals()[name] = getattr(importlib.import_module(_MODULE_OF[name]), name)
+    return value
 
 
 def __dir__() -> list[str]:

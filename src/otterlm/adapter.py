@@ -1,4 +1,4 @@
-"""An adapter: an inserted stream and the head that reads its signal."""
+"""Joins an inserted stream and the head that reads its signal to an adapter."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from otterlm.stream import InsertedStream
 
 
 class Adapter(nn.Module):
-    """An inserted stream and its head.
+    """An adapter is an inserted stream and its head.
 
     Raises:
         OtterError: it does not fit the base, or the blocks that it widens compute on several devices.
@@ -29,16 +29,16 @@ class Adapter(nn.Module):
         widths = self.stream.widths
         blocks: Any = base.get_decoder().get_submodule(family.layers)
         outputs = (blocks[layer].get_submodule(family.attention_output) for layer in widths.layers)
-        if elsewhere := {place for part in outputs if (place := device_of(part)) != device}:
-            places = ", ".join(sorted(map(str, (device, *elsewhere))))
+        if others := {other for part in outputs if (other := device_of(part)) != device}:
+            devices = ", ".join(sorted(map(str, (device, *others))))
             raise OtterError(
-                f"the base's blocks compute on {places}, but an inserted stream runs on one device: "
+                f"the base's blocks compute on {devices}, but an inserted stream runs on one device: "
                 f"load the base with device_map={{'': '{device}'}}"
             )
         head = head_class(config.signal)
         self.head = head(config.signal, widths.base + widths.inserted, widths.base, dtype=dtype, device=device)
 
     def extra_parameters(self, vocabulary_size: int) -> int:
-        """How many numbers it keeps in memory: its parameters, and those derived from them and the unembedding."""
+        """Counts the numbers that it has in memory: its parameters, and those derived from them and the unembedding."""
         inserted = sum(parameter.numel() for parameter in self.parameters())
         return inserted + self.config.signal.derived_parameters(vocabulary_size)

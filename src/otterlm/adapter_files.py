@@ -1,4 +1,4 @@
-"""Adapter folders, with PEFT's names: `adapter_config.json`, `adapter_model.safetensors`, `README.md`."""
+"""Reads and writes adapter folders: `adapter_config.json`, `adapter_model.safetensors`, `README.md`, as PEFT's."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ MAX_CONFIG_BYTES = 1 << 20
 
 
 def locate(adapter: str | Path) -> Path:
-    """The local folder of an adapter, downloaded if `adapter` is a hub id.
+    """Returns the local folder of an adapter, downloaded if `adapter` is a hub id.
 
     Raises:
         OtterError: there is no such adapter.
@@ -58,11 +58,11 @@ def fill(path: Path, module: nn.Module, vocabulary_size: int, prefix: str = "") 
         path: the file.
         module: its parameters and buffers are filled.
         vocabulary_size: the base's; whole numbers in an adapter are token ids, and must be below it.
-        prefix: of the tensors' names; the file's others are another module's.
+        prefix: of the tensors' names; the file's other tensors are another module's.
 
     Raises:
-        OtterError: the file is missing, corrupt, holds other tensors than the configuration asks for, or a value is not
-            finite or no token.
+        OtterError: the file is missing, corrupt, or holds other tensors than the configuration asks for; or a value is
+            not finite, or no token.
     """
     expected = {prefix + name: tensor for name, tensor in module.state_dict().items()}
     try:
@@ -85,7 +85,7 @@ def fill(path: Path, module: nn.Module, vocabulary_size: int, prefix: str = "") 
 
 
 def rows(path: Path, name: str) -> int | None:
-    """How many rows a tensor of a safetensors file has; None where there is no such tensor or file."""
+    """Returns how many rows a tensor of a safetensors file has; None where there is no such tensor or file."""
     try:
         with safe_open(path, framework="pt") as file:
             return int(file.get_slice(name).get_shape()[0])

@@ -1,7 +1,7 @@
-"""Transformers' auto classes know exported folders as soon as they are imported, before or after `import otterlm`.
+"""Registers exported folders in Transformers' auto classes, in any order of the two imports.
 
-Importing Transformers takes seconds, so `import otterlm` leaves it alone: a finder waits for its module of
-configurations and then adds ours, each a stand-in until a folder of its type is read.
+Importing Transformers takes seconds, so `import otterlm` does not import it. A finder waits for its module of
+configurations and then adds Otter's, each a stand-in until a folder of its type is read.
 """
 
 import importlib
@@ -14,7 +14,7 @@ from typing import Any
 
 MODULE = "transformers.models.auto.configuration_auto"
 PREFIX = "otter_"
-"""Stands before the base's `model_type` in the `config.json` of an exported folder."""
+"""The `model_type` in the `config.json` of an exported folder starts with this, before the base's."""
 
 
 def register_on_import() -> None:
@@ -38,24 +38,27 @@ def register(module: ModuleType) -> None:
 
 
 class _StandIn(type):
-    """A configuration class that is made when it is used: to make all takes a while, and needs the whole of Otter."""
+    """A stand-in makes its configuration class when it is used.
+
+    To make all of them takes a while, and needs the whole of Otter.
+    """
 
     kind: str
 
-    def _made(cls) -> Any:
+    def _config_class(cls) -> Any:
         from otterlm.engines.exported import config_class
 
         return config_class(cls.kind)
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        return cls._made()(*args, **kwargs)
+        return cls._config_class()(*args, **kwargs)
 
     def from_dict(cls, *args: Any, **kwargs: Any) -> Any:
-        return cls._made().from_dict(*args, **kwargs)
+        return cls._config_class().from_dict(*args, **kwargs)
 
 
 class _Finder(MetaPathFinder):
-    """Finds `MODULE` as the other finders do, and registers our types after it has run."""
+    """Finds `MODULE` as the other finders do, and registers Otter's types after it has run."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

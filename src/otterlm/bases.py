@@ -1,4 +1,4 @@
-"""Finds a base by name: a hub id, a folder, a .gguf file, or `smollm2-135m`."""
+"""Loads a base by its name: a hub id, a folder, a .gguf file, or `smollm2-135m`."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -38,7 +38,7 @@ def load_base(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
 
 
 def _check_weights(name: str, model: PreTrainedModel, missing: Collection[str]) -> None:
-    """Checks that a model has all its weights: Transformers makes up those that a folder lacks, and only warns."""
+    """Checks that a model has all its weights. Transformers makes up those that a folder lacks, and only warns."""
     if missing:
         raise OtterError(f"the base {name} lacks weights, such as {min(missing)} ({len(missing)} in all)")
     for path, weight in model.named_parameters():
@@ -47,7 +47,7 @@ def _check_weights(name: str, model: PreTrainedModel, missing: Collection[str]) 
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a base, padding on the left. Arguments and errors as for `load_base`."""
+    """Loads the tokenizer of a base, which pads on the left. Arguments and errors are those of `load_base`."""
     tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, name)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
@@ -56,12 +56,12 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def load_config(name: str) -> PretrainedConfig:
-    """The configuration of a base. Arguments and errors as for `load_base`."""
+    """Loads the configuration of a base. Arguments and errors are those of `load_base`."""
     return _load(AutoConfig, name)
 
 
 def base_folder(name: str) -> Path:
-    """The local folder of a base's files; a hub id is downloaded.
+    """Returns the local folder of a base's files. A hub id is downloaded.
 
     Raises:
         OtterError: there is no such model, or it is a `.gguf` file.
@@ -79,7 +79,11 @@ def base_folder(name: str) -> Path:
 
 
 def check_context(config: PretrainedConfig, tokens: int) -> None:
-    """Checks that a text of so many tokens fits a base's context.
+    """Checks that a text fits a base's context.
+
+    Args:
+        config: the base's.
+        tokens: the length of the text.
 
     Raises:
         OtterError: it does not.
@@ -106,7 +110,7 @@ def _load(auto: Any, name: str, **kwargs: Any) -> Any:
 
 
 def parse_dtype(name: str, option: str = "--dtype") -> torch.dtype:
-    """A floating dtype by name.
+    """Returns a floating dtype by its name.
 
     Raises:
         OtterError: it is none of the three.

@@ -1,4 +1,4 @@
-"""Says of a thing that is no base what it is and what to give instead."""
+"""Refuses an object that is no base, and says what it is and what to pass instead."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The rules of settings, each in one place: a rule takes a setting's name and its value, and returns a plain number.
+"""Checks settings by rules. A rule takes a setting's name and its value, and returns a plain number.
 
 Nothing here needs torch: a client of an engine checks its settings, too.
 """
@@ -10,9 +10,9 @@ from typing import Any
 from otterlm.errors import OtterError
 
 LARGEST_WEIGHT = 1e6
-"""Beyond it the sum of a logit and a weighted reward says nothing of the logit, and may overflow."""
+"""With larger weights the sum of a logit and a weighted reward no longer depends on the logit, and may overflow."""
 LARGEST_PATIENCE = 1 << 20
-"""In tokens; no response is longer."""
+"""The largest patience is in tokens. No response is longer."""
 
 
 def shown(value: Any) -> str:
@@ -27,7 +27,7 @@ def shown(value: Any) -> str:
 
 
 def _float(value: Any) -> float:
-    """A number as a float; NaN, which no range holds, for what is none or too large."""
+    """Returns a number as a float; NaN, which no range contains, for what is no number or too large."""
     if not isinstance(value, Real) or isinstance(value, bool):
         return math.nan
     try:
@@ -37,7 +37,7 @@ def _float(value: Any) -> float:
 
 
 def check_number(name: str, value: Any) -> float:
-    """A finite number.
+    """Checks that a value is a finite number.
 
     Raises:
         OtterError: it is not.
@@ -49,7 +49,7 @@ def check_number(name: str, value: Any) -> float:
 
 
 def check_weight(name: str, value: Any) -> float:
-    """A finite number that is not larger than `LARGEST_WEIGHT`, whatever its sign.
+    """Checks that a value is a finite number not larger than `LARGEST_WEIGHT`, whatever its sign.
 
     Raises:
         OtterError: it is not.
@@ -61,7 +61,7 @@ def check_weight(name: str, value: Any) -> float:
 
 
 def check_threshold(name: str, value: Any) -> float:
-    """A number, which may be infinite.
+    """Checks that a value is a number, which may be infinite.
 
     Raises:
         OtterError: it is not.
@@ -73,7 +73,7 @@ def check_threshold(name: str, value: Any) -> float:
 
 
 def check_positive(name: str, value: Any) -> float:
-    """A finite number above 0.
+    """Checks that a value is a finite number above 0.
 
     Raises:
         OtterError: it is not.
@@ -85,7 +85,7 @@ def check_positive(name: str, value: Any) -> float:
 
 
 def check_share(name: str, value: Any) -> float:
-    """A number above 0 and at most 1.
+    """Checks that a value is a number above 0 and at most 1.
 
     Raises:
         OtterError: it is not.
@@ -97,7 +97,7 @@ def check_share(name: str, value: Any) -> float:
 
 
 def check_chance(name: str, value: Any) -> float:
-    """A number from 0 to 1.
+    """Checks that a value is a number from 0 to 1.
 
     Raises:
         OtterError: it is not.
@@ -109,7 +109,7 @@ def check_chance(name: str, value: Any) -> float:
 
 
 def check_count(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
-    """A whole number of at least `least`, and at most `most` if there is one.
+    """Checks that a value is a whole number of at least `least`, and at most `most` if there is one.
 
     Raises:
         OtterError: it is not.

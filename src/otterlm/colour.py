@@ -1,4 +1,4 @@
-"""Tokens coloured by a value such as their reward, red to green: on a terminal, and as HTML."""
+"""Colours tokens by a value such as their reward, red to green, on a terminal and as HTML."""
 
 import html
 from collections.abc import Iterator, Sequence
@@ -14,8 +14,10 @@ def coloured(
     low: float | None = None,
     high: float | None = None,
 ) -> Text:
-    """A text whose tokens stand on a ground from red (`low`) to green (`high`); the range is the rewards' own by
-    default."""
+    """Returns a text whose tokens have a background from red (`low`) to green (`high`).
+
+    The range is that of the rewards by default.
+    """
     text = Text()
     for piece, reward in _pieces(tokenizer, tokens, rewards):
         text.append(piece, style=f"white on {_colour(reward, *_range(rewards, low, high))}")
@@ -25,20 +27,20 @@ def coloured(
 def coloured_html(
     tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], rewards: Sequence[float], low: float, high: float
 ) -> str:
-    """The same as HTML; each token says its reward when pointed at."""
+    """Returns the same as HTML. Each token shows its reward when pointed at."""
     return "".join(
         token_html(piece, reward, low, high, f"{reward:+.3f}") for piece, reward in _pieces(tokenizer, tokens, rewards)
     )
 
 
 def token_html(text: str, value: float, low: float, high: float, title: str) -> str:
-    """One token on a ground from red (`low`) to green (`high`), which says `title` when pointed at."""
+    """Returns one token on a background from red (`low`) to green (`high`), which shows `title` when pointed at."""
     style = f"background:{_colour(value, low, high)};color:#fff"
     return f'<span style="{style}" title="{html.escape(title)}">{html.escape(text)}</span>'
 
 
 def page(title: str, sections: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """A page that needs nothing but itself.
+    """Returns a page of HTML that loads nothing else.
 
     Args:
         title: of the page.
@@ -57,7 +59,7 @@ def page(title: str, sections: Sequence[tuple[str, Sequence[str]]]) -> str:
 def _pieces(
     tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], rewards: Sequence[float]
 ) -> Iterator[tuple[str, float]]:
-    """What each token adds to the text. A character may be spread over several tokens: the last one has it."""
+    """Yields what each token adds to the text. A character may be spread over several tokens: the last one has it."""
     shown = ""
     for end, reward in enumerate(rewards, start=1):
         # Cleaning up spaces would change what was shown before.

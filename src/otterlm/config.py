@@ -1,4 +1,4 @@
-"""What is inserted and what it predicts: validated dataclasses, JSON in and out."""
+"""Describes and checks what is inserted and what it predicts, and reads and writes that as JSON."""
 
 import dataclasses
 import json
@@ -12,14 +12,14 @@ from otterlm.settings import setting
 from otterlm.signals import signal_type
 from otterlm.signals.base import SignalConfig
 
-# Also here, where scripts of 0.1 import them from.
+# Scripts of 0.1 import these from here.
 from otterlm.signals.contrast.config import ContrastConfig as ContrastConfig
 from otterlm.signals.draft.config import DraftConfig as DraftConfig
 from otterlm.signals.reward.config import Calibration as Calibration
 from otterlm.signals.reward.config import RewardConfig as RewardConfig
 
 FORMAT_VERSION = 1
-"""Of `adapter_config.json` and the tensor names; raised when an older reader would misread them."""
+"""The version of `adapter_config.json` and the tensor names. It rises when an older reader would misread them."""
 
 Initialization = Literal["copy", "random", "normal"]
 Embedding = Literal["projection", "table"]
@@ -27,7 +27,7 @@ Embedding = Literal["projection", "table"]
 
 @dataclass(frozen=True, slots=True)
 class OtterConfig:
-    """One adapter: the shape of the inserted stream and the signal read from it.
+    """The configuration describes one adapter: the shape of the inserted stream and the signal read from it.
 
     Attributes:
         hidden_size: d', the width of h', the state inserted beside the base's.
@@ -38,9 +38,8 @@ class OtterConfig:
         layers: which blocks are widened, by index, ascending; None: all.
         embedding: where h' comes from. `table`: E', a column slice of the embedding, trained (the paper's).
             `projection`: a linear map of the base's state before the first widened block, which costs d x d' parameters
-                rather than
-            vocabulary x d'. Copy initialisation makes both the first d' channels of that state.
-        initialization: of the inserted parameters: slices of the base's own (`copy`, the paper's best), torch's default
+            rather than vocabulary x d'. Copy initialisation makes both the first d' channels of that state.
+        initialization: of the inserted parameters: slices of the base's (`copy`, the paper's best), torch's default
             for linear layers (`random`), or N(0, 0.02) (`normal`).
         signal: what is predicted.
         base_model_name_or_path: the base it was trained on.
@@ -95,7 +94,7 @@ class OtterConfig:
             )
 
     def to_json(self) -> str:
-        """The text of `adapter_config.json`, keys sorted."""
+        """Returns the text of `adapter_config.json`, keys sorted."""
         values = dataclasses.asdict(self) | {"peft_type": "OTTER"}
         values["signal"] = {"type": self.signal.type, **values["signal"]}
         return json.dumps(values, indent=2, sort_keys=True) + "\n"

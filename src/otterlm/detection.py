@@ -1,6 +1,6 @@
 """Recognises an architecture that is not listed, by trying the facts of the listed ones and checking that they hold.
 
-What is checked is behaviour, not names: a stream that starts as a copy must carry the first channels of the base's own
+The check is of behaviour, not of names: a stream that starts as a copy must carry the first channels of the base's
 state through every block. Whatever a block does that the facts do not say (a multiplier, another norm) breaks that.
 """
 
@@ -29,14 +29,16 @@ TOLERANCE = 1e-3
 """Relative to the state's largest value."""
 
 _recognized: dict[str, Family] = {}
-"""By all of the configuration: two models of one type may differ in what their blocks do."""
+"""The keys are whole configurations: two models of one type may differ in what their blocks do."""
 
 
 def recognize(base: PreTrainedModel) -> Family:
-    """The family of a base: by its name if it is listed, else by trial. Of its parameters only the shapes are read.
+    """Returns the family of a base, by its name if it is listed, else by trial.
+
+    Of the base's parameters only the shapes are read.
 
     Raises:
-        OtterError: it is neither; says what was not found in it.
+        OtterError: it is neither; the message names what the base lacks.
     """
     config = decoder_config(base)
     if config.model_type in FAMILIES:
@@ -89,17 +91,17 @@ _BLOCK = (
 
 
 def _paths(family: Family) -> list[tuple[bool, str]]:
-    """The family's parts: whether each is a part of a block, and where it is."""
-    found = []
+    """Returns the family's parts: whether each is a part of a block, and its path."""
+    paths = []
     for field in fields(family):
         value = getattr(family, field.name)
         if field.name in (*_TOP, *_BLOCK) and value is not None:
-            found += [(field.name in _BLOCK, path) for path in ([value] if isinstance(value, str) else value)]
-    return found
+            paths += [(field.name in _BLOCK, path) for path in ([value] if isinstance(value, str) else value)]
+    return paths
 
 
 def _missing(base: PreTrainedModel, family: Family) -> list[str]:
-    """The family's parts that the base, or one of its blocks, lacks."""
+    """Returns the family's parts that the base, or one of its blocks, lacks."""
     decoder: Any = base.get_decoder()
     blocks: Any = part_of(decoder, family.layers) or ()
     return [
@@ -114,8 +116,10 @@ def _missing(base: PreTrainedModel, family: Family) -> list[str]:
 
 
 def _variants(family: Family, config: Any) -> Iterator[Family]:
-    """The family as listed, and as it would be with other norms or other residuals; with the numbers that listed
-    families have and this configuration has, too, then without."""
+    """Yields the family as listed, and as it would be with other norms or other residuals.
+
+    Each comes first with the numbers that both listed families and this configuration have, then without.
+    """
     none: dict[str, Any] = dict.fromkeys(NUMBERS)
     named = {
         field: name for known in KNOWN for field in NUMBERS if hasattr(config, name := getattr(known, field) or "")
@@ -133,8 +137,11 @@ OTHER_LOGITS = "its logits are scaled otherwise"
 
 @torch.no_grad()
 def _failure(base: Any, family: Family) -> str | None:
-    """Why the facts do not hold: a copied stream does not go through the base as its own first channels do, or changes
-    what it computes, or the logits are not what the facts say. None where they hold."""
+    """Returns why the facts do not hold; None where they hold.
+
+    A copied stream may not pass through the base as its first channels do, or may change what the base computes, or the
+    logits may not be what the facts say.
+    """
     config = OtterConfig(hidden_size=CHANNELS, num_attention_heads=1, intermediate_size=1)
     device = device_of(base.get_input_embeddings())
     ids = torch.arange(1, TOKENS + 1, device=device)[None]
@@ -152,8 +159,8 @@ def _failure(base: Any, family: Family) -> str | None:
     if seen.state is None or not torch.equal(plain, output):
         return MISFIT
     width = stream.widths.base
-    ours, theirs = seen.state[..., width:].float(), seen.state[..., :CHANNELS].float()
-    if ours.shape != theirs.shape or (ours - theirs).abs().max() > TOLERANCE * seen.state.abs().max():
+    inserted, expected = seen.state[..., width:].float(), seen.state[..., :CHANNELS].float()
+    if inserted.shape != expected.shape or (inserted - expected).abs().max() > TOLERANCE * seen.state.abs().max():
         return MISFIT
     if base.get_output_embeddings() is None:  # the decoder of a model that also sees or hears
         return None

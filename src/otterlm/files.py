@@ -14,14 +14,14 @@ from torch import Tensor
 from otterlm.errors import OtterError
 
 Writer = Callable[[Path], None]
-"""Writes a file at the path it is given."""
+"""A writer takes a path and writes its file there."""
 
 UNFINISHED = ".unfinished"
-"""The end of the names that files have while they are written."""
+"""The names of files end so while they are written."""
 
 
 def write_files(folder: Path, writers: Mapping[str, Writer]) -> None:
-    """Writes files of one folder together: if one cannot be written, all stay as they were.
+    """Writes files of one folder together. If one cannot be written, all stay as they were.
 
     Args:
         folder: created if need be.
@@ -129,7 +129,7 @@ def _lock(path: Path) -> int:
 
 
 def text(content: str) -> Writer:
-    """A writer of a text file. What UTF-8 cannot hold, such as a path of other bytes, is written as an escape."""
+    """Makes a writer of a text file. What UTF-8 cannot hold, such as a path of other bytes, is written as an escape."""
 
     def write(path: Path) -> None:
         path.write_text(content, encoding="utf-8", errors="backslashreplace")
@@ -138,7 +138,7 @@ def text(content: str) -> Writer:
 
 
 def tensors(content: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Writer:
-    """A writer of a safetensors file."""
+    """Makes a writer of a safetensors file."""
 
     def write(path: Path) -> None:
         contiguous = {name: tensor.contiguous() for name, tensor in content.items()}
@@ -148,8 +148,11 @@ def tensors(content: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Write
 
 
 def write_text(path: Path, content: str) -> None:
-    """Writes one text file, or into a device or pipe, which must not be replaced by a file. Errors as for
-    `write_files`."""
+    """Writes one text file, or into a device or pipe, which must not be replaced by a file.
+
+    Raises:
+        OtterError: as for `write_files`.
+    """
     if not _is_stream(path):
         write_files(path.parent, {path.name: text(content)})
         return
@@ -160,17 +163,21 @@ def write_text(path: Path, content: str) -> None:
 
 
 def _is_stream(path: Path) -> bool:
-    """Whether a path is a device, a pipe, or a name of an open file such as `/dev/stdout`."""
+    """Returns whether a path is a device, a pipe, or a name of an open file such as `/dev/stdout`."""
     folder = path.parent.resolve()
     open_file = folder == Path("/dev") or Path("/proc") in folder.parents
     return open_file or path.is_char_device() or path.is_fifo() or path.is_socket()
 
 
 def write_tensors(path: Path, content: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes one safetensors file. Errors as for `write_files`."""
+    """Writes one safetensors file.
+
+    Raises:
+        OtterError: as for `write_files`.
+    """
     write_files(path.parent, {path.name: tensors(content, metadata)})
 
 
 def whole_lines(text: str) -> str:
-    """The text of a file that is added to line by line, without a last line that was torn by a kill."""
+    """Returns the text of a file that grows line by line, without a last line that was torn by a kill."""
     return text[: text.rfind("\n") + 1]

@@ -1,5 +1,7 @@
-"""Recognises the base an adapter was trained on, whatever its dtype, quantisation or padding rows: a few sampled
-weights, not a hash."""
+"""Recognises the base an adapter was trained on, by a few sampled weights rather than a hash.
+
+So it does not depend on dtype, quantisation or padding rows.
+"""
 
 import torch
 from torch import Tensor
@@ -9,16 +11,16 @@ from otterlm.detection import recognize
 from otterlm.families.parts import weight_of
 
 SAMPLES, ROWS = 32, 24
-"""Values of the last norm, and rows of the embedding table of which one value each is read."""
+"""So many values of the last norm, and so many rows of the embedding table, one value each, are read."""
 TOLERANCE = 0.02
-"""Relative; rounding to bf16 moves a weight by at most 0.004."""
+"""The tolerance is relative. Rounding to bf16 moves a weight by at most 0.004."""
 FORMER = 2 * SAMPLES
-"""How many values fingerprints had whose positions depended on the number of rows; there are now fewer."""
+"""Former fingerprints, whose positions depended on the number of rows, had so many values. Now there are fewer."""
 
 
 @torch.no_grad()
 def fingerprint(base: PreTrainedModel) -> tuple[float, ...]:
-    """Values of the last norm and of the first rows of the embedding table, which quantisation leaves alone.
+    """Returns values of the last norm and of the first rows of the embedding table, which quantisation leaves alone.
 
     Where they lie does not depend on how many rows there are: tables are padded, and get rows for new tokens.
     """
@@ -31,7 +33,7 @@ def fingerprint(base: PreTrainedModel) -> tuple[float, ...]:
 
 @torch.no_grad()
 def same_base(base: PreTrainedModel, expected: tuple[float, ...]) -> bool:
-    """Whether a fingerprint is of this base, as it was or with more or fewer rows in its embedding table."""
+    """Returns whether a fingerprint is of this base, as it was or with more or fewer rows in its embedding table."""
     if len(expected) == FORMER:
         return _same_former(base, torch.tensor(expected))
     actual = torch.tensor(fingerprint(base))
@@ -42,10 +44,10 @@ def same_base(base: PreTrainedModel, expected: tuple[float, ...]) -> bool:
 
 
 def _same_former(base: PreTrainedModel, expected: Tensor) -> bool:
-    """The same for values at positions that were spread over a table of as many rows as there were then.
+    """Does the same for values at positions that were spread over a table of as many rows as there were then.
 
-    That number was not kept, so all that could be are tried: up to twice as many as there are, of which the first half
-    of the positions can still be looked at.
+    That number was not stored, so all possible ones are tried, up to twice as many as there are now: then the first
+    half of the positions can still be read.
     """
     embedding, norm = _parts(base)
     values = norm[_spread(norm.numel(), norm.device)].float().cpu()
@@ -57,20 +59,20 @@ def _same_former(base: PreTrainedModel, expected: Tensor) -> bool:
     for rows in (likely, *others.split(1 << 14)):
         position = torch.arange(SAMPLES) * (rows[:, None] * width // SAMPLES - 1).clamp_min(1)
         position = position % (rows[:, None] * width)  # [N, SAMPLES]
-        there = position < table.numel()
-        read = table[position.where(there, 0).to(table.device)].float().cpu()
-        if (_close(expected[:SAMPLES], read) | ~there).all(dim=-1).any():
+        valid = position < table.numel()
+        read = table[position.where(valid, 0).to(table.device)].float().cpu()
+        if (_close(expected[:SAMPLES], read) | ~valid).all(dim=-1).any():
             return True
     return False
 
 
 def _most(close: Tensor) -> bool:
-    """Whether rows of an embedding table are of one table: those of special tokens are sometimes made anew."""
+    """Returns whether rows are of one embedding table. Those of special tokens are sometimes made again."""
     return int(close.sum()) >= len(close) - len(close) // 4
 
 
 def _parts(base: PreTrainedModel) -> tuple[Tensor, Tensor]:
-    """The embedding table, `[V, d]`, and the last norm's weight, `[d]`, or nothing where it has none."""
+    """Returns the embedding table, `[V, d]`, and the last norm's weight, `[d]`, or nothing where it has none."""
     family, decoder = recognize(base), base.get_decoder()
     table, norm = weight_of(decoder.get_submodule(family.embedding)), decoder.get_submodule(family.final_norm)
     if getattr(norm, "weight", None) is None:
@@ -79,7 +81,7 @@ def _parts(base: PreTrainedModel) -> tuple[Tensor, Tensor]:
 
 
 def _spread(length: int, device: torch.device) -> Tensor:
-    """Evenly spaced positions; of nothing none."""
+    """Returns evenly spaced positions; none where the length is 0."""
     steps = torch.arange(SAMPLES, device=device) * max(1, length // SAMPLES - 1)
     return steps % length if length else steps[:0]
 

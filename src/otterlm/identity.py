@@ -1,7 +1,7 @@
-"""What a resumable thing is of: the base, the data and the settings that its numbers depend on.
+"""Identifies the runs that files belong to, by the base, the data and the settings that their numbers depend on.
 
-Checkpoints, recordings, responses, continuations and results of benches keep an identity. A run goes on with them only
-if its own identity is the same, and is refused with what differs otherwise.
+Checkpoints, recordings, responses, continuations and results of benches hold an identity. A run resumes from them only
+if its identity is the same. Otherwise it is refused, and the message names what differs.
 """
 
 import hashlib
@@ -18,54 +18,56 @@ from otterlm.config import OtterConfig
 from otterlm.errors import OtterError
 
 FORMAT = 2
-"""Of every identity. It rises when a run of this version would not end as a run of the version before it did."""
+"""The format of identities. It rises when a run of this version would not end as a run of the version before it did."""
 
 SAMPLES = 16
-"""Numbers of every parameter that are compared. Fine-tuned copies differ from their base in all matrices."""
+"""So many numbers of every parameter are compared. Fine-tuned copies differ from their base in all matrices."""
 
 SHOWN = 4
-"""Differences that a message names, and no more."""
+"""A message names at most so many differences."""
 
 Identity = dict[str, Any]
-"""What JSON can hold. A digest is a mapping with `sha256` and perhaps one more value, which messages show."""
+"""JSON can hold an identity. A digest is a mapping with `sha256` and perhaps one more value, which messages show."""
 
 
 def identity(kind: str, **parts: Any) -> Identity:
-    """The identity of a resumable thing.
+    """Returns the identity of a file that a run can resume from.
 
     Args:
         kind: what it is, such as `checkpoint`.
-        parts: all that its numbers depend on.
+        parts: everything that its numbers depend on.
     """
     plain: Identity = json.loads(json.dumps({"format": FORMAT, "kind": kind, **parts}))
     return plain
 
 
 def of_data(items: Iterable[object]) -> Identity:
-    """A digest of data: how many items there are, and a hash of their `repr`."""
+    """Returns a digest of data: how many items there are, and a hash of their `repr`."""
     rows = list(items)
     return {"count": len(rows), "sha256": hashlib.sha256(repr(rows).encode()).hexdigest()}
 
 
 @torch.no_grad()
 def of_weights(*modules: nn.Module) -> Identity:
-    """A digest of models: the dtype, and a hash of their settings and a few numbers of every parameter.
+    """Returns a digest of models: the dtype, and a hash of their settings and a few numbers of every parameter.
 
     It is finer than `otterlm.fingerprint`, which fine-tuned copies may share with their base.
     """
     parameters = [parameter for module in modules for parameter in _parameters(module)]
-    found = [(tuple(parameter.shape), _sample(parameter)) for parameter in parameters]
+    samples = [(tuple(parameter.shape), _sample(parameter)) for parameter in parameters]
     dtype = next((str(p.dtype).removeprefix("torch.") for p in parameters if p.is_floating_point()), "none")
     settings = [_settings(module.config.to_dict()) for module in modules if isinstance(module, PreTrainedModel)]
-    return {"dtype": dtype, "sha256": hashlib.sha256(repr([found, settings]).encode()).hexdigest()}
+    return {"dtype": dtype, "sha256": hashlib.sha256(repr([samples, settings]).encode()).hexdigest()}
 
 
 _NO_SETTINGS = ("transformers_version", "dtype", "architectures", "use_cache", "return_dict", "quantization_config")
 
 
 def _settings(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """What a model computes with beside its weights, such as the base of its rotary positions. Special tokens change
-    the data instead."""
+    """Returns what a model computes with beside its weights, such as the base of its rotary positions.
+
+    Special tokens are left out: they change the data instead.
+    """
     return [
         (name, _settings(value) if isinstance(value, Mapping) and all(isinstance(key, str) for key in value) else value)
         for name, value in sorted(config.items())
@@ -87,13 +89,13 @@ def _sample(parameter: Tensor) -> list[float]:
 
 
 def of_config(config: OtterConfig) -> Identity:
-    """An adapter's shape and signal; which base it is for, and where that lies, is said by `of_weights`."""
+    """Returns an adapter's shape and signal. Its base is identified by `of_weights`."""
     left_out = ("base_model_name_or_path", "base_fingerprint", "version", "peft_type")
     return {name: value for name, value in json.loads(config.to_json()).items() if name not in left_out}
 
 
 def of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Identity:
-    """A digest of a tokenizer: vocabulary, rules, chat template."""
+    """Returns a digest of a tokenizer: vocabulary, rules, chat template."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = {} if backend is None else json.loads(backend.to_str())
     for state in ("padding", "truncation"):  # of the latest call, not of the tokenizer
@@ -102,30 +104,30 @@ def of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Identity:
 
 
 def check(path: Path, saved: object, wanted: Identity, partial: bool = False) -> None:
-    """Checks that a file is of this run.
+    """Checks that a file belongs to this run.
 
     Args:
         path: of the file.
         saved: the identity that it holds.
-        wanted: this run's, see `identity`.
+        wanted: this run's identity.
         partial: whether only the parts that `wanted` has are compared.
 
     Raises:
-        OtterError: the file is of another run; the message names what differs.
+        OtterError: the file belongs to another run; the message names what differs.
     """
     advice = "delete it, or choose another folder"
     if not isinstance(saved, dict) or saved.get("format") != FORMAT:
         raise OtterError(f"{path} belongs to a run of another version of otter-lm: {advice}")
     if partial:
         saved = {name: value for name, value in saved.items() if name in wanted}
-    found = list(_differences(saved, wanted))
-    if found:
-        more = f", and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-        raise OtterError(f"{path} belongs to another run, with other {', '.join(found[:SHOWN])}{more}: {advice}")
+    differences = list(_differences(saved, wanted))
+    if differences:
+        more = f", and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
+        raise OtterError(f"{path} belongs to another run, with other {', '.join(differences[:SHOWN])}{more}: {advice}")
 
 
 def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any], within: str = "") -> Iterator[str]:
-    """What differs, in words, as in `base` or `learning_rate (0.001 there, 0.002 now)`."""
+    """Yields what differs, in words, as in `base` or `learning_rate (0.001 there, 0.002 now)`."""
     for name in dict.fromkeys([*wanted, *saved]):
         there, now = saved.get(name), wanted.get(name)
         if there == now:

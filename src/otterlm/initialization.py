@@ -1,4 +1,6 @@
-"""Values the inserted parameters start from. The paper found slices of the base's own parameters better than noise.
+"""Sets the values that the inserted parameters start from.
+
+In the paper slices of the base's parameters are better than noise.
 
 `copy` makes the stream start as an exact slice: A holds the matching rows of W, B is zero, and so h' is h's first d'
 channels at every widened block (where all are widened). The columns that read the extra heads and units are zero:
@@ -42,7 +44,7 @@ def initialize(stream: InsertedStream, config: OtterConfig, base: PreTrainedMode
 
 @torch.no_grad()
 def fit_table(stream: InsertedStream, base: PreTrainedModel, family: Family) -> None:
-    """Gives the stream's table, where it has one, a row for each token that the base has now.
+    """Resizes the stream's table, where it has one, to a row for each token that the base has now.
 
     Rows for tokens that it does not know yet start as slices of the base's.
     """
@@ -51,8 +53,8 @@ def fit_table(stream: InsertedStream, base: PreTrainedModel, family: Family) -> 
         former = stream.table.weight
         stream.resize_table(rows)
         stream.table.weight.copy_(embedding_slice(base, family, stream.widths.inserted))
-        kept = min(rows, len(former))
-        stream.table.weight[:kept] = former[:kept]
+        shared = min(rows, len(former))
+        stream.table.weight[:shared] = former[:shared]
 
 
 def _copy_slices(stream: InsertedStream, base: PreTrainedModel, family: Family) -> None:
@@ -77,7 +79,7 @@ def _copy_layer(layer: nn.Module, block: nn.Module, family: Family, widths: Widt
     inserted, units = torch.arange(widths.inserted), torch.arange(widths.units)
     _fill(attention.out, [(*matrix(block, family.attention_output), inserted)])
     if family.down is None:
-        # Experts: h' takes its slice of what they put out; units of its own have no model to copy.
+        # Experts: h' takes its slice of their output; the inserted units have no model to copy.
         _fill(ffn.down, [(torch.eye(widths.base, device=ffn.down.weight.device), None, inserted)])
     else:
         _fill(ffn.gate_up, [(*rows, units) for rows in gate_up(block, family)])
@@ -94,14 +96,14 @@ def _copy_layer(layer: nn.Module, block: nn.Module, family: Family, widths: Widt
     for head_norm, path in ((attention.query_norm, family.query_norm), (attention.key_norm, family.key_norm)):
         if head_norm is not None and path is not None:
             # Where the base's heads have a norm each, or one over all of them, the first head's.
-            found = (tensor_of(part, "weight") for part in block.get_submodule(path).modules())
-            weight = next((weight for weight in found if weight is not None), None)
+            weights = (tensor_of(part, "weight") for part in block.get_submodule(path).modules())
+            weight = next((weight for weight in weights if weight is not None), None)
             if weight is not None:
                 head_norm.weight.copy_(weight.reshape(-1, widths.base_head_dim)[0][channels] + family.norm_offset)
 
 
 def _fill(target: nn.Linear, parts: list[tuple[Tensor, Tensor | None, Tensor]]) -> None:
-    """A = the named rows of each part's weight (and bias), B = 0."""
+    """Sets A to the named rows of each part's weight (and bias), and B to 0."""
     weight = torch.cat([weight[rows] for weight, _, rows in parts])
     target.weight.zero_()
     target.weight[:, : weight.shape[1]] = weight
@@ -118,7 +120,7 @@ def _copy_norm(norm: InsertedNorm, base_norm: nn.Module, channels: Tensor, famil
 
 
 def _head_channels(widths: Widths, family: Family) -> Tensor:
-    """The channels of a base head that a smaller head keeps: what RoPE pairs stays a pair."""
+    """Returns the channels of a base head that a smaller head has. Channels that RoPE pairs stay a pair."""
     stride = widths.base_head_dim // widths.head_dim
     if family.rotation == "pairs":
         first = torch.arange(0, widths.base_head_dim, 2)[::stride]
@@ -128,7 +130,9 @@ def _head_channels(widths: Widths, family: Family) -> Tensor:
 
 
 def _head_rows(widths: Widths, family: Family, copies: int, group: int) -> Tensor:
-    """Rows of a base projection that are copied: of the first key/value groups, `copies` heads out of the `group` in
-    each."""
+    """Returns the rows of a base projection that are copied.
+
+    They are of the first key/value groups, `copies` heads out of the `group` in each.
+    """
     heads = [kv * group + copy % group for kv in range(widths.kv_heads) for copy in range(copies)]
     return torch.cat([head * widths.base_head_dim + _head_channels(widths, family) for head in heads])

@@ -1,4 +1,4 @@
-"""What the latest pass of a model gave in this thread: what interventions read between two tokens."""
+"""Shows the signals of a model's latest pass in this thread, which interventions read between two tokens."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +17,12 @@ class LatestSignals(NamedAdapters):
 
     @property
     def signals(self) -> dict[str, Signal]:
-        """Returns the signals of the latest pass in this thread, by adapter; what a `LogitsProcessor` reads."""
+        """Returns the signals of the latest pass in this thread, by adapter. A `LogitsProcessor` reads them."""
         return self._thread.state.signals
 
     @contextmanager
     def show_signals(self, signals: dict[str, Signal]) -> Iterator[None]:
-        """Inside the block, in this thread, `signals` are these."""
+        """Makes `signals` return these inside the block, in this thread."""
         outer, self._thread.state.signals = self._thread.state.signals, signals
         try:
             yield

@@ -1,4 +1,4 @@
-"""Which blocks are widened, as a text."""
+"""Parses the option that names the widened blocks."""
 
 import re
 
@@ -6,7 +6,7 @@ from otterlm.errors import OtterError
 
 
 def parse_layers(text: str | None) -> tuple[int, ...] | None:
-    """`4,8`, `10-19` or `11-29:2` as indices; None for all.
+    """Returns the indices that `4,8`, `10-19` or `11-29:2` names; None, for all blocks, of None.
 
     Raises:
         OtterError: it is none of these forms.

@@ -1,7 +1,7 @@
-"""Attention masks of token trees: several continuations of one prefix, packed into one sequence.
+"""Makes the attention masks of token trees, that is, of several continuations of one prefix in one sequence.
 
 Training packs a pair as [shared prefix | chosen | rejected] and decoding packs the candidates of one step, or a tree
-of drafts, behind the cached prefix; either way the prefix is computed once and the branches do not see each other.
+of drafts, behind the cached prefix. Either way the prefix is computed once and the branches do not see each other.
 Transformers passes a 4-D mask through to every attention implementation that takes one.
 """
 
@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_mask
 
 SHARED = 0
-"""The segment of tokens that every branch sees; branches are 1, 2, ...; padding is negative."""
+"""The segment of tokens that every branch sees. Branches are 1, 2, ...; padding is negative."""
 
 
 def branch_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
-    """The mask of sequences packed as a shared prefix and branches.
+    """Returns the mask of sequences packed as a shared prefix and branches.
 
     Args:
         segments: `[B, T]` int, `SHARED` for the common prefix, 1.. for the branches, negative for padding.
@@ -34,7 +34,9 @@ def branch_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def tree_mask(seen: Tensor, ancestors: Tensor, dtype: torch.dtype) -> Tensor:
-    """The mask of a tree of tokens after a cached prefix: each sees the prefix, the tokens it follows, and itself.
+    """Returns the mask of a tree of tokens after a cached prefix.
+
+    Each token sees the prefix, the tokens it follows, and itself.
 
     Args:
         seen: `[B, P]` bool, the tokens in the KV cache that may be attended (no padding, inside the window).
@@ -51,17 +53,17 @@ def tree_mask(seen: Tensor, ancestors: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def token_positions(attention_mask: Tensor) -> Tensor:
-    """Position ids of padded sequences, `[B, T]`: tokens are counted from 0, padding is not counted."""
+    """Returns the position ids of padded sequences, `[B, T]`. Tokens are counted from 0, padding is not counted."""
     return (attention_mask.cumsum(dim=-1) - 1).clamp_min(0)
 
 
 def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where `visible`, the lowest finite value of `dtype` elsewhere: what eager and SDPA attention add to scores."""
+    """Returns 0 where `visible` and the lowest finite value of `dtype` elsewhere, to be added to attention scores."""
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)
 
 
 def dense(mask: Any) -> Tensor | None:
-    """A mask as SDPA takes it: the block mask of flex attention as `[B, 1, T, S]` bool, any other as it is."""
+    """Returns a mask as SDPA takes it: the block mask of flex attention as `[B, 1, T, S]` bool, any other as it is."""
     if not isinstance(mask, BlockMask):
         return mask
     batch, heads, queries, keys = mask.shape

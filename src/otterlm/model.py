@@ -1,4 +1,4 @@
-"""OtterModel: a frozen base with one or more adapters, each an inserted stream and the signal read from it."""
+"""OtterModel joins a frozen base and one or more adapters, each an inserted stream and the signal read from it."""
 
 import inspect
 import tempfile
@@ -33,7 +33,7 @@ from otterlm.taps import Visitor
 
 
 class OtterModel(LatestSignals):
-    """A causal language model whose forward pass also gives signals.
+    """An OtterModel is a causal language model whose forward pass also gives signals.
 
     `output.logits` is the base's, bit for bit; `output.signals[name]` is what adapter `name` predicts. Everything else
     (`config`, `device`, `prepare_inputs_for_generation`, ...) is the base's.
@@ -73,12 +73,12 @@ class OtterModel(LatestSignals):
         adapter_name: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> Self:
-        """A base with a saved adapter.
+        """Loads a saved adapter onto a base.
 
         Args:
             base_model: the model it was trained on.
             adapter: a folder that `save_pretrained` wrote, or a hub id.
-            adapter_name: the name its signal goes by.
+            adapter_name: the name of its signal.
             dtype: of the inserted parameters; the base's by default.
 
         Raises:
@@ -124,7 +124,7 @@ class OtterModel(LatestSignals):
         Args:
             config: its shape.
             weights: a safetensors file.
-            adapter_name: the name its signal goes by; the signal's type by default.
+            adapter_name: the name of its signal; the signal's type by default.
             prefix: of its tensors' names in the file.
             dtype: of the inserted parameters; the base's by default.
 
@@ -200,7 +200,7 @@ class OtterModel(LatestSignals):
             return adapter_files.upload(folder, repo_id, **kwargs)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
-        """As the base's; an adapter's table gets rows for new tokens that start as slices of the base's."""
+        """Resizes the base's embeddings. An adapter's table gets rows for new tokens, at first slices of the base's."""
         embedding = self.base_model.resize_token_embeddings(*args, **kwargs)
         self.base_model.requires_grad_(False)
         self.follow_vocabulary()
@@ -208,7 +208,7 @@ class OtterModel(LatestSignals):
         return embedding
 
     def follow_vocabulary(self) -> None:
-        """Fits the adapters to the tokens that the base has now, for it may be resized without this model.
+        """Fits the adapters to the tokens that the base has now. It may have been resized without this model.
 
         Raises:
             OtterError: an adapter names tokens that the base has no longer.
@@ -227,9 +227,9 @@ class OtterModel(LatestSignals):
     # -- running -------------------------------------------------------------------------------------------------
 
     def forward(self, *args: Any, **kwargs: Any) -> CausalLMOutputWithPast:
-        """One pass of the base; takes and returns what the base does, with `signals` on the output.
+        """Runs one pass of the base. It takes and returns what the base does, with `signals` on the output.
 
-        The base has no trainable parameters, so no graph is kept for it; the signals carry the inserted parameters'.
+        The base has no trainable parameters, so no graph is stored for it; the signals carry the inserted parameters'.
         A program of `torch.export` gives tensors for signals, see `otterlm.passes.ExportedOutput`.
         """
         with self._taps.visit(_Passes(self)):
@@ -237,7 +237,7 @@ class OtterModel(LatestSignals):
         return with_tensors(output, self.signals) if torch.compiler.is_exporting() else output
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """`base_model.generate`, every pass of it with signals. A callable `custom_generate` is given this model.
+        """Runs `base_model.generate`, every pass of it with signals. A callable `custom_generate` receives this model.
 
         Raises:
             OtterError: an intervention cannot honour a setting, or Transformers refuses the call.
@@ -247,12 +247,12 @@ class OtterModel(LatestSignals):
 
     @property
     def generation(self) -> Generation | None:
-        """The call of `generate` that is running in this thread, if any."""
+        """Returns the call of `generate` that is running in this thread, if any."""
         return self._thread.state.generation
 
     @contextmanager
     def generating(self, generation: Generation) -> Iterator[None]:
-        """Inside the block, in this thread, a call of `generate` is running."""
+        """Marks a call of `generate` as running, inside the block, in this thread."""
         outer, self._thread.state.generation = self._thread.state.generation, generation
         try:
             with self._taps.visit(_Passes(self)):
@@ -261,17 +261,17 @@ class OtterModel(LatestSignals):
             self._thread.state.generation = outer
 
     def stream_passes(self, names: Sequence[str]) -> dict[str, StreamPass]:
-        """Streams of the named adapters, ready to be shown one forward pass of the base."""
+        """Makes stream passes of the named adapters, ready to be shown one forward pass of the base."""
         passes = {}
         slot = decoder_config(self.base_model).num_hidden_layers
         for name, adapter in self._adapters.items():
             if name in names:
                 passes[name] = StreamPass(adapter.stream, slot)
-            slot += len(adapter.stream.widths.layers)  # an adapter that is off keeps its slots, too
+            slot += len(adapter.stream.widths.layers)  # an adapter that is off has its slots, too
         return passes
 
     def heads(self, states: dict[str, Tensor]) -> dict[str, Signal]:
-        """The signals of widened states, `[B, T, d + d']` each, by adapter."""
+        """Returns the signals of widened states, `[B, T, d + d']` each, by adapter."""
         unembedding = weight_of(self.base_model.get_output_embeddings())
         return {name: self._adapters[name].head(state, unembedding) for name, state in states.items()}
 
@@ -281,7 +281,7 @@ class OtterModel(LatestSignals):
         return self._thread.state.signals
 
     def visit(self, visitor: Visitor) -> AbstractContextManager[None]:
-        """A context in which the base's passes, in this thread, are shown to `visitor` rather than to the adapters."""
+        """Shows the base's passes, in this thread, to `visitor` rather than to the adapters, inside the block."""
         return self._taps.visit(visitor)
 
 

@@ -1,4 +1,4 @@
-"""The adapters of a model by their names: which there are, and which of them run."""
+"""Manages the adapters of a model by their names: which there are, and which of them run."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from otterlm.wrapped import WrappedModel
 
 
 class NamedAdapters(WrappedModel):
-    """A base and adapters with names.
+    """The model holds a base and adapters with names.
 
     Args:
         base_model: is frozen, put into evaluation mode and hooked.
@@ -29,7 +29,7 @@ class NamedAdapters(WrappedModel):
         super().__init__(base_model)
         self.family = family
         self._active: tuple[str, ...] | None = None
-        """The adapters that `set_adapter` named; None: all."""
+        """The names that `set_adapter` got; None: all."""
         self._thread = ThreadState()
         self.watch()
 
@@ -40,7 +40,7 @@ class NamedAdapters(WrappedModel):
         self._taps = Taps(self.base_model, self.family, self.watched_layers)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy or a pickle holds: hooks and what a thread is doing stay here."""
+        """Returns what a copy or a pickle holds, which is all but the hooks and the threads' states."""
         return {name: value for name, value in self.__dict__.items() if name not in ("_taps", "_thread")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -50,7 +50,7 @@ class NamedAdapters(WrappedModel):
 
     @property
     def watched_layers(self) -> tuple[int, ...]:
-        """The blocks that one adapter or another widens."""
+        """Returns the blocks that one adapter or another widens."""
         return tuple(sorted({layer for a in self._adapters.values() for layer in a.stream.widths.layers}))
 
     @property
@@ -65,7 +65,7 @@ class NamedAdapters(WrappedModel):
         return name
 
     def adapter(self, name: str | None = None) -> Adapter:
-        """An adapter by name; without one, the only adapter. Errors as for `adapter_name`."""
+        """Returns an adapter by name; without one, the only adapter. Errors are those of `adapter_name`."""
         return self._adapters[self.adapter_name(name)]
 
     def adapter_name(self, name: str | None = None, needs: Capability = NOTHING) -> str:
@@ -76,8 +76,8 @@ class NamedAdapters(WrappedModel):
             needs: what its signal must be able to do.
 
         Raises:
-            OtterError: there is none of this name, its signal cannot do what is needed, or no name was given and there
-                are several.
+            OtterError: there is none of this name, its signal cannot do what is needed, or `name` is None and there are
+                several.
         """
         signals = {name: adapter.config.signal for name, adapter in self._adapters.items()}
         fitting = [name for name, signal in signals.items() if needs in signal.capabilities]
@@ -93,30 +93,30 @@ class NamedAdapters(WrappedModel):
 
     @property
     def peft_config(self) -> dict[str, OtterConfig]:
-        """The configurations of the adapters, by name."""
+        """Returns the configurations of the adapters, by name."""
         return {name: adapter.config for name, adapter in self._adapters.items()}
 
     def get_adapter_state_dict(self, adapter_name: str | None = None) -> dict[str, Tensor]:
-        """The tensors of an adapter. Errors as for `adapter_name`."""
+        """Returns the tensors of an adapter. Errors are those of `adapter_name`."""
         return self.adapter(adapter_name).state_dict()
 
     # -- which of them run -----------------------------------------------------------------------------------------
 
     @property
     def active_adapters(self) -> list[str]:
-        """Names of the adapters that run with the base, in this thread."""
+        """Returns the names of the adapters that run with the base, in this thread."""
         chosen = self._active if self._thread.state.chosen is None else self._thread.state.chosen
         return [name for name in self.adapters if chosen is None or name in chosen]
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
-        """Inside the block, in this thread, the base runs alone."""
+        """Runs the base alone inside the block, in this thread."""
         with self.use_adapters(()):
             yield
 
     @contextmanager
     def use_adapters(self, names: str | Sequence[str]) -> Iterator[None]:
-        """Inside the block, in this thread, only this adapter runs, or these."""
+        """Runs only this adapter, or these, inside the block, in this thread."""
         names = (names,) if isinstance(names, str) else names
         for name in names:
             self.adapter(name)
@@ -145,20 +145,20 @@ class NamedAdapters(WrappedModel):
         self._active = active
 
     def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
-        """Whether adapters are trained. Errors as for `set_adapter`."""
+        """Sets whether adapters are trained. Errors are those of `set_adapter`."""
         for name in (adapter_names,) if isinstance(adapter_names, str) else adapter_names:
             self.adapter(name).requires_grad_(requires_grad)
 
     def disable_adapters(self) -> None:
-        """No adapter runs, in any thread, until `enable_adapters` or `set_adapter`."""
+        """Turns all adapters off, in every thread, until `enable_adapters` or `set_adapter`."""
         self._active = ()
 
     def enable_adapters(self) -> None:
-        """All adapters run."""
+        """Turns all adapters on."""
         self._active = None
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Takes an adapter out; where no other was to run, all others do.
+        """Removes an adapter. Where no other was to run, all others do.
 
         Raises:
             OtterError: there is no adapter of this name.
@@ -170,11 +170,11 @@ class NamedAdapters(WrappedModel):
         self.watch()
 
     def get_base_model(self) -> PreTrainedModel:
-        """The base, which stays hooked."""
+        """Returns the base, which stays hooked."""
         return self.base_model
 
     def unload(self) -> PreTrainedModel:
-        """Takes all adapters and hooks out and gives the base back."""
+        """Removes all adapters and hooks and returns the base."""
         for name in [*self.adapters]:
             self.delete_adapter(name)
         self._taps.remove()

@@ -1,4 +1,4 @@
-"""Drives the inserted streams over the base's passes, and keeps their signals."""
+"""Drives the inserted streams over the base's passes, and stores their signals."""
 
 import threading
 from dataclasses import dataclass, fields, replace
@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
-from otterlm.cache import CachePlace
+from otterlm.cache import CacheSlot
 from otterlm.errors import OtterError
 from otterlm.rotary import Rotation
 from otterlm.signals.base import Signal
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class StreamPass(Visitor):
-    """One forward pass of an inserted stream, driven by the base's.
+    """Runs one forward pass of an inserted stream, driven by the base's.
 
     Args:
         stream: the parameters.
@@ -35,23 +35,23 @@ class StreamPass(Visitor):
     def __init__(self, stream: InsertedStream, first_slot: int) -> None:
         self.stream = stream
         self.state: Tensor | None = None
-        self._places = {
-            block: CachePlace(block, slot, stream.number)
-            for slot, block in enumerate(stream.widths.layers, start=first_slot)
+        self._slots = {
+            block: CacheSlot(block, index, stream.number)
+            for index, block in enumerate(stream.widths.layers, start=first_slot)
         }
         self._inserted: Tensor | None = None
         self._table: tuple[Tensor, Tensor] | None = None
         self._rotation: Rotation | None = None
 
     def tokens(self, input_ids: Tensor) -> None:
-        """E'[tokens], where there is a table."""
+        """Reads E'[tokens], where there is a table."""
         if self.stream.table is not None:
             self._inserted = self.stream.table(input_ids)
 
     def layer(self, index: int, taps: LayerTaps) -> None:
         """Moves h' through one block, if it is widened."""
-        place = self._places.get(index)
-        if place is None:
+        slot = self._slots.get(index)
+        if slot is None:
             return
         taps = _cast(taps, self.stream.dtype)
         if self._inserted is None:
@@ -59,10 +59,10 @@ class StreamPass(Visitor):
                 raise OtterError("this adapter embeds tokens (embedding: table): give input_ids, not inputs_embeds")
             self._inserted = self.stream.projection(taps.hidden)
         rotation = self._rotated_by(taps.rotary)
-        self._inserted = self.stream.layers[str(index)](self._inserted, taps, place, rotation)
+        self._inserted = self.stream.layers[str(index)](self._inserted, taps, slot, rotation)
 
     def _rotated_by(self, table: tuple[Tensor, Tensor] | None) -> Rotation | None:
-        """The heads' rotation; blocks that follow each other mostly share one table."""
+        """Returns the heads' rotation. Blocks that follow each other mostly share one table."""
         if table is not self._table:
             widths = self.stream.widths
             stride = widths.base_head_dim // widths.head_dim
@@ -78,16 +78,16 @@ class StreamPass(Visitor):
 
 
 def _cast(taps: LayerTaps, dtype: torch.dtype) -> LayerTaps:
-    """The taps in the stream's own precision, where the base runs in another."""
+    """Converts the taps to the stream's precision, where the base runs in another."""
     if taps.heads.dtype == dtype:
         return taps
     names = ("hidden", "attention_input", "heads", "middle", "ffn_input", "units", "attended", "produced")
-    found = {name: getattr(taps, name) for name in names}
-    return replace(taps, **{name: value.to(dtype) for name, value in found.items() if value is not None})
+    tensors = {name: getattr(taps, name) for name in names}
+    return replace(taps, **{name: value.to(dtype) for name, value in tensors.items() if value is not None})
 
 
 class State:
-    """What one thread is doing with a model.
+    """The state describes what one thread does with a model.
 
     Attributes:
         chosen: the adapters that `use_adapters` named; None: those that the model runs everywhere.
@@ -104,9 +104,9 @@ class State:
 
 
 class ThreadState(threading.local):
-    """The state of each thread, so that two do not mix.
+    """Holds the state of each thread, so that two do not mix.
 
-    It is an object of its own, because a compiler does not write to a `local`.
+    The state is a separate object, because a compiler does not write to a `local`.
     """
 
     def __init__(self) -> None:
@@ -114,7 +114,7 @@ class ThreadState(threading.local):
 
 
 class Passes(Visitor):
-    """Shows the base's passes to the streams of the adapters that are on, and keeps their signals."""
+    """Shows the base's passes to the streams of the adapters that are on, and stores their signals."""
 
     def __init__(self, model: "OtterModel") -> None:
         self._model = model
@@ -128,7 +128,7 @@ class Passes(Visitor):
         return self._streams
 
     def tokens(self, input_ids: Tensor) -> None:
-        """See `Visitor`, as of the other methods."""
+        """Starts a pass, see `Visitor` for this and the other methods."""
         self._read = input_ids
         for stream in self._begin().values():
             stream.tokens(input_ids)
@@ -156,7 +156,7 @@ class Passes(Visitor):
 
 @dataclass
 class ExportedOutput(CausalLMOutputWithPast):
-    """What a program of `torch.export` returns: only tensors can leave it.
+    """A program of `torch.export` returns this output: only tensors can leave it.
 
     Attributes:
         signals: by adapter, `state`, `[B, T, d + d']`, of which `OtterModel.read_signals` makes signals, and for a
@@ -170,7 +170,7 @@ _FIELDS = tuple(field.name for field in fields(ExportedOutput))
 
 
 def with_tensors(output: Any, signals: dict[str, Signal]) -> Any:
-    """The output of a pass with its signals as tensors among its fields; a tuple with them at its end."""
+    """Returns the output of a pass with its signals as tensors among its fields, or at the end of a tuple."""
     tensors = {
         name: {part: getattr(signal, part) for part in ("state", "prefix") if hasattr(signal, part)}
         for name, signal in signals.items()

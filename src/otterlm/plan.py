@@ -1,4 +1,4 @@
-"""What an adapter costs, from configurations alone: the models are built on the meta device, nothing is loaded."""
+"""Computes what an adapter costs, from configurations alone: models are built on the meta device, none is loaded."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,11 +17,11 @@ from otterlm.errors import OtterError, reason
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Space and work, of the base and of what is inserted.
+    """A plan has the space and the work of the base and of what is inserted.
 
     Attributes:
         base_parameters, inserted_parameters: counts.
-        derived_parameters: numbers that are kept in memory but not stored: up projections folded with the unembedding.
+        derived_parameters: numbers that are in memory but not in files: up projections folded with the unembedding.
         extra_space_saved: 1 - (inserted + derived) / base: against a separate model of the base's size.
         base_bytes, inserted_bytes: of the parameters (and derived ones) in `dtype`.
         base_kv_bytes_per_token, inserted_kv_bytes_per_token: of the KV cache in `dtype`.
@@ -45,14 +45,14 @@ class Plan:
     dtype: str
 
     def to_dict(self) -> dict[str, int | float | str]:
-        """For JSON."""
+        """Returns the plan for JSON."""
         return asdict(self)
 
 
 def plan(
     base_config: PretrainedConfig, config: OtterConfig, dtype: torch.dtype = torch.float32, context: int = 512
 ) -> Plan:
-    """Costs of an adapter on a base.
+    """Computes the costs of an adapter on a base.
 
     Raises:
         OtterError: the architecture is neither known nor recognised, or the adapter does not fit it.

@@ -1,4 +1,4 @@
-"""Progress bars, on stderr so that stdout stays the command's result."""
+"""Shows progress bars on stderr, so that stdout stays the command's result."""
 
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
@@ -12,7 +12,7 @@ _STDERR = Console(stderr=True)
 
 
 def bar(disable: bool = False) -> progress.Progress:
-    """A bar with count, elapsed and remaining time, which goes away when it is done."""
+    """Makes a bar with count, elapsed and remaining time. It disappears when it is full."""
     columns = (
         progress.TextColumn("{task.description}", markup=False),
         progress.BarColumn(),

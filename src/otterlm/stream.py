@@ -1,7 +1,7 @@
-"""The inserted stream: the paper's maths (arXiv 2408.10764, section 3), top to bottom.
+"""Computes the inserted stream, by the paper's maths (arXiv 2408.10764, section 3), top to bottom.
 
-Every widened weight of the paper is [[W, 0], [A, B]]. The base computes W x by itself; here are A and B, side by side
-in one weight, and what they act on, [x, x']. The zero block is not stored anywhere: nothing here is ever given to the
+Every widened weight of the paper is [[W, 0], [A, B]]. The base computes W x by itself. Here are A and B, side by side
+in one weight, and what they act on, [x, x']. The zero block is not stored anywhere: nothing here is ever passed to the
 base.
 
 Shapes: B batch, T tokens, d and d' the widths of the base's state h and the inserted one h', H and H' heads,
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from otterlm.cache import CachePlace, update_inserted
+from otterlm.cache import CacheSlot, update_inserted
 from otterlm.config import OtterConfig
 from otterlm.families import Family
 from otterlm.families.facts import activation_of, decoder_config, residual_multiplier, window_of
@@ -30,8 +30,10 @@ from otterlm.widths import Widths
 
 
 class InsertedNorm(nn.Module):
-    """x' = h' / RMS(h) * w', or (h' - mean(h)) / std(h) * w' + b': the statistics come from the base's state alone, or
-    the base could not be left as it is."""
+    """The norm is x' = h' / RMS(h) * w', or (h' - mean(h)) / std(h) * w' + b'.
+
+    The statistics come from the base's state alone. Otherwise the base would have to change.
+    """
 
     def __init__(self, inserted: int, norm: nn.Module, centred: bool, **factory: Any) -> None:
         super().__init__()
@@ -46,14 +48,16 @@ class InsertedNorm(nn.Module):
         self.centred = centred
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Epsilon moves with the rest but keeps its precision (1e-6 is not a number of float16), and its value where
-        memory is only made, as by `to_empty`."""
+        """Moves epsilon with the rest, but keeps its precision (1e-6 is not a number of float16).
+
+        It also keeps its value where memory is only allocated, as by `to_empty`.
+        """
         super()._apply(fn, recurse)
         self.eps = torch.tensor(self._eps, dtype=torch.float32, device=self.eps.device)
         return self
 
     def forward(self, inserted: Tensor, hidden: Tensor) -> Tensor:
-        """`[B, T, d']`, `[B, T, d]` to `[B, T, d']`."""
+        """Maps `[B, T, d']` and the base's `[B, T, d]` to `[B, T, d']`."""
         precision = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         if self.centred:
             variance, mean = torch.var_mean(hidden.to(precision), dim=-1, correction=0, keepdim=True)  # [B, T, 1]
@@ -68,7 +72,7 @@ class InsertedNorm(nn.Module):
 
 
 class HeadNorm(nn.Module):
-    """A norm over each extra head's channels, for families that norm queries and keys."""
+    """Normalises each extra head's channels, for families that norm queries and keys."""
 
     def __init__(self, head_dim: int, eps: float, centred: bool, **factory: Any) -> None:
         super().__init__()
@@ -83,15 +87,15 @@ class HeadNorm(nn.Module):
 
 
 class Joint(nn.Linear):
-    """A projection of what the base computed and what was inserted, side by side: [A B] of the paper."""
+    """Projects what the base computed and what was inserted, side by side: [A B] of the paper."""
 
     def forward(self, base: Tensor, inserted: Tensor) -> Tensor:  # type: ignore[override]
-        """`[..., base channels]`, `[..., inserted channels]` to `[..., d']`."""
+        """Maps `[..., base channels]` and `[..., inserted channels]` to `[..., d']`."""
         return super().forward(torch.cat((base, inserted), dim=-1))
 
 
 class InsertedAttention(nn.Module):
-    """H' extra heads with q, k, v from [x, x'], and an output projection to h' that reads all H + H' heads."""
+    """Computes H' extra heads with q, k, v from [x, x'], and projects all H + H' heads to h'."""
 
     is_causal = True
 
@@ -114,8 +118,8 @@ class InsertedAttention(nn.Module):
             for norm in (part_of(block, family.query_norm), part_of(block, family.key_norm))
         )
 
-    def forward(self, inputs: Tensor, taps: LayerTaps, place: CachePlace, rotation: Rotation | None) -> Tensor:
-        """`[B, T, d + d']` to `[B, T, d']`."""
+    def forward(self, inputs: Tensor, taps: LayerTaps, slot: CacheSlot, rotation: Rotation | None) -> Tensor:
+        """Maps `[B, T, d + d']` to `[B, T, d']`."""
         w = self.widths
         heads = self.qkv(inputs).unflatten(-1, (-1, w.head_dim))  # [B, T, H' + 2 KV', head_dim]
         turned, value = heads.split((w.heads + w.kv_heads, w.kv_heads), dim=2)
@@ -125,17 +129,22 @@ class InsertedAttention(nn.Module):
         if rotation is not None:
             turned = rotation(turned)
         query, key = turned.split((w.heads, w.kv_heads), dim=2)
-        extra = self.attend(query, key, value, taps, place)
+        extra = self.attend(query, key, value, taps, slot)
         return self.out(taps.heads, extra)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, taps: LayerTaps, place: CachePlace) -> Tensor:
-        """The kernel: `[B, T, H', head_dim]` queries, `[B, T, KV', head_dim]` keys and values to
-        `[B, T, H' * head_dim]`. An engine has its own."""
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, taps: LayerTaps, slot: CacheSlot) -> Tensor:
+        """Attends with `[B, T, H', head_dim]` queries and `[B, T, KV', head_dim]` keys and values.
+
+        An engine overrides this kernel.
+
+        Returns:
+            `[B, T, H' * head_dim]`.
+        """
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))
         if taps.cache is not None:
-            key, value = update_inserted(taps.cache, key, value, place)
+            key, value = update_inserted(taps.cache, key, value, slot)
         mask, name = taps.mask, self.base_config._attn_implementation
-        # SDPA computes the same from the same mask. "eager" is a function of each base's own file, and flex attention
+        # SDPA computes the same from the same mask. "eager" is a function of each base's file, and flex attention
         # has no backward pass on a CPU.
         if name == "eager" or (name == "flex_attention" and (query.requires_grad or isinstance(mask, Tensor))):
             mask, name = dense(mask), "sdpa"
@@ -148,8 +157,10 @@ class InsertedAttention(nn.Module):
 
 
 class InsertedFFN(nn.Module):
-    """f' extra units gated like the base's, and a down projection to h' that reads all f + f' units (of experts: what
-    they put out, and the f')."""
+    """Computes f' extra units, gated like the base's, and projects all f + f' units down to h'.
+
+    Of experts the projection reads their output and the f' units.
+    """
 
     def __init__(self, widths: Widths, block: nn.Module, family: Family, activation: str, **factory: Any) -> None:
         super().__init__()
@@ -163,7 +174,7 @@ class InsertedFFN(nn.Module):
         self.activation = ACT2FN[activation]
 
     def forward(self, inputs: Tensor, base: Tensor) -> Tensor:
-        """`[B, T, d + d']`, `[B, T, f]` (of experts `[B, T, d]`) to `[B, T, d']`."""
+        """Maps `[B, T, d + d']` and the base's `[B, T, f]` (of experts `[B, T, d]`) to `[B, T, d']`."""
         units = self.gate_up(inputs)
         if self.gated:
             gate, up = units.chunk(2, dim=-1)
@@ -174,7 +185,7 @@ class InsertedFFN(nn.Module):
 
 
 class InsertedLayer(nn.Module):
-    """What is inserted into one block: h' goes through it as h does, reading h and never written to it."""
+    """Moves h' through one block as the base moves h. It reads h and is never written to it."""
 
     def __init__(
         self,
@@ -201,10 +212,10 @@ class InsertedLayer(nn.Module):
         self.ffn = InsertedFFN(widths, block, family, activation, **factory)
         self.ffn_post_norm = norm(family.ffn_post_norm)
 
-    def forward(self, inserted: Tensor, taps: LayerTaps, place: CachePlace, rotation: Rotation | None) -> Tensor:
-        """h' before the block to h' after it, `[B, T, d']`."""
+    def forward(self, inserted: Tensor, taps: LayerTaps, slot: CacheSlot, rotation: Rotation | None) -> Tensor:
+        """Maps h' before the block to h' after it, `[B, T, d']`."""
         x = torch.cat((taps.attention_input, _normed(self.attention_norm, inserted, taps.hidden)), dim=-1)
-        attended = self.attention(x, taps, place, rotation)
+        attended = self.attention(x, taps, slot, rotation)
         attended = _normed(self.attention_post_norm, attended, taps.attended)
         middle = torch.add(inserted, attended, alpha=self.residual)
         x = torch.cat(
@@ -223,14 +234,14 @@ _numbers = itertools.count()
 
 
 class InsertedStream(nn.Module):
-    """The whole inserted stream.
+    """Holds the whole inserted stream.
 
     Args:
         config: its shape.
-        base: the frozen model it goes into; only its configuration and the shapes of its parts are read.
+        base: the frozen model it is inserted into; only its configuration and the shapes of its parts are read.
         family: where those are.
         dtype, device: of the inserted parameters, which are left uninitialised.
-        attention: how the extra heads attend; an engine has its own.
+        attention: how the extra heads attend; an engine has another class.
     """
 
     def __init__(
@@ -265,7 +276,7 @@ class InsertedStream(nn.Module):
         self.final_norm = InsertedNorm(widths.inserted, norm, family.centred, **factory)
 
     def resize_table(self, rows: int | None) -> None:
-        """Puts an uninitialised table of so many rows in place of the one there is; None changes nothing."""
+        """Replaces the table by an uninitialised one of so many rows; None changes nothing."""
         if self.table is not None and rows not in (None, self.table.num_embeddings):
             weight = self.table.weight
             self.table = nn.Embedding(rows, self.widths.inserted, dtype=weight.dtype, device=weight.device)
@@ -273,5 +284,5 @@ class InsertedStream(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the inserted parameters."""
+        """Returns the dtype of the inserted parameters."""
         return self.final_norm.weight.dtype

@@ -1,7 +1,8 @@
-"""Reads a base's intermediates during its own forward pass, by hooks on unmodified modules. Knows no maths of ours.
+"""Reads a base's intermediates during its forward pass, by hooks on unmodified modules.
 
-The hooks do nothing until a visitor is set for the running thread, so a base that carries them is the base, and two
-threads do not see each other's passes. A copy of a base, or one that was pickled, carries hooks that never do anything.
+The hooks do nothing until a visitor is set for the running thread, so a base that carries them computes what it did,
+and two threads do not see each other's passes. A copy of a base, or one that was pickled, carries hooks that never do
+anything.
 """
 
 import threading
@@ -21,7 +22,7 @@ from otterlm.families.points import HookPoint, by_part, hook_points
 
 @dataclass(slots=True)
 class LayerTaps:
-    """What one block computed on its way, all from the frozen base.
+    """The taps are the tensors that one block of the frozen base computed on its way.
 
     Attributes:
         hidden: the state that enters the block, `[B, T, d]`.
@@ -31,8 +32,8 @@ class LayerTaps:
         ffn_input: what the FFN reads, `[B, T, d]`.
         units: the outputs of the FFN units, `[B, T, f]`; None for experts.
         rotary: cos and sin of the positions, `[B, T, rotated channels]` each; None without RoPE.
-        mask: as the base's attention got it; None where the kernel makes its own causal mask.
-        cache: the KV cache in use, with this block's own keys and values already in it.
+        mask: as the base's attention received it; None where the kernel makes its own causal mask.
+        cache: the KV cache in use, which already holds this block's keys and values.
         attended: what attention puts out, before a norm that follows it, `[B, T, d]`; None where there is no such norm.
         produced: what the FFN puts out, `[B, T, d]`; None where neither a norm follows it nor experts made it.
     """
@@ -51,30 +52,30 @@ class LayerTaps:
 
 
 class Visitor:
-    """Is shown a pass while it runs, in order: the tokens, the blocks, the end. Subclasses look at what they need."""
+    """A visitor is shown a pass while it runs: the tokens, the blocks, the end. Subclasses read what they need."""
 
     def tokens(self, input_ids: Tensor) -> None:
-        """The tokens that are embedded, `[B, T]`; not called where the base is given embeddings."""
+        """Reads the tokens that are embedded, `[B, T]`. It is not called where the base receives embeddings."""
 
     def layer(self, index: int, taps: LayerTaps) -> None:
-        """One watched block."""
+        """Reads one watched block."""
 
     def final(self, hidden: Tensor, normed: Tensor) -> None:
-        """The state before and after the final norm, `[B, T, d]` each."""
+        """Reads the state before and after the final norm, `[B, T, d]` each."""
 
     def output(self, output: Any) -> None:
-        """What the base's forward is about to return; not called where only its decoder runs."""
+        """Reads what the base's forward is about to return. It is not called where only its decoder runs."""
 
 
 class Taps:
-    """Hooks on a base.
+    """Reads a base by hooks on its modules.
 
     Args:
         base: the model to read.
         family: where its parts are.
         layers: the blocks to watch.
 
-    The hooks go when `remove` is called or this object is collected.
+    The hooks are removed when `remove` is called or this object is collected.
     """
 
     def __init__(self, base: PreTrainedModel, family: Family, layers: tuple[int, ...]) -> None:
@@ -107,7 +108,7 @@ def _remove_all(handles: list[Any]) -> None:
 
 
 class _Hook(partial[None]):
-    """A hook that stays with the base it was made for.
+    """A hook acts only on the base it was made for.
 
     A copied or pickled one does nothing: it becomes a method of the standard library that takes any arguments and gives
     None, so that a pickled base can be read without Otter.
@@ -130,10 +131,10 @@ def remove_copied_hooks(base: nn.Module) -> None:
 
 
 class _State:
-    """What one thread shows to whom.
+    """The state holds the visitor that one thread shows its passes to, and what the current block has shown.
 
     Attributes:
-        visitor: is shown the passes; None: nobody.
+        visitor: is shown the passes; None: no visitor.
         seen: what the current block has shown so far.
         watches: whether there are blocks to show.
         waits: whether the pass has shown none yet: some families norm the embeddings with their final norm, too.
@@ -147,7 +148,7 @@ class _State:
 
 
 class _Slot(threading.local):
-    """The state of each thread. It is an object of its own, because a compiler does not write to a `local`."""
+    """The slot holds the state of each thread, as a separate object: a compiler does not write to a `local`."""
 
     def __init__(self, watches: bool) -> None:
         self.state = _State(watches)
@@ -170,7 +171,7 @@ class _Slot(threading.local):
 
 
 class _LayerHooks:
-    """The hooks of one block."""
+    """Makes the hooks of one block."""
 
     def __init__(self, slot: _Slot, index: int, family: Family) -> None:
         self._slot = slot
@@ -191,14 +192,14 @@ class _LayerHooks:
     def on_inputs(
         self, points: tuple[HookPoint, ...], _: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        """Keeps what is read of a part's inputs."""
+        """Stores what is read of a part's inputs."""
         state = self._slot.state
         if state.visitor is not None:
             for point in points:
                 state.seen[point.tap] = point.of_inputs(inputs, kwargs)
 
     def on_output(self, points: tuple[HookPoint, ...], _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-        """Keeps what is read of what a part gives."""
+        """Stores what is read of a part's output."""
         state = self._slot.state
         if state.visitor is not None:
             for point in points:

@@ -1,4 +1,4 @@
-"""Proves on a given base and adapter that the logits are the base's, bit for bit, over everything that could change
+"""Proves on one base and adapter that the logits are the base's, bit for bit, over everything that could change
 them."""
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ PROMPTS = ("The otter dives", "Once upon a time there was a river, and in the ri
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One comparison of the base alone with the base that carries the adapter."""
+    """A check compares the base alone with the base that carries the adapter, in one case."""
 
     dtype: str
     attention: str
@@ -33,7 +33,7 @@ def _padded_batch(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
 
 
 def _cached_steps(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
-    """The prompt in two halves, then token by token, over one KV cache."""
+    """Runs the prompt in two halves, then token by token, over one KV cache."""
     cut = ids.shape[1] // 2
     output = model(input_ids=ids[:, :cut], attention_mask=mask[:, :cut], use_cache=True)
     logits = [output.logits]

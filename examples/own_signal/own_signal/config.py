@@ -1,4 +1,4 @@
-"""The uncertainty signal's configuration."""
+"""Defines the uncertainty signal's configuration."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,7 +9,7 @@ from otterlm.signals.base import Capability, SignalConfig
 
 @dataclass(frozen=True, slots=True)
 class UncertaintyConfig(SignalConfig):
-    """The uncertainty signal: the entropy of the base's next-token distribution some tokens ahead.
+    """The uncertainty signal is the entropy of the base's next-token distribution some tokens ahead.
 
     Attributes:
         ahead: how many tokens; 0 is the distribution of the next one, which the base itself gives.
@@ -23,5 +23,5 @@ class UncertaintyConfig(SignalConfig):
 
     @property
     def capabilities(self) -> Capability:
-        """A number for every prefix; it does not steer."""
+        """Returns `BESIDE` and `PREFIX`: the signal has a number for every prefix, and does not steer."""
         return Capability.BESIDE | Capability.PREFIX

@@ -8,7 +8,7 @@ from own_signal.config import UncertaintyConfig
 
 
 class UncertaintyHead(nn.Module):
-    """A linear map to a number that is never negative, as an entropy is not.
+    """Maps the state linearly to a number that is never negative, as an entropy is not.
 
     Args:
         config: of the signal.
@@ -27,12 +27,12 @@ class UncertaintyHead(nn.Module):
         nn.init.zeros_(self.entropy.bias)
 
     def forward(self, state: Tensor, unembedding: Tensor) -> "UncertaintySignal":
-        """`[B, T, d + d']` and the base's unembedding, `[V, d]`, to the signal."""
+        """Maps `[B, T, d + d']` and the base's unembedding, `[V, d]`, to the signal."""
         return UncertaintySignal(self, state)
 
 
 class UncertaintySignal:
-    """The uncertainty of one forward pass.
+    """The signal holds the uncertainty of one forward pass.
 
     Attributes:
         state: [h, h'] after the final norm, `[B, T, d + d']`.
@@ -44,7 +44,7 @@ class UncertaintySignal:
 
     @property
     def prefix(self) -> Tensor:
-        """The entropy in nats that is expected some tokens after every prefix, `[B, T]` float32."""
+        """Returns the entropy in nats that is expected some tokens after every prefix, `[B, T]` float32."""
         return nn.functional.softplus(self._head.entropy(self.state)).squeeze(-1).float()
 
     def beside(self, token: int, before: "UncertaintySignal") -> float:

@@ -1,4 +1,4 @@
-"""What a batch teaches: the base's own entropy some tokens later."""
+"""Trains the signal to predict the base's entropy some tokens later."""
 
 from typing import Any
 
@@ -12,7 +12,9 @@ from otterlm.training.sources import Source, of_adapter, read_batch
 
 
 class UncertaintyObjective(nn.Module):
-    """Squared error to the entropy of the base's next-token distribution `ahead` tokens later, in the base's own text.
+    """The objective is the squared error to the entropy of the base's next-token distribution `ahead` tokens later.
+
+    The texts are the base's.
 
     Args:
         model: the base with the adapter.
@@ -27,11 +29,11 @@ class UncertaintyObjective(nn.Module):
         self.identity = of_adapter(model, self.name)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Scalars: `loss`; in evaluation also `variance`, the loss of saying the mean of the batch everywhere."""
+        """Returns scalars: `loss`, and in evaluation `variance`, the loss of predicting the batch's mean everywhere."""
         signal = read_batch(self.model, self.source, batch, self.name)
         config: Any = self.model.adapter(self.name).config.signal
         row, position, _ = followed_tokens(batch)
-        # A packed text lies in a row, so the state that is `ahead` tokens earlier is so many positions before.
+        # The tokens of a packed text are consecutive, so the state `ahead` tokens earlier is so many positions before.
         inside = position >= config.ahead
         row, position = row[inside], position[inside]
         expected = self._entropy(signal.state[row, position])  # [n]
@@ -41,7 +43,7 @@ class UncertaintyObjective(nn.Module):
 
     @torch.no_grad()
     def _entropy(self, state: Tensor) -> Tensor:
-        """Of the base's next-token distribution, in nats, `[n, d + d']` to `[n]`."""
+        """Maps `[n, d + d']` to the entropy of the base's next-token distribution in nats, `[n]`."""
         unembedding = self.model.base_model.get_output_embeddings()
         hidden = state[:, : unembedding.weight.shape[1]].to(unembedding.weight.dtype)
         shares = unembedding(hidden).float().log_softmax(dim=-1)

@@ -1,4 +1,4 @@
-"""`otter train uncertainty`: prompts to an adapter. The base says itself what there is to learn."""
+"""Makes an adapter of prompts (`otter train uncertainty`). It learns from the base's continuations of them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ class UncertaintyRecipe:
         config: OtterConfig,
         run: Run,
     ) -> dict[str, float]:
-        """See `otterlm.training.recipes.base.Recipe`."""
+        """Trains, see `otterlm.training.recipes.base.Recipe`."""
         base = on_device(base)
         run.begin(base, config, UncertaintyObjective)
         with PartialState().main_process_first():

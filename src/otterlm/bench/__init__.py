@@ -1,1 +1,1 @@
-"""One harness for Otter and its rivals: the same base, the same run, space and time and quality side by side."""
+"""Compares Otter and its rivals in one harness, on the same base and in the same run: space, time and quality."""

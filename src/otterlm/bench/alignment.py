@@ -1,7 +1,7 @@
-"""Preference alignment side by side: Otter's guidance and search, ARGS, and CARDS with either's rewards.
+"""Compares preference alignment by Otter's guidance and search, ARGS, and CARDS with either's rewards.
 
-All methods answer the same prompts in turn, batch by batch. A judge, a reward model of other data, rates what they say.
-Rewards have no common scale, so each reward model's are measured on the base's own responses first: a weight counts in
+All methods answer the same prompts in turn, batch by batch. A judge, a reward model of other data, rates the responses.
+Rewards have no common scale, so each reward model's are measured on the base's responses first: a weight counts in
 their spreads, and the threshold of CARDS is one spread above their mean.
 """
 
@@ -33,7 +33,7 @@ class AlignmentRow:
     Attributes:
         method: its name.
         prompts: how many there are.
-        reward: mean of the judge's.
+        reward: mean of the judge's rewards.
         win_rate: share of prompts where the judge rates the response above the base's greedy one; equals count half.
         diversity, coherence: see `otterlm.bench.judges`; coherence None: not measured.
         tokens: mean length of a response.
@@ -83,14 +83,14 @@ def answer_all(
         new_tokens: at most so many are generated after each.
         max_prompt_tokens: a longer prompt keeps its end.
         batch_size: prompts a batch.
-        seed: with the number of the batch it seeds what samples.
+        seed: with the number of the batch it seeds sampling methods.
         path: see `otterlm.resumable.run_resumable`.
 
     Returns:
-        Of each batch, by method: `seconds`, and `responses`, a list of tokens a prompt.
+        For each batch, by method: `seconds`, and `responses`, a list of tokens a prompt.
 
     Raises:
-        OtterError: `path` is of another run.
+        OtterError: `path` belongs to another run.
     """
     base = methods[BASE].model
     encoded = encode_prompts(prompts, tokenizer, max_prompt_tokens)
@@ -98,13 +98,13 @@ def answer_all(
     pad = tokenizer.pad_token_id or 0
 
     def one(group: tuple[int, list[list[int]]]) -> dict[str, Any]:
-        start, own = group
-        ids, mask = pad_left(own, pad, base.device)
-        found = {}
+        start, rows = group
+        ids, mask = pad_left(rows, pad, base.device)
+        results = {}
         for name, method in methods.items():
             torch.manual_seed(1000 * seed + start // batch_size)
-            found[name] = respond(method, ids, mask, new_tokens, pad, base)
-        return found
+            results[name] = respond(method, ids, mask, new_tokens, pad, base)
+        return results
 
     settings = {"new_tokens": new_tokens, "batch_size": batch_size, "seed": seed, "machine": machine()}
     depends = {name: method.depends for name, method in methods.items()}
@@ -122,26 +122,28 @@ def judge(
     coherence: Coherence | None,
     limits: Limits,
 ) -> list[AlignmentRow]:
-    """Rates what `answer_all` gave.
+    """Rates the responses of `answer_all`.
 
     Args:
         methods, tokenizer, prompts: as for `answer_all`.
         batches: from `answer_all`.
         preference: the judge.
         coherence: None: not measured.
-        limits: what the judge reads of a prompt and of a response.
+        limits: how much the judge reads of a prompt and of a response.
     """
     texts = {
         name: [
-            tokenizer.decode(said, skip_special_tokens=True) for batch in batches for said in batch[name]["responses"]
+            tokenizer.decode(tokens, skip_special_tokens=True)
+            for batch in batches
+            for tokens in batch[name]["responses"]
         ]
         for name in methods
     }
     last_turns = [prompt[-1][1] for prompt in prompts]
-    rewards = {name: torch.tensor(preference(prompts, said, limits)) for name, said in texts.items()}
+    rewards = {name: torch.tensor(preference(prompts, responses, limits)) for name, responses in texts.items()}
     paces = {name: [pace(each[name]) for each in batches] for name in methods}
     extra = {
-        name: statistics.median(own - plain for own, plain in zip(paces[name], paces[BASE], strict=True))
+        name: statistics.median(steered - plain for steered, plain in zip(paces[name], paces[BASE], strict=True))
         for name in methods
     }
     args = max(seconds for name, seconds in extra.items() if name.startswith("ARGS"))
@@ -159,7 +161,7 @@ def judge(
                 win_rate_ci95=half_interval(wins),
                 diversity=statistics.mean(map(diversity, texts[name])),
                 coherence=None if coherence is None else statistics.mean(coherence(last_turns, texts[name])),
-                tokens=statistics.mean(len(said) for batch in batches for said in batch[name]["responses"]),
+                tokens=statistics.mean(len(tokens) for batch in batches for tokens in batch[name]["responses"]),
                 seconds_per_step=statistics.median(paces[name]),
                 time_over_base=median_ratio(paces[name], paces[BASE]),
                 extra_time_saved=1 - extra[name] / args,

@@ -1,4 +1,4 @@
-"""The methods of the alignment bench: the base, Otter's guidance and search, ARGS, and CARDS with either's rewards."""
+"""Makes the methods of the alignment bench: the base, Otter's guidance and search, ARGS, and CARDS."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +25,7 @@ from otterlm.training.teachers.reward_model import SeparateRewardModel
 
 BASE, SAMPLED = "base", "base, sampled"
 CALIBRATION = 16
-"""So many prompts are answered by the base to measure the scale of rewards."""
+"""The base answers so many prompts to measure the scale of rewards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Scale:
 
     @classmethod
     def of(cls, rewards: Tensor) -> "Scale":
-        """Measures rewards of every prefix, `[B, T]`, of texts padded on the left: at their ends."""
+        """Measures rewards of every prefix, `[B, T]`, of texts padded on the left, at their ends."""
         ends = rewards[:, -1]
         return cls(float(ends.mean()), float(ends.std()))
 
@@ -48,7 +48,7 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class Rewards:
-    """A model gives rewards to methods.
+    """The rewards of one model are read by several methods.
 
     Attributes:
         model: an `OtterModel` or a separate reward model.
@@ -110,10 +110,10 @@ def methods_of(
     stream = otter.adapter()
     inserted = Rewards(otter, ours, stream.extra_parameters(base.config.vocab_size), of_weights(stream), top_k)
     copied = Rewards(separate, theirs, sum(p.numel() for p in separate.parameters()), of_weights(separate), top_k)
-    found = {BASE: Method(base, lambda mask: {}), SAMPLED: Method(base, lambda mask: SAMPLING)}
+    methods = {BASE: Method(base, lambda mask: {}), SAMPLED: Method(base, lambda mask: SAMPLING)}
     for weight in weights:
-        found |= _steered(base, inserted, copied, weight)
-    return found | _rejecting(base, inserted, copied)
+        methods |= _steered(base, inserted, copied, weight)
+    return methods | _rejecting(base, inserted, copied)
 
 
 def _calibration_texts(
@@ -123,10 +123,10 @@ def _calibration_texts(
     new_tokens: int,
     max_prompt_tokens: int,
 ) -> tuple[Tensor, Tensor]:
-    """Gives the first prompts with the base's own greedy responses, `[B, T]`, and their mask."""
-    asked = encode_prompts(prompts[:CALIBRATION], tokenizer, max_prompt_tokens)
-    responses = continue_greedily(base, tokenizer, asked, new_tokens)
-    texts = [prompt + response for prompt, response in zip(asked, responses, strict=True)]
+    """Returns the first prompts with the base's greedy responses, `[B, T]`, and their mask."""
+    encoded = encode_prompts(prompts[:CALIBRATION], tokenizer, max_prompt_tokens)
+    responses = continue_greedily(base, tokenizer, encoded, new_tokens)
+    texts = [prompt + response for prompt, response in zip(encoded, responses, strict=True)]
     return pad_left(texts, tokenizer.pad_token_id or 0, base.device)
 
 
@@ -134,17 +134,17 @@ def _steered(base: PreTrainedModel, inserted: Rewards, copied: Rewards, weight: 
     """Makes guidance and search with the adapter's rewards, and ARGS with the copy's, at one weight in spreads. All
     choose from the same k candidates."""
     otter, top_k = inserted.model, inserted.top_k
-    ours = weight * otter.adapter().config.signal.unit / inserted.scale.spread
-    theirs = weight / copied.scale.spread
+    otter_weight = weight * otter.adapter().config.signal.unit / inserted.scale.spread
+    args_weight = weight / copied.scale.spread
 
     def guidance(mask: Tensor) -> dict[str, Any]:
-        return {"logits_processor": [RewardGuidance(otter, ours, top_k, min_p=0.0)]}
+        return {"logits_processor": [RewardGuidance(otter, otter_weight, top_k, min_p=0.0)]}
 
     def search(mask: Tensor) -> dict[str, Any]:
-        return {"custom_generate": CandidateSearch(ours, top_k, min_p=0.0)}
+        return {"custom_generate": CandidateSearch(otter_weight, top_k, min_p=0.0)}
 
     def args(mask: Tensor) -> dict[str, Any]:
-        return {"logits_processor": [ARGS(copied.model, theirs, top_k, attention_mask=mask)]}
+        return {"logits_processor": [ARGS(copied.model, args_weight, top_k, attention_mask=mask)]}
 
     return {
         f"Otter, guidance, weight {weight:g}": inserted.method(otter, guidance, weight=weight),
@@ -156,13 +156,13 @@ def _steered(base: PreTrainedModel, inserted: Rewards, copied: Rewards, weight: 
 def _rejecting(base: PreTrainedModel, inserted: Rewards, copied: Rewards) -> dict[str, Method]:
     """Makes CARDS with the adapter's rewards, and with the copy's."""
 
-    def ours(mask: Tensor) -> dict[str, Any]:
+    def otter_settings(mask: Tensor) -> dict[str, Any]:
         return SAMPLING | {"custom_generate": RejectionSampling(**inserted.scale.acceptance())}
 
-    def theirs(mask: Tensor) -> dict[str, Any]:
+    def cards_settings(mask: Tensor) -> dict[str, Any]:
         return SAMPLING | {"custom_generate": CARDS(copied.model, **copied.scale.acceptance())}
 
     return {
-        "CARDS, Otter's reward": inserted.method(inserted.model, ours),
-        "CARDS": copied.method(OtterModel(base), theirs),
+        "CARDS, Otter's reward": inserted.method(inserted.model, otter_settings),
+        "CARDS": copied.method(OtterModel(base), cards_settings),
     }

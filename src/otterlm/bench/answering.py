@@ -1,4 +1,4 @@
-"""Methods that answer prompts, and their time: what the benches of alignment and of steering share."""
+"""Answers prompts by methods and times them, for the benches of alignment and of steering."""
 
 import statistics
 import time
@@ -23,7 +23,7 @@ class Method:
     """A method generates responses.
 
     Attributes:
-        model: generates.
+        model: the model that generates.
         steer: the attention mask of a batch, `[B, P]`, to settings of `generate`.
         extra_parameters: beside the base, derived ones included.
         depends: what its responses depend on, beside the base.
@@ -42,11 +42,11 @@ def respond(
     """Answers a batch of prompts.
 
     Args:
-        method: answers, greedily unless it says otherwise.
+        method: the method that answers, greedily by default.
         ids, mask: `[B, P]`, padded on the left.
         new_tokens: at most so many are generated.
         pad: the token that pads.
-        base: whose end tokens end a response.
+        base: its end tokens end a response.
         samples: responses of each prompt, one after the other; the prompt is read once for all.
 
     Returns:
@@ -63,10 +63,10 @@ def respond(
 
 
 def pace(answered: Mapping[str, Any]) -> float:
-    """Returns the seconds a step of what `respond` gave: seconds / tokens of the longest response."""
+    """Returns the seconds a step of the responses of `respond`: seconds / tokens of the longest one."""
     return answered["seconds"] / max(map(len, answered["responses"]))
 
 
 def median_ratio(paces: Sequence[float], base_paces: Sequence[float]) -> float:
     """Returns the median over batches of a method's seconds a step / those of the base."""
-    return statistics.median(own / plain for own, plain in zip(paces, base_paces, strict=True))
+    return statistics.median(steered / plain for steered, plain in zip(paces, base_paces, strict=True))

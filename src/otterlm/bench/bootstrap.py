@@ -1,4 +1,4 @@
-"""Intervals by the bootstrap over prompts."""
+"""Computes intervals by the bootstrap over prompts."""
 
 from collections.abc import Callable
 
@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 Statistic = Callable[[Tensor], float]
-"""Called with row indices of prompts, `[n]`, gives a number of these prompts."""
+"""A statistic takes row indices of prompts, `[n]`, and returns a number of these prompts."""
 
 
 def interval(prompts: int, statistic: Statistic, rounds: int = 1000) -> list[float]:
-    """Returns the middle 95% of a statistic of prompts that are drawn with replacement, always the same ones (the
-    percentile interval, Efron and Tibshirani 1993).
+    """Returns the middle 95% of a statistic of prompts that are drawn with replacement, always the same ones.
+
+    This is the percentile interval (Efron and Tibshirani 1993).
 
     Args:
         prompts: how many there are, and are drawn.

@@ -1,8 +1,8 @@
-"""Detoxification side by side: the base, Otter's contrast, DExperts with two fine-tuned copies, and two prompts.
+"""Compares detoxification by Otter's contrast, by DExperts with two fine-tuned copies, and by two prompts.
 
 Every method continues the same prompts with the same seeds, five samples of 20 tokens each from the base's nucleus.
-Expected maximum toxicity is the mean over the prompts of the highest of their samples'; beside it the share of prompts
-with a sample that the judge calls toxic (RealToxicityPrompts, arXiv 2009.11462, as DExperts reports them).
+Expected maximum toxicity is the mean over the prompts of the highest of their samples'. Beside it is the share of
+prompts with a sample that the judge calls toxic (RealToxicityPrompts, arXiv 2009.11462, as DExperts reports them).
 """
 
 import math
@@ -43,8 +43,8 @@ class DetoxMethod:
     """A method generates samples.
 
     Attributes:
-        model: generates.
-        steer: a batch of prompts, as tokens and as texts, to what steers its samples.
+        model: the model that generates.
+        steer: a batch of prompts, as tokens and as texts, to the processor that steers its samples.
         extra_parameters: beside the base, derived ones included.
         depends: what its samples depend on, beside the base.
     """
@@ -60,7 +60,7 @@ class DetoxRow:
     """A row is one method on one set of prompts; intervals are half of a 95% interval.
 
     Attributes:
-        method, prompt_set: which.
+        method, prompt_set: their names.
         prompts: how many, each sampled `SAMPLES` times.
         scores: of each judge, `max_JUDGE`, the mean of the prompts' highest probabilities, and `any_JUDGE`, the share
             of prompts with a sample over its threshold; with `..._ci95`.
@@ -160,7 +160,7 @@ def continue_all(
     """Samples continuations.
 
     Args:
-        method: generates.
+        method: the method that generates.
         tokenizer: the base's, padding on the left.
         prompts: to continue.
         batch_size: prompts a batch; each is sampled `SAMPLES` times.
@@ -168,10 +168,10 @@ def continue_all(
         path: see `otterlm.resumable.run_resumable`.
 
     Returns:
-        Of each batch, `continuations`: a list for each prompt, and `seconds`.
+        For each batch, `continuations`, a list for each prompt, and `seconds`.
 
     Raises:
-        OtterError: `path` is of another run.
+        OtterError: `path` belongs to another run.
     """
     groups = [(start, list(prompts[start : start + batch_size])) for start in range(0, len(prompts), batch_size)]
 
@@ -233,32 +233,32 @@ def judge(
     extra_parameters: int,
     base_parameters: int,
 ) -> DetoxRow:
-    """Rates what `continue_all` gave.
+    """Rates the continuations of `continue_all`.
 
     Args:
         name, prompt_set: of the method and of the prompts.
-        prompts: that were continued.
+        prompts: the prompts that were continued.
         batches: from `continue_all`.
         judges: by name.
         fluency: another model than the one steered; None: perplexity is not measured.
         extra_parameters, base_parameters: of the method, and of the base.
     """
     samples: list[list[str]] = [each for batch in batches for each in batch["continuations"]]
-    said = [text for each in samples for text in each]
+    texts = [text for each in samples for text in each]
     scores: dict[str, float] = {}
-    for what, rate in judges.items():
-        highest = torch.tensor(rate(said)).view(-1, SAMPLES).max(dim=1).values
+    for judge_name, rate in judges.items():
+        highest = torch.tensor(rate(texts)).view(-1, SAMPLES).max(dim=1).values
         share = float((highest >= rate.threshold).float().mean())
         scores |= {
-            f"max_{what}": float(highest.mean()),
-            f"max_{what}_ci95": half_interval(highest),
-            f"any_{what}": share,
-            f"any_{what}_ci95": 1.96 * math.sqrt(share * (1 - share) / len(samples)),
+            f"max_{judge_name}": float(highest.mean()),
+            f"max_{judge_name}_ci95": half_interval(highest),
+            f"any_{judge_name}": share,
+            f"any_{judge_name}_ci95": 1.96 * math.sqrt(share * (1 - share) / len(samples)),
         }
     perplexity = interval = None
     if fluency is not None:
         repeated = [prompt for prompt in prompts for _ in range(SAMPLES)]
-        of_prompts = torch.tensor(fluency(repeated, said)).log().view(-1, SAMPLES).nanmean(dim=1)
+        of_prompts = torch.tensor(fluency(repeated, texts)).log().view(-1, SAMPLES).nanmean(dim=1)
         of_prompts = of_prompts[of_prompts.isfinite()]
         perplexity, interval = float(of_prompts.mean().exp()), half_interval(of_prompts)
     return DetoxRow(

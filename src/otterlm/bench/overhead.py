@@ -1,4 +1,4 @@
-"""What steering costs beside plain decoding: time, parameters and KV cache, of Otter and of separate models.
+"""Measures what steering costs beside plain decoding: time, parameters and KV cache, of Otter and separate models.
 
 Weights are random: nothing here depends on them. Every method generates the same number of tokens, greedily, after the
 same random prompts.
@@ -94,12 +94,12 @@ def measure(
     """Times the methods in turn.
 
     Args:
-        setting: what to generate.
+        setting: the sizes of base, prompts and responses.
         rounds: how often each is timed.
         dtype, device: of all models.
     """
     base = random_base(setting.shape, dtype, device)
-    # The reward model and the experts have the base's own weights, which changes no time: none of them fits a cache.
+    # The reward model and the experts share the base's weights, which changes no time: none of them fits a cache.
     reward_model = SeparateRewardModel.of(base, shared=True).eval()
     otter = OtterModel(base, adapter_for(setting.shape)).eval()
     ids = torch.randint(3, base.config.vocab_size, (setting.batch, setting.prompt), device=device)
@@ -145,7 +145,7 @@ def _rows(setting: Setting, taken: dict[str, Seconds], dtype: torch.dtype) -> li
         ARGS_ANEW: (cost.base_parameters, 0),
         TWO_EXPERTS: (2 * cost.base_parameters, 2 * cost.base_kv_bytes_per_token),
     }
-    read = inserted / cost.base_parameters  # of one pass, where its weights are what is read
+    read = inserted / cost.base_parameters  # of one pass, which reads all weights
     predicted = {BASE: 1.0, STREAM: 1 + read, GUIDANCE: 1 + read, TWO_EXPERTS: 3.0}
 
     def saved(name: str, rival: str) -> float:

@@ -1,4 +1,4 @@
-"""A run's results: the machine they are of, as JSON, and as a plot."""
+"""Writes a run's results as JSON, with the machine they were measured on, and as a plot."""
 
 import functools
 import json
@@ -16,7 +16,7 @@ from otterlm.files import write_files, write_text
 
 
 def machine() -> dict[str, Any]:
-    """What numbers depend on: processor, accelerator, threads and versions."""
+    """Returns what numbers depend on: processor, accelerator, threads and versions."""
     versions = {}
     for package in ("otter-lm", "torch", "transformers"):
         try:
@@ -40,7 +40,7 @@ def _processor() -> str:
 
 
 def half_interval(values: torch.Tensor) -> float:
-    """Half of a 95% interval of the mean of some values, `[n]`."""
+    """Returns half of a 95% interval of the mean of some values, `[n]`."""
     return 1.96 * float(values.std()) / math.sqrt(len(values))
 
 
@@ -60,13 +60,13 @@ def write(
         out: a folder; made if need be.
         task: what was measured.
         rows: with `method`.
-        settings: what else the numbers depend on.
+        settings: more that the numbers depend on.
         x, y: the columns drawn against each other.
         mark: the column that sizes the marks, from 0 on; None: all alike.
         along: the column along which the marks of a method are joined by a line, and that labels them; None: no lines.
 
     Raises:
-        OtterError: nothing can be written, or matplotlib is not installed: then the JSON is there.
+        OtterError: nothing can be written, or matplotlib is not installed; the JSON is written first.
     """
     out.mkdir(parents=True, exist_ok=True)
     result = {"task": task, "settings": settings, "machine": machine(), "rows": rows}
@@ -77,7 +77,7 @@ def write(
 
 
 def new_figure(width: float, height: float) -> Any:
-    """An empty figure of matplotlib; width and height in inches.
+    """Makes an empty figure of matplotlib, width and height in inches.
 
     Raises:
         OtterError: matplotlib is not installed.
@@ -90,22 +90,22 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def write_figure(path: Path, figure: Any) -> None:
-    """Writes a figure as PNG. Errors as for `otterlm.files.write_files`."""
+    """Writes a figure as PNG. Errors are those of `otterlm.files.write_files`."""
     write_files(path.parent, {path.name: functools.partial(figure.savefig, dpi=130, format="png")})
 
 
 def _plot(axes: Any, rows: list[dict[str, Any]], x: str, y: str, mark: str | None, along: str | None) -> None:
     largest = max((row[mark] for row in rows), default=0) if mark else 0
     for method in dict.fromkeys(row["method"] for row in rows):
-        own = [row for row in rows if row["method"] == method and None not in (row[x], row[y])]
-        sizes = [30 + 400 * row[mark] / largest if mark and largest else 40 for row in own]
-        marks = axes.scatter([row[x] for row in own], [row[y] for row in own], s=sizes, label=method, alpha=0.7)
-        if along and len(own) > 1:
-            _join(axes, sorted(own, key=lambda row: row[along]), x, y, along, marks.get_facecolor()[0])
+        drawn = [row for row in rows if row["method"] == method and None not in (row[x], row[y])]
+        sizes = [30 + 400 * row[mark] / largest if mark and largest else 40 for row in drawn]
+        marks = axes.scatter([row[x] for row in drawn], [row[y] for row in drawn], s=sizes, label=method, alpha=0.7)
+        if along and len(drawn) > 1:
+            _join(axes, sorted(drawn, key=lambda row: row[along]), x, y, along, marks.get_facecolor()[0])
     sized = f"; size of a mark: {mark.replace('_', ' ')}" if mark else ""
     axes.set(xlabel=x.replace("_", " ") + sized, ylabel=y.replace("_", " "))
-    drawn = [row[x] for row in rows if row[x] is not None]
-    if min(drawn, default=0) > 0 and max(drawn) > 20 * min(drawn):
+    values = [row[x] for row in rows if row[x] is not None]
+    if min(values, default=0) > 0 and max(values) > 20 * min(values):
         axes.set_xscale("log")
     axes.legend(fontsize="small", markerscale=0.5)
 

@@ -1,4 +1,4 @@
-"""Bases with random weights, for what does not depend on weights: time and space."""
+"""Makes bases with random weights, for time and space, which do not depend on weights."""
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
@@ -38,21 +38,21 @@ SHAPES = {
         max_position_embeddings=4096,
     ),
 }
-"""Of the models of these names (arXiv 2502.02737, 2407.21783, 2307.09288)."""
+"""The shapes are those of the models of these names (arXiv 2502.02737, 2407.21783, 2307.09288)."""
 
 
 def check_shape(shape: str) -> None:
-    """That a shape is one of `SHAPES`.
+    """Checks that a shape is one of `SHAPES`.
 
     Raises:
-        OtterError: it is not.
+        OtterError: the shape is not known.
     """
     if shape not in SHAPES:
         raise OtterError(f"unknown shape {shape!r}; known: {', '.join(SHAPES)}")
 
 
 def random_base(shape: str, dtype: torch.dtype, device: str) -> PreTrainedModel:
-    """A frozen base of a shape, its weights N(0, 0.02).
+    """Makes a frozen base of a shape, with weights N(0, 0.02).
 
     Raises:
         OtterError: the shape is not known.
@@ -64,7 +64,7 @@ def random_base(shape: str, dtype: torch.dtype, device: str) -> PreTrainedModel:
 
 
 def adapter_for(shape: str) -> OtterConfig:
-    """An adapter in proportion: every second block of the upper two thirds, as the shipped one of SmolLM2."""
+    """Returns an adapter in proportion: every second block of the upper two thirds, as the shipped one of SmolLM2."""
     layers = SHAPES[shape].num_hidden_layers
     first = layers - 2 * (layers // 3) + 1
     return OtterConfig(layers=tuple(range(first, layers, 2)), signal=RewardConfig(vocabulary_rank=16))

@@ -1,6 +1,7 @@
-"""Inference acceleration side by side: drafts of Otter and of Medusa, prompt lookup, and the base by itself.
+"""Compares inference acceleration by drafts of Otter and of Medusa and by prompt lookup with the base by itself.
 
-Greedy, one sequence at a time, all methods in turn on every prompt; every output is compared with the base's.
+Decoding is greedy, one sequence at a time, with all methods in turn on every prompt. Every output is compared with the
+base's.
 """
 
 import json
@@ -39,7 +40,7 @@ PROMPTS = (
     "Summarise: Otters live along rivers. They eat fish, and they build no dams; beavers do.",
     "Give me three ideas for a birthday party.",
 )
-"""Of the kinds that Spec-Bench (arXiv 2401.07851) has; for where none are given."""
+"""The default prompts, of the kinds that Spec-Bench (arXiv 2401.07851) has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class SpeedMethod:
     """A method generates responses.
 
     Attributes:
-        model: generates.
+        model: the model that generates.
         settings: of its `generate`.
         extra_parameters: beside the base, derived ones included.
         depends: what its drafts depend on, beside the base.
@@ -68,8 +69,8 @@ class SpeedRow:
         extra_parameters: beside the base.
         extra_space_saved: 1 - those / those of a separate model of the base's size.
         tokens_per_second, base_tokens_per_second: medians over the prompts.
-        speed_over_base: median over the prompts of the base's seconds / its own.
-        extra_time_saved: 1 - 1 / speed_over_base, of the base's own time.
+        speed_over_base: median over the prompts of the base's seconds / the method's.
+        extra_time_saved: 1 - 1 / speed_over_base, of the base's time.
         acceptance_length: mean tokens a pass; None where passes are not counted.
         identical: prompts with the base's tokens.
         prompts: how many there are.
@@ -110,7 +111,7 @@ def methods_of(
     Raises:
         OtterError: an adapter does not fit or does not draft, or the heads are not of this base.
     """
-    found = {BASE: SpeedMethod(base)}
+    methods = {BASE: SpeedMethod(base)}
     loops = [
         (f"{size} drafts" + (f" above {confidence:g}" if confidence else ""), size, confidence)
         for size, confidence in product(drafts, confidences)
@@ -121,17 +122,17 @@ def methods_of(
         extra = adapter.extra_parameters(base.config.vocab_size)
         for which, size, confidence in loops:
             loop = {"custom_generate": SpeculativeDecoding(size, confidence=confidence)}
-            found[f"{name}, {which}"] = SpeedMethod(model, loop, extra, {"adapter": of_weights(adapter)})
+            methods[f"{name}, {which}"] = SpeedMethod(model, loop, extra, {"adapter": of_weights(adapter)})
     if medusa is not None:
         heads, accuracy = _medusa(base, medusa)
         for which, size, confidence in loops:
             loop = {"custom_generate": MedusaDecoding(heads, DraftTree.best(accuracy, size), confidence)}
             extra = sum(p.numel() for p in heads.parameters())
             depends = {"heads": of_weights(heads), "accuracy": of_data(accuracy)}
-            found[f"Medusa, {which}"] = SpeedMethod(OtterModel(base), loop, extra, depends)
-    # Of Transformers itself: drafts are what followed the same tokens earlier in the text.
-    found["prompt lookup"] = SpeedMethod(base, {"prompt_lookup_num_tokens": 10})
-    return found
+            methods[f"Medusa, {which}"] = SpeedMethod(OtterModel(base), loop, extra, depends)
+    # A method of Transformers: drafts are what followed the same tokens earlier in the text.
+    methods["prompt lookup"] = SpeedMethod(base, {"prompt_lookup_num_tokens": 10})
+    return methods
 
 
 def _medusa(base: PreTrainedModel, folder: Path) -> tuple[MedusaHeads, tuple[tuple[float, ...], ...]]:
@@ -164,7 +165,7 @@ def measure(
         path: see `otterlm.resumable.run_resumable`.
 
     Raises:
-        OtterError: `path` is of another run.
+        OtterError: `path` belongs to another run.
     """
     base = methods[BASE].model
     encoded = encode_prompts(prompts, tokenizer, max_prompt_tokens)

@@ -1,4 +1,4 @@
-"""Steering that can be seen: guidance at several weights and search, beside the base, one sample, and best-of-n.
+"""Measures steering: guidance at several weights and search, beside the base, one sample, and best-of-n.
 
 All methods answer the same prompts in turn, batch by batch, and each response's final reward is read from the widened
 model. The base's samples are made once: best-of-4 chooses among the first four of the sixteen that best-of-16 has.
@@ -26,16 +26,16 @@ from otterlm.training.data.tokens import encode_prompts
 from otterlm.training.teachers.continuations import of_generation, pad_left
 
 SAMPLES = 16
-"""Of the base, for each prompt."""
+"""The base samples so many responses of each prompt."""
 AT_ONCE = 4
-"""So many of them are sampled at a time."""
+"""So many of them are sampled at once."""
 BEST_OF = (4, 16)
-"""Best-of-n for these n, multiples of `AT_ONCE`."""
+"""The values of n for best-of-n, multiples of `AT_ONCE`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """One response to each prompt, by one method.
+    """The answers of one method have one response to each prompt.
 
     Attributes:
         responses: their tokens, the end among them.
@@ -69,21 +69,21 @@ def answer_all(
     Args:
         methods: see `otterlm.bench.steering_methods.methods_of`.
         model: the base with the adapter.
-        adapter_name: whose reward it is.
+        adapter_name: of the reward.
         tokenizer: the base's.
         prompts: as chat turns.
         new_tokens: at most so many are generated after each.
         max_prompt_tokens: a longer prompt keeps its end.
         batch_size: prompts a batch.
-        seed: with the number of the batch it seeds what samples.
+        seed: with the number of the batch it seeds sampling methods.
         path: see `otterlm.resumable.run_resumable`.
 
     Returns:
-        Of each batch: `methods`, a list of `seconds`, `responses` and `rewards`; and `samples`, a list of the same for
+        For each batch: `methods`, a list of `seconds`, `responses` and `rewards`; and `samples`, a list of the same for
         every `AT_ONCE` of the base's samples, rows `AT_ONCE * b + n`. Their seconds have the time of scoring, too.
 
     Raises:
-        OtterError: a text exceeds the base's context, or `path` is of another run.
+        OtterError: a text exceeds the base's context, or `path` belongs to another run.
     """
     base = methods[BASE, None].model
     encoded = encode_prompts(prompts, tokenizer, max_prompt_tokens)
@@ -92,17 +92,17 @@ def answer_all(
     pad = tokenizer.pad_token_id or 0
 
     def one(group: tuple[int, list[list[int]]]) -> dict[str, Any]:
-        start, own = group
+        start, rows = group
         final = FinalReward(model, adapter_name, pad)
-        ids, mask = pad_left(own, pad, base.device)
-        found = []
+        ids, mask = pad_left(rows, pad, base.device)
+        answers = []
         for method in methods.values():
             torch.manual_seed(1000 * seed + start // batch_size)
             answered = respond(method, ids, mask, new_tokens, pad, base)
-            found.append(answered | {"rewards": final(own, answered["responses"])})
+            answers.append(answered | {"rewards": final(rows, answered["responses"])})
         torch.manual_seed(1000 * seed + start // batch_size)
-        samples = [_sample(base, final, own, new_tokens) for _ in range(SAMPLES // AT_ONCE)]
-        return {"methods": found, "samples": samples}
+        samples = [_sample(base, final, rows, new_tokens) for _ in range(SAMPLES // AT_ONCE)]
+        return {"methods": answers, "samples": samples}
 
     adapter = model.adapter(adapter_name)
     this = identity(
@@ -137,21 +137,21 @@ def trained_spread(model: OtterModel, adapter_name: str) -> float | None:
 
 
 def answers_of(labels: Sequence[Label], batches: Sequence[Mapping[str, Any]]) -> dict[Label, Answers]:
-    """Puts together what `answer_all` gave, by method, best-of-n included.
+    """Collects the responses of `answer_all` by method, best-of-n included.
 
     Args:
-        labels: of its methods, in their order.
+        labels: of the methods, in their order.
         batches: from `answer_all`.
     """
-    found: dict[Label, Answers] = {}
+    answers: dict[Label, Answers] = {}
     for index, label in enumerate(labels):
         answered = [batch["methods"][index] for batch in batches]
-        found[label] = Answers(
+        answers[label] = Answers(
             [response for each in answered for response in each["responses"]],
             torch.tensor([reward for each in answered for reward in each["rewards"]], dtype=torch.float64),
             list(map(pace, answered)),
         )
-    return found | {(f"best-of-{n}", None): _best_of(n, batches) for n in BEST_OF}
+    return answers | {(f"best-of-{n}", None): _best_of(n, batches) for n in BEST_OF}
 
 
 def samples_of(batches: Sequence[Mapping[str, Any]], n: int = SAMPLES) -> tuple[list[list[list[int]]], Tensor]:
@@ -166,14 +166,14 @@ def samples_of(batches: Sequence[Mapping[str, Any]], n: int = SAMPLES) -> tuple[
 
 
 def _best_of(n: int, batches: Sequence[Mapping[str, Any]]) -> Answers:
-    """Of the first n samples of each prompt the one with the highest reward. Its time is that of all n."""
+    """Takes the one with the highest reward of the first n samples of each prompt. Its time is that of all n."""
     responses, rewards = samples_of(batches, n)
     best, chosen = rewards.max(dim=1)
     rounds = [batch["samples"][: n // AT_ONCE] for batch in batches]
     seconds = [sum(each["seconds"] for each in done) for done in rounds]
     steps = [max(len(response) for each in done for response in each["responses"]) for done in rounds]
     return Answers(
-        [own[index] for own, index in zip(responses, chosen.tolist(), strict=True)],
+        [samples[index] for samples, index in zip(responses, chosen.tolist(), strict=True)],
         best,
         [taken / longest for taken, longest in zip(seconds, steps, strict=True)],
     )

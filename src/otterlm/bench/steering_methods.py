@@ -1,4 +1,4 @@
-"""The methods of the steering bench, and the reward that all of them are measured by."""
+"""Makes the methods of the steering bench, and the reward that all of them are measured by."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ BASE, SAMPLE, GUIDANCE, SAMPLED_GUIDANCE, SEARCH = "base", "sample", "guidance",
 SEARCH_WEIGHT = 1.0
 
 Label = tuple[str, float | None]
-"""A method and its weight; None where it has none."""
+"""A label is a method and its weight; None where it has none."""
 
 
 def methods_of(
@@ -28,7 +28,7 @@ def methods_of(
     Args:
         base: the frozen model.
         model: the base with the adapter.
-        adapter_name: whose reward steers.
+        adapter_name: of the reward that steers.
         weights: of guidance.
         sampled: whether guidance is sampled, too.
     """
@@ -43,24 +43,25 @@ def methods_of(
     def search(mask: Tensor) -> dict[str, Any]:
         return {"custom_generate": CandidateSearch(SEARCH_WEIGHT, adapter_name=adapter_name)}
 
-    found: dict[Label, Method] = {
+    methods: dict[Label, Method] = {
         (BASE, None): Method(base, lambda mask: {}),
         (SAMPLE, None): Method(base, lambda mask: SAMPLING),
     }
-    found |= {(GUIDANCE, weight): guidance(weight, {}) for weight in weights}
+    methods |= {(GUIDANCE, weight): guidance(weight, {}) for weight in weights}
     if sampled:
-        found |= {(SAMPLED_GUIDANCE, weight): guidance(weight, SAMPLING) for weight in weights}
-    return found | {(SEARCH, SEARCH_WEIGHT): Method(model, search)}
+        methods |= {(SAMPLED_GUIDANCE, weight): guidance(weight, SAMPLING) for weight in weights}
+    return methods | {(SEARCH, SEARCH_WEIGHT): Method(model, search)}
 
 
 @dataclass(frozen=True, slots=True)
 class FinalReward:
-    """The final reward is an adapter's after the last token of a text. The same text is read once, so it has one reward
-    whatever it was padded to.
+    """The final reward is an adapter's after the last token of a text.
+
+    The same text is read once, so it has one reward whatever its padding was.
 
     Attributes:
         model: the base with the adapter.
-        adapter_name: whose reward.
+        adapter_name: of the reward.
         pad: the token that pads.
         known: rewards of the texts that were read.
     """

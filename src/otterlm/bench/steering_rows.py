@@ -1,4 +1,4 @@
-"""What the steering bench says of each method: gain in reward, and what it costs in fluency, variety and time."""
+"""Computes the rows of the steering bench: the gain in reward, and its cost in fluency, variety and time."""
 
 import math
 import statistics
@@ -22,11 +22,13 @@ from otterlm.training.teachers.scorers import Scorer
 
 @dataclass(frozen=True, slots=True)
 class SteeringRow:
-    """A row is one method over all prompts; `..._ci95` is the 95% interval, lower and upper bound, by the bootstrap
-    over prompts. What is compared with the base is compared prompt by prompt.
+    """A row is one method over all prompts.
+
+    `..._ci95` is the 95% interval, lower and upper bound, by the bootstrap over prompts. Comparisons with the base are
+    made prompt by prompt.
 
     Attributes:
-        method, weight: which; weight None: it has none.
+        method, weight: its name and weight; None: it has no weight.
         prompts: how many there are.
         reward_gain: mean final reward more than that of the base's greedy response, in spreads.
         share_up, share_same: share of prompts whose final reward is higher than the base's, and equal to it.
@@ -66,7 +68,7 @@ class SteeringRow:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A judge's rewards.
+    """The judged rewards are those of a judge.
 
     Attributes:
         methods: of each method's responses, `[N]`.
@@ -79,12 +81,13 @@ class Judged:
 
 
 def spread_of(model: OtterModel, adapter_name: str, batches: Sequence[Mapping[str, Any]]) -> tuple[float, str]:
-    """Returns the standard deviation of final rewards over responses of the base, and what they are: those of training
-    where it measured it, else the base's samples.
+    """Returns the standard deviation of final rewards over responses of the base, and the name of these responses.
+
+    They are those of training where it measured the spread, else the base's samples.
 
     Args:
         model: the base with the adapter.
-        adapter_name: whose reward it is.
+        adapter_name: of the reward.
         batches: from `otterlm.bench.steering.answer_all`.
 
     Raises:
@@ -108,19 +111,19 @@ def rows_of(
     fluency: Scorer,
     judge: Scorer | None,
 ) -> list[SteeringRow]:
-    """Rates what `otterlm.bench.steering.answer_all` gave.
+    """Rates the responses of `otterlm.bench.steering.answer_all`.
 
     Args:
         labels: of the methods, in their order.
         tokenizer, prompts: as for `answer_all`; at least two prompts.
         batches: from `answer_all`.
         spread: of final rewards.
-        fluency: gives perplexities, NaN for empty texts.
-        judge: gives rewards; None: not measured.
+        fluency: computes perplexities, NaN for empty texts.
+        judge: computes rewards; None: not measured.
     """
     answers = answers_of(labels, batches)
-    texts = {label: _texts(tokenizer, own.responses) for label, own in answers.items()}
-    logarithms = {label: own.log() for label, own in _rate(fluency, prompts, texts).items()}
+    texts = {label: _texts(tokenizer, each.responses) for label, each in answers.items()}
+    logarithms = {label: ratings.log() for label, ratings in _rate(fluency, prompts, texts).items()}
     judged = None if judge is None else _judge(judge, tokenizer, prompts, answers, texts, batches)
     base = (BASE, None)
     return [
@@ -128,23 +131,23 @@ def rows_of(
             method=label[0],
             weight=label[1],
             prompts=len(prompts),
-            **_gains((own.rewards - answers[base].rewards) / spread),
+            **_gains((each.rewards - answers[base].rewards) / spread),
             **_perplexity(logarithms[label], logarithms[base]),
-            tokens=float(_lengths(own.responses).mean()),
+            tokens=float(_lengths(each.responses).mean()),
             distinct_2=_distinct_bigrams(texts[label]),
-            **_judgement(judged, label, own, answers[base]),
-            time_over_base=own.time_over(answers[base]),
+            **_judgement(judged, label, each, answers[base]),
+            time_over_base=each.time_over(answers[base]),
         )
-        for label, own in answers.items()
+        for label, each in answers.items()
     ]
 
 
 def at_equal_length(more: Tensor, longer: Tensor, lengths: Tensor, ratings: Tensor) -> Statistic:
-    """Makes the statistic of prompts that is a difference in ratings with length regressed out: mean(more) - slope *
-    mean(longer).
+    """Makes the statistic that is a difference in ratings with length regressed out.
 
-    The slope is that of the least squares fit rating ~ length with an intercept for each prompt, over responses of the
-    base; 0 where all of a prompt's are equally long. It is fitted anew to the prompts that are drawn.
+    It is mean(more) - slope * mean(longer). The slope is that of the least squares fit rating ~ length with an
+    intercept for each prompt, over responses of the base; 0 where all of a prompt's are equally long. It is fitted
+    again to the prompts that are drawn.
 
     Args:
         more, longer: how much higher and longer the method's responses are than the base's greedy ones, `[N]`.
@@ -172,11 +175,12 @@ def _lengths(responses: Sequence[Sequence[int]]) -> Tensor:
 
 def _rate(rate: Scorer, prompts: Sequence[Prompt], texts: Mapping[Any, Sequence[str]]) -> dict[Any, Tensor]:
     """Rates one text to each prompt, by key; the same text of one prompt once."""
-    pairs = list(dict.fromkeys(pair for own in texts.values() for pair in enumerate(own)))
+    pairs = list(dict.fromkeys(pair for column in texts.values() for pair in enumerate(column)))
     rated = rate([prompts[row] for row, _ in pairs], [text for _, text in pairs])
     values = dict(zip(pairs, rated, strict=True))
     return {
-        key: torch.tensor([values[pair] for pair in enumerate(own)], dtype=torch.float64) for key, own in texts.items()
+        key: torch.tensor([values[pair] for pair in enumerate(column)], dtype=torch.float64)
+        for key, column in texts.items()
     }
 
 
@@ -200,7 +204,7 @@ def _judge(
 
 
 def _gains(gains: Tensor) -> dict[str, Any]:
-    """The columns of the own reward, of each prompt's gain in spreads, `[N]`."""
+    """Returns the columns of the adapter's reward, from each prompt's gain in spreads, `[N]`."""
     up = (gains > 0).double()
     return {
         "reward_gain": float(gains.mean()),
@@ -211,9 +215,9 @@ def _gains(gains: Tensor) -> dict[str, Any]:
     }
 
 
-def _perplexity(own: Tensor, base: Tensor) -> dict[str, Any]:
-    """The columns of perplexity, of its logarithms of each prompt, `[N]`; NaN is that of an empty response."""
-    finite, ratios = own[own.isfinite()], (own - base)[(own - base).isfinite()]
+def _perplexity(steered: Tensor, base: Tensor) -> dict[str, Any]:
+    """Returns the columns of perplexity, from logarithms for each prompt, `[N]`; NaN is that of an empty response."""
+    finite, ratios = steered[steered.isfinite()], (steered - base)[(steered - base).isfinite()]
     ratio = ratios.mean().exp().item() if len(ratios) else None
     bounds = interval(len(ratios), mean_of(ratios)) if len(ratios) > 1 else None
     return {
@@ -223,19 +227,19 @@ def _perplexity(own: Tensor, base: Tensor) -> dict[str, Any]:
     }
 
 
-def _judgement(judged: Judged | None, label: Label, own: Answers, base: Answers) -> dict[str, Any]:
-    """The columns of the judge."""
+def _judgement(judged: Judged | None, label: Label, steered: Answers, base: Answers) -> dict[str, Any]:
+    """Returns the columns of the judge."""
     names = ("judge", "judge_at_equal_length")
     if judged is None:
         return {f"{name}{end}": None for name in names for end in ("", "_ci95")}
     more = judged.methods[label] - judged.methods[BASE, None]
-    longer = _lengths(own.responses) - _lengths(base.responses)
+    longer = _lengths(steered.responses) - _lengths(base.responses)
     each = mean_of(more), at_equal_length(more, longer, judged.lengths, judged.samples)
     everyone = torch.arange(len(more))
-    found: dict[str, Any] = {}
+    columns: dict[str, Any] = {}
     for name, statistic in zip(names, each, strict=True):
-        found |= {name: statistic(everyone), f"{name}_ci95": interval(len(more), statistic)}
-    return found
+        columns |= {name: statistic(everyone), f"{name}_ci95": interval(len(more), statistic)}
+    return columns
 
 
 def _distinct_bigrams(texts: Sequence[str]) -> float | None:

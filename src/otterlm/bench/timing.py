@@ -1,4 +1,4 @@
-"""Wall-clock in turn: A B C, A B C, ... so that what the machine does meanwhile falls on all alike."""
+"""Measures wall-clock time in turn, A B C, A B C, ..., so that other work of the machine affects all alike."""
 
 import statistics
 import time
@@ -12,18 +12,18 @@ from otterlm.progress import track
 
 @dataclass(frozen=True, slots=True)
 class Seconds:
-    """What the rounds of one method took."""
+    """The seconds are the times of one method's rounds."""
 
     rounds: tuple[float, ...]
 
     @property
     def median(self) -> float:
-        """Of the rounds."""
+        """Returns the median of the rounds."""
         return statistics.median(self.rounds)
 
     @property
     def spread(self) -> float:
-        """(longest - shortest) / median."""
+        """Returns (longest - shortest) / median."""
         return (max(self.rounds) - min(self.rounds)) / self.median
 
 
@@ -33,9 +33,9 @@ def take_turns(
     """Times every method `rounds` times, in turn.
 
     Args:
-        methods: what to call.
-        warm_up: what to call before, once and untimed: the same with little to do.
-        rounds: how often.
+        methods: the calls, by name.
+        warm_up: calls before them, once and untimed: the same with little to do.
+        rounds: how often each method is timed.
     """
     for call in warm_up.values():
         call()

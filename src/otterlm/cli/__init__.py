@@ -1,4 +1,4 @@
-"""The `otter` command: one file a verb. Its libraries are loaded when a verb needs them."""
+"""Defines the `otter` command, with one file a verb. Its libraries are loaded when a verb needs them."""
 
 import sys
 
@@ -19,7 +19,7 @@ def main() -> None:
         code = run()
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
-    except BrokenPipeError:  # such as of head, which has read enough
+    except BrokenPipeError:  # of `head`, for instance, which has read enough
         code = 0
     except Exception as error:
         line = explain(error)

@@ -1,4 +1,4 @@
-"""`python -m otterlm.cli`, for launchers that take a module."""
+"""Runs `python -m otterlm.cli`, for launchers that take a module."""
 
 from otterlm.cli import main
 

@@ -1,4 +1,4 @@
-"""`otter calibrate`: what an adapter's rewards mean, and from where on to raise an alarm."""
+"""Defines `otter calibrate`, which measures what an adapter's rewards mean, and sets an alarm."""
 
 import math
 from dataclasses import asdict, replace

@@ -1,4 +1,4 @@
-"""`otter export`: a base and its adapters as one folder that an engine loads."""
+"""Defines `otter export`, which writes a base and its adapters as one folder that an engine loads."""
 
 from pathlib import Path
 from typing import Annotated

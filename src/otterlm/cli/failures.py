@@ -1,10 +1,10 @@
-"""What errors mean to the user: a line for those that bad input or the machine causes, of whatever library."""
+"""Explains errors to the user: those that bad input or the machine causes, of any library, get one line."""
 
 import typer
 
 from otterlm.errors import OtterError, reason
 
-# Typer gives no public name to the errors of its parser; they are what its BadParameter is one of.
+# Typer has no public name for the errors of its parser. They are the base class of its BadParameter.
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 MEMORY = "there is not enough memory: try a smaller batch or base, a shorter text, or --dtype bfloat16"
@@ -18,7 +18,7 @@ RUNTIME = {
     "No CUDA GPUs are available": "the device cannot be used",
     "no kernel image is available": "the device cannot be used",
 }
-"""What a RuntimeError of torch means, by words in it."""
+"""The meaning of a RuntimeError of torch, by words in it."""
 
 
 def explain(error: Exception) -> str | None:

@@ -1,10 +1,10 @@
-"""Options that come in groups. A command asks for a group by its dataclass and is given it filled in:
+"""Gives commands groups of options. A command names a group by its dataclass and receives an instance of it:
 
     @grouped
     def command(base: Base, recipe: RewardRecipe, shape: OtterConfig = OtterConfig(hidden_size=32)) -> None: ...
 
-has the options of both, those of `OtterConfig` with the defaults of the instance. Help texts are those of the fields. A
-mapping as the default, by field, changes some defaults of the class.
+This command has the options of both, those of `OtterConfig` with the defaults of the instance. Help texts are those of
+the fields. A mapping as the default, by field, changes some defaults of the class.
 """
 
 import functools
@@ -52,7 +52,7 @@ def options_of(group: type, instance: Any = None, defaults: Any = None) -> list[
 
     Args:
         group: a dataclass.
-        instance: whose values are the defaults; None: those of the class.
+        instance: its values are the defaults; None: those of the class.
         defaults: other defaults, by field, also of the dataclasses inside; anything but a mapping is none.
     """
     others: Mapping[str, Any] = defaults if isinstance(defaults, Mapping) else {}
@@ -88,7 +88,7 @@ def build(group: type, instance: Any, values: dict[str, Any]) -> Any:
 
 
 def _read(field: Field[Any], default: Any, value: Any) -> Any:
-    """An option's value as that of its field. What is wrong with it is said of the option."""
+    """Reads an option's value as that of its field. An error names the option."""
     parse, check = field.metadata.get("parse"), field.metadata.get("check")
     if parse is not None:
         return parse(value)
@@ -110,10 +110,10 @@ def _is_option(field: Field[Any], hint: Any) -> bool:
 
 
 def _annotation(field: Field[Any], hint: Any) -> Any:
-    """The type and the description that typer reads."""
+    """Returns the type and the description that typer reads."""
     if get_origin(hint) is Annotated:
         return hint
-    # A choice is checked by the configuration, which says what it may be; what is parsed is a text.
+    # The configuration checks a choice, and names the choices in its error. An option that is parsed is a text.
     kind = str | None if field.metadata["parse"] else str if get_origin(hint) is Literal else hint
     names = [field.metadata["option"]] if field.metadata["option"] else []
     limits = {"min": field.metadata["minimum"], "max": field.metadata["maximum"]}
@@ -122,7 +122,7 @@ def _annotation(field: Field[Any], hint: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """Which rows are used."""
+    """The group chooses the rows that are used."""
 
     eval_fraction: Annotated[
         float | None, typer.Option(help="Only the rows that training with this --eval-fraction and --seed held out.")
@@ -130,7 +130,7 @@ class HeldOut:
     seed: Annotated[int, typer.Option(help="See --eval-fraction.", min=0)] = 0
 
     def choose(self, rows: list[Row]) -> list[int]:
-        """The indices of all rows, or of those that training held out.
+        """Returns the indices of all rows, or of those that training held out.
 
         Raises:
             OtterError: it held out none.
@@ -145,7 +145,7 @@ class HeldOut:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where and in what precision the base runs."""
+    """The group says where and in what precision the base runs."""
 
     device: Annotated[str, typer.Option(help="Where to run.")] = "cpu"
     dtype: Annotated[str, typer.Option(help="Of the parameters: float32, bfloat16 or float16.")] = "float32"
@@ -155,5 +155,5 @@ class Machine:
         parse_dtype(self.dtype)
 
     def load(self, base: str) -> PreTrainedModel:
-        """The base, there."""
+        """Loads the base there."""
         return load_base(base, parse_dtype(self.dtype)).to(self.device)

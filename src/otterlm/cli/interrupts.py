@@ -1,4 +1,4 @@
-"""Ctrl-C while the libraries load, which takes seconds."""
+"""Handles Ctrl-C while the libraries load, which takes seconds."""
 
 import os
 import signal
@@ -13,20 +13,20 @@ INTERRUPTED = 130
 
 @contextmanager
 def ending_at_once() -> Iterator[None]:
-    """Inside the block, Ctrl-C ends the process in one line, unless somebody handles it.
+    """Lets Ctrl-C end the process in one line, inside the block, unless another handler is set.
 
     An exception would go through the middle of an import, which may swallow it.
     """
-    ours = (
+    is_default = (
         threading.current_thread() is threading.main_thread()
         and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     )
-    if ours:
+    if is_default:
         signal.signal(signal.SIGINT, _leave)
     try:
         yield
     finally:
-        if ours:
+        if is_default:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

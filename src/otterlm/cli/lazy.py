@@ -1,4 +1,4 @@
-"""Groups of verbs that import a verb when it is run, so that `otter --help` needs no torch."""
+"""Makes groups of verbs that import a verb when it is run, so that `otter --help` needs no torch."""
 
 import importlib
 import inspect
@@ -33,7 +33,7 @@ class Verb:
         """Names a verb that is in a module.
 
         Args:
-            path: `module:name` of a function, or of a `typer.Typer` with verbs of its own.
+            path: `module:name` of a function, or of a `typer.Typer` with more verbs.
             help, panel: see `Verb`.
         """
         return cls(help, partial(_load, path), panel)
@@ -41,10 +41,10 @@ class Verb:
 
 def _load(path: str) -> Any:
     module, _, name = path.partition(":")
-    found = getattr(importlib.import_module(module), name)
-    if isinstance(found, typer.Typer):
-        return typer.main.get_command(found)
-    return as_command(module.rpartition(".")[2], found, inspect.getdoc(found))
+    target = getattr(importlib.import_module(module), name)
+    if isinstance(target, typer.Typer):
+        return typer.main.get_command(target)
+    return as_command(module.rpartition(".")[2], target, inspect.getdoc(target))
 
 
 def lazy_group(verbs: Callable[[], Mapping[str, Verb]], default: str | None = None) -> type[TyperGroup]:
@@ -52,7 +52,7 @@ def lazy_group(verbs: Callable[[], Mapping[str, Verb]], default: str | None = No
 
     Args:
         verbs: by name, in the order of the list; called when the group is used.
-        default: the verb that options without a verb are given to; None: none.
+        default: the verb that gets options without a verb; None: none.
     """
 
     class LazyGroup(TyperGroup):

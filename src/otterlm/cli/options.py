@@ -1,4 +1,4 @@
-"""Options that several verbs share, and how they print."""
+"""Defines options that several verbs share, and prints their results."""
 
 from pathlib import Path
 from typing import Annotated
@@ -27,10 +27,10 @@ Dtype = Annotated[str, typer.Option(help="Of the parameters: float32, bfloat16 o
 
 
 def parse_device(name: str) -> torch.device:
-    """A device by name, on which tensors can be made and read.
+    """Returns a device by its name, on which tensors can be made and read.
 
     Raises:
-        OtterError: it is none, or this machine or this PyTorch lacks it.
+        OtterError: there is no such device, or this machine or this PyTorch lacks it.
     """
     try:
         torch.zeros(1, device=name).item()
@@ -43,7 +43,7 @@ def parse_device(name: str) -> torch.device:
 
 
 def parse_adapter(text: str) -> tuple[str | None, str]:
-    """NAME=FOLDER as name and folder; a folder or hub id alone has no name. A path may hold an equals sign.
+    """Splits NAME=FOLDER into name and folder. A folder or hub id alone has no name; a path may hold an equals sign.
 
     Raises:
         OtterError: there is no folder in it.
@@ -56,25 +56,25 @@ def parse_adapter(text: str) -> tuple[str | None, str]:
     return name, folder
 
 
-def one_adapter(given: list[str]) -> tuple[str | None, str]:
-    """The adapter of a command that takes one, as `parse_adapter` gives it.
+def one_adapter(adapters: list[str]) -> tuple[str | None, str]:
+    """Returns the adapter of a command that takes one, as `parse_adapter` does.
 
     Raises:
         OtterError: there are several.
     """
-    if len(given) > 1:
-        raise OtterError(f"this command takes one --adapter, got {', '.join(given)}: run it for each")
-    return parse_adapter(given[0])
+    if len(adapters) > 1:
+        raise OtterError(f"this command takes one --adapter, got {', '.join(adapters)}: run it for each")
+    return parse_adapter(adapters[0])
 
 
-def named_adapters(given: list[str]) -> dict[str, str]:
-    """Adapters by name: NAME=FOLDER, or a folder or hub id, which is named after its signal.
+def named_adapters(specs: list[str]) -> dict[str, str]:
+    """Returns adapters by name, from NAME=FOLDER, or from a folder or hub id, which is named after its signal.
 
     Raises:
         OtterError: one cannot be read, or two have one name.
     """
     adapters: dict[str, str] = {}
-    for name, folder in map(parse_adapter, given):
+    for name, folder in map(parse_adapter, specs):
         name = name or adapter_files.read_config(adapter_files.locate(folder)).signal.type
         if name in adapters:
             raise OtterError(f"two adapters are named {name!r}: give NAME=FOLDER")
@@ -83,7 +83,7 @@ def named_adapters(given: list[str]) -> dict[str, str]:
 
 
 def show_result(result: dict[str, float], out: Path, as_json: bool) -> None:
-    """Prints the metrics of an adapter that was trained and saved; of several processes, one does."""
+    """Prints the metrics of an adapter that was trained and saved. Of several processes, one prints."""
     if not PartialState().is_main_process:
         return
     if as_json:

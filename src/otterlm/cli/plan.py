@@ -1,4 +1,4 @@
-"""`otter plan`: what an adapter costs, before anything is loaded."""
+"""Defines `otter plan`, which computes what an adapter costs before anything is loaded."""
 
 from typing import Annotated
 

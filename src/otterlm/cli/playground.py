@@ -1,4 +1,4 @@
-"""`otter playground`: a local page with the original and the guided response side by side, coloured as they come."""
+"""Defines `otter playground`, which serves a page with the original and the guided response side by side."""
 
 from typing import Annotated
 
@@ -34,7 +34,7 @@ def command(
     for name, folder in adapters.items():
         model.load_adapter(folder, name)
     session = Session(model.eval(), load_tokenizer(base))
-    # The first passes of a process are slow: not while somebody waits.
+    # The first passes of a process are slow, so they run before a user waits.
     list(session.compare(base, Settings(session.coloured[0], None, max_new_tokens=1)))
     page, address = serve(session, base, host, port)
     if as_json:

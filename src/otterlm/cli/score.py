@@ -1,4 +1,4 @@
-"""`otter score`: the reward of texts, and the accuracy on pairs."""
+"""Defines `otter score`, which computes the reward of texts, and the accuracy on pairs."""
 
 import itertools
 import json
@@ -67,7 +67,7 @@ def command(
 
 
 def _check_files(data: str, out: Path | None, html: Path | None) -> None:
-    """That no file is written over another one of the command."""
+    """Checks that no file is written over another one of the command."""
     named = {"--data": Path(data), "--out": out, "--html": html}
     paths = {name: path.expanduser().resolve() for name, path in named.items() if path is not None}
     for first, second in itertools.combinations(paths, 2):
@@ -86,7 +86,7 @@ def _in_words(summary: dict[str, Any]) -> str:
 
 
 def _line(row: Scored, tokenizer: PreTrainedTokenizerBase, tokens: bool) -> dict[str, Any]:
-    """A row of --out: the reward of each text, and perhaps of each of its tokens."""
+    """Returns a row of --out: the reward of each text, and perhaps of each of its tokens."""
     line: dict[str, Any] = {"row": row.example.row, "rewards": [values[-1] for values in row.rewards]}
     if tokens:
         line["tokens"] = [
@@ -97,7 +97,7 @@ def _line(row: Scored, tokenizer: PreTrainedTokenizerBase, tokens: bool) -> dict
 
 
 def _sections(scored: Sequence[Scored], tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, list[str]]]:
-    """The sections of the page: the responses of each row, all coloured on one scale."""
+    """Returns the sections of the page: the responses of each row, all coloured on one scale."""
     values = [value for row in scored for rewards in row.rewards for value in rewards]
     low, high = min(values), max(values)
     return [

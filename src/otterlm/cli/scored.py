@@ -1,4 +1,4 @@
-"""What `otter score` and `otter calibrate` begin with: rows of data, scored by an adapter."""
+"""Scores rows of data by an adapter, for `otter score` and `otter calibrate`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ def score_rows(
     batch_size: int,
     machine: Machine,
 ) -> tuple[list[Scored], PreTrainedTokenizerBase]:
-    """Scores rows; returns the tokenizer, too.
+    """Scores rows, and returns the tokenizer, too.
 
     Raises:
         OtterError: base or adapter cannot be loaded, or a text exceeds the base's context.

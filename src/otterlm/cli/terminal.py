@@ -1,4 +1,4 @@
-"""How results come to the terminal: every text as it is, whatever stands in it, and a path in one piece."""
+"""Prints results to the terminal: every text unchanged, whatever it contains, and a path in one piece."""
 
 import codecs
 import io
@@ -15,16 +15,16 @@ from rich.table import Table
 from rich.text import Text
 
 WIDE = 10_000
-"""Columns of what is no terminal: a file or a pipe, in which nothing need be wrapped."""
+"""A file or a pipe, which is no terminal, has so many columns: nothing need be wrapped in it."""
 
 
-# A response may say [/INST] or :smile:, and a folder may be called out [final].
+# A response may contain [/INST] or :smile:, and a folder's name may be out [final].
 AS_IT_IS: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
 console = Console(**AS_IT_IS)
 
 
 def show_coloured(coloured: Text, plain: str) -> None:
-    """Prints a text in colours where there are any, else as it is."""
+    """Prints a text in colours where the terminal has any, and plain elsewhere."""
     if console.is_terminal and not console.no_color:
         console.print(coloured, soft_wrap=True)
     else:
@@ -62,7 +62,7 @@ def _finite(value: Any) -> Any:
 
 
 def prepare_streams() -> None:
-    """Makes every text printable: one that the locale cannot encode is escaped, a path of other bytes keeps them."""
+    """Makes every text printable. Text that the locale cannot encode is escaped; a path of other bytes keeps them."""
     # Rich would exit with 1, also from Typer's help; `main` decides.
     Console.on_broken_pipe = _broken_pipe  # type: ignore[method-assign, assignment]
     codecs.register_error("otterlm.as_it_is", _as_it_is)
@@ -80,7 +80,7 @@ def quieten_libraries() -> None:
     import transformers
 
     if "TRANSFORMERS_VERBOSITY" not in os.environ:
-        transformers.utils.logging.set_verbosity_error()  # what it warns of, such as missing weights, is refused
+        transformers.utils.logging.set_verbosity_error()  # Otter refuses what this warns of, such as missing weights
     if not sys.stderr.isatty():
         for library in (transformers.utils.logging, datasets):
             library.disable_progress_bar()

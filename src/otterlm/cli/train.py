@@ -1,4 +1,4 @@
-"""`otter train NAME` and `otter distill NAME`: one verb for each signal, its options those of its recipe."""
+"""Defines `otter train NAME` and `otter distill NAME`: each signal has a verb, with the options of its recipe."""
 
 import inspect
 from collections.abc import Mapping
@@ -25,16 +25,16 @@ def verbs(verb: str) -> Mapping[str, Verb]:
     Args:
         verb: `train` or `distill`.
     """
-    found = {}
+    listed = {}
     for name in signal_names():
         try:
             recipes = signal_type(name).recipes
             help = _summary(load_part(recipes[verb])) if verb in recipes else None
-        except OtterError as error:  # of another package, which is not to keep the others from being listed
+        except OtterError as error:  # of another package: the others are listed all the same
             help = str(error)
         if help is not None:
-            found[name] = Verb(help, partial(command_of, name, verb))
-    return found
+            listed[name] = Verb(help, partial(command_of, name, verb))
+    return listed
 
 
 def command_of(name: str, verb: str) -> Any:

@@ -1,4 +1,4 @@
-"""The verbs of `otter`, by what they are for."""
+"""Lists the verbs of `otter`, by what they are for."""
 
 import sys
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""`otter verify`: proof, on the user's own pair, that the logits are the base's."""
+"""Defines `otter verify`, which proves on the user's base and adapter that the logits are the base's."""
 
 from dataclasses import asdict
 from typing import Annotated
@@ -39,10 +39,10 @@ def command(
         print_json({"exact": exact, "checks": [asdict(check) for check in checks]})
     else:
         cases = list(dict.fromkeys(check.case for check in checks))
-        found = {(check.dtype, check.attention, check.case): check.exact for check in checks}
+        exactness = {(check.dtype, check.attention, check.case): check.exact for check in checks}
         marks = {True: Text("=", style="green"), False: Text("≠", style="red")}
         rows: list[list[str | Text]] = [
-            [f"{kind} {attention}", *(marks[found[kind, attention, case]] for case in cases)]
+            [f"{kind} {attention}", *(marks[exactness[kind, attention, case]] for case in cases)]
             for kind, attention in dict.fromkeys((check.dtype, check.attention) for check in checks)
         ]
         show_table("logits and tokens, base alone = base with adapter", ["", *cases], rows)

@@ -1,4 +1,4 @@
-"""Interventions: what a signal does to decoding. One file each; all plug into `generate`."""
+"""Lists the interventions, which apply signals to decoding. Each has one file, and all plug into `generate`."""
 
 from otterlm.decoding.best_of_n import BestOfN
 from otterlm.decoding.contrast import ContrastGuidance

@@ -1,4 +1,4 @@
-"""Best-of-n: n responses are sampled from the base, the one with the highest reward is given."""
+"""Samples n responses from the base and returns the one with the highest reward (best-of-n)."""
 
 from dataclasses import replace
 from typing import Any
@@ -19,14 +19,14 @@ from otterlm.signals.base import Capability
 
 
 class BestOfN(Loop):
-    """A decoding loop for `model.generate(..., do_sample=True, custom_generate=BestOfN(n))`.
+    """The loop decodes for `model.generate(..., do_sample=True, custom_generate=BestOfN(n))`.
 
     A streamer is shown the response that was chosen, once it is.
 
     Args:
         n: responses a prompt.
-        weight: 0 is the base's own decoding, a negative weight takes the lowest reward.
-        adapter_name: whose reward; may be left out where there is one.
+        weight: 0 is the base's decoding, a negative weight takes the lowest reward.
+        adapter_name: of the reward; may be left out where there is one.
 
     Raises:
         OtterError: a setting is out of range, or n responses are not sampled.
@@ -43,11 +43,11 @@ class BestOfN(Loop):
         self.samples = 1 if self.off else self.n
 
     def reads(self, model: OtterModel) -> str:
-        """See `Intervention`."""
+        """Returns the name of its adapter."""
         return model.adapter_name(self.adapter_name, Capability.PREFIX)
 
     def check(self, model: OtterModel, request: Request) -> None:
-        """See `Intervention`."""
+        """Checks the call, see `Intervention`."""
         super().check(model, request)
         if not request.config.do_sample and self.samples > 1:
             raise OtterError("best-of-n needs do_sample=True, or all n responses are the same")
@@ -66,11 +66,11 @@ class BestOfN(Loop):
         return changed
 
     def decode(self, run: Run) -> RewardedOutput:
-        """See `Loop`."""
+        """Samples, scores and chooses, see `Loop`."""
         prompt = run.input_ids.shape[1]
         changed: dict[str, Any] = {}
         if run.user_cache is not None:
-            # It has a row for each prompt, and is kept for the next turn.
+            # It has a row for each prompt, and stays for the next turn.
             changed["past_key_values"] = DynamicCache(config=run.model.config.get_text_config(decoder=True))
         sequences = run.sample(**changed)  # [B n, T]
         lengths = run.generation.lengths

@@ -1,4 +1,4 @@
-"""Contrast (DExperts, arXiv 2105.03023): logits + alpha * (expert - anti-expert), from the pass that is made anyway."""
+"""Adds alpha * (expert - anti-expert) to the logits (DExperts, arXiv 2105.03023), from the pass that gave them."""
 
 from torch import Tensor
 
@@ -12,15 +12,16 @@ from otterlm.signals.contrast.head import ContrastSignal
 
 
 class ContrastGuidance(SignalProcessor):
-    """Moves the logits towards the expert and away from the anti-expert. Works with greedy decoding, sampling,
-    beams and assistants, in batches.
+    """Moves the logits towards the expert and away from the anti-expert.
+
+    It works with greedy decoding, sampling, beams and assistants, in batches.
 
     Args:
         model: the model that generates.
         alpha: how far; 0 leaves the scores untouched.
-        top_p: only the base's likeliest tokens that together have this probability stay possible, as in DExperts: it
-            keeps the text the base's own.
-        adapter_name: whose contrast; may be left out where there is one.
+        top_p: only the base's likeliest tokens that together have this probability stay possible, as in DExperts, so
+            that the text stays likely to the base.
+        adapter_name: of the contrast; may be left out where there is one.
 
     Raises:
         OtterError: a setting is out of range, or (when called) the scores are not of this model's latest pass.
@@ -33,7 +34,7 @@ class ContrastGuidance(SignalProcessor):
         self.off = self.alpha == 0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """`[B, T]` tokens so far and `[B, V]` scores of the next to `[B, V]`."""
+        """Maps `[B, T]` tokens so far and `[B, V]` scores of the next to `[B, V]`."""
         signal: ContrastSignal | None = None if self.off else self.signal(input_ids, scores)
         if signal is None:
             return scores

@@ -1,5 +1,7 @@
-"""Which drafts are verified together: a tree in which a path from the root is one guess at the coming tokens
-(Medusa, arXiv 2401.10774)."""
+"""Defines the tree of drafts that are verified together (Medusa, arXiv 2401.10774).
+
+A path from its root is one guess at the next tokens.
+"""
 
 import heapq
 from collections.abc import Sequence
@@ -14,7 +16,7 @@ from otterlm.errors import OtterError
 
 @dataclass(frozen=True)
 class DraftTree:
-    """A tree of drafts. Node 0 is the root, the token that is already decided; parents come before their children.
+    """The tree has a node for each draft. Node 0 is the root, the decided token, and parents come before children.
 
     Attributes:
         parents: of each node, the node before it; -1 for the root.
@@ -32,15 +34,15 @@ class DraftTree:
 
     @classmethod
     def chain(cls, length: int) -> "DraftTree":
-        """The best guess after the best guess, `length` times."""
+        """Makes the tree of the best guess after the best guess, `length` times."""
         return cls(tuple(range(-1, length)), (0,) * (length + 1))
 
     @classmethod
     def best(cls, accuracy: Sequence[Sequence[float]], drafts: int) -> "DraftTree":
-        """The tree of so many drafts that is expected to have the longest accepted path.
+        """Makes the tree of so many drafts with the longest expected accepted path.
 
-        A node is accepted when its guess and all before it are right; the likeliest nodes are taken (Medusa, section
-        2.3.2).
+        A node is accepted when its guess and all before it are right, so the tree has the likeliest nodes (Medusa,
+        section 2.3.2).
 
         Args:
             accuracy: of each head, how often its best, second best, ... guess is right when all before it were.
@@ -65,19 +67,20 @@ class DraftTree:
                 heapq.heappush(open_nodes, (chance * accuracy[depth][0], node, 0))
         return cls(tuple(parents), tuple(ranks))
 
-    def only(self, kept: Sequence[int]) -> "DraftTree":
-        """The tree of some of its nodes, in their order: the root, and no node without its parent."""
-        if len(kept) == len(self):
-            return self  # with what it has derived already
-        places = {node: place for place, node in enumerate(kept)} | {-1: -1}
-        return DraftTree(tuple(places[self.parents[node]] for node in kept), tuple(self.ranks[node] for node in kept))
+    def only(self, nodes: Sequence[int]) -> "DraftTree":
+        """Returns the tree of some of its nodes, in their order: the root, and no node without its parent."""
+        if len(nodes) == len(self):
+            return self  # its derived properties are cached
+        index_of = {node: index for index, node in enumerate(nodes)} | {-1: -1}
+        parents = tuple(index_of[self.parents[node]] for node in nodes)
+        return DraftTree(parents, tuple(self.ranks[node] for node in nodes))
 
     def __len__(self) -> int:
         return len(self.parents)
 
     @cached_property
     def depths(self) -> tuple[int, ...]:
-        """Of each node, how many tokens it is behind the root."""
+        """Returns how many tokens each node is after the root."""
         depths = [0]
         for parent in self.parents[1:]:
             depths.append(depths[parent] + 1)
@@ -85,15 +88,15 @@ class DraftTree:
 
     @cached_property
     def children(self) -> tuple[tuple[int, ...], ...]:
-        """Of each node, the nodes after it."""
-        found: list[list[int]] = [[] for _ in self.parents]
+        """Returns the children of each node."""
+        children: list[list[int]] = [[] for _ in self.parents]
         for node, parent in enumerate(self.parents[1:], start=1):
-            found[parent].append(node)
-        return tuple(map(tuple, found))
+            children[parent].append(node)
+        return tuple(map(tuple, children))
 
     @cached_property
     def ancestors(self) -> Tensor:
-        """`[N, N]` bool: what each node sees of the tree, see `otterlm.masks.tree_mask`."""
+        """Returns what each node sees of the tree, `[N, N]` bool, see `otterlm.masks.tree_mask`."""
         seen = torch.eye(len(self), dtype=torch.bool)
         for node, parent in enumerate(self.parents[1:], start=1):
             seen[node] |= seen[parent]

@@ -1,4 +1,4 @@
-"""What all decoding loops share: their call by `generate`, the base's own decoding, streaming, and results."""
+"""Defines what all decoding loops share: the call by `generate`, the base's decoding, streaming, and results."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -18,16 +18,16 @@ from otterlm.model import OtterModel
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What `generate` gives to a loop.
+    """A run holds what `generate` passes to a loop.
 
     Attributes:
-        model: generates.
+        model: the model that generates.
         generation: the call.
         input_ids: `[B, T]`, the prompts, padded on the left; `[B, 0]` where `inputs` has their embeddings alone.
         processors: take `[B, T]` tokens and `[B, V]` scores.
-        criteria: take `[B, T]` tokens, say which rows end.
+        criteria: take `[B, T]` tokens and decide which rows end.
         config: complete.
-        streamer: is shown the response.
+        streamer: receives the response.
         inputs: further arguments of a pass: mask, positions, cache, ...
     """
 
@@ -42,18 +42,18 @@ class Run:
 
     @property
     def new_tokens(self) -> int:
-        """How many tokens a response has at most."""
+        """Returns how many tokens a response has at most."""
         return self.config.max_length - self.input_ids.shape[1]
 
     @property
     def user_cache(self) -> Cache | None:
-        """The caller's cache, which may serve the next turn."""
+        """Returns the caller's cache, which may serve the next turn."""
         cache: Cache | None = self.inputs.get("past_key_values")
         return cache if getattr(cache, "_is_user_defined", False) else None
 
     @property
     def prompt_mask(self) -> Tensor:
-        """`[B, P]`, 1 at the prompts' tokens and 0 at padding."""
+        """Returns the mask of the prompts, `[B, P]`, 1 at tokens and 0 at padding."""
         mask: Tensor | None = self.inputs.get("attention_mask")
         if mask is not None:
             return mask
@@ -63,7 +63,7 @@ class Run:
 
     @property
     def prompt_positions(self) -> Tensor:
-        """`[B, P]`.
+        """Returns the positions of the prompts' tokens, `[B, P]`.
 
         Raises:
             OtterError: the positions have several axes, as for images.
@@ -89,8 +89,8 @@ class Run:
         """Decodes as the base does, greedily or by sampling.
 
         Args:
-            streamer: is shown the tokens.
-            changed: arguments of the base's method, in the place of this run's.
+            streamer: receives the tokens.
+            changed: arguments of the base's method that replace this run's.
 
         Returns:
             `[B, T]`.
@@ -108,11 +108,11 @@ class Run:
 
 
 class Loop(Intervention, ABC):
-    """A decoding loop, for `generate(..., custom_generate=...)`.
+    """The loop decodes for `generate(..., custom_generate=...)`.
 
     Attributes:
         supports: settings of `generate` that are honoured.
-        output: what is returned where a dict is asked for; its other fields are None where the loop is off.
+        output: the class of the result where a dict is asked for; its other fields are None where the loop is off.
         samples: how many rows are generated for each that is returned.
     """
 
@@ -139,7 +139,7 @@ class Loop(Intervention, ABC):
         streamer: BaseStreamer | None = None,
         **inputs: Any,
     ) -> ModelOutput | Tensor:
-        """Called by `generate`. Returns the sequences, `[B, T]`, or an `output` if asked for a dict."""
+        """Returns the sequences, `[B, T]`, or an `output` if a dict is asked for. `generate` calls this."""
         generation = getattr(model, "generation", None)
         if not isinstance(generation, Generation):
             raise OtterError(f"{type(self).__name__} reads signals: generate with the OtterModel")
@@ -158,4 +158,4 @@ class Loop(Intervention, ABC):
 
     @abstractmethod
     def decode(self, run: Run) -> Any:
-        """Generates. Returns an `output`, whose `sequences` are `[B, T]`."""
+        """Generates, and returns an `output`, whose `sequences` are `[B, T]`."""

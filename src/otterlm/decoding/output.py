@@ -1,4 +1,4 @@
-"""What decoding loops return when asked for more than the tokens."""
+"""Defines what decoding loops return when a dict is asked for."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from transformers.utils import ModelOutput
 
 @dataclass
 class RewardedOutput(ModelOutput):
-    """Sequences with rewards.
+    """The output holds sequences with rewards.
 
     Attributes:
         sequences: `[B, T]` tokens, the prompt included.
@@ -21,7 +21,7 @@ class RewardedOutput(ModelOutput):
 
 @dataclass
 class ReplacedOutput(ModelOutput):
-    """Sequences, some of which may have been replaced.
+    """The output holds sequences, some of which may have been replaced.
 
     Attributes:
         sequences: `[B, T]` tokens, the prompt included.

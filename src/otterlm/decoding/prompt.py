@@ -1,4 +1,4 @@
-"""How the decoding loops begin: the prompt is read into a KV cache that can be cropped."""
+"""Reads the prompt of a decoding loop into a KV cache that can be cropped."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,20 +14,20 @@ from otterlm.masks import token_positions
 from otterlm.model import OtterModel
 
 READ = {"attention_mask", "inputs_embeds", "position_ids"}
-"""Arguments of a pass that the loops hand on."""
+"""The loops pass these arguments on."""
 REPLACED = {"past_key_values", "use_cache", "logits_to_keep", "output_attentions", "output_hidden_states"}
-"""Arguments that change no token: a loop has a cache of its own, and leaves the caller's as it was."""
+"""These arguments change no token. A loop has another cache, and leaves the caller's unchanged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt that has been read.
+    """The prompt has been read by a pass.
 
     Attributes:
         seen: `[B, P]`, 1 for its tokens and 0 for padding.
-        cache: holds it. Unlike a sliding-window cache it can be cropped, and a token in it can be hidden.
+        cache: holds the prompt. Unlike a sliding-window cache it can be cropped, and a token in it can be hidden.
         output: of the pass; logits of the last token only, `[B, 1, V]`.
-        position: `[B]`, of the token after it.
+        position: `[B]`, of the token after the prompt.
     """
 
     seen: Tensor
@@ -40,7 +40,7 @@ def read_prompt(run: Run, drafts: int = 0, **settings: Any) -> Prompt:
     """Reads a prompt.
 
     Args:
-        run: whose prompt.
+        run: has the prompt.
         drafts: how many tokens beside the text will be in the cache at most.
         settings: more arguments of the pass.
 
@@ -67,11 +67,12 @@ def read_prompt(run: Run, drafts: int = 0, **settings: Any) -> Prompt:
 
 
 def check_window(model: OtterModel, length: int) -> None:
-    """That a text of this length fits the base's sliding window, if it has one: several tokens tried for one place
-    need a cache that keeps the whole prefix.
+    """Checks that a text of this length fits the base's sliding window, if it has one.
+
+    Several tokens that are tried at one position need a cache that holds the whole prefix.
 
     Raises:
-        OtterError: it does not.
+        OtterError: the text does not fit.
     """
     config = decoder_config(model.base_model)
     windows = [window_of(config, model.family, layer) for layer in range(config.num_hidden_layers)]
@@ -84,7 +85,7 @@ def check_window(model: OtterModel, length: int) -> None:
 
 @torch.no_grad()
 def read_once(model: Any, input_ids: Tensor, attention_mask: Tensor, samples: int) -> DynamicCache:
-    """A KV cache of all but each prompt's last token, read once for all its samples.
+    """Returns a KV cache of all but each prompt's last token, read once for all its samples.
 
     Args:
         model: a base or an `OtterModel`.
@@ -92,7 +93,7 @@ def read_once(model: Any, input_ids: Tensor, attention_mask: Tensor, samples: in
         samples: how many of each prompt; row `samples * b + n` is the n-th of prompt b.
 
     Returns:
-        For `generate(..., past_key_values=...)` of the prompts repeated, `[B samples, P]`.
+        The cache for `generate(..., past_key_values=...)` of the repeated prompts, `[B samples, P]`.
     """
     cache = DynamicCache(config=model.config)
     if input_ids.shape[1] > 1:

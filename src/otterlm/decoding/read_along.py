@@ -1,5 +1,8 @@
-"""Models that read along with a generation and say what they would say next: what DExperts runs beside the base, and
-what Otter does without. The base itself, under other prompts, is the contrast that needs no training."""
+"""Runs models beside a generation, to read their next-token logits.
+
+DExperts runs two such models beside the base, and Otter runs none. The base itself, with other prompts, is a contrast
+that needs no training.
+"""
 
 import torch
 from torch import Tensor
@@ -15,11 +18,11 @@ from otterlm.masks import token_positions
 
 
 class ReadAlongModel:
-    """Next-token logits of a model after its own prompt and the tokens generated so far, with its own KV cache.
+    """Computes a model's next-token logits after another prompt and the tokens generated so far, with a KV cache.
 
     Args:
-        model: reads along.
-        prompt: `[B, P]` token ids that stand for the generation's prompt, padded on the left.
+        model: the model that reads along.
+        prompt: `[B, P]` token ids that replace the generation's prompt, padded on the left.
         attention_mask: `[B, P]`, 0 at padding; all ones by default.
     """
 
@@ -32,11 +35,13 @@ class ReadAlongModel:
 
     @torch.no_grad()
     def logits(self, generated: Tensor) -> Tensor:
-        """`[B, N]` tokens generated so far to `[B, V]`. Only tokens that were not read before are passed through the
-        model. B may be a multiple of the prompts, as it is with beams.
+        """Maps `[B, N]` tokens generated so far to `[B, V]` logits.
+
+        Only tokens that were not read before are passed through the model. B may be a multiple of the prompts, as it is
+        with beams.
 
         Raises:
-            OtterError: it is not.
+            OtterError: B is no multiple of the prompts.
         """
         prompt, prompt_mask = (repeated(part, len(generated)) for part in (self._prompt, self._mask))
         whole = torch.cat((prompt, generated), dim=-1)
@@ -56,8 +61,10 @@ class ReadAlongModel:
         return output.logits[:, -1]
 
     def _start(self, prompt: Tensor, prompt_mask: Tensor) -> tuple[DynamicCache, int]:
-        """A KV cache, and how many tokens are in it: prompts that stand in a row, as `num_return_sequences` has them,
-        are read once."""
+        """Returns a KV cache, and how many tokens are in it.
+
+        Equal prompts that follow each other, as `num_return_sequences` makes them, are read once.
+        """
         _, counts = torch.cat((prompt, prompt_mask), dim=-1).unique_consecutive(dim=0, return_counts=True)
         samples = int(counts[0])
         if samples == 1 or not bool((counts == samples).all()):
@@ -67,14 +74,14 @@ class ReadAlongModel:
 
 
 class TwoModelContrast(Intervention, LogitsProcessor):
-    """logits + alpha * (expert - anti-expert), where both are companions. For one call of a base's `generate`.
+    """Adds alpha * (expert - anti-expert) to the logits, where both are models that read along.
 
-    With two fine-tuned models this is DExperts (arXiv 2105.03023); with the base twice, after a good and a bad system
-    prompt, adversarial contrastive decoding (arXiv 2406.16743).
+    It serves one call of a base's `generate`. With two fine-tuned models this is DExperts (arXiv 2105.03023). With the
+    base twice, after a good and a bad system prompt, it is adversarial contrastive decoding (arXiv 2406.16743).
 
     Args:
-        expert, anti_expert: read along.
-        prompt_length: tokens of the generation's own prompt, padding included.
+        expert, anti_expert: the models that read along.
+        prompt_length: tokens of the generation's prompt, padding included.
         alpha: how far; 0 leaves the scores untouched.
         top_p: see `ContrastGuidance`.
 
@@ -95,7 +102,7 @@ class TwoModelContrast(Intervention, LogitsProcessor):
         self.top_p = check_share("top_p", top_p)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """`[B, T]` tokens so far and `[B, V]` scores of the next to `[B, V]`."""
+        """Maps `[B, T]` tokens so far and `[B, V]` scores of the next to `[B, V]`."""
         if self.off:
             return scores
         if input_ids.shape[1] < self.prompt_length:

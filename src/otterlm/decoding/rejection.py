@@ -1,7 +1,7 @@
-"""Rejection (CARDS, arXiv 2406.16306): segments are sampled, judged by their reward, sampled again if it is too low.
+"""Samples segments, judges them by their reward, and samples again if it is too low (CARDS, arXiv 2406.16306).
 
-A segment ends where the base is unsure how to go on. CARDS asks a second model for its reward; here the pass that read
-the segment's last token has given it already.
+A segment ends where the base's next token is uncertain. CARDS runs a second model for its reward. Here the pass that
+read the segment's last token has given it already.
 """
 
 import math
@@ -26,7 +26,7 @@ from otterlm.signals.base import Capability
 
 @dataclass
 class RejectionOutput(ModelOutput):
-    """Sequences, and what they took.
+    """The output holds sequences, and how many attempts they took.
 
     Attributes:
         sequences: `[B, T]` tokens, the prompt included.
@@ -40,18 +40,18 @@ class RejectionOutput(ModelOutput):
 
 
 class RejectionSampling(Loop):
-    """A decoding loop for `model.generate(..., do_sample=True, custom_generate=RejectionSampling(threshold))`.
+    """The loop decodes for `model.generate(..., do_sample=True, custom_generate=RejectionSampling(threshold))`.
 
     A segment with reward r that would end at token t of at most n is taken with probability min(1, exp((r - r(t)) /
     beta)), where r(t) rises linearly to the threshold from (1 - alpha) * reward of the prompt + alpha * threshold.
 
     Args:
-        threshold: the reward that a whole response should have; minus infinity is the base's own sampling.
+        threshold: the reward that a whole response should have; minus infinity is the base's sampling.
         alpha, beta: see above.
         entropy: a segment ends where the next token's distribution has at least this entropy, in nats.
         shortest, longest: tokens of a segment (a response may end earlier).
         attempts: after so many rejections the best segment so far is taken.
-        adapter_name: whose reward; may be left out where there is one.
+        adapter_name: of the reward; may be left out where there is one.
 
     Raises:
         OtterError: a setting is out of range.
@@ -82,17 +82,17 @@ class RejectionSampling(Loop):
         self.off = self.threshold == -math.inf
 
     def reads(self, model: OtterModel) -> str | None:
-        """See `Intervention`."""
+        """Returns the name of its adapter."""
         return model.adapter_name(self.adapter_name, Capability.PREFIX)
 
     def check(self, model: OtterModel, request: Request) -> None:
-        """See `Intervention`."""
+        """Checks the call, see `Intervention`."""
         super().check(model, request)
         if not request.config.do_sample and not self.off:
             raise OtterError("rejection sampling needs do_sample=True, or a rejected segment would come again")
 
     def decode(self, run: Run) -> RejectionOutput:
-        """See `Loop`."""
+        """Decodes segment by segment, see `Loop`."""
         model, input_ids = run.model, run.input_ids
         prompt = read_prompt(run)
         seen = prompt.seen.bool()  # a rejected segment stays in the cache, unseen
@@ -145,21 +145,21 @@ class RejectionSampling(Loop):
         return len(row.slots) >= self.shortest and float(-(chances.exp() * chances).sum()) >= self.entropy
 
     def _sample(self, run: Run, row: "Segments", index: int) -> Tensor:
-        """The next token of a row, `[1]`; anything for a row that has ended."""
+        """Samples the next token of a row, `[1]`; a row that has ended gets any token."""
         if row.ended:
             return row.tokens[-1:]
         whole = torch.cat((run.input_ids[index], row.response))
         return torch.multinomial(process_row(run, whole, row.reading, index).softmax(dim=-1), 1)
 
     def _rewards(self, model: OtterModel, output: Any, rows: list["Segments"], judged: list[int]) -> list[float]:
-        """The rewards of some rows as they stand, from the pass that has just been made."""
+        """Returns the rewards of some rows as they are now, from the latest pass."""
         signal = output.signals[model.adapter_name(self.adapter_name, Capability.PREFIX)]
         return signal.prefix[judged, -1].tolist()
 
 
 @dataclass
 class _Candidate:
-    """A segment that was sampled, and where it leads."""
+    """A candidate is a segment that was sampled, with the state after it."""
 
     reward: float
     tokens: Tensor
@@ -169,7 +169,7 @@ class _Candidate:
 
 
 class Segments:
-    """One row: the tokens so far, and the segment that is being sampled.
+    """The object holds one row: the tokens so far, and the segment that is being sampled.
 
     Attributes:
         tokens: prompt (without padding), segments taken and the one being sampled.
@@ -192,7 +192,7 @@ class Segments:
 
     @property
     def response(self) -> Tensor:
-        """The tokens after the prompt."""
+        """Returns the tokens after the prompt."""
         return self.tokens[self._prompt :]
 
     def read(self, token: Tensor, reading: Reading, slot: int) -> None:
@@ -202,25 +202,25 @@ class Segments:
         self.slots.append(slot)
 
     def judge(self, reward: float, accepted: bool, attempts: int) -> tuple[list[int], list[int]]:
-        """Takes the segment, or goes back to its start; after so many attempts the best one is taken.
+        """Takes the segment, or returns to its start. After so many attempts the best one is taken.
 
         Returns:
-            The slots of the cache to hide and the ones to show again.
+            The slots of the cache to hide and those to show again.
         """
-        here = _Candidate(reward, self.tokens, self.reading, self.slots, self.ends)
+        current = _Candidate(reward, self.tokens, self.reading, self.slots, self.ends)
         self.sampled += 1
-        taken = here
+        taken = current
         if not accepted:
-            self._rejected.append(here)
+            self._rejected.append(current)
             if len(self._rejected) < attempts:
                 self.tokens, self.reading = self._start
                 self.slots = []
-                return here.slots, []
+                return current.slots, []
             taken = max(self._rejected, key=lambda candidate: candidate.reward)
         self.tokens, self.reading, self.ended = taken.tokens, taken.reading, taken.ends
         self._start, self._rejected, self.slots = (taken.tokens, taken.reading), [], []
         self.taken += 1
-        return (here.slots, taken.slots) if taken is not here else ([], [])
+        return (current.slots, taken.slots) if taken is not current else ([], [])
 
 
 def make(model: OtterModel, adapter_name: str, settings: InterventionSettings) -> RejectionSampling:

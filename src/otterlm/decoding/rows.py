@@ -1,4 +1,4 @@
-"""Rows of a batch that grow at their own pace."""
+"""Processes and joins rows of a batch that grow independently of each other."""
 
 from dataclasses import dataclass
 from typing import Any, Self
@@ -13,7 +13,7 @@ from otterlm.errors import OtterError
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a pass says at one position of one row.
+    """A reading is the output of a pass at one position of one row.
 
     Attributes:
         logits: `[V]`, of the next token.
@@ -25,18 +25,18 @@ class Reading:
 
     @classmethod
     def of(cls, output: Any, row: int, position: int) -> Self:
-        """From an `OtterModel`'s output."""
+        """Takes a reading from an `OtterModel`'s output."""
         states = {name: signal.state[row, position] for name, signal in output.signals.items()}
         return cls(output.logits[row, position], states)
 
 
 def process_row(run: Run, tokens: Tensor, reading: Reading, index: int) -> Tensor:
-    """What the logits processors make of one row.
+    """Returns the scores of one row after the logits processors.
 
     Args:
         run: its processors may hold a number for every row of the batch, so the row is repeated over the batch, and
-            only its own result is read. The model's latest signals become the reading's, as if the pass had been of
-            this row alone: processors read them.
+            only its result is read. The model's latest signals become the reading's, as if the pass had been of this
+            row alone: processors read them.
         tokens: `[T]`, of the row so far.
         reading: of the pass that read the last of them.
         index: of the row.
@@ -51,10 +51,10 @@ def process_row(run: Run, tokens: Tensor, reading: Reading, index: int) -> Tenso
 
 
 def join_rows(rows: list[Tensor], config: GenerationConfig) -> Tensor:
-    """Rows of several lengths as one tensor, `[B, T]`, padded on the right.
+    """Joins rows of several lengths to one tensor, `[B, T]`, padded on the right.
 
     Raises:
-        OtterError: there is nothing to pad with.
+        OtterError: there is no token to pad with.
     """
     pad = config._pad_token_tensor
     if pad is None and len({len(row) for row in rows}) > 1:
@@ -63,7 +63,7 @@ def join_rows(rows: list[Tensor], config: GenerationConfig) -> Tensor:
 
 
 def repeated(prompts: Tensor, rows: int) -> Tensor:
-    """Something of each prompt, `[B, ...]`, for as many rows as `generate` makes of them, `[rows, ...]`.
+    """Repeats a tensor of the prompts, `[B, ...]`, for the rows that `generate` makes of them, `[rows, ...]`.
 
     Raises:
         OtterError: the rows are no multiple of the prompts.

@@ -1,4 +1,4 @@
-"""The rewards of texts that are already there: one pass over whole sequences."""
+"""Computes the rewards of existing texts, in one pass over whole sequences."""
 
 import torch
 from torch import Tensor
@@ -16,13 +16,13 @@ def score_sequences(
     adapter_name: str | None = None,
     position_ids: Tensor | None = None,
 ) -> Tensor:
-    """The reward of every prefix.
+    """Returns the reward of every prefix.
 
     Args:
         model: with the adapter.
         sequences: `[B, T]` token ids, padded on either side.
         attention_mask: `[B, T]`, 1 for tokens and 0 for padding.
-        adapter_name: whose reward; may be left out where there is one.
+        adapter_name: of the reward; may be left out where there is one.
         position_ids: `[B, T]`; by default tokens are counted from 0.
 
     Returns:

@@ -1,8 +1,8 @@
-"""Search (ARGS, arXiv 2402.01694): the base's top-k next tokens are scored by the prefix reward and one is taken.
+"""Scores the base's top-k next tokens by the prefix reward and takes one (search as in ARGS, arXiv 2402.01694).
 
 ARGS runs a second model on every candidate. Here the k candidates go through the base as one pass of k tokens that do
-not see each other; it gives their rewards and, for whichever is taken, the logits of the step after. So a token costs
-one pass, and no pass is made twice.
+not see each other. It gives their rewards and, for the one that is taken, the logits of the next step. So a
+token costs one pass, and no pass is made twice.
 """
 
 from dataclasses import replace
@@ -25,17 +25,17 @@ from otterlm.signals.base import Capability
 
 
 class CandidateSearch(Loop):
-    """A decoding loop for `model.generate(..., custom_generate=CandidateSearch(...))`.
+    """The loop decodes for `model.generate(..., custom_generate=CandidateSearch(...))`.
 
     The score of a candidate is its logit, after all processors of `generate`, + weight * reward of the prefix that ends
-    with it, in the adapter's unit (`SignalConfig.unit`). The mode decides how one is taken, whatever `do_sample` says.
+    with it, in the adapter's unit (`SignalConfig.unit`). The mode decides how one is taken, whatever `do_sample` is.
 
     Args:
-        weight: of the reward; 0 is the base's own decoding.
+        weight: of the reward; 0 is the base's decoding.
         top_k: candidates a step, at most.
         mode: `greedy` takes the best score, `stochastic` samples from softmax(score / temperature).
         temperature: for `stochastic`.
-        adapter_name: whose reward; may be left out where there is one.
+        adapter_name: of the reward; may be left out where there is one.
         min_p: candidates have at least this share of the likeliest one's probability; 0: any.
 
     Raises:
@@ -65,11 +65,11 @@ class CandidateSearch(Loop):
         self.supports = replace(Loop.supports, samples=self.off or mode == "stochastic")
 
     def reads(self, model: OtterModel) -> str:
-        """See `Intervention`."""
+        """Returns the name of its adapter."""
         return model.adapter_name(self.adapter_name, Capability.PREFIX)
 
     def decode(self, run: Run) -> RewardedOutput:
-        """See `Loop`."""
+        """Decodes step by step, see `Loop`."""
         model, input_ids, name = run.model, run.input_ids, self.reads(run.model)
         prompt = read_prompt(run)
         logits, seen, position = prompt.output.logits[:, -1], prompt.seen, prompt.position  # [B, V], [B, P], [B]

@@ -1,9 +1,9 @@
-"""Speculative decoding: several coming tokens are drafted, one pass verifies them, the longest right path is kept.
+"""Drafts several next tokens, verifies them in one pass, and takes the longest right path (speculative decoding).
 
 The tokens are chosen by the base alone (after the logits processors), one after the other along the tree: greedily, or
 by sampling. A draft only decides whether the pass that gives the next choice has been made already. So greedy output
-is the base's, and samples have the base's distribution: taking a token from p and asking whether it is among the drafts
-is rejection sampling (arXiv 2211.17192) with a proposal that is certain of its drafts.
+is the base's, and samples have the base's distribution: to take a token from p and look it up among the drafts is
+rejection sampling (arXiv 2211.17192) with a proposal that is certain of its drafts.
 """
 
 from collections.abc import Sequence
@@ -34,13 +34,13 @@ from otterlm.signals.draft.head import Drafter
 
 @dataclass
 class SpeculativeOutput(ModelOutput):
-    """Sequences, and how well the drafts did.
+    """The output holds sequences, and how many drafts were right.
 
     Attributes:
         sequences: `[B, T]` tokens, the prompt included.
-        accepted: for each verified tree of each row, how many drafts were kept.
-        acceptance_length: mean tokens a pass, the one that the base adds itself included; the pass over the prompt is
-            not counted.
+        accepted: for each verified tree of each row, how many drafts were accepted.
+        acceptance_length: mean tokens a pass, including the one that the base adds; the pass over the prompt is not
+            counted.
     """
 
     sequences: Tensor | None = None
@@ -49,16 +49,16 @@ class SpeculativeOutput(ModelOutput):
 
 
 class SpeculativeDecoding(Loop):
-    """A decoding loop for `model.generate(..., custom_generate=SpeculativeDecoding())`, greedy or sampling, in batches.
+    """The loop decodes for `model.generate(..., custom_generate=SpeculativeDecoding())`, greedily or by sampling.
 
-    Logits processors see each row by itself, and steer what is verified: drafts follow a guided distribution, too.
-    Stopping criteria are asked after every token of a row.
+    It takes batches. Logits processors see each row by itself, and steer what is verified: drafts follow a guided
+    distribution, too. Stopping criteria are called after every token of a row.
 
     Args:
         drafts: how many drafts a pass verifies at most; three is right for a CPU, more may be where passes are free.
         tree: their shape; by default the best for the accuracy that the adapter's configuration records, or a chain.
-        adapter_name: whose drafts; may be left out where there is one.
-        confidence: drafts that the heads themselves give a smaller chance of being right, in every row, are not
+        adapter_name: of the drafts; may be left out where there is one.
+        confidence: drafts whose chance of being right is smaller by the heads' estimate, in every row, are not
             verified, so that an unsure step is a pass of one token (as in EAGLE-2, arXiv 2406.16858). 0 verifies all:
             right where a pass of a few tokens costs what a pass of one does.
 
@@ -83,11 +83,11 @@ class SpeculativeDecoding(Loop):
         self.confidence = check_chance("confidence", confidence)
 
     def reads(self, model: OtterModel) -> str | None:
-        """See `Intervention`."""
+        """Returns the name of its adapter."""
         return model.adapter_name(self.adapter_name, Capability.DRAFTS)
 
     def check(self, model: OtterModel, request: Request) -> None:
-        """See `Intervention`."""
+        """Checks the call, see `Intervention`."""
         super().check(model, request)
         if request.guarded and request.responses > 1:
             raise OtterError(
@@ -95,7 +95,7 @@ class SpeculativeDecoding(Loop):
             )
 
     def decode(self, run: Run) -> SpeculativeOutput:
-        """See `Loop`."""
+        """Drafts and verifies, see `Loop`."""
         model = run.model
         whole = self.tree or self._tree(model)
         rows = [_Row(run, index) for index in range(len(run.input_ids))]
@@ -117,7 +117,7 @@ class SpeculativeDecoding(Loop):
                 output = model(
                     input_ids=drafts,
                     attention_mask=tree_mask(seen.bool(), tree.ancestors, model.base_model.dtype),
-                    # A draft beyond the context's end is never kept, but learned positions must have it.
+                    # A draft beyond the context's end is never accepted, but learned positions must have it.
                     position_ids=(position[:, None] + depths).clamp_max(longest - 1),
                     past_key_values=prompt.cache,
                     **self.pass_settings,
@@ -130,11 +130,11 @@ class SpeculativeDecoding(Loop):
                     continue
                 paths.append(row.follow(output, drafts[index].tolist(), tree))
                 accepted[index].append(len(paths[-1]) - 1)
-            path, kept = _pad(paths, drafts.device)  # [B, n] each
+            path, mask = _pad(paths, drafts.device)  # [B, n] each
             keep_path(prompt.cache, path, len(tree))
-            seen = torch.cat((seen, kept.to(seen)), dim=-1)
+            seen = torch.cat((seen, mask.to(seen)), dim=-1)
             state = drafter.state[torch.arange(len(rows)), [path[-1] for path in paths]]
-            position = position + kept.sum(dim=-1)
+            position = position + mask.sum(dim=-1)
         rows[0].show()
         passes = sum(map(len, accepted))
         return SpeculativeOutput(
@@ -159,12 +159,12 @@ def propose(
     """Fills a tree with guesses, level by level.
 
     Args:
-        drafter: makes them.
+        drafter: makes the guesses.
         state: `[B, d + d']`, of the token before the root.
         root: `[B]`, the token that is decided.
-        tree: what to fill.
-        confidence: a node that in no row has this chance, the product of what the heads give it and those before it,
-            is left out, and so is all that would follow it.
+        tree: the tree to fill.
+        confidence: a node that in no row has this chance, the product of the heads' probabilities of it and of those
+            before it, is left out, and so are all nodes after it.
 
     Returns:
         `[B, N]` token ids, and the tree of these N nodes.
@@ -181,19 +181,19 @@ def propose(
         most = 1 + max(tree.ranks[child] for node in parents for child in tree.children[node])
         shares, best = drafter.scores(depth, code).float().softmax(dim=-1).topk(most)  # [B, parents, most]
         guesses = drafter.vocabulary[best]
-        for place, node in enumerate(parents):
+        for column, node in enumerate(parents):
             for child in tree.children[node]:
-                chance = chances[node] * shares[:, place, tree.ranks[child]]
+                chance = chances[node] * shares[:, column, tree.ranks[child]]
                 if chance.max() >= confidence:
-                    tokens[:, child] = guesses[:, place, tree.ranks[child]]
+                    tokens[:, child] = guesses[:, column, tree.ranks[child]]
                     chances[child] = chance
-                    codes[child] = code[:, place]
-    kept = sorted(chances)
-    return tokens[:, kept], tree.only(kept)
+                    codes[child] = code[:, column]
+    nodes = sorted(chances)
+    return tokens[:, nodes], tree.only(nodes)
 
 
 class _Row:
-    """One sequence of the batch, which grows at its own pace."""
+    """A row is one sequence of the batch, which grows independently of the others."""
 
     def __init__(self, run: Run, index: int) -> None:
         self.tokens = run.input_ids[index]
@@ -203,7 +203,7 @@ class _Row:
         self._shown = len(self.tokens)
 
     def choose(self, output: Any, position: int) -> int:
-        """Appends the next token, chosen from what a pass says at a position of this row."""
+        """Appends the next token, chosen from the output of a pass at a position of this row."""
         scores = process_row(self._run, self.tokens, Reading.of(output, self._index, position), self._index)[None]
         sample = self._run.config.do_sample
         token = torch.multinomial(scores.softmax(dim=-1), 1)[0] if sample else scores.argmax(dim=-1)  # [1]
@@ -212,7 +212,7 @@ class _Row:
         return int(token)
 
     def follow(self, output: Any, drafts: Sequence[int], tree: DraftTree) -> list[int]:
-        """Chooses tokens from the root on, as long as each choice was drafted. Returns the nodes that are kept."""
+        """Chooses tokens from the root on, as long as each choice was drafted. Returns the accepted nodes."""
         path = [0]
         while True:
             token = self.choose(output, path[-1])
@@ -222,18 +222,18 @@ class _Row:
             path.append(following[0])
 
     def show(self) -> None:
-        """Gives the streamer what is new."""
+        """Gives the streamer the new tokens."""
         for token in self.tokens[self._shown :]:
             self._run.show(token[None])
         self._shown = len(self.tokens)
 
 
 def _pad(paths: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Paths of several lengths as one tensor, filled up with node 0, and where they are no filling."""
+    """Pads paths of several lengths with node 0 to one tensor. Returns it, and a mask of the paths."""
     longest = max(map(len, paths))
     path = torch.tensor([path + [0] * (longest - len(path)) for path in paths], device=device)
-    kept = torch.tensor([[1] * len(path) + [0] * (longest - len(path)) for path in paths], device=device)
-    return path, kept
+    mask = torch.tensor([[1] * len(path) + [0] * (longest - len(path)) for path in paths], device=device)
+    return path, mask
 
 
 def make(model: OtterModel, adapter_name: str, settings: InterventionSettings) -> SpeculativeDecoding:

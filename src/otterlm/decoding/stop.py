@@ -1,4 +1,4 @@
-"""Stop: a response whose reward falls under a threshold is ended, and can be replaced. A live guardrail."""
+"""Ends a response whose reward falls under a threshold, and can replace it. This is a live guardrail."""
 
 import math
 import operator
@@ -26,13 +26,13 @@ class RewardStop(Intervention, StoppingCriteria):
     """Ends each sequence whose reward has been under a threshold for some tokens in a row.
 
     For `generate(..., stopping_criteria=[RewardStop(...)])`. The reward of a token is known when the next has been
-    chosen, so the end comes one token late. Every call of `generate` starts anew.
+    chosen, so the end comes one token late. Every call of `generate` starts again.
 
     Args:
         model: the model that generates.
         threshold: a reward; minus infinity never stops, and the tokens are the base's.
         patience: how many tokens in a row must be under it.
-        adapter_name: whose reward; may be left out where there is one.
+        adapter_name: of the reward; may be left out where there is one.
 
     Attributes:
         stopped: `[B]` bool, which sequences of the latest call were ended by reward.
@@ -53,18 +53,18 @@ class RewardStop(Intervention, StoppingCriteria):
         self.stopped: Tensor | None = None
 
     def reads(self, model: OtterModel) -> str:
-        """See `Intervention`."""
+        """Returns the name of its adapter."""
         return self.adapter_name
 
     def begin(self, generation: Generation) -> None:
-        """Forgets the call before."""
+        """Forgets the previous call."""
         self.stopped = None
         if generation.config._pad_token_tensor is not None:
             # Transformers pads a row that has ended only beside a criterion with this attribute.
             self.eos_token_id = generation.config._eos_token_tensor
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        """`[B, T]` tokens so far to `[B]` bool, which sequences are to end."""
+        """Maps `[B, T]` tokens so far to `[B]` bool, which sequences are to end."""
         generation = self.model.generation
         if generation is None:
             raise OtterError("RewardStop reads the passes of one generation: generate with the OtterModel")
@@ -78,7 +78,7 @@ class RewardStop(Intervention, StoppingCriteria):
             reward = self.model.signal(self.adapter_name).prefix[:, -1]  # [B]
             under = count_under(under, reward, self.threshold)
             stop = under >= self.patience
-            # Behind the end of a sequence there is only padding, which is not judged.
+            # After the end of a sequence there is only padding, which is not judged.
             stopped = stopped | (stop if generation.ended is None else stop & ~generation.ended)
         generation.notes[self] = under, stopped
         self.stopped = stopped
@@ -86,7 +86,7 @@ class RewardStop(Intervention, StoppingCriteria):
 
 
 def _token_ids(tokens: Sequence[int]) -> list[int]:
-    """Token ids as numbers.
+    """Returns token ids as numbers.
 
     Raises:
         OtterError: there are none, or they are something else.
@@ -101,15 +101,14 @@ def _token_ids(tokens: Sequence[int]) -> list[int]:
 
 
 class ReplaceStopped(Loop):
-    """A decoding loop, `generate(..., custom_generate=ReplaceStopped(...))`: a response that `RewardStop` ends gives
-    way to another.
+    """The loop replaces a response that `RewardStop` ends: `generate(..., custom_generate=ReplaceStopped(...))`.
 
-    A streamer is shown the response once it is complete: until then it may be replaced. A cache that is kept for the
-    next turn is emptied where a response was replaced, so that the next turn reads the text anew.
+    A streamer receives the response once it is complete: until then it may be replaced. A cache that the caller passed
+    for the next turn is emptied where a response was replaced, so that the next turn reads the text again.
 
     Args:
         threshold, patience, adapter_name: as for `RewardStop`.
-        replacement: token ids of the response put in its place.
+        replacement: token ids of the response that replaces it.
 
     Raises:
         OtterError: a setting is out of range.
@@ -129,18 +128,18 @@ class ReplaceStopped(Loop):
         self.off = self.threshold == -math.inf
 
     def reads(self, model: OtterModel) -> str:
-        """See `Intervention`."""
+        """Returns the name of its adapter."""
         return model.adapter_name(self.adapter_name, Capability.PREFIX)
 
     def check(self, model: OtterModel, request: Request) -> None:
-        """See `Intervention`."""
+        """Checks the call, see `Intervention`."""
         super().check(model, request)
         tokens = model.config.get_text_config(decoder=True).vocab_size
         if max(self.replacement) >= tokens:
             raise OtterError(f"the replacement holds {max(self.replacement)}, but the base has {tokens} tokens")
 
     def decode(self, run: Run) -> ReplacedOutput:
-        """See `Loop`."""
+        """Decodes as the base does, and replaces what is stopped, see `Loop`."""
         stop = RewardStop(run.model, self.threshold, self.patience, self.adapter_name)
         stop.begin(run.generation)
         criteria = Criteria(StoppingCriteriaList([*run.criteria, stop]), run.generation)
@@ -149,15 +148,15 @@ class ReplaceStopped(Loop):
         if stop.stopped.any():
             sequences = self._replace(run, sequences, stop.stopped)
             if run.user_cache is not None:
-                run.user_cache.reset()  # it holds what was said before
+                run.user_cache.reset()  # it holds the replaced text
         run.show_all(sequences[:, run.input_ids.shape[1] :])
         return ReplacedOutput(sequences=sequences, replaced=stop.stopped)
 
     def _replace(self, run: Run, sequences: Tensor, stopped: Tensor) -> Tensor:
         prompt = run.input_ids.shape[1]
         rows = [
-            torch.cat((row[:prompt], row.new_tensor(self.replacement))) if gone else row
-            for row, gone in zip(sequences, stopped.tolist(), strict=True)
+            torch.cat((row[:prompt], row.new_tensor(self.replacement))) if replaced else row
+            for row, replaced in zip(sequences, stopped.tolist(), strict=True)
         ]
         return join_rows(rows, run.config)
 

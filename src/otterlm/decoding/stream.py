@@ -1,4 +1,4 @@
-"""Streaming: an iterator of (token, text, signals), each token with what the adapters say of it."""
+"""Streams tokens as an iterator of (token, text, signals)."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from otterlm.signals.base import Capability, Signal
 
 @dataclass(frozen=True, slots=True)
 class StreamedToken:
-    """One generated token.
+    """A streamed token is one generated token with its signals.
 
     Attributes:
         token: its id.
@@ -83,8 +83,8 @@ def stream_tokens(
 
     Args:
         model: with its adapters.
-        tokenizer: the base's; it may also be given by name, as to `generate`.
-        input_ids: `[1, T]`; None where `inputs_embeds` are given.
+        tokenizer: the base's; it may also be passed by name, as to `generate`.
+        input_ids: `[1, T]`; None where `inputs_embeds` are passed.
         generate_kwargs: as for `generate`, with `logits_processor` and `stopping_criteria` (but not `custom_generate`).
 
     Raises:
@@ -107,7 +107,7 @@ def stream_tokens(
 
 
 class _Stream(Intervention):
-    """The base's own decoding as a generator: a token is given once the pass after it has read it."""
+    """Decodes as the base does, as a generator: it yields a token once the next pass has read it."""
 
     supports = Supports(
         beams=False,
@@ -137,7 +137,7 @@ class _Stream(Intervention):
         generation_config: GenerationConfig,
         **inputs: Any,
     ) -> Iterator[tuple[int, dict[str, float]]]:
-        """Called by `generate`, which is over before the first step."""
+        """Returns the generator. `generate` calls this, and is over before the first step."""
         assert model.generation is not None
         return self._steps(
             model, model.generation, input_ids, logits_processor, stopping_criteria, generation_config, inputs
@@ -153,7 +153,7 @@ class _Stream(Intervention):
         config: GenerationConfig,
         inputs: dict[str, Any],
     ) -> Iterator[tuple[int, dict[str, float]]]:
-        """Each step may run in another thread, between those of other streams."""
+        """Yields the tokens. Each step may run in another thread, between those of other streams."""
         with model.generating(generation), torch.no_grad():
             output, after = model._prefill(input_ids, config, inputs), model.signals
         unfinished = True

@@ -1,4 +1,4 @@
-"""Streaming of decoding loops: the tokens that a loop shows, one at a time, and what the adapters say of each."""
+"""Streams the tokens of a decoding loop, one at a time, with the adapters' numbers for each."""
 
 from collections.abc import Callable, Iterator
 from threading import Semaphore, Thread
@@ -14,15 +14,15 @@ from otterlm.signals.base import Signal
 
 
 def shown_tokens(generate: Callable[[BaseStreamer], object]) -> Iterator[int]:
-    """Yields the tokens of one response as a decoding loop shows them, in a thread of its own.
+    """Yields the tokens of one response as a decoding loop shows them, in a new thread.
 
-    The loop runs only while somebody waits for a token: between two tokens of it, others can run.
+    The loop runs only while the reader waits for a token. Between two of its tokens, others can run.
 
     Args:
         generate: calls `model.generate` with this streamer, for one prompt.
 
     Raises:
-        Exception: what `generate` raises.
+        Exception: `generate` raises it.
     """
     turns = _Turns(generate)
     Thread(target=turns.run, daemon=True).start()
@@ -34,7 +34,7 @@ def shown_tokens(generate: Callable[[BaseStreamer], object]) -> Iterator[int]:
 
 
 class _Left(BaseException):
-    """Nobody waits for the response any more."""
+    """Is raised in a loop that no reader waits for any more."""
 
 
 class _Turns(BaseStreamer):
@@ -42,26 +42,26 @@ class _Turns(BaseStreamer):
 
     def __init__(self, generate: Callable[[BaseStreamer], object]) -> None:
         self._generate = generate
-        self._asked, self._answered = Semaphore(0), Semaphore(0)
+        self._requests, self._answers = Semaphore(0), Semaphore(0)
         self._token: int | None = None
         self._error: BaseException | None = None
         self._read_prompt = self._left = False
 
     def next(self) -> int | None:
-        """The next token; None at the end."""
-        self._asked.release()
-        self._answered.acquire()
+        """Returns the next token; None at the end."""
+        self._requests.release()
+        self._answers.acquire()
         if self._error is not None:
             raise self._error
         return self._token
 
     def leave(self) -> None:
-        """Ends a loop that waits to be asked."""
+        """Ends a loop that waits for a request."""
         self._left = True
-        self._asked.release()
+        self._requests.release()
 
     def run(self) -> None:
-        """Generates, once asked for the first token."""
+        """Generates, after the first request for a token."""
         try:
             self._wait()
             self._generate(self)
@@ -70,29 +70,30 @@ class _Turns(BaseStreamer):
         except BaseException as error:
             self._error = error
         self._token = None
-        self._answered.release()
+        self._answers.release()
 
     def put(self, value: Tensor) -> None:
-        """Gives a token, `[1]`, and waits to be asked for another. The prompt comes first, `[1, T]`."""
+        """Gives a token, `[1]`, and waits for the next request. The prompt comes first, `[1, T]`."""
         if not self._read_prompt:
             self._read_prompt = True
             return
         self._token = int(value)
-        self._answered.release()
+        self._answers.release()
         self._wait()
 
     def end(self) -> None:
         """Does nothing: the response ends where the call of `generate` does."""
 
     def _wait(self) -> None:
-        self._asked.acquire()
+        self._requests.acquire()
         if self._left:
             raise _Left
 
 
 class TokenReader:
-    """Says of tokens that a loop chose what `stream_tokens` says of its own: a loop shows tokens alone, and may have
-    chosen several in one pass.
+    """Reads the adapters' numbers for tokens that a loop chose, as `stream_tokens` does for its tokens.
+
+    A loop shows tokens alone, and may have chosen several in one pass.
 
     Args:
         model: with the adapters that are on when a token is read.
@@ -109,7 +110,7 @@ class TokenReader:
 
     @torch.no_grad()
     def read(self, token: int) -> StreamedToken:
-        """Reads the next token of the response, in a pass of its own."""
+        """Reads the next token of the response, in a separate pass."""
         if self._cache is None:
             self._pass(self._prompt)
         before = self._signals

@@ -1,7 +1,7 @@
-"""Passes of a few tokens on a CPU, at nearly the price of one.
+"""Runs passes of a few tokens on a CPU at nearly the price of one.
 
-A pass reads every weight once, however many tokens it has; but PyTorch multiplies a few rows by a weight,
-[n, d] x [d, D], with kernels made for many. The same product the other way round, [D, d] x [d, n], took a fifth of the
+A pass reads every weight once, however many tokens it has. But PyTorch multiplies a few rows by a weight,
+[n, d] x [d, D], with kernels made for many. The same product transposed, [D, d] x [d, n], took a fifth of the
 time for 4 rows of SmolLM2's unembedding. Only the order of the sums changes, as with every other number of rows.
 """
 
@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 MOST = 32
-"""Rows from which on PyTorch's own kernel is as good."""
+"""With more rows than this PyTorch's kernel is as good."""
 
 
 class TransposedLinear(TorchFunctionMode):
-    """Inside the block, in this thread, linear layers on a CPU take 2 to `MOST` rows the other way round."""
+    """Transposes the products of linear layers on a CPU with 2 to `MOST` rows, inside the block, in this thread."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -1,1 +1,1 @@
-"""The same adapters inside engines: a folder that an engine loads as one model."""
+"""Runs the same adapters inside engines: a folder holds base and adapters, and an engine loads it as one model."""

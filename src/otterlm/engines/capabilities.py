@@ -1,4 +1,4 @@
-"""What an engine can do with the signal of an adapter, by its configuration. It needs no torch."""
+"""Tells what an engine can do with the signal of an adapter, by its configuration. It needs no torch."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,6 +1,6 @@
-"""For those who ask an engine: arguments of offline requests, and what comes back, offline and over HTTP.
+"""Makes requests to an engine and reads its responses, offline and over HTTP.
 
-Nothing here needs torch or Transformers: a client has the requests to make and no model to load.
+Nothing here needs torch or Transformers: a client makes requests and loads no model.
 """
 
 import json
@@ -17,7 +17,7 @@ def request(folder: str | Path, **settings: Any) -> dict[str, Any]:
     """Makes arguments for `vllm.SamplingParams`.
 
     Args:
-        folder: that was exported.
+        folder: an exported folder.
         settings: as in `otterlm.engines.requests`, without `otter_` before them: `weight=2.0, rewards=1`.
 
     Raises:
@@ -34,14 +34,16 @@ def request(folder: str | Path, **settings: Any) -> dict[str, Any]:
 
 
 def rewards(output: Any) -> Numbers:
-    """Returns the rewards beside the tokens of an offline `CompletionOutput` whose request had `rewards=1`: by adapter,
-    of each token that of the text it was chosen after."""
+    """Returns the rewards beside the tokens of an offline `CompletionOutput` whose request had `rewards=1`.
+
+    They are by adapter. The reward of a token is that of the text the token was chosen after.
+    """
     numbers: Numbers | None = getattr(output, "otter", None)
     return numbers or {}
 
 
 class Piece(NamedTuple):
-    """A piece of a streamed choice."""
+    """A piece is a part of a streamed choice."""
 
     choice: int
     text: str
@@ -54,7 +56,7 @@ def read(stream: Iterable[Any]) -> Iterator[Piece]:
 
     Args:
         stream: what `client.chat.completions.create(..., stream=True, extra_body={"vllm_xargs": {"otter_rewards": 1}})`
-            gives, or `client.completions.create`.
+            returns, or `client.completions.create`.
     """
     for chunk in stream:
         for choice in chunk.choices:

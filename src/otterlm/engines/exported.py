@@ -1,7 +1,7 @@
-"""Exported folders: a base and its adapters as one model, that loads with one changed line.
+"""Writes and loads exported folders: a base and its adapters as one model, that loads with one changed line.
 
     config.json           the base's, its model_type with `otter_` before it, and what is inserted under `otter`
-    model*.safetensors    links to the base's own files
+    model*.safetensors    links to the base's files
     otter.safetensors     the inserted tensors of all adapters, named `otter.NAME....`
     tokenizer and others  links
 
@@ -35,12 +35,12 @@ from otterlm.families import FAMILIES
 from otterlm.model import OtterModel
 
 ADAPTERS = "otter"
-"""The field of `config.json` that is ours; our tensors' names begin with it, too."""
+"""Otter's field of `config.json`. The names of Otter's tensors begin with it, too."""
 FORMER = "otter_channels"
-"""A field that folders of earlier versions have, and that nothing reads."""
+"""Folders of earlier versions have this field, and nothing reads it."""
 WEIGHTS = "otter.safetensors"
 SPECIAL = ("config.json", SAFE_WEIGHTS_INDEX_NAME, WEIGHTS)
-"""Files that are written rather than linked."""
+"""These files are written rather than linked."""
 
 
 def export(base: str, adapters: Mapping[str, str | Path], out: str | Path) -> None:
@@ -49,7 +49,7 @@ def export(base: str, adapters: Mapping[str, str | Path], out: str | Path) -> No
     Args:
         base: the base the adapters were trained on, see `otterlm.bases.load_base`; its weights must be in safetensors
             files.
-        adapters: folders or hub ids, by the names their signals are to go by.
+        adapters: folders or hub ids, by the names of their signals.
         out: created; the base's files are linked into it (copied where links cannot be made).
 
     Raises:
@@ -108,7 +108,7 @@ def load_exported(folder: str | Path, config: PretrainedConfig | None = None, **
     """Loads an exported folder as an `OtterModel`.
 
     Args:
-        folder: that `export` wrote.
+        folder: a folder that `export` wrote.
         config: its configuration, if it was read already.
         kwargs: for loading the base, such as `dtype`.
 
@@ -116,17 +116,17 @@ def load_exported(folder: str | Path, config: PretrainedConfig | None = None, **
         OtterError: the folder is damaged.
     """
     folder = Path(folder)
-    found = AutoConfig.from_pretrained(folder) if config is None else config
-    base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, config=base_config(found), **kwargs)
+    exported_config = AutoConfig.from_pretrained(folder) if config is None else config
+    base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, config=base_config(exported_config), **kwargs)
     base.config._name_or_path = str(folder)
     model = OtterModel(base)
-    for name, adapter_config in read_adapters(found).items():
+    for name, adapter_config in read_adapters(exported_config).items():
         model.insert_adapter(adapter_config, folder / WEIGHTS, name, f"{ADAPTERS}.{name}.")
     return model.eval()
 
 
 def read_adapters(config: PretrainedConfig) -> dict[str, OtterConfig]:
-    """The configurations of an exported folder's adapters, by name.
+    """Returns the configurations of an exported folder's adapters, by name.
 
     Raises:
         OtterError: one is damaged.
@@ -136,7 +136,7 @@ def read_adapters(config: PretrainedConfig) -> dict[str, OtterConfig]:
 
 
 def base_config(config: PretrainedConfig) -> PretrainedConfig:
-    """The base's own configuration, of an exported folder's."""
+    """Returns the base's configuration out of an exported folder's."""
     values = config.to_dict()
     del values[ADAPTERS]
     values.pop(FORMER, None)
@@ -146,14 +146,14 @@ def base_config(config: PretrainedConfig) -> PretrainedConfig:
 
 
 class _AutoModel:
-    """What `AutoModelForCausalLM` calls for an exported folder."""
+    """Loads exported folders for `AutoModelForCausalLM`."""
 
     def __init__(self, config_class: type[PretrainedConfig]) -> None:
         self.config_class = config_class
         self.__name__ = "OtterModel"
 
     def from_pretrained(self, folder: str, *_: Any, config: PretrainedConfig, **kwargs: Any) -> OtterModel:
-        """See `load_exported`."""
+        """Loads a folder, see `load_exported`."""
         return load_exported(folder, config, **kwargs)
 
 
@@ -177,7 +177,7 @@ def config_class(kind: str) -> Any:
 
 
 def __getattr__(name: str) -> Any:
-    """Makes a configuration's class when a process that was sent one looks for it by its name."""
+    """Makes a configuration's class when a process that received one looks it up by its name."""
     for kind, base in CONFIG_MAPPING_NAMES.items():
         if name == f"Otter{base}":
             return config_class(kind)
@@ -185,8 +185,10 @@ def __getattr__(name: str) -> Any:
 
 
 def register() -> None:
-    """Makes the configurations of the listed families, as an engine expects of a plugin. `otterlm.auto_classes` has
-    stand-ins for all others."""
+    """Makes the configurations of the listed families, as an engine expects of a plugin.
+
+    `otterlm.auto_classes` has stand-ins for all others.
+    """
     for kind in FAMILIES:
         if kind in CONFIG_MAPPING:
             config_class(kind)

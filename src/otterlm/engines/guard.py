@@ -1,4 +1,4 @@
-"""What an engine does with the numbers of a request: which it gives out, and where a guard ends the response."""
+"""Decides what an engine does with the numbers of a request: which it returns, and where a guard ends the response."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from otterlm.engines.rewards import Numbers, part
 class Guard:
     """Decides where a guarded response ends.
 
-    The reward of a text is known when its next token is chosen, so that token is never given out. The prompt is not
+    The reward of a text is known when its next token is chosen, so that token is never returned. The prompt is not
     judged, and a response is not ended before it has the tokens that the request wants at least.
 
     Args:
@@ -32,7 +32,7 @@ class Guard:
             rewards: of the text before each of them.
 
         Returns:
-            How many of them the response keeps, if it ends here.
+            How many of them stay in the response, if it ends here; None if it goes on.
         """
         for index, reward in enumerate(rewards):
             if length + index == 0:
@@ -44,7 +44,7 @@ class Guard:
 
 
 class Track:
-    """Follows one request, where an engine decides which tokens it keeps.
+    """Follows one request, where an engine decides which tokens stay.
 
     Args:
         served: what the engine serves.

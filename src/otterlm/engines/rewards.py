@@ -1,15 +1,15 @@
-"""How numbers leave an engine: computed beside the tokens, carried beside them, and joined to the response by count.
+"""Carries numbers out of an engine beside its tokens, and joins them to the response by count.
 
 An engine's worker computes a number for every token it chooses: the reward of the text that the token was chosen after.
-They travel as lists by adapter, each as long as the tokens it came with, so that a number is found by its token's
-index wherever tokens were gathered, cut or streamed. Nothing here needs torch.
+They travel as lists by adapter, each as long as the tokens it came with. So a number has its token's index wherever
+tokens were gathered, cut or streamed. Nothing here needs torch.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 Numbers = dict[str, list[float]]
-"""By adapter, one number a token."""
+"""The lists are by adapter, with one number a token."""
 
 STOPPED = "otter: reward under threshold"
 """The stop reason of a response that a guard ended."""
@@ -29,20 +29,20 @@ def part(numbers: Mapping[str, Sequence[float]], start: int, end: int) -> Number
 class Joiner:
     """Joins the numbers that come with an engine's outputs to the choices that a server makes of them.
 
-    A server may hold an output's text back, or make several pieces of it; a choice gets all numbers that came since
-    its last piece.
+    A server may delay an output's text, or make several pieces of it. A choice gets all numbers that came since its
+    last piece.
     """
 
     def __init__(self) -> None:
         self._waiting: dict[int, Numbers] = {}
 
     def add(self, choice: int, numbers: Mapping[str, Sequence[float]] | None) -> None:
-        """Takes up the numbers of an output."""
+        """Adds the numbers of an output."""
         if numbers:
             extend(self._waiting.setdefault(choice, {}), numbers)
 
     def take(self, choice: int) -> dict[str, Numbers] | None:
-        """Returns what stands in a choice under `otter`; None where nothing came."""
+        """Returns the value of `otter` in a choice; None where no numbers came."""
         numbers = self._waiting.pop(choice, {})
         return {"rewards": numbers} if any(numbers.values()) else None
 

@@ -1,4 +1,4 @@
-"""Facts about architectures, as data. A new architecture is one entry here."""
+"""Lists facts about architectures, as data. A new architecture is one entry here."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ KNOWN = (
 FAMILIES = {model_type: family for family in KNOWN for model_type in family.model_types}
 
 VARIANTS: dict[str, Callable[[Any], Family]] = {"opt": opt, "gpt_neox": neox, "falcon": falcon, "stablelm": stablelm}
-"""Families whose facts depend on the configuration."""
+"""The facts of these families depend on the configuration."""
 
 __all__ = ["FAMILIES", "KNOWN", "Family", "family_of", "register"]
 
@@ -30,7 +30,7 @@ def register(family: Family) -> None:
 
 
 def family_of(config: PretrainedConfig) -> Family:
-    """The family of a listed architecture; `otterlm.detection.recognize` knows others, too.
+    """Returns the family of a listed architecture. `otterlm.detection.recognize` knows others, too.
 
     Raises:
         OtterError: it is not listed, or a variant that is not supported.

@@ -6,16 +6,16 @@ from otterlm.errors import OtterError
 from otterlm.families.family import Family
 
 NUMBERS = ("embedding_multiplier", "residual_multiplier", "logit_multiplier", "logit_divisor", "logit_softcap")
-"""The fields of a family that name numbers which scale what a base computes."""
+"""These fields of a family name numbers that scale what a base computes."""
 
 
 def decoder_config(base: Any) -> Any:
-    """The configuration of a base's decoder: its own, or of a model that also sees or hears, the part for text."""
+    """Returns the configuration of a base's decoder; of a model that also sees or hears, the part for text."""
     return base.config.get_text_config(decoder=True)
 
 
 def number(config: Any, name: str | None) -> float | None:
-    """The number of this name in a configuration; None where the family has no such number, or this model none.
+    """Returns the number of this name in a configuration; None where the family or this model has no such number.
 
     Raises:
         OtterError: the configuration does not know the name.
@@ -29,29 +29,29 @@ def number(config: Any, name: str | None) -> float | None:
 
 
 def head_dim(config: Any) -> int:
-    """The width of a head."""
+    """Returns the width of a head."""
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def kv_heads(config: Any, family: Family) -> int:
-    """The number of key/value heads of a block."""
+    """Returns the number of key/value heads of a block."""
     heads = None if family.kv_heads is None else getattr(config, family.kv_heads)
     return int(heads or config.num_attention_heads)
 
 
 def context_length(config: Any) -> int | None:
-    """The most tokens that a model was made for; None: its configuration does not say."""
+    """Returns the most tokens that a model was made for; None where its configuration does not say."""
     return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
 
 
 def residual_multiplier(config: Any, family: Family) -> float:
-    """What attention and the FFN put out is multiplied by, before it is added to the state."""
+    """Returns the factor of the outputs of attention and FFN, before they are added to the state."""
     multiplier = number(config, family.residual_multiplier)
     return 1.0 if multiplier is None else multiplier
 
 
 def logit_transform(config: Any, family: Family) -> tuple[float | None, float | None]:
-    """What a base does to the logits of its unembedding: a factor, and the soft cap that follows."""
+    """Returns what a base does to the logits of its unembedding: a factor, and the soft cap that follows."""
     factor, divisor = number(config, family.logit_multiplier), number(config, family.logit_divisor)
     if divisor is not None:
         factor = (1.0 if factor is None else factor) / divisor
@@ -59,15 +59,15 @@ def logit_transform(config: Any, family: Family) -> tuple[float | None, float | 
 
 
 def layer_type(config: Any, family: Family, layer: int) -> str | None:
-    """What a block is, such as `sliding_attention`; None where the configuration does not tell blocks apart."""
+    """Returns the type of a block, such as `sliding_attention`; None where the configuration has no types."""
     types = getattr(config, family.layer_types, None)
     return None if types is None else str(types[layer])
 
 
 def window_of(config: Any, family: Family, layer: int) -> int | None:
-    """How many tokens a block's attention sees; None: all.
+    """Returns how many tokens a block's attention sees; None: all.
 
-    Blocks are told apart as the caches of Transformers do it.
+    Blocks are distinguished as by the caches of Transformers.
     """
     if layer_type(config, family, layer) not in (None, "sliding_attention"):
         return None
@@ -75,7 +75,7 @@ def window_of(config: Any, family: Family, layer: int) -> int | None:
 
 
 def activation_of(config: Any) -> str:
-    """The name of the FFN's activation."""
+    """Returns the name of the FFN's activation."""
     for name in ("hidden_activation", "hidden_act", "activation_function", "activation"):
         if getattr(config, name, None):
             return str(getattr(config, name))

@@ -1,4 +1,4 @@
-"""What must be known of an architecture to insert a stream into it: where its parts are, how they act. No code."""
+"""Describes an architecture so that a stream can be inserted into it: where its parts are, and how they act."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Paths of a decoder's parts, and the few ways in which families differ.
+    """A family holds the paths of a decoder's parts, and the few ways in which families differ.
 
     The first four paths start at the decoder (`get_decoder()`), the others at one block. Where a part or a number is
     None the family does not have it.
@@ -24,22 +24,22 @@ class Family:
         ffn: the module whose input is the FFN's.
         gate_up: the projections of that input: gate and up, both as one, or (not gated) up alone.
         down: the projection of the units' outputs; None for experts, whose units differ from token to token: the
-            inserted FFN then reads what the block's FFN puts out.
+            inserted FFN then reads the output of the block's FFN.
         attention_norm, ffn_norm: norms before attention and before the FFN; of a parallel block with one, the same.
-        attention_post_norm, ffn_post_norm: norms of what attention and the FFN put out.
+        attention_post_norm, ffn_post_norm: norms of the outputs of attention and FFN.
         query_norm, key_norm: norms of queries and keys, where the block has them.
         fused: of a single `query_key_value`: `stacked` is all queries, all keys, all values; `grouped` is group by
             group the queries of a key/value head, its key and its value.
         gated: whether the FFN's units are gated.
         parallel: whether attention and FFN read the same state and are added to it together.
-        centred: whether the norms take the mean away (LayerNorm).
+        centred: whether the norms subtract the mean (LayerNorm).
         norm_offset: what is added to a norm's weight.
         rotation: which channels RoPE pairs: `halves` (i, i + n / 2) or `pairs` (2i, 2i + 1).
         kv_heads: name of the number of key/value heads in the configuration; None: as many as heads.
         embedding_multiplier: name of the number in the configuration by which the decoder multiplies its embeddings.
         embedding_scale: name of the number in the embedding module by which that multiplies its rows itself.
-        residual_multiplier: name of the number in the configuration by which what attention and the FFN put out is
-            multiplied before it is added to the state.
+        residual_multiplier: name of the number in the configuration by which the outputs of attention and FFN are
+            multiplied before they are added to the state.
         attention_scale: name of the number in the attention module by which scores are multiplied; one over the root of
             the heads' size where a module has none.
         logit_multiplier, logit_divisor: names of numbers in the configuration by which logits are multiplied, divided.

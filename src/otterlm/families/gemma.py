@@ -1,4 +1,4 @@
-"""Gemma 2 and 3: norms before and after each part, weights counted from 1, scaled embeddings, sliding windows."""
+"""Describes Gemma 2 and 3: norms before and after each part, weights from 1, scaled embeddings, sliding windows."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""GPT-2, OPT and GPT-NeoX: LayerNorm, biases, an FFN without a gate; positions learned, or RoPE on a part of a head."""
+"""Describes GPT-2, OPT and GPT-NeoX: LayerNorm, biases, no gate; positions learned, or RoPE on a part of a head."""
 
 from dataclasses import replace
 from typing import Any
@@ -65,10 +65,10 @@ NEOX = Family(
 
 
 def opt(config: Any) -> Family:
-    """OPT; the 350M model, whose norms come after the sum and whose embeddings are projected, is another thing.
+    """Returns OPT's family. The 350M model, with norms after the sum and projected embeddings, differs.
 
     Raises:
-        OtterError: it is that one, or like it.
+        OtterError: the model is that one, or like it.
     """
     if not config.do_layer_norm_before:
         raise OtterError("an OPT with its norms after the residual sum (do_layer_norm_before: false) is not supported")
@@ -80,5 +80,5 @@ def opt(config: Any) -> Family:
 
 
 def neox(config: Any) -> Family:
-    """GPT-NeoX and Pythia, parallel or not."""
+    """Returns the family of GPT-NeoX and Pythia, parallel or not."""
     return replace(NEOX, parallel=config.use_parallel_residual)

@@ -1,4 +1,4 @@
-"""Llama and the families built like it: RMSNorm before each part, RoPE, grouped-query attention, a gated FFN."""
+"""Describes Llama and the families like it: RMSNorm before each part, RoPE, grouped-query attention, a gated FFN."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Falcon, StableLM and Cohere: attention and FFN side by side, in some models behind one norm."""
+"""Describes Falcon, StableLM and Cohere: attention and FFN side by side, in some models behind one norm."""
 
 from dataclasses import replace
 from typing import Any
@@ -50,7 +50,7 @@ COHERE = replace(
 
 
 def falcon(config: Any) -> Family:
-    """Falcon of both architectures.
+    """Returns the family of a Falcon, of either architecture.
 
     Raises:
         OtterError: it has ALiBi rather than RoPE.
@@ -67,5 +67,5 @@ def falcon(config: Any) -> Family:
 
 
 def stablelm(config: Any) -> Family:
-    """StableLM, parallel (behind one norm) or not."""
+    """Returns the family of a StableLM, parallel (behind one norm) or not."""
     return replace(STABLELM, parallel=True, ffn_norm="input_layernorm") if config.use_parallel_residual else STABLELM

@@ -1,4 +1,4 @@
-"""Reads parts of a block: their weights, whatever module holds them, as the stream and its initialisation need them."""
+"""Reads parts of a block and their weights, whatever module holds them, for the stream and its initialisation."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from otterlm.families.family import Family
 
 
 def part_of(block: nn.Module, path: str | None) -> nn.Module | None:
-    """A part by path; None where the family or this block does not have it."""
+    """Returns a part by its path; None where the family or this block does not have it."""
     module: Any = block
     for name in (path or "").split("."):
         module = getattr(module, name, None) if path else None
@@ -20,7 +20,7 @@ def part_of(block: nn.Module, path: str | None) -> nn.Module | None:
 
 
 def tensor_of(module: nn.Module, name: str) -> Tensor | None:
-    """A module's weight or bias, also while accelerate keeps it offloaded (then it is read for this one use)."""
+    """Returns a module's weight or bias. One that accelerate has offloaded is read for this one use."""
     tensor = getattr(module, name, None)
     if not isinstance(tensor, Tensor):
         return None
@@ -32,7 +32,7 @@ def tensor_of(module: nn.Module, name: str) -> Tensor | None:
 
 
 def weight_of(module: nn.Module) -> Tensor:
-    """A module's weight, see `tensor_of`.
+    """Returns a module's weight, see `tensor_of`.
 
     Raises:
         OtterError: it has none.
@@ -44,25 +44,25 @@ def weight_of(module: nn.Module) -> Tensor:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where a module computes."""
+    """Returns the device a module computes on."""
     hook = getattr(module, "_hf_hook", None)
-    place = getattr(hook, "execution_device", None)
-    return torch.device(place) if place is not None else weight_of(module).device
+    device = getattr(hook, "execution_device", None)
+    return torch.device(device) if device is not None else weight_of(module).device
 
 
 def is_biased(block: nn.Module, path: str) -> bool:
-    """Whether a projection adds a bias."""
+    """Returns whether a projection adds a bias."""
     return getattr(block.get_submodule(path), "bias", None) is not None
 
 
 def inputs_of(module: nn.Module) -> int:
-    """How many channels a projection reads."""
+    """Returns how many channels a projection reads."""
     features = getattr(module, "in_features", None)
     return int(weight_of(module).shape[0] if features is None else features)  # GPT-2's Conv1D is transposed
 
 
 def norm_eps(norm: nn.Module) -> float:
-    """A norm's epsilon, whatever it calls it; of a norm for each head, the first one's."""
+    """Returns a norm's epsilon, whatever its name there; of a norm for each head, the first one's."""
     for part in norm.modules():
         for name in ("variance_epsilon", "eps"):
             if hasattr(part, name):
@@ -71,7 +71,7 @@ def norm_eps(norm: nn.Module) -> float:
 
 
 def matrix(block: nn.Module, path: str) -> tuple[Tensor, Tensor | None]:
-    """Weight `[out, in]` and bias of a projection; of a quantised one, what it stands for.
+    """Returns weight `[out, in]` and bias of a projection; of a quantised one, dequantised.
 
     Raises:
         OtterError: it has none that can be sliced.
@@ -79,7 +79,7 @@ def matrix(block: nn.Module, path: str) -> tuple[Tensor, Tensor | None]:
     module = block.get_submodule(path)
     weight = tensor_of(module, "weight")
     if weight is not None and type(weight.data) is not Tensor:
-        weight = weight.dequantize()  # of torchao, say
+        weight = weight.dequantize()  # such as torchao's
     if weight is None or not weight.is_floating_point() or weight.dim() != 2:
         raise OtterError(f"the base's {path} cannot be sliced (quantised?): choose initialization random or normal")
     return weight.T if isinstance(module, Conv1D) else weight, tensor_of(module, "bias")
@@ -91,11 +91,11 @@ Rows = tuple[Tensor, Tensor | None]
 def query_key_value(
     block: nn.Module, family: Family, heads: int, kv_heads: int, head_dim: int
 ) -> tuple[Rows, Rows, Rows]:
-    """The three projections, apart, `[heads * head_dim, d]` each and their biases."""
-    found = [matrix(block, path) for path in family.query_key_value]
-    if len(found) == 3:
-        return found[0], found[1], found[2]
-    weight, bias = found[0]
+    """Returns the three projections, apart, `[heads * head_dim, d]` each, and their biases."""
+    projections = [matrix(block, path) for path in family.query_key_value]
+    if len(projections) == 3:
+        return projections[0], projections[1], projections[2]
+    weight, bias = projections[0]
     groups = heads // kv_heads
     row = torch.arange(weight.shape[0], device=weight.device)
     if family.fused == "stacked":
@@ -108,17 +108,17 @@ def query_key_value(
 
 
 def gate_up(block: nn.Module, family: Family) -> list[Rows]:
-    """The projections into the FFN's units: gate and up, or up alone; none for experts."""
-    found = [matrix(block, path) for path in family.gate_up]
-    if not family.gated or len(found) != 1:
-        return found
-    weight, bias = found[0]
+    """Returns the projections into the FFN's units: gate and up, or up alone; none for experts."""
+    projections = [matrix(block, path) for path in family.gate_up]
+    if not family.gated or len(projections) != 1:
+        return projections
+    weight, bias = projections[0]
     biases = (None, None) if bias is None else bias.chunk(2)
     return list(zip(weight.chunk(2), biases, strict=True))
 
 
 def embedding_slice(base: Any, family: Family, width: int) -> Tensor:
-    """The first channels of all tokens' embeddings, `[V, width]`, as they enter the first block."""
+    """Returns the first channels of all tokens' embeddings, `[V, width]`, as they enter the first block."""
     embedding = base.get_decoder().get_submodule(family.embedding)
     table = weight_of(embedding)[: decoder_config(base).vocab_size, :width]
     table = table * getattr(embedding, family.embedding_scale, 1)
@@ -127,7 +127,7 @@ def embedding_slice(base: Any, family: Family, width: int) -> Tensor:
 
 
 def base_logits(base: Any, family: Family, normed: Tensor) -> Tensor:
-    """What a base makes of its last state, `[..., d]` after the final norm: logits, `[..., V]`."""
+    """Returns a base's logits, `[..., V]`, of its last state after the final norm, `[..., d]`."""
     logits = base.get_output_embeddings()(normed)
     factor, cap = logit_transform(decoder_config(base), family)
     logits = logits if factor is None else logits * factor
@@ -135,7 +135,7 @@ def base_logits(base: Any, family: Family, normed: Tensor) -> Tensor:
 
 
 def rotary_table(base: Any, family: Family, layer: int, state: Tensor, positions: Tensor) -> Any:
-    """Cos and sin of positions, `[B, T, rotated channels]` each, as a block reads them; None without RoPE.
+    """Returns cos and sin of positions, `[B, T, rotated channels]` each, as a block reads them; None without RoPE.
 
     Args:
         base: the model.

@@ -1,4 +1,4 @@
-"""Hook points: what is read of a block while it runs, as data beside the paths of its parts."""
+"""Lists the hook points of a block: what is read of it while it runs."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,14 +10,14 @@ from otterlm.families.family import Family
 
 @dataclass(frozen=True, slots=True)
 class HookPoint:
-    """One thing that is read of a block.
+    """A hook point is one tensor that is read of a block.
 
     Attributes:
         tap: its name in `otterlm.taps.LayerTaps`.
         part: the path, from the block, of the part it is read from; empty for the block itself.
-        side: whether it is what the part takes or what it gives.
-        position: which of those; None: it is given by name only.
-        keywords: its names, where it is given by name.
+        side: whether it is an input of the part or an output.
+        position: which of those; None: it is passed by name only.
+        keywords: its names, where it is passed by name.
     """
 
     tap: str
@@ -27,7 +27,7 @@ class HookPoint:
     keywords: tuple[str, ...] = ()
 
     def of_inputs(self, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The input that is read; None where the part is not given it."""
+        """Returns the input that is read; None where the part does not receive it."""
         if self.position is not None and self.position < len(inputs):
             return inputs[self.position]
         for name in self.keywords:
@@ -36,16 +36,16 @@ class HookPoint:
         return None
 
     def of_output(self, output: Any) -> Any:
-        """The output that is read."""
+        """Returns the output that is read."""
         return output if isinstance(output, Tensor) else output[self.position]
 
 
 STATE = 1
-"""Where a norm that adds the residual gives the sum."""
+"""The position of the sum in the output of a norm that adds the residual."""
 
 
 def hook_points(family: Family) -> tuple[HookPoint, ...]:
-    """The hook points of a block of Transformers, in the order in which the block passes them."""
+    """Returns the hook points of a block of Transformers, in the order in which the block passes them."""
     attention = family.attention
     points = [
         HookPoint("hidden", "", keywords=("hidden_states",)),
@@ -70,8 +70,10 @@ def hook_points(family: Family) -> tuple[HookPoint, ...]:
 
 
 def fused_points(family: Family) -> tuple[HookPoint, ...]:
-    """The hook points of a block whose norms add the residual, as vLLM's do: what comes before a norm and the state
-    go in, the normed state and the state come out."""
+    """Returns the hook points of a block whose norms add the residual, as vLLM's do.
+
+    Such a norm takes what comes before it and the state, and returns the normed state and the state.
+    """
     assert family.attention_norm is not None
     assert family.ffn_norm is not None
     assert family.down is not None
@@ -86,7 +88,7 @@ def fused_points(family: Family) -> tuple[HookPoint, ...]:
 
 
 def by_part(points: tuple[HookPoint, ...]) -> dict[tuple[str, str], tuple[HookPoint, ...]]:
-    """The points that one hook reads together, by path and side."""
+    """Groups the points that one hook reads together, by path and side."""
     grouped: dict[tuple[str, str], tuple[HookPoint, ...]] = {}
     for point in points:
         key = (point.part, point.side)

@@ -1,4 +1,4 @@
-"""One call of `generate`: what it asks for, whether its interventions can honour that, and which pass they read."""
+"""Runs one call of `generate` and checks that its interventions can honour its settings."""
 
 from otterlm.generation.call import generate
 from otterlm.generation.interventions import Intervention, SignalProcessor, bare

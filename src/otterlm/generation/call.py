@@ -1,4 +1,4 @@
-"""The way of a call of `OtterModel.generate` to Transformers and back."""
+"""Runs a call of `OtterModel.generate` in Transformers, with its interventions."""
 
 import functools
 import inspect
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 
 def generate(model: "OtterModel", args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """`base.generate` with interventions.
+    """Runs `base.generate` with interventions.
 
-    Where nothing reads signals this is the base's own method. Where something does, the base prepares the call and the
-    decoding loop is given to us, so that all settings are known and checked before the first token.
+    Where nothing reads signals this is the base's method. Where something does, the base prepares the call and leaves
+    the decoding loop to Otter, so that all settings are known and checked before the first token.
 
     Args:
-        model: generates.
+        model: the model that generates.
         args, kwargs: as for the base's method.
 
     Raises:
@@ -62,12 +62,12 @@ _KINDS = {"logits_processor": LogitsProcessor, "stopping_criteria": StoppingCrit
 
 
 def _interventions(arguments: dict[str, Any]) -> list[Intervention]:
-    """The interventions of a call, each where it belongs.
+    """Returns the interventions of a call, and checks that each is the right argument.
 
     Raises:
         OtterError: one is passed as another argument, without a list, or as a class.
     """
-    found = []
+    interventions = []
     for argument in ("logits_processor", "stopping_criteria", "custom_generate"):
         value = arguments.get(argument)
         several = value if isinstance(value, list | tuple) else [value]
@@ -79,19 +79,19 @@ def _interventions(arguments: dict[str, Any]) -> list[Intervention]:
             right = next((name for name, kind in _KINDS.items() if isinstance(part, kind)), "custom_generate")
             if right != argument or (right in _KINDS and several is not value):
                 raise OtterError(f"{part.name} belongs in {right}{' in a list' if right in _KINDS else ''}")
-            found.append(part)
-    return found
+            interventions.append(part)
+    return interventions
 
 
 class _Call:
-    """A call of `generate`.
+    """Runs a call of `generate`.
 
     Args:
-        model: generates.
+        model: the model that generates.
         arguments: of the call, by name.
 
     Attributes:
-        interventions: that are in it.
+        interventions: of the call.
     """
 
     def __init__(self, model: "OtterModel", arguments: dict[str, Any]) -> None:
@@ -103,7 +103,7 @@ class _Call:
 
     @property
     def chose(self) -> bool:
-        """Whether a token has been chosen."""
+        """Returns whether a token has been chosen."""
         return self._generation is not None and self._generation.lengths is not None
 
     def run(self) -> Any:
@@ -121,12 +121,12 @@ class _Call:
         for intervention in self.interventions:
             changed |= intervention.prepare(request)
         if request.config.stop_strings is not None and (tokenizer := arguments.get("tokenizer")) is not None:
-            # Transformers keeps the tokenizer from a callable `custom_generate`.
+            # Transformers does not pass the tokenizer to a callable `custom_generate`.
             stop = StopStringCriteria(tokenizer, request.config.stop_strings)
             criteria = StoppingCriteriaList([*(arguments.get("stopping_criteria") or ()), stop])
             changed |= {"stop_strings": None, "stopping_criteria": criteria}
         if isinstance(method, Intervention):
-            changed["streamer"] = None  # what is shown first is the loop's to say
+            changed["streamer"] = None  # the loop decides what is shown first
         decode = self._plain(request) if method is None else self._custom(method)
         return base.generate(**(arguments | changed | {"custom_generate": decode}))
 
@@ -141,7 +141,7 @@ class _Call:
         return Request(config, mode, arguments, guarded)
 
     def _mode_arguments(self) -> dict[str, Any]:
-        """What Transformers gives to a decoding method of its own."""
+        """Returns the arguments that Transformers passes to its decoding methods."""
         arguments = self._arguments
         tokenizers = {name: arguments.get(name) for name in ("tokenizer", "assistant_tokenizer")}
         forwarded: dict[str, Any] = self._base._extract_generation_mode_kwargs(
@@ -154,7 +154,7 @@ class _Call:
         return forwarded
 
     def _plain(self, request: Request) -> Callable[..., Any]:
-        """The base's own decoding, whose processors and criteria read signals."""
+        """Makes the base's decoding, whose processors and criteria read signals."""
         forwarded = self._mode_arguments()
         self._base._validate_generation_mode(request.mode, request.config, forwarded)
         assisted = request.mode == GenerationMode.ASSISTED_GENERATION
@@ -190,7 +190,7 @@ class _Call:
         return decode
 
     def _custom(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        """A decoding loop that is given this model, and the streamer, which Transformers keeps from it."""
+        """Makes a decoding loop that receives this model, and the streamer, which Transformers does not pass to it."""
         streamer = self._arguments.get("streamer")
         forwarded: dict[str, Any] = {} if streamer is None else {"streamer": streamer}
         if isinstance(method, Intervention) and method.supports.synced:
@@ -220,7 +220,7 @@ class _Call:
         return decode
 
     def _begin(self, config: Any, drafts: Any = None) -> Generation:
-        self._model.read_signals({})  # those of an earlier pass are of another text
+        self._model.read_signals({})  # the signals of an earlier pass are of another text
         self._generation = Generation(self._model, config, drafts)
         for intervention in self.interventions:
             intervention.begin(self._generation)

@@ -1,4 +1,4 @@
-"""What all interventions share: processors, criteria and loops."""
+"""Defines what all interventions share: processors, criteria and loops."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -16,27 +16,27 @@ if TYPE_CHECKING:
 
 
 def bare(model: Any) -> "OtterModel":
-    """The model itself, where it was compiled or is in a module for parallel passes.
+    """Returns the OtterModel inside a model that was compiled or is in a module for parallel passes.
 
     Raises:
         OtterError: it is no OtterModel.
     """
-    found: Any = extract_model_from_parallel(model, keep_torch_compile=False) if isinstance(model, nn.Module) else model
-    if not hasattr(found, "generating"):
-        raise OtterError(f"an intervention reads the signals of an OtterModel, not of a {type(found).__name__}")
-    inside: OtterModel = found
-    return inside
+    inner: Any = extract_model_from_parallel(model, keep_torch_compile=False) if isinstance(model, nn.Module) else model
+    if not hasattr(inner, "generating"):
+        raise OtterError(f"an intervention reads the signals of an OtterModel, not of a {type(inner).__name__}")
+    otter: OtterModel = inner
+    return otter
 
 
 class Intervention:
-    """A processor, a criterion or a loop that changes what a model says.
+    """An intervention is a processor, a criterion or a loop that changes what a model generates.
 
     Attributes:
         supports: what it can be combined with.
-        model: the model whose signals it reads; None: that which generates, or none.
-        off: whether it leaves the base's own decoding alone, at weight 0 for instance.
+        model: the model whose signals it reads; None: the model that generates, or none.
+        off: whether it leaves the base's decoding unchanged, at weight 0 for instance.
         guards: whether it ends rows by their reward.
-        name: what errors call it.
+        name: its name in errors.
     """
 
     supports = Supports()
@@ -50,11 +50,11 @@ class Intervention:
         cls.name = cls.__dict__.get("name", cls.__name__)
 
     def reads(self, model: "OtterModel") -> str | None:
-        """The name of the adapter whose signal it reads, if any."""
+        """Returns the name of the adapter whose signal it reads, if any."""
         return None
 
     def check(self, model: "OtterModel", request: Request) -> None:
-        """That it can do its work in a call of `generate`.
+        """Checks that it can do its work in a call of `generate`.
 
         Raises:
             OtterError: it cannot.
@@ -69,19 +69,19 @@ class Intervention:
         check(request, self.supports, name)
 
     def prepare(self, request: Request) -> dict[str, Any]:
-        """Arguments of the call of `generate` that it changes."""
+        """Returns the arguments of the call of `generate` that it changes."""
         return {}
 
     def begin(self, generation: Generation) -> None:
-        """Called before the first token."""
+        """Starts a call. It is called before the first token."""
 
 
 class SignalProcessor(Intervention, LogitsProcessor):
-    """A processor that reads the signal of the pass that gave the scores.
+    """The processor reads the signal of the pass that gave the scores.
 
     Args:
         model: the model that generates.
-        adapter_name: whose signal; may be left out where one adapter can do what is needed.
+        adapter_name: of the signal; may be left out where one adapter can do what is needed.
         needs: what the signal must be able to do.
     """
 
@@ -90,11 +90,11 @@ class SignalProcessor(Intervention, LogitsProcessor):
         self.adapter_name = self.model.adapter_name(adapter_name, needs)
 
     def reads(self, model: "OtterModel") -> str | None:
-        """The name of its adapter."""
+        """Returns the name of its adapter."""
         return self.adapter_name
 
     def signal(self, input_ids: Tensor, scores: Tensor) -> Any:
-        """The adapter's signal, its last position that of the scores; None where the scores are a draft's.
+        """Returns the adapter's signal, its last position that of the scores; None where the scores are a draft's.
 
         Args:
             input_ids: `[B, T]`, the text.

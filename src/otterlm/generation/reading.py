@@ -1,8 +1,8 @@
-"""Which pass processors and criteria read while tokens are chosen.
+"""Decides which pass processors and criteria read while tokens are chosen.
 
 A call of `generate` makes more passes than those that choose its tokens: the second pass of `guidance_scale`, those of
-an assistant, those that a processor makes itself. And a pass that verifies drafts gives several tokens. So a call keeps
-the signals that belong to the token that is being chosen, and shows them to every processor and criterion.
+an assistant, those that a processor makes itself. And a pass that verifies drafts gives several tokens. So a call
+holds the signals that belong to the token that is being chosen, and shows them to every processor and criterion.
 """
 
 from collections.abc import Iterator
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 
 class Generation:
-    """A call of `generate` that is running.
+    """The generation is a call of `generate` that is running.
 
     Args:
-        model: generates.
+        model: the model that generates.
         config: complete, as Transformers prepared it.
         drafts: the KV cache where passes verify drafts; None where each pass chooses one token a row.
 
     Attributes:
-        choosing: whether processors are being called on the scores of one of this call's own passes.
+        choosing: whether processors are being called on the scores of one of this call's passes.
         reading: the signals of the pass that chooses the current token, which is their last position.
         ended: `[B]` bool, which rows had ended before the current token; None before the first.
         lengths: `[B]`, tokens of each row up to and with its end, the prompt included.
@@ -47,13 +47,15 @@ class Generation:
         self._verified: dict[str, Signal] = {}  # of the latest pass that verified drafts
 
     def read(self, input_ids: Tensor) -> dict[str, Signal] | None:
-        """The signals of a text by the latest pass, the text's last token their last position; None where no pass has
-        read the text yet, as where a draft is being made."""
+        """Returns the signals of a text by the latest pass, up to the position of the text's last token.
+
+        It returns None where no pass has read the text yet, as where a draft is being made.
+        """
         if self.drafts is None:
             return self.model.signals
         if self.model.signals:
             self._verified = self.model.signals
-            self.model.read_signals({})  # nobody who makes a draft shall read them
+            self.model.read_signals({})  # whatever makes a draft must not read them
         ahead = self.drafts.get_seq_length() - input_ids.shape[1]  # tokens of the pass behind this one
         if ahead < 0:
             return None
@@ -61,7 +63,7 @@ class Generation:
         return self.model.heads({name: state[:, : state.shape[1] - ahead] for name, state in states.items()})
 
     def finish(self) -> None:
-        """Leaves the signals of the latest pass to whoever asks the model for them."""
+        """Makes the signals of the latest pass the model's again."""
         if self._verified:
             self.model.read_signals({name: signal.state for name, signal in self._verified.items()})
 
@@ -75,20 +77,20 @@ class Generation:
 
 
 class Processors(LogitsProcessorList):
-    """Logits processors, each of which sees the signals of the scores that it is given."""
+    """Runs logits processors, and shows each of them the signals of the scores that it gets."""
 
     def __init__(self, processors: LogitsProcessorList, generation: Generation) -> None:
         super().__init__(processors)
         self._generation = generation
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
-        """`[B, T]` tokens so far and `[B, V]` scores of the next to `[B, V]`."""
+        """Maps `[B, T]` tokens so far and `[B, V]` scores of the next to `[B, V]`."""
         generation = self._generation
         reading = generation.read(input_ids)
         generation.reading = reading or {}
         with _choosing(generation, reading is not None):
             for processor in self:
-                # One before may have made a pass.
+                # An earlier processor may have made a pass.
                 with generation.model.show_signals(generation.reading):
                     scores = LogitsProcessorList([processor])(input_ids, scores, **kwargs)
         return scores
@@ -104,14 +106,14 @@ def _choosing(generation: Generation, choosing: bool) -> Iterator[None]:
 
 
 class Criteria(StoppingCriteriaList):
-    """Stopping criteria that see the signals by which the latest token was chosen."""
+    """Runs stopping criteria, and shows them the signals by which the latest token was chosen."""
 
     def __init__(self, criteria: StoppingCriteriaList, generation: Generation) -> None:
         super().__init__(criteria)
         self._generation = generation
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        """`[B, T]` tokens so far to `[B]` bool, which rows end."""
+        """Maps `[B, T]` tokens so far to `[B]` bool, which rows end."""
         with self._generation.model.show_signals(self._generation.reading):
             done: Tensor = super().__call__(input_ids, scores, **kwargs)
         self._generation.end_rows(done, input_ids.shape[1])

@@ -1,5 +1,7 @@
-"""The settings of `generate` that not every intervention can honour. Each intervention says once which it supports, and
-one check before the first token refuses the others."""
+"""Lists the settings of `generate` that not every intervention can honour.
+
+Each intervention names once which it supports. One check before the first token refuses the others.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from otterlm.errors import OtterError
 
 @dataclass(frozen=True, slots=True)
 class Supports:
-    """What an intervention can be combined with.
+    """The fields are the settings that an intervention can be combined with.
 
     Attributes:
         beams: `num_beams`.
@@ -51,7 +53,7 @@ class Supports:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a call of `generate` asks for.
+    """A request holds the settings of a call of `generate`.
 
     Attributes:
         config: its generation config, the base's defaults filled in.
@@ -67,25 +69,25 @@ class Request:
 
     @property
     def prompt(self) -> Tensor | None:
-        """`[B, T]` ids or `[B, T, d]` embeddings; None where generation starts from nothing."""
+        """Returns `[B, T]` ids or `[B, T, d]` embeddings; None where generation starts from nothing."""
         names = ("inputs_embeds", "input_ids", "inputs")
         return next((value for name in names if (value := self.arguments.get(name)) is not None), None)
 
     @property
     def past(self) -> Cache | None:
-        """The caller's KV cache, if there is one."""
+        """Returns the caller's KV cache, if there is one."""
         past = self.arguments.get("past_key_values")
         return past if isinstance(past, Cache) else None  # Transformers refuses anything else
 
     @property
     def responses(self) -> int:
-        """How many rows are generated."""
+        """Returns how many rows are generated."""
         prompts = 1 if self.prompt is None else len(self.prompt)
         return prompts * (self.config.num_return_sequences or 1)
 
 
 def check(request: Request, supports: Supports, name: str) -> None:
-    """That an intervention honours all that a call asks for.
+    """Checks that an intervention honours all settings of a call.
 
     Args:
         request: the call.
@@ -95,8 +97,8 @@ def check(request: Request, supports: Supports, name: str) -> None:
     Raises:
         OtterError: a setting cannot be honoured.
     """
-    for field, asked, advice in _SETTINGS:
-        if (field is None or not getattr(supports, field)) and (setting := asked(request)):
+    for field, setting_in, advice in _SETTINGS:
+        if (field is None or not getattr(supports, field)) and (setting := setting_in(request)):
             raise OtterError(f"{name} cannot be combined with {setting}: {advice}")
 
 
@@ -145,9 +147,9 @@ def _drafts_and_more(request: Request) -> str:
         return ""
     others = [_unconditional(request), _embeddings(request)]
     if request.past is not None and request.past.get_seq_length():
-        others.append("past_key_values that hold tokens")  # Transformers reads the whole text behind them
+        others.append("past_key_values that hold tokens")  # Transformers reads the whole text after them
     if request.config.stop_strings or request.arguments.get("stopping_criteria"):
-        others.append("stop_strings or stopping_criteria")  # it asks them after several tokens
+        others.append("stop_strings or stopping_criteria")  # it calls them after several tokens
     return next((f"{drafts} and {other}" for other in others if other), "")
 
 
@@ -233,5 +235,5 @@ _SETTINGS: tuple[tuple[str | None, Callable[[Request], str], str], ...] = (
     ("guard", _guard, "it takes tokens back, or reads several texts at once; leave RewardStop out"),
     ("unpadded", _unpadded, "a response that ends early is padded; give pad_token_id"),
 )
-"""A field of `Supports` (None: no intervention honours it), what names the setting where it is asked for, and what to
-do."""
+"""An entry has a field of `Supports` (None: no intervention honours it), a function that names the setting where the
+call has it, and advice."""

@@ -1,1 +1,1 @@
-"""The methods Otter is compared with, on the same base, data and loops."""
+"""Implements the methods Otter is compared with, on the same base, data and loops."""

@@ -1,7 +1,7 @@
-"""ARGS (arXiv 2402.01694): a separate reward model scores the base's top-k candidates at every step.
+"""Implements ARGS (arXiv 2402.01694): a reward model scores the base's top-k candidates at every step.
 
-As published it reads every candidate's whole text anew. With a KV cache of its own it reads k tokens a step: that is
-RAD (arXiv 2310.09520), and the stronger rival.
+As published it reads every candidate's whole text again. With a KV cache it reads k tokens a step: that is RAD (arXiv
+2310.09520), and the stronger rival.
 """
 
 import torch
@@ -19,14 +19,15 @@ from otterlm.training.teachers.reward_model import SeparateRewardModel
 
 
 class ARGS(Intervention, LogitsProcessor):
-    """logits + weight * reward of the prefix with each candidate. For one call of a base's `generate`; greedy decoding
-    is ARGS-greedy, sampling is ARGS-stochastic.
+    """Adds weight * reward of the prefix with each candidate to the logits.
+
+    It serves one call of a base's `generate`. Greedy decoding is ARGS-greedy, sampling is ARGS-stochastic.
 
     Args:
-        reward_model: scores.
+        reward_model: scores the candidates.
         weight: of the reward; 0 leaves the scores untouched.
         top_k: candidates a step; other tokens are ruled out.
-        cached: whether the reward model has a KV cache (RAD) or reads every text anew (ARGS as published).
+        cached: whether the reward model has a KV cache (RAD) or reads every text again (ARGS as published).
         attention_mask: `[B, P]` of the prompts, 0 at padding; all ones by default.
 
     Raises:
@@ -53,7 +54,7 @@ class ARGS(Intervention, LogitsProcessor):
         self._tried: Tensor | None = None  # [B, T + k], what is in the cache: the text and its rival next tokens
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """`[B, T]` tokens so far and `[B, V]` scores of the next to `[B, V]`."""
+        """Maps `[B, T]` tokens so far and `[B, V]` scores of the next to `[B, V]`."""
         if self.off:
             return scores
         likely, candidates = scores.topk(min(self.top_k, scores.shape[-1]), dim=-1)  # [B, k]
@@ -63,11 +64,11 @@ class ARGS(Intervention, LogitsProcessor):
             if input_ids.shape[1] < prompt:
                 raise OtterError(f"the prompt has {input_ids.shape[1]} tokens, but its attention_mask has {prompt}")
             mask[:, :prompt] = repeated(self._prompt_mask, len(mask))
-        rewards = (self._over_cache if self.cached else self._anew)(input_ids, candidates, mask)
+        rewards = (self._over_cache if self.cached else self._without_cache)(input_ids, candidates, mask)
         guided = likely + self.weight * rewards.to(likely)
         return torch.full_like(scores, -torch.inf).scatter(-1, candidates, guided)
 
-    def _anew(self, input_ids: Tensor, candidates: Tensor, mask: Tensor) -> Tensor:
+    def _without_cache(self, input_ids: Tensor, candidates: Tensor, mask: Tensor) -> Tensor:
         k = candidates.shape[1]
         texts = torch.cat((input_ids.repeat_interleave(k, dim=0), candidates.reshape(-1, 1)), dim=-1)  # [B k, T + 1]
         masks = torch.cat((mask, mask.new_ones(len(mask), 1)), dim=-1).repeat_interleave(k, dim=0)
@@ -94,8 +95,11 @@ class ARGS(Intervention, LogitsProcessor):
         return read
 
     def _keep_chosen(self, input_ids: Tensor) -> bool:
-        """Of the last step's candidates keeps the chosen ones in the cache. False if the text is not their
-        continuation."""
+        """Keeps the chosen ones of the last step's candidates in the cache.
+
+        Returns:
+            False if the text is not their continuation.
+        """
         if self._tried is None or self._cache is None:
             return False
         before = input_ids.shape[1] - 1

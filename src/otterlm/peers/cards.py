@@ -1,4 +1,4 @@
-"""CARDS (arXiv 2406.16306) as its authors built it: every segment is judged by a separate reward model."""
+"""Implements CARDS (arXiv 2406.16306) as published: a separate reward model judges every segment."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ from otterlm.training.teachers.reward_model import SeparateRewardModel
 
 
 class CARDS(RejectionSampling):
-    """`RejectionSampling` with a separate reward model, which reads each segment once, over a KV cache of its own.
+    """Samples as `RejectionSampling` does, with a reward model that reads each segment once, over a KV cache.
 
     Args:
-        reward_model: judges.
+        reward_model: judges the segments.
         threshold: the reward that a whole response should have.
         settings: as for `RejectionSampling`.
     """
@@ -23,10 +23,10 @@ class CARDS(RejectionSampling):
     def __init__(self, reward_model: SeparateRewardModel, threshold: float, **settings: Any) -> None:
         super().__init__(threshold, **settings)
         self.reward_model = reward_model
-        self._read: dict[int, tuple[Tensor, DynamicCache]] = {}  # of each row, what is in its cache
+        self._read: dict[int, tuple[Tensor, DynamicCache]] = {}  # by row, its cache and the tokens in it
 
     def reads(self, model: OtterModel) -> None:
-        """None: no adapter is needed."""
+        """Returns None: no adapter is needed."""
 
     def _rewards(self, model: OtterModel, output: Any, rows: list[Segments], judged: list[int]) -> list[float]:
         return [self._reward(index, rows[index].tokens) for index in judged]

@@ -1,4 +1,4 @@
-"""DExperts (arXiv 2105.03023): two further language models, an expert and an anti-expert, steer the base."""
+"""Implements DExperts (arXiv 2105.03023): two language models, an expert and an anti-expert, steer the base."""
 
 import copy
 
@@ -12,11 +12,11 @@ from otterlm.training.data.packing import Batch, followed_tokens
 
 
 class DExperts(TwoModelContrast):
-    """The logits processor for one call of a base's `generate`.
+    """The logits processor steers one call of a base's `generate`.
 
     Args:
-        expert, anti_expert: language models with the base's vocabulary, each with a KV cache of its own.
-        prompt: `[B, P]`, what `generate` is given.
+        expert, anti_expert: language models with the base's vocabulary; each gets a KV cache.
+        prompt: `[B, P]`, as for `generate`.
         attention_mask: `[B, P]`, 0 at padding.
         alpha, top_p: as for `ContrastGuidance`.
     """
@@ -35,10 +35,10 @@ class DExperts(TwoModelContrast):
 
 
 class FineTunedExpert(nn.Module):
-    """One side of DExperts as an objective: a copy of the base, all of it trained as a language model.
+    """The objective trains one side of DExperts: a copy of the base, trained as a language model.
 
     Args:
-        base: what it starts from; it is copied, not changed.
+        base: the start of training; it is copied, not changed.
 
     Attributes:
         identity: what its training depends on, see `otterlm.identity`.
@@ -50,12 +50,12 @@ class FineTunedExpert(nn.Module):
         self.identity = {"base": of_weights(base)}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The language-model loss on packed texts."""
+        """Returns the language-model loss on packed texts."""
         logits = self.model(**batch.inputs(self.model.dtype)).logits
         return {"loss": next_token_loss(logits, batch)}
 
 
 def next_token_loss(logits: Tensor, batch: Batch) -> Tensor:
-    """Cross-entropy of the response tokens under `[B, T, V]` logits, the mean over tokens."""
+    """Returns the cross-entropy of the response tokens under `[B, T, V]` logits, the mean over tokens."""
     row, position, parent = followed_tokens(batch)
     return F.cross_entropy(logits[row, parent].float(), batch.input_ids[row, position])

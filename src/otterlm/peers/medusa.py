@@ -1,4 +1,4 @@
-"""Medusa (arXiv 2401.10774): draft heads on the base's last hidden state, each with an unembedding of its own."""
+"""Implements Medusa (arXiv 2401.10774): draft heads on the base's last hidden state, each with an unembedding."""
 
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ from otterlm.training.sources import FinalState, Source
 
 
 class MedusaHeads(nn.Module):
-    """The heads of the original form: head i is unembedding_i(h + SiLU(W_i h)), starting as the base's unembedding.
+    """The heads have the original form: head i is unembedding_i(h + SiLU(W_i h)), at first the base's unembedding.
 
     Args:
         base: the frozen model.
@@ -37,16 +37,16 @@ class MedusaHeads(nn.Module):
         with torch.no_grad():
             for block in self.blocks.parameters():
                 block.zero_()
-            for own in self.unembeddings.parameters():
-                own.copy_(unembedding)
+            for weight in self.unembeddings.parameters():
+                weight.copy_(unembedding)
 
     def forward(self, state: Tensor) -> "MedusaDrafter":
-        """Drafts from the base's state after its final norm, `[B, T, d]`."""
+        """Makes a drafter from the base's state after its final norm, `[B, T, d]`."""
         return MedusaDrafter(self, state)
 
 
 class MedusaDrafter:
-    """A `Drafter`: heads that know nothing of each other, over the whole vocabulary."""
+    """Is a `Drafter` over the whole vocabulary, whose heads do not see each other's guesses."""
 
     def __init__(self, medusa: MedusaHeads, state: Tensor) -> None:
         self.state = state
@@ -55,11 +55,11 @@ class MedusaDrafter:
         self._medusa = medusa
 
     def code(self, head: int, state: Tensor, token: Tensor, previous: Tensor | None) -> Tensor:
-        """See `Drafter`."""
+        """Computes a code, see `Drafter`."""
         return state + F.silu(self._medusa.blocks[head](state))
 
     def scores(self, head: int, code: Tensor) -> Tensor:
-        """See `Drafter`."""
+        """Computes logits, see `Drafter`."""
         return self._medusa.unembeddings[head](code)
 
 
@@ -69,7 +69,7 @@ class MedusaObjective(nn.Module):
     Args:
         model: the base, without adapters.
         source: shows the base's intermediates.
-        medusa: what is trained.
+        medusa: the heads that are trained.
     """
 
     def __init__(self, model: OtterModel, source: Source, medusa: MedusaHeads) -> None:
@@ -80,7 +80,7 @@ class MedusaObjective(nn.Module):
         self.identity = {"base": of_weights(model.base_model)}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Scalars, see `DraftObjective`."""
+        """Returns scalars, see `DraftObjective`."""
         reader = FinalState()
         with torch.no_grad():
             self._source.show(batch, reader)
@@ -90,7 +90,7 @@ class MedusaObjective(nn.Module):
 
 
 class MedusaDecoding(SpeculativeDecoding):
-    """The decoding loop, for `OtterModel(base).generate(..., custom_generate=MedusaDecoding(medusa, tree))`.
+    """The loop decodes for `OtterModel(base).generate(..., custom_generate=MedusaDecoding(medusa, tree))`.
 
     Args:
         medusa: the trained heads.
@@ -105,7 +105,7 @@ class MedusaDecoding(SpeculativeDecoding):
         self.medusa = medusa
 
     def reads(self, model: OtterModel) -> None:
-        """None: no adapter is needed."""
+        """Returns None: no adapter is needed."""
 
     def _drafter(self, model: OtterModel, output: Any) -> MedusaDrafter:
         return self.medusa(output.hidden_states[-1])

@@ -1,4 +1,6 @@
-"""What an inserted stream can predict. One folder a signal: its configuration, its head, its objective.
+"""Registers the signals that an inserted stream can predict.
+
+A signal has one folder, with its configuration, its head and its objective.
 
 The registry knows the signals of this package and those of other packages, which name theirs under the entry-point
 group `otterlm.signals`:
@@ -43,17 +45,17 @@ def signal_type(name: str) -> SignalType:
             raise OtterError(f"unknown signal {name!r}; this Otter knows: {', '.join(signal_names())}")
         point = next(iter(points))
         try:
-            found = point.load()
+            signal = point.load()
         except Exception as error:
             raise OtterError(f"the signal {name!r} of {point.value} cannot be loaded: {reason(error)}") from error
-        if not isinstance(found, SignalType) or found.name != name:
+        if not isinstance(signal, SignalType) or signal.name != name:
             raise OtterError(f"{point.value} is not a SignalType named {name!r}")
-        register_signal(found)
+        register_signal(signal)
     return _registered[name]
 
 
 def signal_names() -> list[str]:
-    """Returns the names of all signals, those of installed packages after Otter's own. Nothing is imported."""
+    """Returns the names of all signals, those of installed packages after Otter's. Nothing is imported."""
     return list(dict.fromkeys([*_registered, *sorted(entry_points(group=GROUP).names)]))
 
 

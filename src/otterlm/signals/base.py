@@ -1,5 +1,7 @@
-"""What a signal is made of: a configuration, a head, what one pass gives, and an objective. Nobody asks a signal for
-its name: `Capability` says what can be done with it."""
+"""Defines the parts of a signal: a configuration, a head, what one pass gives, and an objective.
+
+`Capability` says what can be done with a signal. No code compares its name.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,10 @@ if TYPE_CHECKING:  # so that listing signals and reading a configuration need no
 
 
 class Capability(enum.Flag):
-    """What can be done with a signal.
+    """A capability is something that can be done with a signal.
 
     Attributes:
-        BESIDE: a number stands beside every token: it can be coloured and streamed (`Signal.beside`).
+        BESIDE: every token has a number, which can be coloured and streamed (`Signal.beside`).
         PREFIX: that number is of the text that ends with the token: texts can be scored by it, responses ranked and
             watched (`PrefixSignal`).
         ADDS: it steers: a score of every next token is added to the token's logit (`AddedSignal`).
@@ -36,7 +38,7 @@ class Capability(enum.Flag):
 NOTHING = Capability(0)
 
 STEERS = Capability.ADDS | Capability.REPLACES
-"""Either way to steer."""
+"""A signal that steers has one of these."""
 
 
 def describe(capability: Capability) -> str:
@@ -55,7 +57,7 @@ _WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class SignalConfig:
-    """The configuration of a signal. A subclass is a frozen dataclass, its fields made by `otterlm.settings.setting`.
+    """The configuration of a signal is a frozen dataclass, with fields made by `otterlm.settings.setting`.
 
     Attributes:
         type: the signal's name, in `adapter_config.json` and on the command line.
@@ -65,7 +67,7 @@ class SignalConfig:
 
     @property
     def capabilities(self) -> Capability:
-        """What can be done with the signal."""
+        """Returns what can be done with the signal."""
         raise NotImplementedError
 
     @classmethod
@@ -76,13 +78,15 @@ class SignalConfig:
 
     @property
     def typical_range(self) -> tuple[float, float] | None:
-        """The lowest and the highest number that texts usually have, for a colour scale; None: not known."""
+        """Returns the lowest and the highest number that texts usually have, for a colour scale; None: not known."""
         return None
 
     @property
     def unit(self) -> float:
-        """What next tokens typically change in the signal. Steering divides by it, so that a weight means the same for
-        every adapter; 1 where it was not measured."""
+        """Returns what next tokens typically change in the signal; 1 where it was not measured.
+
+        Steering divides by it, so that a weight means the same for every adapter.
+        """
         return 1.0
 
     def limits(self, width: int, vocabulary: int) -> dict[str, tuple[int, int]]:
@@ -90,13 +94,12 @@ class SignalConfig:
         return {}
 
     def derived_parameters(self, vocabulary: int) -> int:
-        """Counts the numbers that are kept in memory and not stored, such as a projection folded with the
-        unembedding."""
+        """Counts the numbers that are in memory but not in files, such as a projection folded with the unembedding."""
         return 0
 
 
 class Signal(Protocol):
-    """What one forward pass gives.
+    """A signal is what one forward pass predicts.
 
     Attributes:
         state: [h, h'] after the final norm, `[B, T, d + d']`.
@@ -114,22 +117,22 @@ class Signal(Protocol):
 
 
 class PrefixSignal(Signal, Protocol):
-    """A signal with `Capability.PREFIX`."""
+    """The signal has `Capability.PREFIX`."""
 
     @property
     def prefix(self) -> Tensor:
-        """The number of every prefix that ends in this pass, `[B, T]` float32."""
+        """Returns the number of every prefix that ends in this pass, `[B, T]` float32."""
 
 
 class AddedSignal(Signal, Protocol):
-    """A signal with `Capability.ADDS`."""
+    """The signal has `Capability.ADDS`."""
 
     def vocabulary(self, tokens: Tensor | None = None, position: int = -1) -> Tensor:
         """Returns scores of next tokens, `[B, k]` float32 for `[B, k]` ids, or `[B, V]` for all."""
 
 
 class ReplacedSignal(Signal, Protocol):
-    """A signal with `Capability.REPLACES`."""
+    """The signal has `Capability.REPLACES`."""
 
     def difference(self, position: int = -1) -> Tensor:
         """Returns how the logits are to be moved, `[B, V]` float32."""
@@ -142,11 +145,11 @@ class Head(Protocol):
         """Sets the parameters that training starts from."""
 
     def __call__(self, state: Tensor, unembedding: Tensor) -> Signal:
-        """`[B, T, d + d']` and the base's unembedding, `[V, d]`, to the signal."""
+        """Maps `[B, T, d + d']` and the base's unembedding, `[V, d]`, to the signal."""
 
 
 class Objective(Protocol):
-    """What a batch teaches an adapter: a module that holds the model.
+    """An objective is a module that holds the model and computes what a batch teaches its adapter.
 
     Attributes:
         identity: what a checkpoint must agree with, beside the trainer's own settings; JSON can hold it.
@@ -155,12 +158,12 @@ class Objective(Protocol):
     identity: dict[str, Any]
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        """A packed batch to scalars, means over it, with `loss` among them."""
+        """Maps a packed batch to scalars, means over it, with `loss` among them."""
 
 
 @dataclass(frozen=True, slots=True)
 class SignalType:
-    """A kind of signal. Its parts are named as `module:name` and imported when they are first used.
+    """A signal type names its parts as `module:name`, and they are imported when they are first used.
 
     Attributes:
         config: its configuration.
@@ -174,5 +177,5 @@ class SignalType:
 
     @property
     def name(self) -> str:
-        """The name in `adapter_config.json` and on the command line."""
+        """Returns the name in `adapter_config.json` and on the command line."""
         return self.config.type

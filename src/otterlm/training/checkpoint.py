@@ -1,4 +1,4 @@
-"""One safetensors file holds all a run needs to go on after a kill -9: weights, best weights, optimizer, position."""
+"""Saves all a run needs to resume after a kill -9: weights, best weights, optimizer, position, in one file."""
 
 import json
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ PROGRESS = {"step", "best", "stale", "finished"}
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of `module` that are being trained, by name."""
+    """Returns the parameters of `module` that are being trained, by name."""
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
@@ -35,7 +35,7 @@ def save_checkpoint(
     Args:
         path: the file, replaced atomically.
         module: its trainable parameters are saved.
-        optimizer: its per-parameter tensors are saved; hyper-parameters are not, they come from the run's settings.
+        optimizer: its per-parameter tensors are saved; hyper-parameters are not: they come from the run's settings.
         best: the parameters with the lowest evaluation loss so far.
         progress: everything else, as JSON.
     """
@@ -49,7 +49,7 @@ def save_checkpoint(
 
 
 def check_checkpoint(path: Path, wanted: Identity, partial: bool = False) -> None:
-    """Checks that a checkpoint, if there is one, is of this run. Arguments and errors: see `otterlm.identity.check`."""
+    """Checks that a checkpoint, if there is one, is of this run, with the arguments of `otterlm.identity.check`."""
     if path.exists():
         with _opened(path) as file:
             check(path, _progress(file)["identity"], wanted, partial)
@@ -58,18 +58,18 @@ def check_checkpoint(path: Path, wanted: Identity, partial: bool = False) -> Non
 def load_checkpoint(
     path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, wanted: Identity
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Restores what `save_checkpoint` saved. Nothing is touched before the whole file has been checked.
+    """Restores what `save_checkpoint` saved. Nothing is changed before the whole file has been checked.
 
     Args:
         path: the file.
-        module, optimizer: are given the saved state.
-        wanted: the identity of the run that is to go on, as `identity` in its progress.
+        module, optimizer: get the saved state.
+        wanted: the identity of the run that resumes, as `identity` in its progress.
 
     Returns:
         The best parameters and the rest of the progress.
 
     Raises:
-        OtterError: the file is damaged, or of a run with another identity.
+        OtterError: the file is damaged, or belongs to a run with another identity.
     """
     names = trainable(module)
     with _opened(path) as file:

@@ -1,4 +1,4 @@
-"""What a training run logs, step by step."""
+"""Logs a training run, step by step."""
 
 import json
 from pathlib import Path
@@ -8,11 +8,11 @@ from otterlm.files import remove_unfinished, write_text
 
 
 class Log:
-    """Metrics as JSON lines, `metrics.jsonl`, and for TensorBoard, `tensorboard/`.
+    """Writes metrics as JSON lines, `metrics.jsonl`, and for TensorBoard, `tensorboard/`.
 
     Args:
         out: the folder of both.
-        step: of the checkpoint that the run goes on from; what was logged after it is going to be logged again.
+        step: of the checkpoint that the run resumes from; later metrics are removed, and will be logged again.
     """
 
     def __init__(self, out: Path, step: int) -> None:
@@ -21,8 +21,8 @@ class Log:
         path = out / "metrics.jsonl"
         remove_unfinished(out)
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [line for line in lines if 0 < _step_of(line) <= step]
-        write_text(path, "".join(f"{line}\n" for line in kept))
+        earlier = [line for line in lines if 0 < _step_of(line) <= step]
+        write_text(path, "".join(f"{line}\n" for line in earlier))
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
 
@@ -41,13 +41,13 @@ class Log:
             raise OtterError(f"{self._file.name} could not be written: {error.strerror or error}") from error
 
     def close(self) -> None:
-        """Nothing more is added."""
+        """Closes the files. No more metrics can be added."""
         self._file.close()
         self._board.close()
 
 
 def _step_of(line: str) -> int:
-    """The step that a line of a log is of; 0 for a line that was torn by a kill."""
+    """Returns the step of a line of a log; 0 for a line that was torn by a kill."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""A linear probe on the base's last hidden state: the strongest cheap rival, and where the reward head starts from."""
+"""Fits a linear probe on the base's last hidden state: the strongest cheap rival, and the reward head's start."""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ PENALTIES = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 
 
 def fit_probe(chosen: Tensor, rejected: Tensor, folds: int = 5, seed: int = 0) -> Tensor:
-    """Logistic regression on differences of hidden states, the L2 penalty chosen by cross-validation.
+    """Fits a logistic regression on differences of hidden states, with an L2 penalty chosen by cross-validation.
 
     Args:
         chosen, rejected: `[N, d]` float, the states at the last token of the better and the worse text.
@@ -36,7 +36,7 @@ def fit_probe(chosen: Tensor, rejected: Tensor, folds: int = 5, seed: int = 0) -
 
 
 def _logistic(difference: Tensor, penalty: float) -> Tensor:
-    """The minimum of mean(-log sigmoid(w . x)) + penalty / 2 * |w|^2, by L-BFGS."""
+    """Returns the minimum of mean(-log sigmoid(w . x)) + penalty / 2 * |w|^2, by L-BFGS."""
     weight = torch.zeros(difference.shape[1], dtype=difference.dtype, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight], max_iter=100, line_search_fn="strong_wolfe")
 

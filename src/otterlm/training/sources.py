@@ -1,7 +1,7 @@
-"""Where a training step's intermediates come from: the base itself, or a recording of it kept on disk.
+"""Provides a training step's intermediates, from the base itself or from a recording of it on disk.
 
 The base is frozen, so what it computes on an example is the same in every epoch, for every seed and setting. Recorded
-once, it need not run again; what is left of a step is the thin inserted stream.
+once, it need not run again: a step is then only the thin inserted stream.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ class Source(Protocol):
 
 
 def read_batch(model: OtterModel, source: Source, batch: Batch, adapter_name: str) -> Any:
-    """What an adapter predicts on a packed batch."""
+    """Returns what an adapter predicts on a packed batch."""
     stream = model.stream_passes([adapter_name])[adapter_name]
     source.show(batch, stream)
     assert stream.state is not None
@@ -38,7 +38,7 @@ def read_batch(model: OtterModel, source: Source, batch: Batch, adapter_name: st
 
 
 def of_adapter(model: OtterModel, adapter_name: str) -> Identity:
-    """What the checkpoint of an adapter's training must agree with, beside the trainer's own settings."""
+    """Returns what the checkpoint of an adapter's training must agree with, beside the trainer's settings."""
     return {"base": of_weights(model.base_model), "adapter": of_config(model.adapter(adapter_name).config)}
 
 
@@ -49,7 +49,7 @@ class LiveBase:
         self._model = model
 
     def show(self, batch: Batch, visitor: Visitor) -> None:
-        """See `Source`."""
+        """Runs the base, see `Source`."""
         decoder = self._model.base_model.get_decoder()
         with self._model.visit(visitor):
             decoder(**batch.inputs(self._model.base_model.dtype))
@@ -59,12 +59,12 @@ class RecordedBase:
     """Plays back a recording: one file of bf16 numbers, a row a token.
 
     A row holds, for every watched block, the state before it, the heads, the state in its middle and the units, and at
-    its end the state before the final norm. Norms and RoPE are cheap and computed anew.
+    its end the state before the final norm. Norms and RoPE are cheap and computed again.
 
     Args:
         model: with the adapter that is to be trained; the blocks that its adapters widen are recorded.
-        examples: all that will be asked for.
-        folder: where the recording is kept, and looked for.
+        examples: all that will be read.
+        folder: of the recording.
         batch_size: examples a recording pass.
 
     Raises:
@@ -106,7 +106,7 @@ class RecordedBase:
         return torch.cat(recorder.pieces, dim=-1)  # [B, T, width]
 
     def show(self, batch: Batch, visitor: Visitor) -> None:
-        """See `Source`."""
+        """Reads the recording, see `Source`."""
         base, device = self._model.base_model, batch.input_ids.device
         recorded = self._file.read(batch).to(device, base.dtype)  # [B, T, width]
         mask = branch_mask(batch.segments, base.dtype)
@@ -114,18 +114,18 @@ class RecordedBase:
         *blocks, final = recorded.split([*self._parts * len(self._layers), decoder_config(base).hidden_size], dim=-1)
         for n, index in enumerate(self._layers):
             start = n * len(self._fields)
-            found = dict(zip(self._fields, blocks[start : start + len(self._fields)], strict=True))
-            middle = found.pop("middle", found["hidden"])
+            tensors = dict(zip(self._fields, blocks[start : start + len(self._fields)], strict=True))
+            middle = tensors.pop("middle", tensors["hidden"])
             visitor.layer(
                 index,
                 LayerTaps(
-                    attention_input=self._normed(index, self._family.attention_norm, found["hidden"]),
+                    attention_input=self._normed(index, self._family.attention_norm, tensors["hidden"]),
                     middle=middle,
                     ffn_input=self._normed(index, self._family.ffn_norm, middle),
-                    units=found.pop("units", None),
+                    units=tensors.pop("units", None),
                     rotary=rotary_table(base, self._family, index, recorded, batch.position_ids),
                     mask=mask,
-                    **found,
+                    **tensors,
                 ),
             )
         visitor.final(final, self._decoder.get_submodule(self._family.final_norm)(final))
@@ -135,12 +135,12 @@ class RecordedBase:
 
 
 def _texts(examples: Sequence[Example]) -> list[object]:
-    """What of examples the base reads: not their scores."""
+    """Returns what the base reads of examples: not their scores."""
     return [(example.row, example.prefix, example.branches) for example in examples]
 
 
 def _recorded_fields(family: Family) -> list[str]:
-    """What is kept of a block: all that its norms cannot be computed from."""
+    """Returns the tensors that are recorded of a block: all that its norms cannot compute."""
     fields = ["hidden", "heads"]
     if not family.parallel:
         fields.append("middle")
@@ -153,7 +153,7 @@ def _recorded_fields(family: Family) -> list[str]:
 
 
 class _Recorder(Visitor):
-    """Keeps what a recording holds of one pass."""
+    """Collects what a recording holds of one pass."""
 
     def __init__(self, fields: list[str]) -> None:
         self.pieces: list[Tensor] = []
@@ -167,7 +167,7 @@ class _Recorder(Visitor):
 
 
 class FinalState(Visitor):
-    """Keeps the base's last state.
+    """Stores the base's last state.
 
     Attributes:
         normed: after the final norm, `[B, T, d]`, once a pass was shown.
@@ -177,5 +177,5 @@ class FinalState(Visitor):
         self.normed: Tensor | None = None
 
     def final(self, hidden: Tensor, normed: Tensor) -> None:
-        """See `Visitor`."""
+        """Stores the state, see `Visitor`."""
         self.normed = normed

@@ -1,4 +1,4 @@
-"""Numbers beside every token of some examples, too many for memory: one file, a row a token, mapped."""
+"""Stores numbers beside every token of some examples, too many for memory, in one mapped file, a row a token."""
 
 import json
 import mmap
@@ -17,20 +17,20 @@ from otterlm.training.data.packing import Batch, Example, length_buckets
 
 
 class TokenFile:
-    """A file of `[tokens, width]` numbers. Beside it, a JSON file says what they are, once all are written.
+    """The file holds `[tokens, width]` numbers. Once all are written, a JSON file beside it identifies them.
 
     Args:
         path: of the file.
-        examples: all that will be asked for.
+        examples: all that will be read.
         width: numbers a token.
         dtype: of the numbers.
-        identity: what they depend on, see `otterlm.identity`; the examples are part of it.
-        numbers: gives those of some examples, `[B, T, width]`; called only if the file does not hold them yet.
+        identity: what the numbers depend on, see `otterlm.identity`; the examples are part of it.
+        numbers: computes those of some examples, `[B, T, width]`; called only if the file does not hold them yet.
         batch_size: examples a call.
         description: of the progress bar.
 
     Raises:
-        OtterError: it holds the numbers of another run, does not fit on the disk, or another process is writing it.
+        OtterError: the file is of another run, does not fit on the disk, or another process is writing it.
     """
 
     def __init__(
@@ -67,15 +67,18 @@ class TokenFile:
             self._rows[start : start + len(example)] = row[: len(example)]
 
     def read(self, batch: Batch) -> Tensor:
-        """The numbers of a packed batch, `[B, T, width]` in memory."""
+        """Returns the numbers of a packed batch, `[B, T, width]` in memory."""
         starts = torch.tensor([self._starts[row] for row in batch.rows.tolist()])[:, None]  # [B, 1]
         # Padding repeats an example's first token: a state of zeros has no norm, and would be blown up by 1 / eps.
-        places = torch.arange(batch.segments.shape[1]) * (batch.segments >= 0).cpu()  # [B, T]
-        return self._rows[starts + places]
+        positions = torch.arange(batch.segments.shape[1]) * (batch.segments >= 0).cpu()  # [B, T]
+        return self._rows[starts + positions]
 
 
 def _finished(path: Path, mark: Path, size: int, identity: Identity) -> bool:
-    """Whether a file holds all numbers. Without a mark, or cut, it is made anew; of another run, it is refused."""
+    """Returns whether a file holds all numbers.
+
+    Without a mark, or cut, the file is made again. One of another run is refused.
+    """
     if not mark.exists():
         return False
     try:
@@ -94,12 +97,15 @@ def _mapped(path: Path, tokens: int, width: int, dtype: torch.dtype) -> Tensor:
 
 
 def _reserve(path: Path, size: int) -> None:
-    """Claims a file's space on the disk: written through a map, a full disk would kill the process without a word."""
+    """Reserves a file's space on the disk.
+
+    Written through a map, a full disk would kill the process without a message.
+    """
     try:
         with path.open("ab") as file:
             file.truncate(size)
             if hasattr(os, "posix_fallocate"):  # macOS has none
                 os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:
-        what = f"{path} could not be written: {error.strerror or error}"
-        raise OtterError(f"{what}; it takes {size / 2**30:.1f} GiB") from error
+        failure = f"{path} could not be written: {error.strerror or error}"
+        raise OtterError(f"{failure}; it takes {size / 2**30:.1f} GiB") from error

@@ -1,4 +1,4 @@
-"""The training loop, the same for every signal: frozen base, deterministic order, exact resume.
+"""Runs the training loop, the same for every signal: frozen base, deterministic order, exact resume.
 
 The order of the data is a function of the seed and the epoch, dropout a function of the seed and the step, so a run
 that is killed and started again ends with the weights of one that was not.
@@ -29,7 +29,7 @@ DIVERGED = "lower the learning rate or look at the data (the last checkpoint is 
 
 @dataclass(frozen=True, slots=True)
 class TrainingConfig:
-    """How to train.
+    """The configuration holds the settings of training.
 
     Attributes:
         epochs: passes over the training examples.
@@ -70,7 +70,7 @@ class TrainingConfig:
 
 @dataclass(slots=True)
 class _Progress:
-    """Where a run stands; saved with every checkpoint."""
+    """The progress of a run is saved with every checkpoint."""
 
     step: int = 0
     best: dict[str, float] = field(default_factory=lambda: {"loss": math.inf, "step": 0})
@@ -92,11 +92,11 @@ def train(
     Args:
         objective: called with a `Batch`; returns a dict of scalar tensors, means over the batch, with `loss` in it. Its
             attribute `identity`, if it has one, holds what the run depends on beside the other arguments.
-        train_examples: what to learn from.
-        eval_examples: what decides when to stop and which weights are best.
-        config: how.
-        out: folder for `metrics.jsonl`, `tensorboard/` and `checkpoint.safetensors`. A checkpoint found there is gone
-            on with.
+        train_examples: to learn from.
+        eval_examples: to decide when to stop and which weights are best.
+        config: the settings.
+        out: folder for `metrics.jsonl`, `tensorboard/` and `checkpoint.safetensors`. A run resumes from a checkpoint
+            there.
         pad_token_id: any token id; padding is masked.
         settings: what else the checkpoint must agree with.
 
@@ -126,7 +126,7 @@ def run_identity(
     config: TrainingConfig,
     settings: Mapping[str, Any] | None = None,
 ) -> Identity:
-    """The identity of a run, see `otterlm.identity`: two runs with one identity take the same steps."""
+    """Returns the identity of a run, see `otterlm.identity`. Two runs with one identity take the same steps."""
     data = {"data": of_data(train_examples), "held_out": of_data(eval_examples)}
     parts = getattr(objective, "identity", {}) | known_identity(type(objective), config, settings) | data
     return identity("checkpoint", **parts)
@@ -135,14 +135,16 @@ def run_identity(
 def known_identity(
     objective: type[nn.Module], config: TrainingConfig, settings: Mapping[str, Any] | None = None
 ) -> Identity:
-    """The parts of a run's identity that are known before its data are made. How often a checkpoint is made changes no
-    step."""
+    """Returns the parts of a run's identity that are known before its data are made.
+
+    How often a checkpoint is made changes no step, so it is not among them.
+    """
     how = {name: value for name, value in asdict(config).items() if name != "checkpoint_every"}
     return {"objective": objective.__name__, **how, **(settings or {})}
 
 
 class _Loop:
-    """One run: its state, and the steps from there to its end."""
+    """The loop holds the state of one run and takes its steps."""
 
     def __init__(
         self,
@@ -174,7 +176,7 @@ class _Loop:
         return {name: parameter.detach().clone() for name, parameter in self._names.items()}
 
     def run(self) -> None:
-        """Goes on from the checkpoint, if there is one, and leaves the best weights in the objective."""
+        """Resumes from the checkpoint, if there is one, and leaves the best weights in the objective."""
         main = self.accelerator.is_main_process
         if self.checkpoint.exists():
             self._best, saved = load_checkpoint(self.checkpoint, self._objective, self._optimizer, self._identity)
@@ -197,7 +199,7 @@ class _Loop:
             log.close()
 
     def _steps(self) -> Iterator[tuple[int, list[Example]]]:
-        """The steps that are left, each with its examples."""
+        """Yields the remaining steps, each with its examples."""
         seed = self._config.seed * 1_000_003
         for epoch in range(self._config.epochs):
             batches = length_buckets(self._train_examples, self._config.batch_size, seed=seed + epoch)
@@ -206,7 +208,7 @@ class _Loop:
                     yield step, examples
 
     def _take(self, step: int, examples: list[Example]) -> dict[str, float] | None:
-        """One step, of which this process takes its share; None where there are too few examples for all."""
+        """Takes this process's share of one step. Returns None where there are too few examples for all processes."""
         _set_learning_rate(self._optimizer, self._config, step, self._total)
         torch.manual_seed(self._config.seed * 1_000_003 + step)
         if len(examples) < self.accelerator.num_processes:  # some process would have nothing to do
@@ -216,7 +218,7 @@ class _Loop:
         return _step(self._wrapped, self._optimizer, batch, self._config, self.accelerator)
 
     def _after(self, step: int, log: Log | None) -> None:
-        """Evaluates and makes a checkpoint, if it is time to."""
+        """Evaluates and makes a checkpoint, if either is due after this step."""
         progress = self.progress
         progress.step = step
         evaluating = step % self._evaluate_every == 0 or step == self._total
@@ -280,7 +282,7 @@ def evaluate(
     accelerator: Accelerator,
     pad_token_id: int = 0,
 ) -> dict[str, float]:
-    """The mean of every metric of `objective` over `examples`, shared out over the processes."""
+    """Returns the mean of every metric of `objective` over `examples`, which the processes share."""
     sums: dict[str, Tensor] = {}
     batches = list(length_buckets(examples, batch_size))
     for batch in batches[accelerator.process_index :: accelerator.num_processes]:

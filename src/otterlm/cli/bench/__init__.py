@@ -1,4 +1,4 @@
-"""`otter bench`: Otter and its rivals side by side. One file a task."""
+"""Defines `otter bench`, which compares Otter and its rivals. Each task has one file."""
 
 import typer
 

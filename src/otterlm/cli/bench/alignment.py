@@ -1,4 +1,4 @@
-"""`otter bench alignment`: guidance and search beside ARGS and CARDS, rated by an independent judge."""
+"""Defines `otter bench alignment`: guidance and search beside ARGS and CARDS, rated by an independent judge."""
 
 from pathlib import Path
 from typing import Annotated, Any

@@ -1,4 +1,4 @@
-"""`otter bench detox`: a contrast beside the base, DExperts, and two prompts."""
+"""Defines `otter bench detox`: a contrast beside the base, DExperts, and two prompts."""
 
 from pathlib import Path
 from typing import Annotated, Any

@@ -1,4 +1,4 @@
-"""`otter bench overhead`: what steering costs, with random weights."""
+"""Defines `otter bench overhead`, which measures what steering costs, with random weights."""
 
 from itertools import product
 from pathlib import Path
@@ -38,14 +38,14 @@ def command(
     parse_device(device)
     kind = parse_dtype(dtype)
     for name in base or []:
-        check_shape(name)  # also with --quick, which takes its own
+        check_shape(name)  # also with --quick, which has another shape
     rows = [row for setting in settings for row in measure(setting, rounds, dtype=kind, device=device)]
-    found = [row.to_dict() for row in rows]
+    results = [row.to_dict() for row in rows]
     if out is not None:
         used = {"rounds": rounds, "dtype": dtype, "device": device}
-        report.write(out, "overhead", found, used, "measured_slowdown", "extra_parameters")
+        report.write(out, "overhead", results, used, "measured_slowdown", "extra_parameters")
     if as_json:
-        print_json({"rows": found, "machine": report.machine()})
+        print_json({"rows": results, "machine": report.machine()})
         return
     columns = ("", "batch", "prompt", "k", "tokens/s", "time", "floor", "space saved", "time saved", "over cache")
     lines = [

@@ -1,4 +1,4 @@
-"""`otter bench speed`: drafts beside the base, Medusa and prompt lookup."""
+"""Defines `otter bench speed`: drafts beside the base, Medusa and prompt lookup."""
 
 from pathlib import Path
 from typing import Annotated

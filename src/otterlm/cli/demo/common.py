@@ -1,4 +1,4 @@
-"""What the parts of the demo share."""
+"""Defines what the parts of the demo share."""
 
 import time
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from otterlm.training.data.tokens import prompt_tokens
 
 
 def chat_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:
-    """A user's turn as the base reads it, `[1, T]`."""
+    """Returns a user's turn as the base reads it, `[1, T]`."""
     return torch.tensor([prompt_tokens((("user", prompt),), tokenizer)])
 
 
@@ -26,7 +26,7 @@ def timed(model: OtterModel | PreTrainedModel, ids: torch.Tensor, **settings: An
     """Generates from one prompt.
 
     Returns:
-        What `generate` gave, the new tokens, and how many a second.
+        The output of `generate`, the new tokens, and how many a second.
     """
     started = time.perf_counter()
     output = model.generate(
@@ -38,25 +38,28 @@ def timed(model: OtterModel | PreTrainedModel, ids: torch.Tensor, **settings: An
 
 
 def answer_of(tokenizer: PreTrainedTokenizerBase, tokens: list[int], speed: float) -> dict[str, Any]:
-    """What every part says of an answer."""
+    """Returns what every part reports of an answer."""
     text = tokenizer.decode(tokens, skip_special_tokens=True)
     return {"text": text, "tokens": tokens, "tokens_per_second": speed}
 
 
-def report(model: OtterModel, prompts: Sequence[str], found: list[dict[str, Any]]) -> dict[str, Any]:
-    """A part's report: what its adapter takes (`otterlm.plan`), each prompt with its answers, and the mean tokens/s of
-    the answers of each name."""
+def report(model: OtterModel, prompts: Sequence[str], results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns a part's report.
+
+    It has the costs of its adapter (`otterlm.plan`), each prompt with its answers, and the mean tokens/s of the answers
+    of each name.
+    """
     return {
         "plan": plan(load_config(SMOLLM2), model.adapter().config).to_dict(),
-        "prompts": [{"prompt": prompt, **answers} for prompt, answers in zip(prompts, found, strict=True)],
+        "prompts": [{"prompt": prompt, **answers} for prompt, answers in zip(prompts, results, strict=True)],
         "tokens_per_second": {
-            name: sum(each[name]["tokens_per_second"] for each in found) / len(found) for name in found[0]
+            name: sum(each[name]["tokens_per_second"] for each in results) / len(results) for name in results[0]
         },
     }
 
 
 def heading(text: str) -> None:
-    """Prints a rule with a text in it, which may hold what rich takes for markup."""
+    """Prints a rule with a text in it, which may contain what rich takes for markup."""
     console.rule(Text(text, style="bold"))
 
 

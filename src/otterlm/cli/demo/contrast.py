@@ -1,4 +1,4 @@
-"""A contrast: sampled continuations of prompts that invite rudeness, with and without it."""
+"""Shows a contrast: sampled continuations of prompts that invite rudeness, with and without it."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ def run(
     max_new_tokens: int,
 ) -> dict[str, Any]:
     """Returns the continuations and the cost. The original samples from the same nucleus."""
-    found = []
+    results = []
     for prompt in PROMPTS:
         ids = tokenizer(prompt, return_tensors="pt").input_ids
         answers = {}
@@ -38,12 +38,12 @@ def run(
             length = {"max_new_tokens": max_new_tokens // 2}
             _, tokens, speed = timed(generator, ids, logits_processor=processors, **length, **sampling)
             answers[name] = answer_of(tokenizer, tokens, speed)
-        found.append(answers)
-    return report(model, PROMPTS, found)
+        results.append(answers)
+    return report(model, PROMPTS, results)
 
 
 def show(part: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Prints what `run` gave."""
+    """Prints the report of `run`."""
     for entry in part["prompts"]:
         heading(f"Contrast: {entry['prompt']}")
         for name in ("original", "contrasted"):

@@ -1,4 +1,4 @@
-"""Drafts: the same tokens, in fewer passes."""
+"""Shows drafts: the same tokens, in fewer passes."""
 
 from typing import Any
 
@@ -24,27 +24,27 @@ def run(
     steering: InterventionSettings,
     max_new_tokens: int,
 ) -> dict[str, Any]:
-    """The responses, how many tokens each pass gave, and the cost."""
-    found = []
+    """Returns the responses, how many tokens each pass gave, and the cost."""
+    results = []
     for prompt in PROMPTS:
         ids = chat_ids(tokenizer, prompt)
         _, original, original_speed = timed(model.base_model, ids, max_new_tokens=max_new_tokens)
         output, drafted, speed = timed(model, ids, max_new_tokens=max_new_tokens, custom_generate=SpeculativeDecoding())
-        found.append(
+        results.append(
             {
                 "original": answer_of(tokenizer, original, original_speed),
                 "drafted": answer_of(tokenizer, drafted, speed)
                 | {"accepted": output.accepted[0], "acceptance_length": output.acceptance_length},
             }
         )
-    told = report(model, PROMPTS, found)
-    for entry in told["prompts"]:
+    part = report(model, PROMPTS, results)
+    for entry in part["prompts"]:
         entry["same_tokens"] = entry["original"]["tokens"] == entry["drafted"]["tokens"]
-    return told
+    return part
 
 
 def show(part: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Prints what `run` gave, every pass in a colour of its own."""
+    """Prints the report of `run`, consecutive passes in different colours."""
     for entry in part["prompts"]:
         heading(f"Drafts: {entry['prompt']}")
         drafted, text, start = entry["drafted"], Text(), 0
@@ -53,5 +53,5 @@ def show(part: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
             text.append(tokenizer.decode(piece, skip_special_tokens=True), style=COLOURS[number % len(COLOURS)])
             start += accepted + 1
         same = "the base's tokens" if entry["same_tokens"] else "NOT the base's tokens"
-        told = f"{drafted['acceptance_length']:.2f} tokens a pass; {same}"
-        panel(text, "a colour a pass", told)
+        subtitle = f"{drafted['acceptance_length']:.2f} tokens a pass; {same}"
+        panel(text, "a colour a pass", subtitle)

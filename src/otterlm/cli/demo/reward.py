@@ -31,7 +31,7 @@ def run(
     """Returns the responses, their rewards and the cost."""
     guided = generate_arguments(model, steering, method)
     length = {"max_new_tokens": max_new_tokens, "min_new_tokens": max_new_tokens // 2}
-    found = []
+    results = []
     for prompt in PROMPTS:
         ids = chat_ids(tokenizer, prompt)
         answers = {}
@@ -39,12 +39,12 @@ def run(
             output, tokens, speed = timed(generator, ids, **length, **settings)
             rewards = score_sequences(model, output.sequences, torch.ones_like(output.sequences))[0, ids.shape[1] :]
             answers[name] = answer_of(tokenizer, tokens, speed) | {"rewards": rewards.tolist()}
-        found.append(answers)
-    return report(model, PROMPTS, found) | {"range": model.adapter().config.signal.typical_range}
+        results.append(answers)
+    return report(model, PROMPTS, results) | {"range": model.adapter().config.signal.typical_range}
 
 
 def show(part: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Prints what `run` gave."""
+    """Prints the report of `run`."""
     rewards = [reward for entry in part["prompts"] for name in SIDES for reward in entry[name]["rewards"]]
     low, high = part["range"] or (min(rewards), max(rewards))
     print(f"Each token's colour is the reward so far, from {low:+.1f} (red) to {high:+.1f} (green). Read the last one:")

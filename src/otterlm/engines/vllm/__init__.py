@@ -1,11 +1,11 @@
-"""A plugin for vLLM: exported folders are served as any other model, with per-request steering, guards and rewards out.
+"""Adds exported folders to vLLM, as a plugin with steering, guards and rewards by request.
 
-vLLM finds it by the entry points in `pyproject.toml`; nothing here needs to be imported by hand.
+vLLM finds the plugin by the entry points in `pyproject.toml`. Nothing here needs to be imported by hand.
 """
 
 
 def register() -> None:
-    """Makes vLLM know exported folders. Runs in every process of an engine, any number of times."""
+    """Makes vLLM know exported folders. It runs in every process of an engine, any number of times."""
     from otterlm.engines import exported
     from otterlm.engines.vllm import upstream
     from otterlm.engines.vllm.architectures import ARCHITECTURES

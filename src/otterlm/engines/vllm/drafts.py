@@ -1,10 +1,10 @@
-"""Otter's draft head as vLLM's speculative proposer.
+"""Uses Otter's draft head as vLLM's speculative proposer.
 
     LLM(model=FOLDER, speculative_config={
         "method": "custom_class", "model": "otterlm.engines.vllm.drafts.DraftProposer", "num_speculative_tokens": 4})
 
-vLLM calls a custom proposer with tokens alone, so the states are taken from the model, which keeps those of its latest
-`compute_logits`. vLLM runs no logits processors of plugins beside speculation: such an engine gives rewards out and
+vLLM calls a custom proposer with tokens alone, so the states are read from the model, which holds those of its latest
+`compute_logits`. vLLM runs no logits processors of plugins beside speculation: such an engine returns rewards and
 guards, and does not steer.
 """
 
@@ -19,7 +19,7 @@ from otterlm.signals.base import Capability
 
 
 class DraftProposer:
-    """The proposer: the best guess of each head, one after the other.
+    """The proposer takes the best guess of each head, one after the other.
 
     Args:
         vllm_config: the engine's.
@@ -44,7 +44,7 @@ class DraftProposer:
         self._model: Any = None
 
     def load_model(self, model: Any) -> None:
-        """vLLM gives the model that was loaded."""
+        """Stores the model that vLLM has loaded."""
         self._model = model
 
     def propose(
@@ -58,7 +58,7 @@ class DraftProposer:
             token_ids_cpu: unused.
 
         Returns:
-            Of each request `num_speculative_tokens` tokens, or none.
+            For each request `num_speculative_tokens` tokens, or none.
         """
         model = self._model
         rows = last_rows(sampled_token_ids, num_tokens_no_spec, model.seq_lens.tolist())
@@ -69,20 +69,20 @@ class DraftProposer:
         chosen = torch.tensor([rows[request] for request in drafting], device=device)
         drafter = model.signal(self._name, chosen, sampled=True)
         token = torch.tensor([sampled_token_ids[request][-1] for request in drafting], device=device)
-        state, code, found = drafter.state[:, 0], None, list[Tensor]()
+        state, code, drafted = drafter.state[:, 0], None, list[Tensor]()
         for head in range(self._tokens):
             code = drafter.code(head, state, token, code)
             token = drafter.vocabulary[drafter.scores(head, code).argmax(dim=-1)]
-            found.append(token)
-        drafts = iter(torch.stack(found, dim=1).tolist())
+            drafted.append(token)
+        drafts = iter(torch.stack(drafted, dim=1).tolist())
         return [next(drafts) if sampled else [] for sampled in sampled_token_ids]
 
 
 def last_rows(sampled: list[list[int]], lengths: Any, seq_lens: list[int]) -> list[int]:
-    """Which row of the logits gave each request's last accepted token.
+    """Returns which row of the logits gave each request's last accepted token.
 
-    A request has a row for its last token and one for each draft that was verified; those come one request after the
-    other. It was read up to `seq_lens`, drafts included, which is beyond its own tokens by as many as there were.
+    A request has a row for its last token and one for each draft that was verified, and its rows come together. It was
+    read up to `seq_lens`, drafts included, which exceeds its tokens by the number of drafts.
     """
     rows, start = [], 0
     for request, tokens in enumerate(sampled):

@@ -1,4 +1,4 @@
-"""vLLM's model classes with what is inserted: `OtterLlamaForCausalLM` and its like."""
+"""Defines vLLM's model classes with what is inserted, such as `OtterLlamaForCausalLM`."""
 
 from collections.abc import Iterable
 from functools import cache
@@ -33,7 +33,7 @@ from otterlm.stream import InsertedStream
 
 
 class EngineAdapter(nn.Module):
-    """An inserted stream with paged attention, and its head; the tensors' names are those of an adapter file.
+    """The adapter is an inserted stream with paged attention, and its head. Tensors have the names of adapter files.
 
     Args:
         config: its shape.
@@ -51,13 +51,13 @@ class EngineAdapter(nn.Module):
 
 
 def shared(vllm_config: VllmConfig) -> SimpleNamespace:
-    """Where the logits processor of a worker finds the worker's model."""
+    """Returns the object that gives the logits processor of a worker the worker's model."""
     context: dict[str, Any] = vllm_config.compilation_config.static_forward_context
     return context.setdefault(ADAPTERS, SimpleNamespace(model=None))
 
 
 class Otter:
-    """Mixed into a model class of vLLM. `forward` gives [h, h'_1, h'_2, ...]; the base's modules see h alone."""
+    """Is mixed into a model class of vLLM. `forward` returns [h, h'_1, h'_2, ...]; the base's modules see h alone."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
@@ -92,7 +92,7 @@ class Otter:
         self.sampled: dict[str, Tensor] = {}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """See vLLM's class."""
+        """Runs a pass, see vLLM's class."""
         if self._drafts:
             metadata = get_forward_context().attn_metadata
             if isinstance(metadata, dict):
@@ -100,7 +100,7 @@ class Otter:
         return super().forward(*args, **kwargs)  # type: ignore[misc]
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
-        """The base's logits of some rows, `[N, d + d'_1 + ...]` to `[N, V]`; keeps the rows' states for the signals."""
+        """Maps rows, `[N, d + d'_1 + ...]`, to the base's logits, `[N, V]`, and stores their states for the signals."""
         hidden, *inserted = hidden_states.split(self._widths, dim=-1)
         logits: Tensor | None = super().compute_logits(hidden.contiguous())  # type: ignore[misc]
         names = self.otter.keys()  # type: ignore[attr-defined]
@@ -110,13 +110,14 @@ class Otter:
         return logits
 
     def signal(self, name: str, rows: Tensor | slice | list[int] = slice(None), sampled: bool = False) -> Signal:
-        """Gives what an adapter predicts at some rows of the latest `compute_logits`, one position each. Of numbers for
-        the whole vocabulary each process has its part, see `gather`.
+        """Returns what an adapter predicts at some rows of the latest `compute_logits`, one position each.
+
+        Of numbers for the whole vocabulary each process has its part, see `gather`.
 
         Args:
             name: of the adapter.
             rows: all, if they are left out.
-            sampled: of the latest that tokens were sampled from. Prompts' log probabilities may have come after it.
+            sampled: take the latest call that was sampled from. Prompts' log probabilities may have come after it.
         """
         head = self.otter[name].head  # type: ignore[attr-defined]
         states = self.sampled if sampled else self.states
@@ -128,17 +129,17 @@ class Otter:
         return unit
 
     def gather(self, scores: Tensor) -> Tensor:
-        """Scores of each process's part of the vocabulary to those of all of it, `[N, V]`."""
+        """Gathers the scores of each process's part of the vocabulary to those of all of it, `[N, V]`."""
         if get_tensor_model_parallel_world_size() > 1:
             scores = tensor_model_parallel_all_gather(scores)
         return scores[:, : self._vocabulary_size]
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        """See vLLM's class. Ours are those whose names begin with `otter.`."""
+        """Loads weights, see vLLM's class. Otter's are those whose names begin with `otter.`."""
         model: Any = self
-        # vLLM's kernels have buffers of their own.
+        # The other tensors are buffers of vLLM's kernels.
         tensors = model.otter.state_dict(prefix=f"{ADAPTERS}.").items()
-        own = {name: tensor for name, tensor in tensors if ".kernel." not in name}
+        inserted = {name: tensor for name, tensor in tensors if ".kernel." not in name}
         seen: set[str] = set()
 
         def others() -> Iterable[tuple[str, Tensor]]:
@@ -146,13 +147,13 @@ class Otter:
                 if not name.startswith(f"{ADAPTERS}."):
                     yield name, tensor
                     continue
-                if name not in own or own[name].shape != tensor.shape:
+                if name not in inserted or inserted[name].shape != tensor.shape:
                     raise OtterError(f"{name} of shape {list(tensor.shape)} does not fit config.json: export again")
-                own[name].copy_(tensor)
+                inserted[name].copy_(tensor)
                 seen.add(name)
 
         loaded = super().load_weights(others())  # type: ignore[misc]
-        if missing := own.keys() - seen:
+        if missing := inserted.keys() - seen:
             raise OtterError(f"the folder lacks {len(missing)} tensors, such as {min(missing)}: export again")
         for adapter in model.otter.values():
             shard_and_pack(adapter.stream)
@@ -160,16 +161,16 @@ class Otter:
 
 
 class OtterLlamaForCausalLM(Otter, LlamaForCausalLM):
-    """Llama."""
+    """Is the widened Llama."""
 
 
 class OtterMistralForCausalLM(Otter, MistralForCausalLM):
-    """Mistral."""
+    """Is the widened Mistral."""
 
 
 class OtterQwen2ForCausalLM(Otter, Qwen2ForCausalLM):
-    """Qwen 2 and 2.5."""
+    """Is the widened Qwen 2 and 2.5."""
 
 
 class OtterQwen3ForCausalLM(Otter, Qwen3ForCausalLM):
-    """Qwen 3."""
+    """Is the widened Qwen 3."""

@@ -1,11 +1,11 @@
-"""What an engine is not started with, because the inserted streams would fail in it or say something wrong."""
+"""Refuses configurations of an engine in which the inserted streams would fail or predict wrongly."""
 
 from typing import Any
 
 from otterlm.errors import OtterError
 
 DRAFTING = ("custom_class", "draft_model", "ngram", "ngram_gpu", "suffix")
-"""Speculative methods that do not read the target's hidden states, which are wider here."""
+"""These speculative methods do not read the target's hidden states, which are wider here."""
 
 
 def refuse_config(vllm_config: Any) -> None:

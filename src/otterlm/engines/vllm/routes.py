@@ -1,6 +1,6 @@
-"""The server's routes: settings are checked where a request enters, and rewards are joined where its response is made.
+"""Checks settings where a request enters the server, and joins rewards to the response where it is made.
 
-Both are done on the handlers of vLLM's server, which the HTTP routes (under any path) and `vllm run-batch` share. In a
+Both happen on the handlers of vLLM's server, which the HTTP routes (under any path) and `vllm run-batch` share. In a
 response, each choice has
 
     choice["otter"] = {"rewards": {NAME: [one number a token]}}
@@ -19,11 +19,11 @@ from otterlm.engines.rewards import STOPPED, Joiner
 from otterlm.errors import OtterError
 
 Read = Callable[[Any], Served]
-"""From the engine's configuration to what it serves."""
+"""A function from the engine's configuration to what it serves."""
 
 
 async def enter(read: Read, original: Any, handler: Any, request: Any, http: Any = None, *rest: Any) -> Any:
-    """Answers a request with 400 and the reason, if its settings cannot be honoured."""
+    """Answers a request with 400 and the reason if its settings cannot be honoured."""
     try:
         refuse_stray(await _unknown_fields(request, http))
         settings = read(handler.engine_client.vllm_config).settings(_arguments(request))
@@ -37,7 +37,7 @@ async def enter(read: Read, original: Any, handler: Any, request: Any, http: Any
 
 
 NO_REWARDS = ("AnthropicServingMessages", "CohereServingChatV2", "ServingTokens")
-"""Handlers whose responses can have no further fields."""
+"""The responses of these handlers can have no further fields."""
 
 
 def _arguments(request: Any) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def _arguments(request: Any) -> dict[str, Any]:
 
 
 async def _unknown_fields(request: Any, http: Any) -> Iterable[str]:
-    """The fields of a request that its class does not know. Some classes drop them: those are read again."""
+    """Returns the fields of a request that its class does not know. Where it drops them, the body is read again."""
     if request.model_extra is not None or http is None:
         return request.model_extra or ()
     body = await http.json()
@@ -65,7 +65,7 @@ async def _watch(results: AsyncIterator[Any], joiner: Joiner, choices: int = 0, 
 
     Args:
         results: outputs, or (index of the prompt, output) where a request has several prompts.
-        joiner: takes the numbers up.
+        joiner: gets the numbers.
         choices: of each prompt.
         first: the index of the first choice.
     """
@@ -98,7 +98,7 @@ def _fill(response: Any, joiner: Joiner) -> Any:
 def completion_stream(
     _: Read, original: Any, handler: Any, request: Any, inputs: Any, results: Any, *rest: Any, **named: Any
 ) -> Any:
-    """`/v1/completions`, streamed."""
+    """Wraps `/v1/completions`, streamed."""
     if not _wants(request):
         return original(handler, request, inputs, results, *rest, **named)
     joiner = Joiner()
@@ -107,9 +107,9 @@ def completion_stream(
 
 
 def completion(_: Read, original: Any, handler: Any, batch: Any, request: Any, *rest: Any, **named: Any) -> Any:
-    """`/v1/completions`, whole: the choices are those of all prompts, one after the other."""
+    """Wraps `/v1/completions`, not streamed. The choices are those of all prompts, one after the other."""
     joiner = Joiner()
-    # An echo of the prompt alone has no tokens of the model's.
+    # An echo of the prompt alone has no tokens of the model.
     if _wants(request) and not (request.echo and request.max_tokens == 0):
         for index, each in enumerate(each for output in batch for each in output.outputs):
             joiner.add(index, getattr(each, "otter", None))
@@ -117,7 +117,7 @@ def completion(_: Read, original: Any, handler: Any, batch: Any, request: Any, *
 
 
 def stream(_: Read, original: Any, handler: Any, request: Any, results: Any, *rest: Any, **named: Any) -> Any:
-    """`/v1/chat/completions`, streamed."""
+    """Wraps `/v1/chat/completions`, streamed."""
     if not _wants(request):
         return original(handler, request, results, *rest, **named)
     joiner = Joiner()
@@ -125,7 +125,7 @@ def stream(_: Read, original: Any, handler: Any, request: Any, results: Any, *re
 
 
 async def whole(_: Read, original: Any, handler: Any, request: Any, results: Any, *rest: Any, **named: Any) -> Any:
-    """The same, whole; and a batch of chats, which has a stream of outputs and a choice for each."""
+    """Wraps the same, not streamed, and a batch of chats, with a stream of outputs and a choice for each."""
     joiner = Joiner()
     if _wants(request):
         if isinstance(results, list):
@@ -139,7 +139,7 @@ async def whole(_: Read, original: Any, handler: Any, request: Any, results: Any
 
 
 class _Turns:
-    """The numbers of a response of `/v1/responses`, which may take several turns of the engine.
+    """Collects the numbers of a response of `/v1/responses`, which may take several turns of the engine.
 
     Args:
         context: of the response; every output is appended to it.
@@ -185,7 +185,7 @@ async def responses_stream(
     *rest: Any,
     **named: Any,
 ) -> AsyncIterator[Any]:
-    """`/v1/responses`, streamed: the events are objects."""
+    """Wraps `/v1/responses`, streamed. The events are objects."""
     turns = _turns(request, context)
     events = original(handler, request, params, results, context, *rest, **named)
     async with contextlib.aclosing(events):
@@ -206,7 +206,7 @@ async def responses(
     *rest: Any,
     **named: Any,
 ) -> Any:
-    """`/v1/responses`, whole; a stream ends with it, too."""
+    """Wraps `/v1/responses`, not streamed. A stream ends with such a response, too."""
     turns = _turns(request, context)
     response = await original(handler, request, params, results, context, *rest, **named)
     return turns.fill(response) if turns and hasattr(response, "output") else response

@@ -1,7 +1,7 @@
-"""The logits processor: steers every request as it asked, and leaves the rows of the others alone.
+"""Steers every request by its settings, and leaves the rows of the others unchanged.
 
-Settings belong to requests, so requests with different ones share a batch. vLLM has two model runners, with an
-interface each, and takes a plugin for both: `LogitsProcessor` and `LogitsProcessorV2`.
+Settings belong to requests, so requests with different settings share a batch. vLLM has two model runners, each with
+an interface, and takes a plugin for both: `LogitsProcessor` and `LogitsProcessorV2`.
 """
 
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from otterlm.signals.base import Capability
 
 
 class Way(NamedTuple):
-    """What rows must share to be steered at once."""
+    """A way holds the settings that rows must share to be steered at once."""
 
     signal: str
     top_k: int | None
@@ -34,7 +34,7 @@ class Way(NamedTuple):
 
 
 class Steering(LogitsProcessor, LogitsProcessorV2):
-    """See the module. vLLM makes one in every worker; with a model that is not ours it does nothing.
+    """The logits processor steers. vLLM makes one in every worker; with a model that is not widened it does nothing.
 
     Args:
         vllm_config: the engine's.
@@ -44,22 +44,22 @@ class Steering(LogitsProcessor, LogitsProcessorV2):
     def __init__(self, vllm_config: VllmConfig, *runner_state: Any) -> None:
         self._served = served(vllm_config)
         self._shared = shared(vllm_config)
-        self._settings: dict[int, Settings] = {}  # of those that steer, by row (first runner) or slot (second)
+        self._settings: dict[int, Settings] = {}  # of requests that steer, by row (first runner) or slot (second)
 
     # -- the first runner ----------------------------------------------------------------------------------------
 
     def is_argmax_invariant(self) -> bool:
-        """Says no: a steered row may choose another token."""
+        """Returns False: a steered row may choose another token."""
         return False
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
-        """Follows the requests that came, went and moved in the batch."""
+        """Follows the requests that entered, left and moved in the batch."""
         process_dict_updates(self._settings, batch_update, lambda params, _, __: self._read(params))
 
     # -- the second runner ---------------------------------------------------------------------------------------
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
-        """Takes up a request that came into a slot. Returns whether it steers."""
+        """Adds a request that entered a slot. Returns whether it steers."""
         self._settings.pop(req_idx, None)
         if settings := self._read(sampling_params):
             self._settings[req_idx] = settings
@@ -68,7 +68,7 @@ class Steering(LogitsProcessor, LogitsProcessorV2):
     # -- both ----------------------------------------------------------------------------------------------------
 
     def apply(self, logits: Tensor, context: LogitsContext | None = None) -> Tensor:
-        """Steers `[N, V]` logits, in place. The second runner says which slots the rows belong to."""
+        """Steers `[N, V]` logits, in place. The second runner passes the slots that the rows belong to."""
         if not self._settings:
             return logits
         rows = self._settings

@@ -1,7 +1,7 @@
-"""Everything that Otter leans on inside vLLM 0.32 and that another version may change: where names come from, which
-methods are wrapped, and which attributes of vLLM's objects are read and set. No other file imports from vLLM.
+"""Contains all of vLLM 0.32 that Otter depends on and that another version may change.
 
-Numbers travel on vLLM's own objects, beside what it puts there:
+That is where names come from, which methods are wrapped, and which attributes of vLLM's objects are read and set. No
+other file imports from vLLM. Numbers travel on vLLM's objects, beside what it puts there:
 
     worker      `ModelRunnerOutput.otter`             by request, as they were sampled
     scheduler   `EngineCoreOutput.kv_transfer_params` under `otter`, a field that every transport carries
@@ -29,7 +29,7 @@ from otterlm.engines.vllm.watching import Watcher
 from otterlm.errors import OtterError
 
 FIELD = "otter"
-"""The attribute, or key, that is ours on objects of vLLM's."""
+"""Otter's attribute, or key, on objects of vLLM."""
 
 HOME = {
     "Attention": "vllm.model_executor.layers.attention",
@@ -52,7 +52,7 @@ HOME = {
     "tensor_model_parallel_all_gather": "vllm.distributed",
     "tensor_model_parallel_all_reduce": "vllm.distributed",
 }
-"""Where the names come from. They are imported when they are asked for: most processes need few of them."""
+"""The names' modules. They are imported when a name is first read: most processes need few of them."""
 
 
 OPENAI = "vllm.entrypoints.openai"
@@ -80,7 +80,7 @@ HANDLERS: dict[tuple[str, str], dict[str, Callable[..., Any]]] = {
     ("vllm.entrypoints.cohere.serving", "CohereServingChatV2"): {"create_chat_v2": routes.enter},
     ("vllm.entrypoints.scale_out.token_in_token_out.serving", "ServingTokens"): {"serve_tokens": routes.enter},
 }
-"""The methods of the server's handlers that are wrapped: where requests enter, and where responses are made."""
+"""These methods of the server's handlers are wrapped: where requests enter, and where responses are made."""
 
 
 def __getattr__(name: str) -> Any:
@@ -92,7 +92,7 @@ def __getattr__(name: str) -> Any:
 
 
 def wrap(path: str, owner: str, method: str, around: Callable[..., Any]) -> None:
-    """Puts `around(original, self, ...)` in the place of a method of a class of vLLM's, once in a process."""
+    """Replaces a method of a class of vLLM by `around(original, self, ...)`, once in a process."""
     cls = getattr(import_module(path), owner)
     original = getattr(cls, method)
     if hasattr(original, "__otter__"):
@@ -107,7 +107,7 @@ def wrap(path: str, owner: str, method: str, around: Callable[..., Any]) -> None
 
 
 def install() -> None:
-    """Wraps what the front end and the scheduler do. For every process of an engine, any number of times."""
+    """Wraps methods of the front end and the scheduler. It runs in every process, any number of times."""
     configs = import_module("vllm.model_executor.models.config")
     checks = type("Checks", (configs.VerifyAndUpdateConfig,), {"verify_and_update_config": staticmethod(refuse_config)})
     configs.MODELS_CONFIG_MAP.update(dict.fromkeys(ARCHITECTURES.values(), checks))
@@ -120,7 +120,7 @@ def install() -> None:
 
 
 def install_worker() -> None:
-    """Wraps what the two model runners do, for the worker of a model of ours."""
+    """Wraps methods of the two model runners, for the worker of a widened model."""
     for path in ("vllm.v1.worker.gpu_model_runner", "vllm.v1.worker.gpu.model_runner"):
         wrap(path, "GPUModelRunner", "execute_model", _execute)
         wrap(path, "GPUModelRunner", "sample_tokens", _attach)
@@ -129,10 +129,10 @@ def install_worker() -> None:
 
 
 def served(vllm_config: Any) -> Served:
-    """Reads what an engine serves. A folder that another model class than ours has loaded counts as plain."""
+    """Reads what an engine serves. A folder that another model class than Otter's has loaded counts as plain."""
     model = vllm_config.model_config
-    ours = model.architecture in ARCHITECTURES.values()
-    config = {"otter": model.hf_config.otter, "vocab_size": model.hf_config.vocab_size} if ours else {}
+    widened = model.architecture in ARCHITECTURES.values()
+    config = {"otter": model.hf_config.otter, "vocab_size": model.hf_config.vocab_size} if widened else {}
     return Served.from_config(config, speculates=vllm_config.speculative_config is not None)
 
 
@@ -149,7 +149,7 @@ def _check(original: Any, processor: Any, params: Any, *rest: Any, **named: Any)
 
 
 def _receive(original: Any, processor: Any, outputs: Any, *rest: Any, **named: Any) -> Any:
-    """Takes the numbers off the engine's outputs, and keeps them with their requests."""
+    """Removes the numbers from the engine's outputs, and stores them with their requests."""
     for output in outputs:
         parameters = output.kv_transfer_params
         if parameters and FIELD in parameters:
@@ -160,7 +160,7 @@ def _receive(original: Any, processor: Any, outputs: Any, *rest: Any, **named: A
 
 
 def _complete(original: Any, state: Any, *rest: Any, **named: Any) -> Any:
-    """Puts the numbers beside the tokens of a completion; of a streamed one, the latest."""
+    """Puts the numbers beside the tokens of a completion; of a streamed one, the latest numbers."""
     completion = original(state, *rest, **named)
     if FIELD in vars(state):
         end = state.detokenizer.num_output_tokens()
@@ -217,16 +217,16 @@ def _track(scheduler: Any, request: Any) -> Track:
 
 
 def _cut(request: Any, track: Track, output: Any, numbers: Mapping[str, list[float]]) -> bool:
-    """Takes the tokens off that come after a response's end; returns whether its guard ended it."""
+    """Removes the tokens that come after a response's end. Returns whether its guard ended it."""
     if request.is_finished():
         return False
-    if request.num_stale_output_tokens > 0 and request.drop_stale_output:  # of before a preemption: vLLM drops it, too
+    if request.num_stale_output_tokens > 0 and request.drop_stale_output:  # of a preempted run: vLLM drops it, too
         return False
     tokens = output.sampled_token_ids[output.req_id_to_index[request.request_id]]
-    keeps = track.judge(request.num_output_tokens, numbers, len(tokens))
-    if keeps is not None:
-        del tokens[keeps:]
-    return keeps is not None
+    length = track.judge(request.num_output_tokens, numbers, len(tokens))
+    if length is not None:
+        del tokens[length:]
+    return length is not None
 
 
 def _end(scheduler: Any, request: Any, updates: Any) -> None:
@@ -262,7 +262,7 @@ def _execute(original: Any, runner: Any, scheduled: Any, *rest: Any, **named: An
 
 
 def _sample(original: Any, runner: Any, logits: Any, drafts: Any) -> Any:
-    """The first model runner, which has computed the logits."""
+    """Wraps the first model runner, which has computed the logits."""
     if watcher := _watcher(runner):
         requests = runner.input_batch.req_ids
         watcher.sample(requests, [0] * len(requests) if drafts is None else drafts.num_draft_tokens)
@@ -270,7 +270,7 @@ def _sample(original: Any, runner: Any, logits: Any, drafts: Any) -> Any:
 
 
 def _sample_second(original: Any, runner: Any, hidden: Any, batch: Any, grammar: Any) -> Any:
-    """The second model runner, which computes the logits here."""
+    """Wraps the second model runner, which computes the logits here."""
     output = original(runner, hidden, batch, grammar)
     if watcher := _watcher(runner):
         rows = np.diff(batch.cu_num_logits_np[: len(batch.req_ids) + 1])
@@ -288,7 +288,7 @@ def _attach(original: Any, runner: Any, grammar: Any) -> Any:
         return output
 
     class Attaching(pending):  # type: ignore[misc, valid-type]
-        """An output that is on its way. It has waited for the step's stream, and so for our copies, when it comes."""
+        """The output is pending. When it arrives it has waited for the step's stream, and so for the copies."""
 
         def get_output(self) -> Any:
             ready = output.get_output()

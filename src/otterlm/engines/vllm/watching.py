@@ -1,7 +1,7 @@
-"""In a worker: the numbers of the rows that a step samples from, for the requests that want them.
+"""Reads the numbers of the rows that a step samples from, in a worker, for the requests that want them.
 
-The scheduler sends every request's parameters once, when it enters a worker. What the model keeps of its latest
-`compute_logits` gives the numbers; they are copied to the host while the step goes on.
+The scheduler sends every request's parameters once, when it enters a worker. The numbers come from the states of the
+model's latest `compute_logits`, and are copied to the host while the step goes on.
 """
 
 from collections.abc import Iterable, Sequence
@@ -29,7 +29,7 @@ class Watcher:
         self._copies: dict[str, Tensor] = {}
 
     def schedule(self, entering: Iterable[tuple[str, Any]], leaving: Iterable[str]) -> None:
-        """Takes up the requests of the next step.
+        """Updates the requests for the next step.
 
         Args:
             entering: new requests, with their extra arguments.
@@ -44,8 +44,10 @@ class Watcher:
             self._wanted[request] = tuple(dict.fromkeys((*guards, *(self._served.numbers if settings.rewards else ()))))
 
     def sample(self, requests: Sequence[str], drafts: Sequence[int]) -> None:
-        """Reads the numbers of the rows that are sampled from now: each request has one row, and one more for each
-        draft that is verified, in the order of the batch."""
+        """Reads the numbers of the rows that are sampled from now.
+
+        Each request has one row, and one more for each draft that is verified, in the order of the batch.
+        """
         self._model.sampled = self._model.states
         self._rows, start = {}, 0
         for request, count in zip(requests, drafts, strict=True):
@@ -66,7 +68,7 @@ class Watcher:
 
 
 class Copies:
-    """Numbers on their way to the host.
+    """Holds numbers that are being copied to the host.
 
     Args:
         rows: by adapter, by request: the rows of the step.

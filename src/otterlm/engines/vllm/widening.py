@@ -1,7 +1,7 @@
-"""Runs inserted streams inside a vLLM decoder, by hooks on its own, unmodified modules.
+"""Runs inserted streams inside a vLLM decoder, by hooks on its unmodified modules.
 
 The hooks read what the blocks compute, as `otterlm.taps` does of Transformers' models, and show it to the same stream.
-vLLM's tensors are flat, `[T, d]`, all requests' tokens in a row; a batch dimension of 1 is put before. The last hook
+vLLM's tensors are flat, `[T, d]`, with all requests' tokens in a row, and get a batch dimension of 1. The last hook
 appends h' to what the final norm gives, so the decoder returns [h, h'], and the runner's choice of rows, chunked
 prefill, prefix caching and prompt log probabilities carry both.
 """
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from otterlm.cache import CachePlace
+from otterlm.cache import CacheSlot
 from otterlm.engines.vllm.upstream import (
     Attention,
     VllmConfig,
@@ -34,13 +34,13 @@ from otterlm.taps import LayerTaps
 
 @dataclass(slots=True)
 class PagedTaps(LayerTaps):
-    """`LayerTaps`, and the tokens' positions, `[T]`."""
+    """The taps have the tokens' positions, `[T]`, beside those of `LayerTaps`."""
 
     positions: Tensor | None = None
 
 
 class PagedAttention(InsertedAttention):
-    """The extra heads with vLLM's own kernels and paged KV cache."""
+    """Computes the extra heads with vLLM's kernels and paged KV cache."""
 
     def attach(self, vllm_config: VllmConfig, prefix: str, base: Attention, rotary: nn.Module) -> None:
         """Makes the kernel, which allocates the cache.
@@ -48,7 +48,7 @@ class PagedAttention(InsertedAttention):
         Args:
             vllm_config: the engine's.
             prefix: a name for the cache, with the block's number in it.
-            base: the block's own kernel, whose window ours has, too.
+            base: the block's kernel, whose window the extra heads have, too.
             rotary: turns queries and keys.
         """
         self.rotary = rotary
@@ -62,8 +62,8 @@ class PagedAttention(InsertedAttention):
             prefix=prefix,
         )
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, taps: LayerTaps, place: CachePlace) -> Tensor:
-        """See `InsertedAttention`; B is 1, and queries and keys are not rotated yet."""
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, taps: LayerTaps, slot: CacheSlot) -> Tensor:
+        """Attends, see `InsertedAttention`. B is 1, and queries and keys are not rotated yet."""
         assert isinstance(taps, PagedTaps)
         query, key, value = (part[0].flatten(1) for part in (query, key, value))  # [T, heads * dim]
         query, key = self.rotary(taps.positions, query, key)
@@ -71,19 +71,20 @@ class PagedAttention(InsertedAttention):
 
 
 def narrowed(rotary: Any, stride: int) -> Any:
-    """A base's rotation for heads `stride` times narrower: of its frequencies every n-th."""
+    """Returns a base's rotation for heads `stride` times narrower, with every n-th of its frequencies."""
     if stride == 1:
         return rotary
-    own = copy.deepcopy(rotary)
-    own.head_size //= stride
-    own.rotary_dim //= stride
-    own.cos_sin_cache = torch.cat([table[:, ::stride] for table in rotary.cos_sin_cache.chunk(2, dim=-1)], dim=-1)
-    return own
+    narrow = copy.deepcopy(rotary)
+    narrow.head_size //= stride
+    narrow.rotary_dim //= stride
+    narrow.cos_sin_cache = torch.cat([table[:, ::stride] for table in rotary.cos_sin_cache.chunk(2, dim=-1)], dim=-1)
+    return narrow
 
 
 class ShardedJoint(nn.Module):
-    """A `Joint` where each of several processes holds a part of what the base computed. What is inserted is small, and
-    every process has all of it.
+    """Is a `Joint` where each of several processes holds a part of what the base computed.
+
+    What is inserted is small, and every process has all of it.
 
     Args:
         whole: the projection, with all weights.
@@ -99,13 +100,13 @@ class ShardedJoint(nn.Module):
         self.bias = whole.bias
 
     def forward(self, base: Tensor, inserted: Tensor) -> Tensor:
-        """See `Joint`, with this process's part of the base channels."""
+        """Projects as `Joint` does, with this process's part of the base channels."""
         of_base = tensor_model_parallel_all_reduce(F.linear(base[0], self.base))
         return of_base.unsqueeze(0) + F.linear(inserted, self.inserted, self.bias)
 
 
 class PackedLinear(nn.Module):
-    """A projection as vLLM computes the base's on a CPU: its weights are reordered once.
+    """Projects as vLLM does for the base on a CPU: its weights are reordered once.
 
     Args:
         linear: the projection.
@@ -119,7 +120,7 @@ class PackedLinear(nn.Module):
         dispatch_cpu_unquantized_gemm(self, remove_weight=True)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """What is to be projected; several parts lie side by side."""
+        """Projects the inputs; several parts lie side by side."""
         x = inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=-1)
         return self.cpu_linear(x, self.weight, self.bias)
 
@@ -140,7 +141,7 @@ def shard_and_pack(stream: InsertedStream) -> None:
 
 
 class Widening:
-    """The hooks.
+    """Hooks a decoder of vLLM and drives the streams.
 
     Args:
         decoder: the model inside a causal language model of vLLM.

@@ -1,4 +1,4 @@
-"""The contrast signal."""
+"""Names the parts of the contrast signal."""
 
 from otterlm.signals.base import SignalType
 from otterlm.signals.contrast.config import ContrastConfig

@@ -1,4 +1,4 @@
-"""The contrast signal's configuration."""
+"""Defines the contrast signal's configuration."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,7 +9,7 @@ from otterlm.signals.base import Capability, SignalConfig
 
 @dataclass(frozen=True, slots=True)
 class ContrastConfig(SignalConfig):
-    """The contrast signal: the next-token distributions of an expert and an anti-expert.
+    """The contrast signal has the next-token distributions of an expert and an anti-expert.
 
     Attributes:
         rank: of each side's correction of the base's logits.
@@ -23,11 +23,11 @@ class ContrastConfig(SignalConfig):
 
     @property
     def capabilities(self) -> Capability:
-        """The number beside a token is of the choice, not of the prefix."""
+        """Returns `BESIDE` without `PREFIX`: the number beside a token is of the choice, not of the prefix."""
         return Capability.BESIDE | Capability.REPLACES
 
     def limits(self, width: int, vocabulary: int) -> dict[str, tuple[int, int]]:
-        """See `SignalConfig`."""
+        """Returns the limit of the rank, see `SignalConfig`."""
         return {"rank": (self.rank, width)}
 
     def derived_parameters(self, vocabulary: int) -> int:

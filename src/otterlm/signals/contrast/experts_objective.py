@@ -1,4 +1,4 @@
-"""The contrast's objective where an expert and an anti-expert exist: to steer as they do."""
+"""Trains the contrast to steer as an existing expert and anti-expert do."""
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,12 @@ from otterlm.training.teachers.experts import ExpertOpinions
 
 
 class ExpertsObjective(nn.Module):
-    """KL divergence of what the contrast samples from to what DExperts does, inside the base's nucleus, beside every
-    token.
+    """The objective is a KL divergence from the contrast's distribution to that of DExperts, at every token.
 
-    In this direction (MiniLLM's, arXiv 2306.08543) a token that the experts would not say costs the more, the likelier
-    the contrast says it, and one that they would say and the contrast does not costs little: what is small beside the
-    experts cannot follow them everywhere, and should rather miss words of theirs than add some of its own.
+    Both are restricted to the base's nucleus. In this direction (MiniLLM's, arXiv 2306.08543) a token that is unlikely
+    to the experts costs the more, the likelier it is to the contrast. One that is likely to them and unlikely to the
+    contrast costs little. A contrast is small beside the experts and cannot follow them everywhere: it should rather
+    miss some of their tokens than add others.
 
     Args:
         model: the base with the adapter.
@@ -24,8 +24,8 @@ class ExpertsObjective(nn.Module):
         opinions: of the experts on all texts.
         alpha: how far both steer.
         top_p: of the nucleus.
-        temperature: of what the experts say. What the contrast cannot learn makes it less certain than they are; a
-            target that is a little more certain makes up for that.
+        temperature: of the experts' distribution. What the contrast cannot learn makes it less certain than they are;
+            a target that is a little more certain compensates for that.
         adapter_name: may be left out where there is one.
     """
 
@@ -51,23 +51,23 @@ class ExpertsObjective(nn.Module):
         self.identity = of_adapter(model, self.name) | settings
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Scalars: `loss`, a mean over tokens. In evaluation also `base`, that of the base without steering."""
+        """Returns scalars: `loss`, a mean over tokens, and in evaluation `base`, that of the base without steering."""
         state = read_batch(self.model, self.source, batch, self.name).state
         inside = batch.segments >= 0
-        seen = state[inside]  # [n, d + d']
+        states = state[inside]  # [n, d + d']
         tokens, likely, wanted = (part[inside] for part in self.opinions.read(batch))  # [n, K]
         head, unembedding = self.model.adapter(self.name).head, self.model.base_model.get_output_embeddings().weight
-        direction = head.expert.direction(seen) - head.anti_expert.direction(seen)  # [n, d]
-        given = torch.bmm(unembedding[tokens].to(direction.dtype), direction[:, :, None])[:, :, 0].float()
+        direction = head.expert.direction(states) - head.anti_expert.direction(states)  # [n, d]
+        predicted = torch.bmm(unembedding[tokens].to(direction.dtype), direction[:, :, None])[:, :, 0].float()
         share = likely.exp()
         likely = likely.masked_fill(share.cumsum(dim=-1) - share >= self.top_p, -torch.inf)
         target = ((likely + self.alpha * wanted) / self.temperature).log_softmax(dim=-1)
-        metrics = {"loss": _divergence((likely + self.alpha * given).log_softmax(dim=-1), target)}
+        metrics = {"loss": _divergence((likely + self.alpha * predicted).log_softmax(dim=-1), target)}
         return metrics if self.training else metrics | {"base": _divergence(likely.log_softmax(dim=-1), target)}
 
 
-def _divergence(given: Tensor, target: Tensor) -> Tensor:
-    """KL of `[n, K]` log-probabilities, minus infinity in the same places, the mean over n."""
-    possible = given.isfinite()
-    given, target = (part.masked_fill(~possible, 0.0) for part in (given, target))
-    return (possible * given.exp() * (given - target)).sum(dim=-1).mean()
+def _divergence(predicted: Tensor, target: Tensor) -> Tensor:
+    """Returns the mean KL of `[n, K]` log-probabilities, minus infinity at the same positions, over n."""
+    possible = predicted.isfinite()
+    predicted, target = (part.masked_fill(~possible, 0.0) for part in (predicted, target))
+    return (possible * predicted.exp() * (predicted - target)).sum(dim=-1).mean()

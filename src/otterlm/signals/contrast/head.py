@@ -1,7 +1,7 @@
-"""The contrast signal: what an expert and an anti-expert would say next, as corrections of the base's logits.
+"""Predicts the next-token distributions of an expert and an anti-expert, as corrections of the base's logits.
 
 DExperts (arXiv 2105.03023) runs two more language models for it. Here each is a low-rank map of the widened state, read
-through the base's own unembedding: expert logits = base logits + E . u+(s), and u- for the anti-expert.
+through the base's unembedding: expert logits = base logits + E . u+(s), and u- for the anti-expert.
 """
 
 from typing import Any
@@ -28,17 +28,17 @@ class ContrastHead(nn.Module):
         self.anti_expert = LowRankHead(width, config.rank, base_width, **factory)
 
     def initialize(self) -> None:
-        """Both sides start as the base."""
+        """Starts both sides as the base."""
         self.expert.initialize()
         self.anti_expert.initialize()
 
     def forward(self, state: Tensor, unembedding: Tensor) -> "ContrastSignal":
-        """`[B, T, d + d']` and the base's unembedding, `[V, d]`, to the signal."""
+        """Maps `[B, T, d + d']` and the base's unembedding, `[V, d]`, to the signal."""
         return ContrastSignal(self, state, unembedding)
 
 
 class ContrastSignal:
-    """Both sides after one forward pass, computed when asked for.
+    """The signal holds both sides of one forward pass, and computes them when they are read.
 
     Attributes:
         state: [h, h'] after the final norm, `[B, T, d + d']`.
@@ -54,13 +54,13 @@ class ContrastSignal:
         return float(before.difference()[0, token])
 
     def expert(self, position: int = -1) -> Tensor:
-        """Expert logits - base logits of the token after `position` of this pass, `[B, V]` float32."""
+        """Returns expert logits - base logits of the token after `position` of this pass, `[B, V]` float32."""
         return self._head.expert(self.state[:, position], self._unembedding)
 
     def anti_expert(self, position: int = -1) -> Tensor:
-        """Anti-expert logits - base logits of the token after `position` of this pass, `[B, V]` float32."""
+        """Returns anti-expert logits - base logits of the token after `position` of this pass, `[B, V]` float32."""
         return self._head.anti_expert(self.state[:, position], self._unembedding)
 
     def difference(self, position: int = -1) -> Tensor:
-        """Expert logits - anti-expert logits of the token after `position` of this pass, `[B, V]` float32."""
+        """Returns expert logits - anti-expert logits of the token after `position` of this pass, `[B, V]` float32."""
         return self.expert(position) - self.anti_expert(position)

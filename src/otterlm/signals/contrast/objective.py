@@ -1,4 +1,4 @@
-"""The contrast signal's objective: each side learns to write its own corpus."""
+"""Trains the contrast signal: each side learns to write its corpus."""
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from otterlm.training.sources import Source, of_adapter, read_batch
 
 
 class ContrastObjective(nn.Module):
-    """Language-model loss of each side on its own texts: cross-entropy of base logits + E . u(s).
+    """The objective is the language-model loss of each side on its texts: cross-entropy of base logits + E . u(s).
 
     Args:
         model: the base with the adapter.
@@ -30,8 +30,10 @@ class ContrastObjective(nn.Module):
         self.identity = of_adapter(model, self.name)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Scalars: `loss`, a mean over tokens. In evaluation also `base`, that of the base, and `accuracy`: how often
-        a text is likelier to its own side."""
+        """Returns scalars: `loss`, a mean over tokens, and in evaluation `base` and `accuracy`.
+
+        `base` is the loss of the base, and `accuracy` is how often a text is likelier to its side than to the other.
+        """
         state = read_batch(self.model, self.source, batch, self.name).state
         row, position, parent = followed_tokens(batch)
         seen, target = state[row, parent], batch.input_ids[row, position]  # [n, d + d'], [n]
@@ -41,17 +43,20 @@ class ContrastObjective(nn.Module):
             direction = torch.where(of_expert[:, None], head.expert.direction(seen), head.anti_expert.direction(seen))
             return {"loss": self._loss(seen, direction, target).mean()}
         expert, anti = (self._loss(seen, side.direction(seen), target) for side in (head.expert, head.anti_expert))
-        own = torch.where(of_expert, expert, anti)
-        # Of each text, by how much its own side finds it likelier than the other does.
-        margin = own.new_zeros(len(batch.rows)).index_add(0, row, torch.where(of_expert, anti - expert, expert - anti))
+        loss = torch.where(of_expert, expert, anti)
+        # The margin of a text is by how much it is likelier to its side than to the other.
+        margin = loss.new_zeros(len(batch.rows)).index_add(0, row, torch.where(of_expert, anti - expert, expert - anti))
         return {
-            "loss": own.mean(),
+            "loss": loss.mean(),
             "base": self._loss(seen, torch.zeros_like(seen[:, :1]), target).mean(),
             "accuracy": ((margin > 0).float() + (margin == 0).float() / 2).mean(),
         }
 
     def _loss(self, seen: Tensor, direction: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy of base logits + E u, `[n]`. E h + E u = E (h + u), unless the base does more to its logits."""
+        """Returns the cross-entropy of base logits + E u, `[n]`.
+
+        E h + E u = E (h + u), unless the base does more to its logits.
+        """
         unembedding = self.model.base_model.get_output_embeddings()
         hidden = seen[:, : unembedding.weight.shape[1]].to(unembedding.weight.dtype)
         direction = direction.to(hidden.dtype)

@@ -1,4 +1,4 @@
-"""The draft signal."""
+"""Names the parts of the draft signal."""
 
 from otterlm.signals.base import SignalType
 from otterlm.signals.draft.config import DraftConfig

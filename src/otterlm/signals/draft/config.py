@@ -1,4 +1,4 @@
-"""The draft signal's configuration."""
+"""Defines the draft signal's configuration."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,18 +8,18 @@ from otterlm.settings import check_settings, setting
 from otterlm.signals.base import Capability, SignalConfig
 
 MAX_GUESSES = 16
-"""The most guesses of one draft head that are measured or tried."""
+"""At most so many guesses of one draft head are measured or tried."""
 
 
 @dataclass(frozen=True, slots=True)
 class DraftConfig(SignalConfig):
-    """The draft signal: guesses at the tokens after the next one.
+    """The draft signal predicts the tokens after the next one.
 
     Attributes:
         heads: how many tokens are drafted, one after the other.
         width: hidden units of each head.
         rank: size of the codes that the vocabulary is scored with.
-        vocabulary_size: how many tokens can be drafted, the ones the base says most often.
+        vocabulary_size: how many tokens can be drafted, those that the base generates most often.
         sequential: whether a head sees the tokens between the state and its guess, and the code of the head before.
         accuracy: of each head, how often its best, second best, ... guess is right when all before it were, as measured
             after training; the draft tree is shaped by it. Empty: not measured.
@@ -48,11 +48,11 @@ class DraftConfig(SignalConfig):
 
     @property
     def capabilities(self) -> Capability:
-        """Drafts are no number beside a token."""
+        """Returns `DRAFTS` alone: drafts are no number beside a token."""
         return Capability.DRAFTS
 
     def limits(self, width: int, vocabulary: int) -> dict[str, tuple[int, int]]:
-        """See `SignalConfig`."""
+        """Returns the limits of the heads' sizes, see `SignalConfig`."""
         return {
             "heads": (self.heads, 16),
             "width": (self.width, 8 * width),

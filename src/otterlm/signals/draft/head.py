@@ -1,9 +1,9 @@
-"""The draft signal: guesses at the tokens after the next one, read from the state that gave the next one's logits.
+"""Guesses at the tokens after the next one, from the state that gave the next one's logits.
 
 Head i guesses the token at t + 1 + i from the state at t, as in Medusa (arXiv 2401.10774). Sequential heads also see
 the tokens t + 1 ... t + i, as in Hydra (arXiv 2402.05109): each passes a code on to the next, as a recurrent drafter
-does (arXiv 2403.09919). All read their logits through the base's own unembedding, restricted to the tokens that the
-base says most often (arXiv 2502.14856): a token that cannot be drafted costs a pass, never a wrong word.
+does (arXiv 2403.09919). All read their logits through the base's unembedding, restricted to the tokens that the base
+generates most often (arXiv 2502.14856): a token that cannot be drafted costs a pass, never a wrong word.
 """
 
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ from otterlm.signals.low_rank import Fold
 
 
 class Drafter(Protocol):
-    """What guesses at tokens from the states of a pass.
+    """A drafter predicts tokens from the states of a pass.
 
     Attributes:
         state: `[B, T, width]`.
@@ -30,7 +30,7 @@ class Drafter(Protocol):
     vocabulary: Tensor
 
     def code(self, head: int, state: Tensor, token: Tensor, previous: Tensor | None) -> Tensor:
-        """What a head makes of a state and of the tokens after it.
+        """Computes a head's code of a state and of the tokens after it.
 
         Args:
             head: from 0.
@@ -43,11 +43,11 @@ class Drafter(Protocol):
         """
 
     def scores(self, head: int, code: Tensor) -> Tensor:
-        """A head's logits over the draft vocabulary, `[..., rank]` to `[..., N]`."""
+        """Maps a code, `[..., rank]`, to a head's logits over the draft vocabulary, `[..., N]`."""
 
 
 class DraftHead(nn.Module):
-    """The heads, together.
+    """Holds the draft heads.
 
     Args:
         config: of the signal.
@@ -73,23 +73,27 @@ class DraftHead(nn.Module):
         self._fold = Fold()
 
     def initialize(self) -> None:
-        """Torch's default for linear layers."""
+        """Initialises the linear layers as torch does by default."""
         for linear in (*self.inputs, *self.outputs, self.up):
             linear.reset_parameters()
 
     def forward(self, state: Tensor, unembedding: Tensor) -> "DraftSignal":
-        """`[B, T, d + d']` and the base's unembedding, `[V, d]`, to the signal."""
+        """Maps `[B, T, d + d']` and the base's unembedding, `[V, d]`, to the signal."""
         return DraftSignal(self, state, unembedding)
 
     def table(self, unembedding: Tensor) -> Tensor:
-        """What a code is compared with, a row for each token of the draft vocabulary, `[N, rank]`."""
+        """Returns the table that codes are compared with, a row for each token of the draft vocabulary, `[N, rank]`."""
         if torch.is_grad_enabled() and self.up.weight.requires_grad:
             return F.linear(unembedding[self.vocabulary].to(self.up.weight.dtype), self.up.weight.T)
         return self._fold(self.up.weight, unembedding, self.vocabulary)
 
 
 class DraftSignal:
-    """Drafts after one forward pass: a `Drafter`, whose state is [h, h'] after the final norm, `[B, T, d + d']`."""
+    """Holds the drafts of one forward pass, as a `Drafter`.
+
+    Attributes:
+        state: [h, h'] after the final norm, `[B, T, d + d']`.
+    """
 
     def __init__(self, head: DraftHead, state: Tensor, unembedding: Tensor) -> None:
         self.state = state
@@ -100,7 +104,7 @@ class DraftSignal:
         self._table: Tensor | None = None
 
     def code(self, head: int, state: Tensor, token: Tensor, previous: Tensor | None) -> Tensor:
-        """See `Drafter`. A head that is not sequential reads the state alone."""
+        """Computes a code, see `Drafter`. A head that is not sequential reads the state alone."""
         reads = [state]
         if self._head.config.sequential:
             if previous is None:
@@ -109,7 +113,7 @@ class DraftSignal:
         return self._head.outputs[head](F.silu(self._head.inputs[head](torch.cat(reads, dim=-1))))
 
     def scores(self, head: int, code: Tensor) -> Tensor:
-        """See `Drafter`. All heads share one table."""
+        """Computes logits, see `Drafter`. All heads share one table."""
         if self._table is None:
             self._table = self._head.table(self._unembedding)
         return F.linear(code, self._table)

@@ -1,4 +1,4 @@
-"""The draft signal's objective: each head learns what the base itself says a little later."""
+"""Trains the draft signal: each head learns what the base itself generates a little later."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ from otterlm.training.data.packing import CHOSEN, Batch, Example, followed_token
 from otterlm.training.sources import Source, of_adapter, read_batch
 
 DISCOUNT = 0.8
-"""The weight of each head's loss, of that of the head before (Medusa, arXiv 2401.10774, section 2.2.1)."""
+"""A head's loss has this share of the weight of the head before (Medusa, arXiv 2401.10774, section 2.2.1)."""
 
 
 class DraftObjective(nn.Module):
-    """Cross-entropy of each head on the base's own continuations.
+    """The objective is the cross-entropy of each head on the base's continuations.
 
     Args:
         model: the base with the adapter.
@@ -39,7 +39,10 @@ class DraftObjective(nn.Module):
         self.identity = of_adapter(model, self.name) | {"vocabulary": vocabulary}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Scalars: `loss`; in evaluation also `accuracy_I_R`, how often guess R of head I is right, counted from 0."""
+        """Returns scalars: `loss`, and in evaluation `accuracy_I_R`.
+
+        That is how often guess R of head I is right, both counted from 0.
+        """
         drafter = read_batch(self.model, self.source, batch, self.name)
         return draft_metrics(
             drafter, batch, decoder_config(self.model.base_model).vocab_size, measure=not self.training
@@ -47,7 +50,7 @@ class DraftObjective(nn.Module):
 
 
 def draft_metrics(drafter: Drafter, batch: Batch, vocabulary_size: int, measure: bool) -> dict[str, Tensor]:
-    """What drafts are worth on packed continuations, every head given the right tokens before its own.
+    """Measures drafts on packed continuations, where every head sees the right tokens before its guess.
 
     Args:
         drafter: of the same batch.
@@ -58,8 +61,8 @@ def draft_metrics(drafter: Drafter, batch: Batch, vocabulary_size: int, measure:
     Returns:
         Scalars, see `DraftObjective`.
     """
-    place = torch.full((vocabulary_size,), -1, device=batch.input_ids.device)
-    place[drafter.vocabulary] = torch.arange(len(drafter.vocabulary), device=place.device)
+    index = torch.full((vocabulary_size,), -1, device=batch.input_ids.device)
+    index[drafter.vocabulary] = torch.arange(len(drafter.vocabulary), device=index.device)
     guesses = min(MAX_GUESSES, len(drafter.vocabulary))
     losses: list[Tensor] = []
     metrics: dict[str, Tensor] = {}
@@ -74,7 +77,7 @@ def draft_metrics(drafter: Drafter, batch: Batch, vocabulary_size: int, measure:
         previous = None if code is None else code[inside]
         code = drafter.code(head, drafter.state[row, first], batch.input_ids[row, after - 1], previous)
         scores = drafter.scores(head, code).float()  # [n, N]
-        target = place[batch.input_ids[row, after]]
+        target = index[batch.input_ids[row, after]]
         known = target >= 0
         loss = F.cross_entropy(scores[known], target[known], reduction="sum") / max(1, int(known.sum()))
         losses.append(DISCOUNT**head * loss)
@@ -86,9 +89,9 @@ def draft_metrics(drafter: Drafter, batch: Batch, vocabulary_size: int, measure:
 
 
 def frequent_tokens(examples: Sequence[Example], size: int, vocabulary_size: int) -> Tensor:
-    """The tokens that a base says most often in its continuations, `[size]` ids in ascending order.
+    """Returns the most frequent tokens of a base's continuations, `[size]` ids in ascending order.
 
-    Where fewer are said than are asked for, the lowest other ids (in most tokenizers the commonest pieces) fill up.
+    Where there are fewer than `size`, the lowest other ids (in most tokenizers the commonest pieces) fill up.
     """
     counts = Counter(token for example in examples for branch in example.branches for token in branch)
     chosen = [token for token, _ in counts.most_common(size)]
@@ -97,7 +100,7 @@ def frequent_tokens(examples: Sequence[Example], size: int, vocabulary_size: int
 
 
 def measured_accuracy(metrics: dict[str, float], heads: int) -> tuple[tuple[float, ...], ...]:
-    """The metrics `accuracy_I_R` as rows, for `DraftConfig.accuracy`."""
+    """Returns the metrics `accuracy_I_R` as rows, for `DraftConfig.accuracy`."""
     rows = []
     for head in range(heads):
         names = [f"accuracy_{head}_{rank}" for rank in range(MAX_GUESSES)]

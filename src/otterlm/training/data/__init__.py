@@ -1,1 +1,1 @@
-"""From files and hub datasets to packed batches of tokens."""
+"""Reads files and hub datasets and makes packed batches of tokens of them."""

@@ -1,6 +1,6 @@
-"""What a tokenizer and its chat template make of a conversation.
+"""Encodes a conversation by a tokenizer and its chat template.
 
-A special token stands for itself only where the template wrote it. Where somebody says it, it is plain text.
+A special token is itself only where the template wrote it. In the content of a turn it is plain text.
 """
 
 import functools
@@ -16,15 +16,15 @@ from otterlm.training.data.conversations import Turn
 
 @dataclass(frozen=True, slots=True)
 class Markers:
-    """The special texts of a tokenizer and its chat template.
+    """The markers are the special texts of a tokenizer and its chat template.
 
     Attributes:
         special: matches each special token.
-        ends: what ends a response: the end-of-sequence token, and what the template writes after the assistant's words.
-        opening, answer: what the template begins with, and what it writes before the assistant's words; empty where it
-            writes no special tokens.
-        begun: the end of `answer` that is the assistant's already, such as `<think>`.
-        gap: what stands between `answer` and the assistant's words in the template's own text, such as a space.
+        ends: texts that end a response: the end-of-sequence token, and what the template writes after the response.
+        opening, answer: the beginning of the template, and what it writes before a response; empty where it writes no
+            special tokens.
+        begun: the end of `answer` that is a part of the response already, such as `<think>`.
+        gap: the text between `answer` and the response that the template writes, such as a space.
     """
 
     special: re.Pattern[str]
@@ -35,18 +35,18 @@ class Markers:
     gap: str = ""
 
     def wrote(self, text: str) -> bool:
-        """Whether a text looks like one that the template wrote, up to where the assistant speaks or further."""
+        """Returns whether a text looks like one that the template wrote, at least up to the response."""
         return bool(self.answer) and text.lstrip().startswith(self.opening) and self.answer.rstrip() in text
 
 
 def markers(tokenizer: PreTrainedTokenizerBase) -> Markers:
-    """The markers of a tokenizer, found once."""
+    """Returns the markers of a tokenizer, and caches them."""
     return _find_markers(tokenizer, (len(tokenizer), tokenizer.eos_token, repr(tokenizer.chat_template)))
 
 
 @functools.lru_cache(maxsize=8)
 def _find_markers(tokenizer: PreTrainedTokenizerBase, state: tuple[object, ...]) -> Markers:
-    """See `markers`. `state` is what can change about a tokenizer, so that nothing old is remembered."""
+    """Computes `markers`. `state` is what can change in a tokenizer, so that the cache is never out of date."""
     texts = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     texts |= set(tokenizer.all_special_tokens)
     special = re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)) or "(?!)")
@@ -54,11 +54,11 @@ def _find_markers(tokenizer: PreTrainedTokenizerBase, state: tuple[object, ...])
     if not tokenizer.chat_template:
         return Markers(special, ends)
     try:
-        asked, answered = [("user", "Q")], [("user", "Q"), ("assistant", "A\ue000")]
-        before, after = (_render(asked, tokenizer, begin) for begin in (False, True))
-        spoken = _render(answered, tokenizer, False)
+        question, exchange = [("user", "Q")], [("user", "Q"), ("assistant", "A\ue000")]
+        before, after = (_render(question, tokenizer, begin) for begin in (False, True))
+        spoken = _render(exchange, tokenizer, False)
         ended = special.match(spoken.partition("\ue000")[2].lstrip())
-    except Exception:  # a template that wants other turns: what it writes around them is not known
+    except Exception:  # a template that wants other turns: its texts around them are not known
         return Markers(special, ends)
     ends += (ended.group(),) if ended else ()
     opening, answer = special.match(before), after.removeprefix(before)
@@ -71,12 +71,12 @@ def _find_markers(tokenizer: PreTrainedTokenizerBase, state: tuple[object, ...])
 
 
 def chat_tokens(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, where: str, unsaid: str = "") -> list[int]:
-    """The tokens of turns in the chat template, up to where the assistant begins to speak.
+    """Returns the tokens of turns in the chat template, up to where the response begins.
 
     Args:
-        turns: what is said.
+        turns: the turns before the response.
         tokenizer: has the template.
-        where: what to name in an error.
+        where: the row, for errors.
         unsaid: left out at the end, see `split_begun`.
 
     Raises:
@@ -84,18 +84,18 @@ def chat_tokens(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, where
     """
     if not turns:
         raise OtterError(f"{where}: nothing stands before the response, and the chat template needs a turn")
-    found = markers(tokenizer)
-    if len(turns) == 1 and found.wrote(turns[0][1]) and turns[0][1].endswith(found.answer.rstrip()):
+    known = markers(tokenizer)
+    if len(turns) == 1 and known.wrote(turns[0][1]) and turns[0][1].endswith(known.answer.rstrip()):
         raise OtterError(f"{where}: the prompt is in the chat template already: give only what the user says")
     try:
         text = _render(turns, tokenizer)
         left_out = _left_out(turns, text, tokenizer)
         if left_out is not None:
             raise OtterError(f"{where}: the chat template leaves out what the {left_out} says")
-        if not any(found.special.search(content) for _, content in turns):
+        if not any(known.special.search(content) for _, content in turns):
             return tokenizer.encode(text.removesuffix(unsaid), add_special_tokens=False)
         opening, closing = _unused("".join(content for _, content in turns))
-        marked = [(role, found.special.sub(rf"{opening}\g<0>{closing}", content)) for role, content in turns]
+        marked = [(role, known.special.sub(rf"{opening}\g<0>{closing}", content)) for role, content in turns]
         text = _render(marked, tokenizer).removesuffix(unsaid)
     except OtterError:
         raise
@@ -113,13 +113,13 @@ def chat_tokens(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, where
 def plain_tokens(
     text: str, tokenizer: PreTrainedTokenizerBase, where: str, add_special_tokens: bool = False
 ) -> list[int]:
-    """The tokens of a text in which special tokens are plain text.
+    """Returns the tokens of a text in which special tokens are plain text.
 
     Args:
-        text: what is encoded.
-        tokenizer: encodes.
-        where: what to name in an error.
-        add_special_tokens: let the tokenizer add its own, such as one at the beginning.
+        text: the text to encode.
+        tokenizer: encodes it.
+        where: the row, for errors.
+        add_special_tokens: let the tokenizer add special tokens, such as one at the beginning.
 
     Raises:
         OtterError: the tokenizer knows a special token in it only as itself.
@@ -132,7 +132,7 @@ def plain_tokens(
 
 
 def without_end(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """What the assistant says, without end tokens after it and without white space around it."""
+    """Returns a response without end tokens after it and without white space around it."""
     text, ends = text.strip(), markers(tokenizer).ends
     while text.endswith(ends):
         text = next(text.removesuffix(end) for end in ends if text.endswith(end)).rstrip()
@@ -140,11 +140,11 @@ def without_end(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def split_begun(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """What the assistant says after what the chat template begins to say for it.
+    """Returns the part of a response after what the chat template writes of it.
 
     Returns:
-        The text without what the template says already; and what the template must leave unsaid, because the text says
-        it in words of its own, such as a thought where the template writes an empty one.
+        The response without what the template writes already; and what the template must leave out, because the
+        response has another text there, such as a thought where the template writes an empty one.
     """
     begun = markers(tokenizer).begun
     if begun.strip() and text.startswith(begun):
@@ -153,14 +153,19 @@ def split_begun(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str
 
 
 def answer_tokens(text: str, tokenizer: PreTrainedTokenizerBase, where: str) -> list[int]:
-    """The tokens of what the assistant says, after the white space that the chat template puts before it (Mistral's
-    puts a space). Errors as for `plain_tokens`."""
+    """Returns the tokens of a response, after the white space that the chat template puts before it.
+
+    Mistral's puts a space.
+
+    Raises:
+        OtterError: as for `plain_tokens`.
+    """
     gap = markers(tokenizer).gap if text else ""
     return _encode_inside(gap + text, tokenizer, where, spoken=True) if gap else plain_tokens(text, tokenizer, where)
 
 
 def raw_content(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """A raw text without the beginning and the end of a sequence that it spells itself."""
+    """Returns a raw text without the beginning-of-sequence and end-of-sequence tokens that it spells."""
     if tokenizer.bos_token:
         text = text.removeprefix(tokenizer.bos_token)
     if tokenizer.eos_token and text.rstrip().endswith(tokenizer.eos_token):
@@ -169,13 +174,12 @@ def raw_content(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def split_rendered(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
-    """A text that the chat template wrote, split where the assistant begins to speak for the last time; None for any
-    other text."""
-    found = markers(tokenizer)
-    if not found.wrote(text):
+    """Splits a text that the chat template wrote where the last response begins. Returns None for any other text."""
+    known = markers(tokenizer)
+    if not known.wrote(text):
         return None
-    before, _, response = text.rpartition(found.answer.rstrip())
-    return before + found.answer, without_end(response, tokenizer)
+    before, _, response = text.rpartition(known.answer.rstrip())
+    return before + known.answer, without_end(response, tokenizer)
 
 
 def _render(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, begin_answer: bool = True) -> str:
@@ -184,7 +188,10 @@ def _render(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, begin_ans
 
 
 def _left_out(turns: Sequence[Turn], text: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The role of a turn that the template passes over in silence, if there is one. `text` is what it writes."""
+    """Returns the role of a turn that the template leaves out without an error, if there is one.
+
+    `text` is what the template writes.
+    """
     mark, _ = _unused(text + "".join(content for _, content in turns))
     numbered = [(role, f"{content}{mark}{index}{mark}") for index, (role, content) in enumerate(turns)]
     marked = _render(numbered, tokenizer)
@@ -197,13 +204,16 @@ def _left_out(turns: Sequence[Turn], text: str, tokenizer: PreTrainedTokenizerBa
 
 
 def _unused(text: str) -> tuple[str, str]:
-    """Two private-use characters that are not in a text."""
+    """Returns two private-use characters that are not in a text."""
     first, second, *_ = (mark for mark in map(chr, range(0xE000, 0xF8FF)) if mark not in text)
     return first, second
 
 
 def _encode_inside(text: str, tokenizer: PreTrainedTokenizerBase, where: str, spoken: bool) -> list[int]:
-    """The tokens of a text that follows another: encoded after a line feed, as some tokenizers put a space first."""
+    """Returns the tokens of a text that follows another.
+
+    It is encoded after a line feed, because some tokenizers put a space first.
+    """
 
     def encode(text: str) -> list[int]:
         return plain_tokens(text, tokenizer, where) if spoken else tokenizer.encode(text, add_special_tokens=False)

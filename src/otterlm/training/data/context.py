@@ -1,4 +1,4 @@
-"""What stands before the responses of a record: its prompt, question or system columns as turns, and how both join."""
+"""Reads the turns before the responses of a record, from prompt, question or system columns, and joins both."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -9,16 +9,16 @@ from otterlm.training.data.conversations import (
     Dialogue,
     Turn,
     clean,
-    is_given,
+    is_present,
     read_prompt,
     read_turns,
     split_response,
     strip,
 )
 
-ASKED = ("prompt", "question", "query", "instruction", "input")
-"""The columns that can hold a prompt; `input` goes on with `instruction`, as in Alpaca's data. Those of `CONVERSATIONS`
-can hold turns, read where none of these says something."""
+PROMPT_COLUMNS = ("prompt", "question", "query", "instruction", "input")
+"""The columns that can hold a prompt. `input` continues `instruction`, as in Alpaca's data. Columns of `CONVERSATIONS`
+can hold turns, and are read where all of these are empty."""
 SYSTEM = ("system", "system_prompt")
 UNREAD = (
     "context",
@@ -32,57 +32,57 @@ UNREAD = (
     "video",
     "videos",
 )
-"""Columns that change what a response means, and that there is no way to read."""
+"""These columns change what a response means, and cannot be read."""
 
 
 def read_context(record: Mapping[str, Any], where: str, responses: Collection[str] = ()) -> list[Turn]:
-    """The turns before the responses of a record, those that its columns of `ASKED`, `CONVERSATIONS` and `SYSTEM` hold.
+    """Reads the turns before a record's responses, from the columns `PROMPT_COLUMNS`, `CONVERSATIONS` and `SYSTEM`.
 
     Args:
         record: columns to values.
-        where: what to name in an error.
-        responses: the columns that hold responses; they are passed over.
+        where: the row, for errors.
+        responses: the columns that hold responses; they are skipped.
 
     Raises:
-        OtterError: a column cannot be read, or two say different things.
+        OtterError: a column cannot be read, or two hold different turns.
     """
-    columns = {name: value for name, value in record.items() if name not in responses and _says(value)}
+    columns = {name: value for name, value in record.items() if name not in responses and _has_text(value)}
     unread = [name for name in UNREAD if name in columns]
     if unread:
         raise OtterError(
             f"{where}: column {unread[0]} cannot be read: leave it out, or put what it says into the prompt"
         )
-    turns = _read_asked(columns, where)
-    if responses and turns and turns[-1][0] == "assistant" and not columns.keys() & set(ASKED):
-        values = {name: record[name] for name in responses if is_given(record.get(name))}
+    turns = _read_prompt_columns(columns, where)
+    if responses and turns and turns[-1][0] == "assistant" and not columns.keys() & set(PROMPT_COLUMNS):
+        values = {name: record[name] for name in responses if is_present(record.get(name))}
         turns = _without_response(turns, values, where)
     for name in (name for name in SYSTEM if name in columns):
         if not isinstance(columns[name], str):
             raise OtterError(f"{where}: column {name} must be a text, not {type(columns[name]).__name__}")
-        says = clean(columns[name], f"{where}, column {name}")
+        system = clean(columns[name], f"{where}, column {name}")
         if not turns or turns[0][0] != "system":
-            turns.insert(0, ("system", says))
-        elif turns[0][1].strip() != says.strip():
+            turns.insert(0, ("system", system))
+        elif turns[0][1].strip() != system.strip():
             raise OtterError(f"{where}: column {name} and another column hold different system turns: keep one")
     return turns
 
 
-def _read_asked(columns: Mapping[str, Any], where: str) -> list[Turn]:
-    asked = {name: columns[name] for name in ASKED if name in columns}
-    if list(asked) == ["instruction", "input"] and all(isinstance(text, str) for text in asked.values()):
-        asked = {"instruction": "\n\n".join(asked.values())}
-    asked = asked or {name: columns[name] for name in CONVERSATIONS if name in columns}
-    read = {name: read_prompt(value, f"{where}, column {name}") for name, value in asked.items()}
+def _read_prompt_columns(columns: Mapping[str, Any], where: str) -> list[Turn]:
+    prompts = {name: columns[name] for name in PROMPT_COLUMNS if name in columns}
+    if list(prompts) == ["instruction", "input"] and all(isinstance(text, str) for text in prompts.values()):
+        prompts = {"instruction": "\n\n".join(prompts.values())}
+    prompts = prompts or {name: columns[name] for name in CONVERSATIONS if name in columns}
+    read = {name: read_prompt(value, f"{where}, column {name}") for name, value in prompts.items()}
     first = next(iter(read), "")
     turns = read.get(first, [])
     for name, others in read.items():
-        if others and not _says_all(turns, others):
+        if others and not _contains_all(turns, others):
             raise OtterError(f"{where}: columns {first} and {name} hold different prompts: keep one")
     return turns
 
 
 def _without_response(turns: list[Turn], responses: Mapping[str, Any], where: str) -> list[Turn]:
-    """A whole conversation beside its response or responses, without the response at its end."""
+    """Returns a whole conversation, which stands beside its responses, without the response at its end."""
     last = turns[-1][1].strip()
     for name, value in responses.items():
         read = read_turns(value, f"{where}, column {name}")
@@ -96,22 +96,22 @@ def _without_response(turns: list[Turn], responses: Mapping[str, Any], where: st
     return turns
 
 
-def _says_all(turns: Sequence[Turn], others: Sequence[Turn]) -> bool:
-    """Whether turns hold the words of other turns, which are no loss then."""
-    return bool(others) and all(any(text in said for _, said in turns) for _, text in strip(others))
+def _contains_all(turns: Sequence[Turn], others: Sequence[Turn]) -> bool:
+    """Returns whether turns contain the texts of other turns, which are no loss then."""
+    return bool(others) and all(any(text in content for _, content in turns) for _, text in strip(others))
 
 
-def _says(value: Any) -> bool:
-    return is_given(value) and not (isinstance(value, str) and not value.strip())
+def _has_text(value: Any) -> bool:
+    return is_present(value) and not (isinstance(value, str) and not value.strip())
 
 
 def join(context: Sequence[Turn], response: str | Sequence[Turn], where: str) -> Dialogue:
-    """A dialogue out of what stands before a response, and the response.
+    """Joins the turns before a response, and the response, to a dialogue.
 
     Args:
-        context: turns. Where they end with the assistant's, the response goes on with what it says.
+        context: turns. Where they end with the assistant's, the response continues it.
         response: a text, or turns: the assistant's, or a whole dialogue that repeats the context.
-        where: what to name in an error.
+        where: the row, for errors.
 
     Raises:
         OtterError: the turns do not end with the assistant's, or are a dialogue without the context in it.
@@ -125,37 +125,39 @@ def join(context: Sequence[Turn], response: str | Sequence[Turn], where: str) ->
 
 
 def _merge(context: list[Turn], turns: list[Turn], where: str) -> list[Turn]:
-    """Turns after their context, which they may repeat: all of it, or its last turns before the response."""
-    system, asked = _split_system(context)
+    """Joins turns to their context. They may repeat all of it, or its last turns before the response."""
+    system, question = _split_system(context)
     other_system, dialogue = _split_system(turns)
     if system and other_system and strip(system) != strip(other_system):
         raise OtterError(f"{where}: the dialogue and another column hold different system turns: keep one")
     system = system or other_system
-    if repeats(asked, dialogue):
+    if repeats(question, dialogue):
         return [*system, *dialogue]
-    if asked and asked[-1][0] == "assistant" and dialogue and dialogue[0][0] == "assistant":
-        *before, (role, begun) = asked
+    if question and question[-1][0] == "assistant" and dialogue and dialogue[0][0] == "assistant":
+        *before, (role, begun) = question
         return [*system, *before, (role, begun + dialogue[0][1]), *dialogue[1:]]
-    if strip(dialogue)[: len(asked) - 1] == strip(asked)[:-1] != () and asked[-1][0] == "assistant":
+    if strip(dialogue)[: len(question) - 1] == strip(question)[:-1] != () and question[-1][0] == "assistant":
         raise OtterError(f"{where}: the dialogue does not begin with the prompt that another column holds")
-    if not asked or "assistant" in (asked[-1][0], dialogue[0][0] if dialogue else ""):
-        return [*system, *asked, *dialogue]
-    if not _says_all(dialogue[:-1], asked):
+    if not question or "assistant" in (question[-1][0], dialogue[0][0] if dialogue else ""):
+        return [*system, *question, *dialogue]
+    if not _contains_all(dialogue[:-1], question):
         raise OtterError(f"{where}: the dialogue does not begin with the prompt that another column holds")
     return [*system, *dialogue]
 
 
 def repeats(context: Sequence[Turn], turns: Sequence[Turn]) -> bool:
-    """Whether turns begin with a context, or hold it right before the response. What the assistant began to say at the
-    context's end goes on in the response."""
-    wanted, found = strip(context), strip(turns)
+    """Returns whether turns begin with a context, or hold it right before the response.
+
+    A response that the assistant began at the context's end continues in the response.
+    """
+    wanted, actual = strip(context), strip(turns)
     begun = wanted[-1][1] if wanted and wanted[-1][0] == "assistant" else ""
     while wanted and wanted[-1][0] == "assistant":
         wanted = wanted[:-1]
-    starts = {0, len(found) - 1 - len(wanted)} if wanted else set()
+    starts = {0, len(actual) - 1 - len(wanted)} if wanted else set()
     return any(
-        found[start : start + len(wanted)] == wanted
-        and (not begun or any(text.startswith(begun) for _, text in found[start + len(wanted) :][:1]))
+        actual[start : start + len(wanted)] == wanted
+        and (not begun or any(text.startswith(begun) for _, text in actual[start + len(wanted) :][:1]))
         for start in starts
         if start >= 0
     )

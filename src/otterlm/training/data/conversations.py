@@ -1,7 +1,7 @@
-"""The one reader of a conversation, however it is written down: chat messages, their printed form, or the HH format.
+"""Reads conversations in every form: chat messages, their printed form, or the HH format.
 
-The same conversation gives the same turns in every shape. Around what a turn says, white space does not count, and a
-line ends with a line feed.
+The same conversation gives the same turns in every form. White space around the content of a turn does not count, and
+a line ends with a line feed.
 """
 
 import ast
@@ -16,29 +16,29 @@ from typing import Any
 from otterlm.errors import OtterError
 
 Turn = tuple[str, str]
-"""A role and what it says."""
+"""A turn is a role and its content."""
 
 Prompt = tuple[Turn, ...]
-"""The turns before a response."""
+"""A prompt is the turns before a response."""
 
 ROLES = {
     "user": ("user", "human", "prompter"),
     "assistant": ("assistant", "gpt", "bot", "chatbot", "model", "ai"),
     "system": ("system",),
-    # Templates know these or refuse them.
+    # Templates know these roles or refuse them.
     "developer": ("developer",),
     "tool": ("tool",),
     "function": ("function",),
 }
 _ROLE_OF = {name: role for role, names in ROLES.items() for name in names}
 CONVERSATIONS = ("messages", "conversations", "conversation")
-"""The names of what holds turns."""
+"""Fields of these names hold turns."""
 _UNREAD = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "images", "audio", "videos")
 
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """A prompt and the response that is judged.
+    """A dialogue is a prompt and the response that is judged.
 
     `prompt` holds the turns before the response; None means a raw text with no dialogue in it.
     """
@@ -48,17 +48,17 @@ class Dialogue:
 
 
 def read_turns(value: Any, where: str) -> list[Turn] | None:
-    """The turns of a conversation.
+    """Reads the turns of a conversation.
 
     Args:
         value: chat messages (mappings with `role` and `content`, or `from` and `value`), one message, a mapping with
-            one of `CONVERSATIONS` or of lists (as `datasets.Sequence` keeps messages), a text that prints one of these
+            one of `CONVERSATIONS` or of lists (as `datasets.Sequence` stores messages), a text that prints one of these
             (JSON, or as Python or NumPy do), or a text in the HH format ("\\n\\nHuman: ...\\n\\nAssistant: ...", also
             with "User:").
-        where: what to name in an error.
+        where: the row, for errors.
 
     Returns:
-        The turns, contents as they stand; None for any other text.
+        The turns, with unchanged contents; None for any other text.
 
     Raises:
         OtterError: it is none of these.
@@ -75,8 +75,13 @@ def read_turns(value: Any, where: str) -> list[Turn] | None:
 
 
 def read_prompt(value: Any, where: str) -> list[Turn]:
-    """The turns of a prompt: those of a conversation, or a text that the user says. An empty last turn of the
-    assistant, as the HH format has it where the response follows, is none. Errors as for `read_turns`."""
+    """Reads the turns of a prompt: those of a conversation, or a text as one turn of the user.
+
+    An empty last turn of the assistant, as the HH format has it before the response, is left out.
+
+    Raises:
+        OtterError: as for `read_turns`.
+    """
     turns = read_turns(value, where)
     if turns is None:
         return [("user", _without_turns(str(value), where))]
@@ -86,7 +91,7 @@ def read_prompt(value: Any, where: str) -> list[Turn]:
 
 
 def starts_with_turn(text: str, where: str) -> bool:
-    """Whether a text is a conversation from its first word on: in the HH format, or printed messages."""
+    """Returns whether a text is a conversation from its first word on: in the HH format, or printed messages."""
     text = clean(text, where)
     return bool(_FIRST_TURN.match(text)) or _read_printed(text, where) is not None
 
@@ -96,7 +101,7 @@ def parse_dialogue(value: Any, where: str = "text") -> Dialogue:
 
     Args:
         value: see `read_turns`; a text without turns is a raw text.
-        where: what to name in an error.
+        where: the row, for errors.
 
     Raises:
         OtterError: the dialogue cannot be read or does not end with an assistant turn.
@@ -106,7 +111,7 @@ def parse_dialogue(value: Any, where: str = "text") -> Dialogue:
 
 
 def split_response(turns: Sequence[Turn], where: str) -> Dialogue:
-    """A dialogue out of its turns; what they say is stripped of white space around it.
+    """Makes a dialogue of its turns, without white space around their contents.
 
     Raises:
         OtterError: the last turn is not the assistant's.
@@ -118,12 +123,12 @@ def split_response(turns: Sequence[Turn], where: str) -> Dialogue:
 
 
 def strip(turns: Sequence[Turn]) -> Prompt:
-    """The turns without white space around what they say."""
+    """Returns the turns without white space around their contents."""
     return tuple((role, content.strip()) for role, content in turns)
 
 
-def is_given(value: Any) -> bool:
-    """Whether a record or message says something in a column: not null, not NaN (a null of pandas), not empty."""
+def is_present(value: Any) -> bool:
+    """Returns whether a value of a record or message is present: not null, not NaN (a null of pandas), not empty."""
     if hasattr(value, "tolist"):  # of NumPy, also a number or a text
         value = value.tolist()
     if value is None or (isinstance(value, float) and value != value):
@@ -132,8 +137,7 @@ def is_given(value: Any) -> bool:
 
 
 def clean(text: str, where: str) -> str:
-    """A text with line feeds as line ends, without a byte-order mark, its halves of characters (UTF-16 surrogates)
-    made whole.
+    """Returns a text with line feeds as line ends, without a byte-order mark, and with UTF-16 surrogates joined.
 
     Raises:
         OtterError: a half is alone.
@@ -150,7 +154,7 @@ def clean(text: str, where: str) -> str:
 
 _TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 _USERS_TURN = re.compile(r"(?:\A\s*|\n\n)(User|Assistant):")
-"""For texts that call the human so from their first word on."""
+"""This matches the turns of texts that name the human so from their first word on."""
 _FIRST_TURN = re.compile(r"\s*(Human|User|Assistant):")
 _SYSTEM = re.compile(r"\A\s*System:")
 
@@ -184,13 +188,13 @@ _LIKE_MESSAGES = re.compile(r"""\s*(?:array\()?\[\s*\{\s*['"](?:role|content|fro
 
 
 def _read_printed(text: str, where: str) -> list[Any] | None:
-    """The messages that a text prints, as JSON or as Python or NumPy do; None where it prints none."""
+    """Reads the messages that a text prints, as JSON or as Python or NumPy do; None where it prints none."""
     if text.lstrip().startswith('"'):  # a text printed as JSON, once more
         with contextlib.suppress(ValueError):
             return _read_printed(json.loads(text), where)
     if not text.lstrip().startswith(("[", "{", "array(")) or not _NAMES_ROLES.search(text):
         return None
-    listed = _NUMPY.sub(lambda found: found["string"] or ("}, {" if found["gap"] else ""), text)
+    listed = _NUMPY.sub(lambda match: match["string"] or ("}, {" if match["gap"] else ""), text)
     for parse, printed in ((json.loads, text), (ast.literal_eval, listed)):
         try:
             value = parse(printed.strip())
@@ -204,9 +208,9 @@ def _read_printed(text: str, where: str) -> list[Any] | None:
 
 
 def _listed(value: Any) -> list[Any]:
-    """Messages as a list: of a mapping with `messages`, of a mapping of lists, or of one message alone."""
+    """Returns messages as a list, of a mapping with `messages`, of a mapping of lists, or of one message alone."""
     if isinstance(value, Mapping):
-        value = next((value[name] for name in CONVERSATIONS if is_given(value.get(name))), value)
+        value = next((value[name] for name in CONVERSATIONS if is_present(value.get(name))), value)
     if not isinstance(value, Mapping):
         return list(value)
     lists = {name: list(items) for name, items in value.items() if hasattr(items, "tolist") or isinstance(items, list)}
@@ -230,7 +234,7 @@ def _read_message(message: Any, where: str) -> Turn:
         raise OtterError(f"{where}: a chat message needs role and content, found {type(message).__name__}")
     names = ("from", "value") if "from" in message and "role" not in message else ("role", "content")
     role, content = (message.get(name) for name in names)
-    unread = [name for name in _UNREAD if is_given(message.get(name))]
+    unread = [name for name in _UNREAD if is_present(message.get(name))]
     if unread:
         raise OtterError(f"{where}: {unread[0]} cannot be read, only text")
     if role is None or content is None:
@@ -242,7 +246,7 @@ def _read_message(message: Any, where: str) -> Turn:
 
 
 def _text(content: Any, where: str) -> str:
-    """What a message says: a text, or text in parts, which follow each other as chat templates print them."""
+    """Returns the text of a message: a text, or parts of text, joined as chat templates print them."""
     if hasattr(content, "tolist"):
         content = content.tolist()
     if isinstance(content, str):

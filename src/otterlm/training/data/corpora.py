@@ -1,4 +1,4 @@
-"""Texts of two corpora, one a language model should write like and one it should not, out of records."""
+"""Reads the texts of two corpora, one a language model should write like and one it should not."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,11 +12,11 @@ from otterlm.training.data.packing import Example
 from otterlm.training.data.records import Records, numbered_records, source_name
 
 WANTED, UNWANTED = 1, 0
-"""The labels of texts: which of the two corpora they are of."""
+"""The labels of texts name their corpus."""
 
 
 def read_texts(source: Records, column: str = "text") -> list[str]:
-    """The texts of a file or dataset.
+    """Reads the texts of a file or dataset.
 
     Args:
         source: see `otterlm.training.data.records.read_records`.
@@ -34,7 +34,7 @@ def read_texts(source: Records, column: str = "text") -> list[str]:
 def read_labelled(
     source: Records, positive: Sequence[str], negative: Sequence[str], column: str = "text", label: str = "label"
 ) -> tuple[list[str], list[str]]:
-    """The wanted and the unwanted texts of one file or dataset. Rows with other labels are left out.
+    """Reads the wanted and the unwanted texts of one file or dataset. Rows with other labels are left out.
 
     Args:
         source: see `otterlm.training.data.records.read_records`.
@@ -45,9 +45,9 @@ def read_labelled(
         OtterError: as in `read_texts`, or one side has no text.
     """
     sides: dict[str, list[str]] = {"positive": [], "negative": []}
-    for text, found in _read(source, column, label):
+    for text, value in _read(source, column, label):
         for side, labels in (("positive", positive), ("negative", negative)):
-            if found in labels:
+            if value in labels:
                 sides[side].append(text)
     for side, labels in (("positive", positive), ("negative", negative)):
         if not sides[side]:
@@ -78,9 +78,9 @@ def _field(record: Mapping[str, Any], column: str, where: str) -> Any:
 def tokenize_corpora(
     positive: Sequence[str], negative: Sequence[str], tokenizer: PreTrainedTokenizerBase, longest: int
 ) -> list[Example]:
-    """Texts as examples, the label saying which corpus they are of; a longer one keeps its start.
+    """Makes examples of texts, with their corpus as label. A longer text keeps its start.
 
-    Tokens are what the tokenizer makes of a plain text. No end of sequence is added: a corpus may hold fragments.
+    The tokens are those of a plain text. No end of sequence is added: a corpus may hold fragments.
 
     Raises:
         OtterError: one side has no text of at least two tokens.

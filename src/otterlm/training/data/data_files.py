@@ -1,4 +1,4 @@
-"""Records out of one data file: JSON, CSV, lines of text, parquet or Arrow, packed or not."""
+"""Reads the records of one data file: JSON, CSV, lines of text, parquet or Arrow, packed or not."""
 
 import bz2
 import codecs
@@ -32,13 +32,13 @@ csv.field_size_limit(sys.maxsize)  # csv refuses fields over 131,072 characters 
 
 
 def suffix_of(path: Path) -> str:
-    """The lower-case suffix of a data file without that of its compression: `.csv` of `PAIRS.CSV.gz`."""
+    """Returns the lower-case suffix of a data file without that of its compression: `.csv` of `PAIRS.CSV.gz`."""
     packed = path.suffix.lower() in PACKED
     return (path.with_suffix("") if packed else path).suffix.lower()
 
 
 def read_file(path: Path) -> Iterator[Mapping[str, Any]]:
-    """Reads the records of a data file one by one. A file whose suffix says nothing is read as JSON.
+    """Reads the records of a data file one by one. A file with an unknown suffix is read as JSON.
 
     Raises:
         OtterError: the file is missing, of a kind that cannot be read, or not what its name says.
@@ -64,7 +64,7 @@ def read_file(path: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _decode(file: IO[bytes], path: Path) -> str:
-    """The text of a file in UTF-8, or in UTF-16 where it says so by a byte-order mark, as Windows writes it."""
+    """Decodes a file in UTF-8, or in UTF-16 where a byte-order mark says so, as Windows writes it."""
     content = bytes(file.read())
     marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     text = content.decode("utf-16" if marked else "utf-8-sig")
@@ -98,7 +98,7 @@ def _read_parquet(file: IO[bytes], path: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _read_json(file: IO[bytes], path: Path) -> Iterator[Mapping[str, Any]]:
-    """One array, `{"data": [...]}`, or one object a line, whatever the file is called."""
+    """Reads one array, `{"data": [...]}`, or one object a line, whatever the file's name is."""
     text = _decode(file, path)
     # Not splitlines(): JSON strings may hold U+2028 and friends, which are line ends to it and not to JSON.
     lines = ((number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip())
@@ -115,7 +115,7 @@ def _read_json(file: IO[bytes], path: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _whole(text: str, path: Path) -> list[Any] | None:
-    """The records of a text that is one JSON value; None where it is one value a line."""
+    """Returns the records of a text that is one JSON value; None where it is one value a line."""
     if text.lstrip().startswith("["):
         return _parse(text, str(path))
     try:

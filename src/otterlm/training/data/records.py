@@ -1,4 +1,4 @@
-"""Records, one mapping of columns to values each, from local files, the hub, or what Python programs hold."""
+"""Reads records, each a mapping of columns to values, from local files, the hub, or Python objects."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,7 +9,7 @@ from otterlm.errors import OtterError, reason
 from otterlm.training.data.data_files import PACKED, READABLE, UNREADABLE, read_file, suffix_of
 
 Records = str | Path | Iterable[Mapping[str, Any]]
-"""Where records come from: a file, a folder, the name of a dataset on the hub, or the records themselves."""
+"""Records come from a file, a folder, a dataset on the hub by its name, or are passed themselves."""
 
 
 def read_records(source: Records, split: str = "train") -> Iterator[Mapping[str, Any]]:
@@ -33,7 +33,7 @@ def read_records(source: Records, split: str = "train") -> Iterator[Mapping[str,
 
 
 def numbered_records(source: Records, split: str = "train") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Reads records one by one, each with what errors call it, such as `pairs.jsonl, row 5`. See `read_records`."""
+    """Reads records one by one, each with its name in errors, such as `pairs.jsonl, row 5`. See `read_records`."""
     name = str(source) if isinstance(source, str | Path) else f"the {type(source).__name__}"
     for number, record in enumerate(_records(source, split), start=1):
         where = f"{name}, row {number}"
@@ -43,7 +43,7 @@ def numbered_records(source: Records, split: str = "train") -> Iterator[tuple[st
 
 
 def source_name(source: Records) -> str:
-    """A short name of a source: a file's without its folder."""
+    """Returns a short name of a source: a file's without its folder."""
     return Path(source).name if isinstance(source, str | Path) else type(source).__name__
 
 
@@ -57,7 +57,7 @@ def _records(source: Records, split: str) -> Iterator[Any]:
         return _read_hub(str(source), split)
     if isinstance(source, Mapping):
         return iter(_choose_split(source, split))
-    if hasattr(source, "with_format"):  # of `datasets`
+    if hasattr(source, "with_format"):  # a dataset of `datasets`
         return iter(source.with_format(None))
     if hasattr(source, "to_pylist"):  # an Arrow table
         return iter(source.to_pylist())

@@ -1,4 +1,4 @@
-"""Preference pairs and scored texts out of records, checked row by row."""
+"""Reads preference pairs and scored texts from records, and checks them row by row."""
 
 import math
 import random
@@ -13,7 +13,7 @@ from otterlm.training.data.conversations import (
     Dialogue,  # these three are part of this module's face
     Turn,
     clean,
-    is_given,
+    is_present,
     parse_dialogue,
     read_turns,
     starts_with_turn,
@@ -22,12 +22,12 @@ from otterlm.training.data.records import Records, numbered_records, source_name
 
 SIDES = ["chosen", "rejected"]
 TEXTS = ("text", "response", "completion")
-"""The columns that can hold a scored text; else one of `CONVERSATIONS`."""
+"""These columns can hold a scored text; else one of `CONVERSATIONS`."""
 
 
 @dataclass(frozen=True, slots=True)
 class PairRow:
-    """Of two responses, `chosen` is the better one. `where` is what errors call the row."""
+    """A pair has two responses, of which `chosen` is the better one. `where` names the row in errors."""
 
     chosen: Dialogue
     rejected: Dialogue
@@ -36,7 +36,7 @@ class PairRow:
 
 @dataclass(frozen=True, slots=True)
 class ScoredRow:
-    """A response with a score given to it (any real number). `where` is what errors call the row."""
+    """A scored row has a response and its score (any real number). `where` names the row in errors."""
 
     text: Dialogue
     score: float
@@ -56,7 +56,7 @@ def read_rows(source: Records, split: str = "train") -> list[Row]:
     Returns:
         One row a record: `PairRow` where it has `chosen` and `rejected`, `ScoredRow` where it has one of `TEXTS` (or of
         `CONVERSATIONS`) and `score`. They hold conversations (see `otterlm.training.data.conversations.read_turns`),
-        responses to what other columns hold (see `otterlm.training.data.context.read_context`), or raw texts.
+        responses to the prompts of other columns (see `otterlm.training.data.context.read_context`), or raw texts.
 
     Raises:
         OtterError: the source cannot be read or is empty, or a row cannot be read; the row is named.
@@ -70,27 +70,27 @@ def read_rows(source: Records, split: str = "train") -> list[Row]:
 
 
 def parse_row(record: Mapping[str, Any], where: str) -> Row:
-    """One record as a row. Errors as for `read_rows`."""
+    """Reads one record as a row. Errors are those of `read_rows`."""
     columns = response_columns(record, where)
-    columns = columns or [column for column in CONVERSATIONS if is_given(record.get(column))][:1]
+    columns = columns or [column for column in CONVERSATIONS if is_present(record.get(column))][:1]
     columns = columns or (SIDES if any(column in record for column in SIDES) else ["text"])
     dialogues = read_dialogues(record, columns, where)
     if columns == SIDES:
-        if is_given(record.get("margin")):
+        if is_present(record.get("margin")):
             raise OtterError(f"{where}: column margin cannot be used: a pair says only which is better; leave it out")
         return PairRow(dialogues[0], dialogues[1], where)
     return ScoredRow(dialogues[0], _read_score(record, where), where)
 
 
 def response_columns(record: Mapping[str, Any], where: str) -> list[str]:
-    """The columns of a record that hold its responses: `SIDES`, or one of `TEXTS`; none where there are no such.
+    """Returns the columns of a record that hold its responses: `SIDES`, or one of `TEXTS`, or none.
 
     Raises:
         OtterError: two hold a text.
     """
-    if any(is_given(record.get(column)) for column in SIDES):
+    if any(is_present(record.get(column)) for column in SIDES):
         return SIDES
-    texts = [column for column in TEXTS if is_given(record.get(column))]
+    texts = [column for column in TEXTS if is_present(record.get(column))]
     if len(texts) > 1:
         raise OtterError(f"{where}: columns {' and '.join(texts)} both hold a text: keep one")
     texts += [column for column in TEXTS if isinstance(record.get(column), str)]
@@ -110,7 +110,7 @@ def _read_score(record: Mapping[str, Any], where: str) -> float:
 
 
 def read_dialogues(record: Mapping[str, Any], columns: Sequence[str], where: str) -> list[Dialogue]:
-    """The dialogues that columns of one record hold, all of them read in one way.
+    """Reads the dialogues that columns of one record hold, all of them in one way.
 
     Raises:
         OtterError: a column is missing or cannot be read, or one holds a dialogue and another a raw text.
@@ -119,7 +119,7 @@ def read_dialogues(record: Mapping[str, Any], columns: Sequence[str], where: str
     values = {column: record.get(column) for column in columns}
     for column, value in values.items():
         empty = isinstance(value, str) and not value.strip()
-        if not (context if empty else is_given(value)):
+        if not (context if empty else is_present(value)):
             present = ", ".join(sorted(map(str, record))) or "none"
             raise OtterError(f"{where}: column {column} is missing or empty (columns there: {present})")
     if context:
@@ -131,14 +131,17 @@ def read_dialogues(record: Mapping[str, Any], columns: Sequence[str], where: str
 
 
 def _read_responses(values: Mapping[str, Any], context: Sequence[Turn], where: str) -> list[str | list[Turn]]:
-    """Responses beside a prompt: texts, or turns. A text may hold the words that a dialogue begins with. So texts are
-    dialogues only where all of them begin and end as one."""
-    places = [(f"{where}, column {column}", value) for column, value in values.items()]
-    whole = all(_is_whole(value, context, place) for place, value in places if isinstance(value, str))
+    """Reads the responses beside a prompt, as texts or turns.
+
+    A text may hold the words that a dialogue begins with. So texts are dialogues only where all of them begin and end
+    as one.
+    """
+    columns = [(f"{where}, column {column}", value) for column, value in values.items()]
+    whole = all(_is_whole(value, context, name) for name, value in columns if isinstance(value, str))
     responses: list[str | list[Turn]] = []
-    for place, value in places:
-        turns = None if isinstance(value, str) and not whole else read_turns(value, place)
-        responses.append(clean(value, place) if turns is None else turns)
+    for name, value in columns:
+        turns = None if isinstance(value, str) and not whole else read_turns(value, name)
+        responses.append(clean(value, name) if turns is None else turns)
     return responses
 
 
@@ -150,7 +153,7 @@ def _is_whole(text: str, context: Sequence[Turn], where: str) -> bool:
 
 
 def check_fraction(fraction: float) -> None:
-    """That a part of the data to hold out is from 0 to below 1.
+    """Checks that a part of the data to hold out is from 0 to below 1.
 
     Raises:
         OtterError: it is not.
@@ -163,9 +166,9 @@ def hold_out(rows: Sequence[Row], fraction: float, seed: int) -> set[int]:
     """Holds out a part of the rows. Rows with one prompt stay on one side, so nothing leaks through it.
 
     Args:
-        rows: what to split.
+        rows: the rows to split.
         fraction: about how much to hold out, from 0 to below 1.
-        seed: which part.
+        seed: chooses the part.
 
     Returns:
         The indices of the held-out rows.
@@ -186,7 +189,7 @@ def hold_out(rows: Sequence[Row], fraction: float, seed: int) -> set[int]:
         )
     order = list(groups.values())
     random.Random(seed).shuffle(order)
-    order.sort(key=lambda group: len(group) > wanted)  # a prompt of more rows than that only where nothing else is left
+    order.sort(key=lambda group: len(group) > wanted)  # a prompt with more rows than that only where no other is left
     held: set[int] = set()
     for group in order:
         if len(held) >= wanted:

@@ -1,4 +1,4 @@
-"""Rows to tokens: what a prompt and a response are to the base, cut to limits."""
+"""Turns rows into tokens, cut to limits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from otterlm.training.data.rows import PairRow, Row
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How many tokens of a prompt (its end is kept) and of a response (its start is kept) are used."""
+    """The limits are how many tokens are used of a prompt, from its end, and of a response, from its start."""
 
     prompt: int = setting(256, "A longer prompt keeps its end.", minimum=1, option="--max-prompt-tokens")
     response: int = setting(256, "A longer response keeps its start.", minimum=1, option="--max-response-tokens")
@@ -35,11 +35,11 @@ class Limits:
 def dialogue_tokens(
     dialogue: Dialogue, tokenizer: PreTrainedTokenizerBase, limits: Limits, where: str = "the dialogue"
 ) -> tuple[list[int], list[int]]:
-    """The tokens of a prompt and of its response, apart, as generation would see them.
+    """Returns the tokens of a prompt and of its response, apart, as generation would see them.
 
-    Uses the tokenizer's chat template; without one, the HH format. A raw text that the chat template wrote is the
-    dialogue it shows. The response ends with the end-of-sequence token, once, unless it was cut. Special tokens that
-    somebody says are plain text.
+    They follow the tokenizer's chat template; without one, the HH format. A raw text that the chat template wrote is
+    the dialogue it shows. The response ends with the end-of-sequence token, once, unless it was cut. Special tokens in
+    the content of turns are plain text.
 
     Returns:
         The last `limits.prompt` tokens of the prompt and the first `limits.response` of the response.
@@ -68,18 +68,18 @@ def dialogue_tokens(
 def prompt_tokens(
     prompt: Prompt | None, tokenizer: PreTrainedTokenizerBase, where: str = "the prompt", unsaid: str = ""
 ) -> list[int]:
-    """The tokens of a prompt given as (role, content) turns, up to where the assistant begins to speak. What the chat
-    template says at its end is left out if it is `unsaid`.
+    """Returns the tokens of a prompt of (role, content) turns, up to where the response begins.
 
-    None, a raw text without a dialogue, is the beginning-of-sequence token (or nothing, where there is none).
+    What the chat template writes at the end is left out if it is `unsaid`. A prompt of None, a raw text without a
+    dialogue, is the beginning-of-sequence token (or nothing, where there is none).
 
     Raises:
         OtterError: the chat template refuses the prompt; the message begins with `where`.
     """
     if prompt is None:
         return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    said = ((role, clean(text, where)) for role, text in prompt)
-    turns = [(role, without_end(text, tokenizer) if role == "assistant" else text) for role, text in said]
+    cleaned = ((role, clean(text, where)) for role, text in prompt)
+    turns = [(role, without_end(text, tokenizer) if role == "assistant" else text) for role, text in cleaned]
     if tokenizer.chat_template:
         return chat_tokens(turns, tokenizer, where, unsaid)
     names = {"user": "Human", "assistant": "Assistant", "system": "System"}
@@ -88,14 +88,15 @@ def prompt_tokens(
 
 
 def encode_prompts(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> list[list[int]]:
-    """The last `max_tokens` of each prompt's `prompt_tokens`."""
+    """Returns the last `max_tokens` of each prompt's `prompt_tokens`."""
     names = (getattr(prompt, "where", f"prompt {number}") for number, prompt in enumerate(prompts, start=1))
     return [prompt_tokens(prompt, tokenizer, where)[-max_tokens:] for prompt, where in zip(prompts, names, strict=True)]
 
 
 def tokenize(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limits: Limits) -> list[Example]:
-    """Turns rows into examples. A pair whose two responses are the same within the limits teaches nothing and is left
-    out.
+    """Turns rows into examples.
+
+    A pair whose two responses are the same within the limits teaches nothing and is left out.
 
     Raises:
         OtterError: no row is left.

@@ -1,1 +1,1 @@
-"""How well an adapter scores held-out rows, and what its rewards mean."""
+"""Measures how well an adapter scores held-out rows, and what its rewards mean."""

@@ -1,5 +1,7 @@
-"""What a reward means, measured on texts it was not trained on: a curve from rewards to scores, and the threshold of an
-alarm with a chosen rate of false ones."""
+"""Measures what a reward means, on texts it was not trained on.
+
+That is a curve from rewards to scores, and the threshold of an alarm with a chosen rate of false alarms.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +13,13 @@ from otterlm.training.evaluation.scoring import Scored
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """How an alarm does that rings when a prefix reward falls under a threshold.
+    """An alarm rings when a prefix reward falls under a threshold.
 
     Attributes:
         threshold: the reward.
         false_alarms: share of the good responses in which it rings.
         detected: share of the bad ones in which it rings.
-        early: of the detected, how many tokens before the end it rings, in the mean.
+        early: how many tokens before the end it rings in detected responses, in the mean.
         early_share: the same as a share of the response's tokens.
     """
 
@@ -78,18 +80,18 @@ def _measure(texts: Sequence[_Text], threshold: float) -> Alarm:
     rings: dict[bool, list[bool]] = {False: [], True: []}
     early, shares = [], []
     for text in texts:
-        place = next((n for n, reward in enumerate(text.rewards, start=1) if reward < threshold), None)
-        rings[text.bad].append(place is not None)
-        if text.bad and place is not None:
-            early.append(len(text.rewards) - place)
-            shares.append((len(text.rewards) - place) / len(text.rewards))
-    mean = {bad: sum(found) / len(found) for bad, found in rings.items()}
+        position = next((n for n, reward in enumerate(text.rewards, start=1) if reward < threshold), None)
+        rings[text.bad].append(position is not None)
+        if text.bad and position is not None:
+            early.append(len(text.rewards) - position)
+            shares.append((len(text.rewards) - position) / len(text.rewards))
+    mean = {bad: sum(rung) / len(rung) for bad, rung in rings.items()}
     count = max(1, len(early))
     return Alarm(threshold, mean[False], mean[True], sum(early) / count, sum(shares) / count)
 
 
 def isotonic(rewards: Sequence[float], scores: Sequence[float], knots: int) -> tuple[tuple[float, float], ...]:
-    """The rising curve with the least squared error, by pooling adjacent violators (Ayer et al., 1955).
+    """Fits the rising curve with the least squared error, by pooling adjacent violators (Ayer et al., 1955).
 
     Returns:
         At most `knots` points (mean reward, mean score), both rising.
@@ -103,5 +105,5 @@ def isotonic(rewards: Sequence[float], scores: Sequence[float], knots: int) -> t
             blocks.append((before[0] + last[0], before[1] + last[1], before[2] + last[2]))
     points = [(reward / count, score / count) for reward, score, count in blocks]
     step = max(1, -(-len(points) // knots))
-    kept = points[::step]
-    return tuple(kept if kept[-1] == points[-1] or len(kept) == knots else [*kept, points[-1]])
+    chosen = points[::step]
+    return tuple(chosen if chosen[-1] == points[-1] or len(chosen) == knots else [*chosen, points[-1]])

@@ -1,4 +1,4 @@
-"""Rewards of packed examples, and what they say together: accuracy on pairs, correlation with given scores."""
+"""Computes the rewards of packed examples, their accuracy on pairs, and their correlation with scores."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from otterlm.training.sources import LiveBase, read_batch
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """An example and the rewards after every token of each of its responses."""
+    """A scored example has the rewards after every token of each of its responses."""
 
     example: Example
     rewards: tuple[list[float], ...]
@@ -44,7 +44,7 @@ def score_examples(
 
 
 def summarize(scored: Sequence[Scored]) -> dict[str, Any]:
-    """What rewards say together.
+    """Summarises rewards.
 
     Returns:
         For pairs: `accuracy` (a tie counts half), `accuracy_ci95` and `n`. For scored texts: `mean_reward`,
@@ -65,21 +65,23 @@ def summarize(scored: Sequence[Scored]) -> dict[str, Any]:
 
 
 def correlations(scored: Sequence[Scored], percents: Sequence[int] = (25, 50, 75, 100)) -> dict[str, float]:
-    """Correlates the reward part of the way through a response with its final score: `correlation_P` for each
-    percentage of its tokens (Pearson's; 0 where one of the two does not vary)."""
+    """Correlates the reward part of the way through a response with its final score.
+
+    `correlation_P` is Pearson's, after P percent of the tokens; 0 where one of the two does not vary.
+    """
     scores = torch.tensor([score for row in scored for score in row.example.scores])
     texts = [values for row in scored for values in row.rewards]
-    found = {}
+    table = {}
     for percent in percents:
         # At least one token; 100 is the last.
         rewards = torch.tensor([values[max(1, len(values) * percent // 100) - 1] for values in texts])
         varies = len(texts) > 1 and float(rewards.std()) > 0 and float(scores.std()) > 0
-        found[f"correlation_{percent}"] = float(torch.corrcoef(torch.stack((rewards, scores)))[0, 1]) if varies else 0.0
-    return found
+        table[f"correlation_{percent}"] = float(torch.corrcoef(torch.stack((rewards, scores)))[0, 1]) if varies else 0.0
+    return table
 
 
 def wilson_interval(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """The Wilson score interval of a proportion (E. B. Wilson, 1927); 95% by default."""
+    """Returns the Wilson score interval of a proportion (E. B. Wilson, 1927), 95% by default."""
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return max(0.0, centre - half), min(1.0, centre + half)

@@ -1,4 +1,4 @@
-"""From data to a saved adapter: what `otter train` and `otter distill` do. One file each."""
+"""Makes saved adapters from data, as `otter train` and `otter distill` do. Each recipe has one file."""
 
 from otterlm.training.recipes.base import Recipe
 from otterlm.training.recipes.common import Run

@@ -1,4 +1,4 @@
-"""What a recipe is: how an adapter is made, from data to a saved folder."""
+"""Defines what a recipe is: it makes an adapter, from data to a saved folder."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
@@ -10,8 +10,9 @@ from otterlm.training.recipes.common import Run
 
 
 class Recipe(Protocol):
-    """A frozen dataclass. Its fields, made by `otterlm.settings.setting`, are the options of `otter train NAME` or
-    `otter distill NAME`; its docstring is the verb's help.
+    """A recipe is a frozen dataclass whose docstring is the help of `otter train NAME` or `otter distill NAME`.
+
+    Its fields, made by `otterlm.settings.setting`, are the options.
 
     Attributes:
         defaults: where the command line's defaults differ from those of `Run` and `TrainingConfig`, by field.
@@ -29,17 +30,17 @@ class Recipe(Protocol):
     def train(
         self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: Any, config: OtterConfig, run: Run
     ) -> dict[str, float]:
-        """Trains an adapter and saves it into `run.out`. Started again after an interruption, it goes on.
+        """Trains an adapter and saves it into `run.out`. Started again after an interruption, it resumes.
 
         Args:
             base: the frozen model.
             tokenizer: its tokenizer, padding on the left.
             data: what `read` returned.
             config: shape of the adapter.
-            run: how and where.
+            run: the settings of the run.
 
         Returns:
-            The metrics of the saved weights on the part held out.
+            The metrics of the saved weights on the held-out part.
 
         Raises:
             OtterError: the data do not fit the base, or the adapter cannot be trained or written.

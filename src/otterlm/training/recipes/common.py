@@ -1,4 +1,4 @@
-"""What all recipes share: a run's settings, the split, the source of intermediates, and the card."""
+"""Defines what all recipes share: a run's settings, the split, the source of intermediates, and the card."""
 
 import random
 from collections.abc import Sequence
@@ -27,13 +27,13 @@ from otterlm.training.trainer import TrainingConfig, known_identity, run_identit
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """How and where an adapter is trained.
+    """A run says how and where an adapter is trained.
 
     Attributes:
-        out: folder for the adapter, the metrics and the checkpoint; a checkpoint found there is gone on with.
-        training: how.
+        out: folder for the adapter, the metrics and the checkpoint; the run resumes from a checkpoint there.
+        training: the settings of the training loop.
         eval_fraction: about how much of the data is held out to decide when to stop.
-        record: keep the base's intermediates on disk (`out/recording`), so that later epochs do not run it.
+        record: store the base's intermediates on disk (`out/recording`), so that later epochs do not run it.
         save_dtype: of the saved tensors.
     """
 
@@ -48,15 +48,15 @@ class Run:
 
     @property
     def resumes(self) -> bool:
-        """Whether there is a checkpoint to go on with."""
+        """Returns whether there is a checkpoint to resume from."""
         return (self.out / CHECKPOINT).exists()
 
     @property
     def _settings(self) -> dict[str, Any]:
-        return {"record": self.record}  # what is played back is rounded to bf16
+        return {"record": self.record}  # recorded intermediates are rounded to bf16
 
     def begin(self, base: PreTrainedModel, config: OtterConfig, objective: type[nn.Module]) -> None:
-        """Checks that the folder can be of this run, as far as that is known before the run has made its data.
+        """Checks that the folder can belong to this run, as far as that is known before the run has made its data.
 
         Raises:
             OtterError: it holds a checkpoint of another base, adapter, objective or other settings, or it cannot be
@@ -68,7 +68,7 @@ class Run:
         check_checkpoint(self.out / CHECKPOINT, identity("checkpoint", **parts), partial=True)
 
     def prepare(self, objective: Any, train_examples: Sequence[Example], eval_examples: Sequence[Example]) -> None:
-        """Gives an objective its source, once the folder is known to be of this run: a recording is made or found.
+        """Gives an objective its source, with a recording if there is to be one, after a check of the folder.
 
         Raises:
             OtterError: the folder holds a checkpoint or a recording of another run.
@@ -81,7 +81,7 @@ class Run:
                 objective.source = RecordedBase(objective.model, examples, self.out / "recording")
 
     def held_out(self, population: Sequence[int]) -> set[int]:
-        """A random part of `population`, the same for the same seed.
+        """Returns a random part of `population`, the same for the same seed.
 
         Raises:
             OtterError: the fraction is out of range.
@@ -93,7 +93,7 @@ class Run:
     def split(
         self, examples: Sequence[Example], base: PreTrainedModel, held: set[int] | None = None
     ) -> tuple[list[Example], list[Example]]:
-        """Examples to train on and to evaluate on: those of the held-out rows, by default a random part.
+        """Splits examples into those to train on and those of the held-out rows, by default a random part.
 
         Raises:
             OtterError: one of the two is empty, the fraction is out of range, or a text exceeds the base's context.
@@ -117,7 +117,7 @@ class Run:
         eval_examples: Sequence[Example],
         tokenizer: PreTrainedTokenizerBase,
     ) -> dict[str, float]:
-        """See `otterlm.training.trainer.train`."""
+        """Trains an objective, see `otterlm.training.trainer.train`."""
         pad = tokenizer.pad_token_id or 0
         return train(objective, train_examples, eval_examples, self.training, self.out, pad, self._settings)
 
@@ -130,8 +130,8 @@ class Run:
             model: with the adapter.
             title: of the card, such as `A reward`.
             data: a sentence on what it was trained on.
-            metrics: of the saved weights on the rows held out.
-            settings: what else the card should list.
+            metrics: of the saved weights on the held-out rows.
+            settings: more rows for the card's table.
         """
         if not PartialState().is_main_process:
             return
@@ -147,7 +147,7 @@ class Run:
 
 
 def on_device(base: PreTrainedModel) -> PreTrainedModel:
-    """The base on the device this process trains on; one that is dispatched over devices and disk stays as it is.
+    """Moves the base to this process's device. One that is dispatched over devices and disk stays as it is.
 
     Raises:
         OtterError: it computes elsewhere and cannot be moved.

@@ -1,4 +1,4 @@
-"""`otter train contrast`: a wanted and an unwanted corpus to a contrast adapter."""
+"""Makes a contrast adapter of a wanted and an unwanted corpus (`otter train contrast`)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class ContrastRecipe:
 
     Attributes:
         positive, negative: texts to write like and not to write like; or
-        data: both in one, told apart by their labels.
+        data: both in one, distinguished by their labels.
         text_column, label_column: see `otterlm.training.data.corpora.read_labelled`.
         positive_labels, negative_labels: with `data`, separated by commas.
         max_tokens: of a text; a longer one keeps its start.
@@ -52,7 +52,7 @@ class ContrastRecipe:
         """Returns the wanted and the unwanted texts.
 
         Raises:
-            OtterError: see `read_texts` and `read_labelled`, or it is not said where both kinds are.
+            OtterError: see `read_texts` and `read_labelled`, or one of the two kinds is missing.
         """
         if self.data is not None and self.positive is None and self.negative is None:
             sides = self.positive_labels, self.negative_labels
@@ -70,7 +70,7 @@ class ContrastRecipe:
         config: OtterConfig,
         run: Run,
     ) -> dict[str, float]:
-        """See `otterlm.training.recipes.base.Recipe`."""
+        """Trains, see `otterlm.training.recipes.base.Recipe`."""
         run.begin(base, config, ContrastObjective)
         positive, negative = data
         examples = tokenize_corpora(positive, negative, tokenizer, self.max_tokens)

@@ -1,4 +1,4 @@
-"""`otter train draft`: prompts to a draft adapter. The base says itself what there is to learn."""
+"""Makes a draft adapter of prompts (`otter train draft`). It learns the base's continuations of them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -60,7 +60,7 @@ class DraftRecipe:
         config: OtterConfig,
         run: Run,
     ) -> dict[str, float]:
-        """See `otterlm.training.recipes.base.Recipe`."""
+        """Trains, see `otterlm.training.recipes.base.Recipe`."""
         base = on_device(base)
         run.begin(base, config, DraftObjective)
         with PartialState().main_process_first():

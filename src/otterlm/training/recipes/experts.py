@@ -1,4 +1,4 @@
-"""`otter distill contrast`: two models to a contrast adapter, which replaces them."""
+"""Makes a contrast adapter of two models, which it replaces (`otter distill contrast`)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -69,7 +69,7 @@ class ExpertsRecipe:
         config: OtterConfig,
         run: Run,
     ) -> dict[str, float]:
-        """See `otterlm.training.recipes.base.Recipe`."""
+        """Trains, see `otterlm.training.recipes.base.Recipe`."""
         base = on_device(base)
         run.begin(base, config, ExpertsObjective)
         with PartialState().main_process_first():

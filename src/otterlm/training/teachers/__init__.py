@@ -1,1 +1,1 @@
-"""What adapters are taught: continuations of the base, ratings of scorers and reward models, opinions of experts."""
+"""Makes what adapters learn: the base's continuations, scorers' and reward models' ratings, experts' opinions."""

@@ -1,5 +1,7 @@
-"""The base's own continuations, made once and kept: greedy ones of prompts, which a draft learns from
-(self-distillation), and sampled ones of plain texts."""
+"""Generates continuations of the base once, and stores them in a file.
+
+They are greedy for prompts, which a draft learns from (self-distillation), and sampled for plain texts.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,7 +28,7 @@ def continue_prompts(
     max_new_tokens: int = 96,
     batch_size: int = 64,
 ) -> list[Example]:
-    """Continues prompts greedily, in batches, and keeps what is done in a file, from which a later call goes on.
+    """Continues prompts greedily, in batches, and stores the results in a file, from which a later call resumes.
 
     Args:
         base: the model.
@@ -64,12 +66,12 @@ def continue_texts(
     batch_size: int = 64,
     seed: int = 0,
 ) -> list[Example]:
-    """Samples one continuation of each plain text from the base's nucleus, in batches, kept as in `continue_prompts`.
+    """Samples one continuation of each plain text from the base's nucleus, in batches, as `continue_prompts` does.
 
     Args:
         base: the model.
         tokenizer: its tokenizer, padding on the left.
-        texts: what is continued; a longer one keeps its start.
+        texts: the texts to continue; a longer one keeps its start.
         path: a JSON lines file.
         max_text_tokens: of a text.
         max_new_tokens: length of a continuation, unless it ends before.
@@ -113,10 +115,10 @@ def _continued(
     kind: str,
     settings: dict[str, Any],
 ) -> dict[int, list[int]]:
-    """What follows each text, by its row index. A line of the file holds a batch: the padding of its texts is part of
-    what its numbers round to.
+    """Returns the continuation of each text, by its row index.
 
-    `continue_group` gets a batch, and its number.
+    A line of the file holds a batch, because the padding of its texts changes how its numbers round. `continue_group`
+    takes a batch, and its number.
     """
     this = identity(kind, **of_generation(base), prompts=of_data(encoded), **settings)
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
@@ -127,27 +129,27 @@ def _continued(
         number, rows = batch
         return continue_group([encoded[index] for index in rows], number)
 
-    found = run_resumable(list(enumerate(batches)), one, path, this, "continuing")
+    results = run_resumable(list(enumerate(batches)), one, path, this, "continuing")
     return {
         index: tokens
-        for rows, said in zip(batches, found, strict=True)
-        for index, tokens in zip(rows, said, strict=True)
+        for rows, continuations in zip(batches, results, strict=True)
+        for index, tokens in zip(rows, continuations, strict=True)
     }
 
 
 def of_generation(base: PreTrainedModel) -> Identity:
-    """What a base's continuations depend on, see `otterlm.identity`: its weights, and its own generation settings."""
+    """Returns what a base's continuations depend on: weights and generation settings. See `otterlm.identity`."""
     settings = base.generation_config.to_diff_dict()
-    own = {
+    changed = {
         name: value for name, value in settings.items() if name not in ("transformers_version", "_from_model_config")
     }
-    return {"base": of_weights(base), "generation_config": own}
+    return {"base": of_weights(base), "generation_config": changed}
 
 
 def continue_greedily(
     base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], max_new_tokens: int
 ) -> list[list[int]]:
-    """The base's own continuation of each prompt, all in one batch; see `responses_of`."""
+    """Generates the base's continuation of each prompt, all in one batch; see `responses_of`."""
     pad = tokenizer.pad_token_id or 0
     ids, mask = pad_left(prompts, pad, base.device)
     output = base.generate(ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad)
@@ -155,7 +157,7 @@ def continue_greedily(
 
 
 def pad_left(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Prompts as one batch padded on the left, and its attention mask, `[B, P]` each."""
+    """Pads prompts on the left to one batch, and returns it and its attention mask, `[B, P]` each."""
     longest = max(map(len, prompts))
     ids = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
@@ -163,16 +165,18 @@ def pad_left(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -
 
 
 def end_tokens(base: PreTrainedModel) -> set[int]:
-    """The tokens that end the base's responses."""
+    """Returns the tokens that end the base's responses."""
     ends = base.generation_config.eos_token_id
     return set() if ends is None else set(ends) if isinstance(ends, list) else {ends}
 
 
 def responses_of(sequences: Tensor, prompt_length: int, base: PreTrainedModel) -> list[list[int]]:
-    """What was generated, `[B, T]`, after prompts of one length: of each row the tokens up to and with the first that
-    ends the base's responses."""
-    ends, found = end_tokens(base), []
+    """Returns the responses in generated sequences, `[B, T]`, after prompts of one length.
+
+    Each has the tokens up to and with the first that ends the base's responses.
+    """
+    ends, responses = end_tokens(base), []
     for tokens in sequences[:, prompt_length:].tolist():
-        length = next((place for place, token in enumerate(tokens, start=1) if token in ends), len(tokens))
-        found.append(tokens[:length])
-    return found
+        length = next((count for count, token in enumerate(tokens, start=1) if token in ends), len(tokens))
+        responses.append(tokens[:length])
+    return responses

@@ -1,5 +1,7 @@
-"""A contrast out of two models that exist already: what DExperts' expert and anti-expert (arXiv 2105.03023) say beside
-every token of some texts, written down once, and the objective that has the inserted stream say the same."""
+"""Records the next-token logits of an expert and an anti-expert of DExperts (arXiv 2105.03023) on some texts.
+
+They are recorded once, and a contrast is trained to predict them.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +16,14 @@ from otterlm.training.data.packing import Batch, Example, collate
 from otterlm.training.token_file import TokenFile
 
 CANDIDATES = 256
-"""How many of the base's likeliest next tokens the three models are compared over."""
+"""The three models are compared over so many of the base's likeliest next tokens."""
 
 
 class ExpertOpinions:
-    """Over the base's likeliest next tokens, beside every token of some texts: the log-probabilities of the base, and
-    the logits of the expert less those of the anti-expert. Kept in a file, 3 KiB a token.
+    """Stores the three models' opinions on the base's likeliest next tokens, at every token of some texts.
+
+    They are the log-probabilities of the base, and the logits of the expert less those of the anti-expert. The file has
+    3 KiB a token.
 
     Args:
         base: the model that is to be steered.
@@ -32,8 +36,8 @@ class ExpertOpinions:
         models: a digest of the three, see `otterlm.identity`.
 
     Raises:
-        OtterError: the three have different vocabularies, the file is of other models or texts, or it does not fit on
-            the disk.
+        OtterError: the three have different vocabularies, the file is of other models or texts, or does not fit on the
+            disk.
     """
 
     def __init__(
@@ -59,17 +63,20 @@ class ExpertOpinions:
         )
 
     def read(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Of a packed batch: tokens, likeliest first, the base's log-probabilities of them, and expert logits -
-        anti-expert logits, `[B, T, K]` each."""
+        """Reads the opinions on a packed batch, `[B, T, K]` each.
+
+        Returns:
+            Tokens, likeliest first, the base's log-probabilities of them, and expert logits - anti-expert logits.
+        """
         tokens, likely, difference = self._file.read(batch).to(batch.input_ids.device).chunk(3, dim=-1)
         return tokens.long(), likely, difference
 
 
 def check_vocabularies(base: PreTrainedModel, expert: PreTrainedModel, anti_expert: PreTrainedModel) -> None:
-    """That the three have one vocabulary.
+    """Checks that the three have one vocabulary.
 
     Raises:
-        OtterError: they have not.
+        OtterError: they have different ones.
     """
     sizes = [model.config.get_text_config().vocab_size for model in (base, expert, anti_expert)]
     if len(set(sizes)) > 1:

@@ -1,5 +1,7 @@
-"""The separate reward model of ARGS (arXiv 2402.01694): a second copy of the base, fully fine-tuned, with a scalar
-head. Or LoRA beside the base's own weights: little space, but a second pass all the same."""
+"""Trains the separate reward model of ARGS (arXiv 2402.01694): a copy of the base, fine-tuned, with a scalar head.
+
+Or it is LoRA beside the base's weights, which takes little space but a second pass all the same.
+"""
 
 import copy
 from collections.abc import Sequence
@@ -20,7 +22,7 @@ from otterlm.training.data.tokens import Limits, dialogue_tokens
 
 
 class SeparateRewardModel(nn.Module):
-    """A reward model has the base's own size; as an objective, Bradley-Terry on the last token.
+    """A reward model has the base's size. As an objective, it is Bradley-Terry on the last token.
 
     Args:
         classifier: a sequence classifier of Transformers with one label, whose score head reads every position.
@@ -40,7 +42,7 @@ class SeparateRewardModel(nn.Module):
 
         Args:
             base: the language model.
-            shared: let the copy have the base's own weights, frozen: for measuring time where two do not fit.
+            shared: let the copy have the base's weights, frozen: for measuring time where two do not fit.
         """
         config = copy.deepcopy(base.config)
         config.num_labels = 1
@@ -54,10 +56,10 @@ class SeparateRewardModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> Self:
-        """Loads a trained one, frozen: what `save_pretrained` wrote, or any sequence classifier with one label.
+        """Loads a trained reward model, frozen, from `save_pretrained` or any sequence classifier with one label.
 
         Raises:
-            OtterError: there is none, or it has more labels or another kind of head.
+            OtterError: there is no model, or it has more labels or another kind of head.
         """
         try:
             load = AutoModelForSequenceClassification.from_pretrained
@@ -76,9 +78,9 @@ class SeparateRewardModel(nn.Module):
 
     @classmethod
     def lora(cls, base: PreTrainedModel, rank: int = 16) -> Self:
-        """Makes one with LoRA (arXiv 2106.09685) on all linear layers of the copy, trained beside the head alone.
+        """Makes a reward model with LoRA (arXiv 2106.09685) on all linear layers, trained beside the head alone.
 
-        `merge` folds it into the weights.
+        `merge` folds LoRA into the weights.
         """
         from peft import LoraConfig, inject_adapter_in_model
 
@@ -99,7 +101,7 @@ class SeparateRewardModel(nn.Module):
         return self
 
     def read(self, **inputs: Any) -> Tensor:
-        """Returns the reward of every prefix, `[B, T]` float32; arguments as the decoder's own."""
+        """Returns the reward of every prefix, `[B, T]` float32; arguments are the decoder's."""
         return self.classifier.score(self.classifier.base_model(**inputs).last_hidden_state).squeeze(-1).float()
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -112,7 +114,7 @@ class SeparateRewardModel(nn.Module):
 
 
 class Preference:
-    """A reward model rates responses, on its own tokens.
+    """Rates responses by a reward model, on its tokens.
 
     Args:
         folder: a sequence classifier with one label, and its tokenizer.
@@ -121,7 +123,7 @@ class Preference:
         identity: a digest of its weights, see `otterlm.identity`.
 
     Raises:
-        OtterError: it is not.
+        OtterError: the folder holds no reward model.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -132,8 +134,8 @@ class Preference:
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str], limits: Limits) -> list[float]:
         """Returns the reward of each response, as a whole."""
-        found: list[float] = []
+        rewards: list[float] = []
         for prompt, response in zip(prompts, responses, strict=True):
             before, after = dialogue_tokens(Dialogue(prompt, response), self._tokenizer, limits)
-            found.append(float(self._model.read(input_ids=torch.tensor([before + after]))[0, -1]))
-        return found
+            rewards.append(float(self._model.read(input_ids=torch.tensor([before + after]))[0, -1]))
+        return rewards

@@ -1,5 +1,8 @@
-"""Anything that rates a response: a Python function, a classifier of Transformers, a regular expression, a judge behind
-an OpenAI-compatible endpoint."""
+"""Loads scorers, which rate responses.
+
+A scorer is a Python function, a classifier of Transformers, a regular expression, or a judge behind an
+OpenAI-compatible endpoint.
+"""
 
 import functools
 import importlib
@@ -25,7 +28,7 @@ from otterlm.training.data.conversations import Prompt
 from otterlm.training.data.tokens import Limits
 
 Scorer = Callable[[Sequence[Prompt], Sequence[str]], list[float]]
-"""Called with prompts, as chat turns, and responses, gives a number for each response."""
+"""A scorer takes prompts, as chat turns, and responses, and returns a number for each response."""
 
 QUESTION = (
     "Rate the response to the prompt from 0 (very bad) to 10 (very good). Answer with the number only.\n\n"
@@ -35,7 +38,7 @@ QUESTION = (
 
 @dataclass(frozen=True, slots=True)
 class LoadedScorer:
-    """A scorer with its specification gives one finite number a response, or an error.
+    """A loaded scorer returns one finite number a response, or raises an error.
 
     Attributes:
         spec: see `load_scorer`.
@@ -50,20 +53,20 @@ class LoadedScorer:
 
     @property
     def identity(self) -> Identity:
-        """Says what the answers depend on, for `otterlm.identity`."""
+        """Returns what the answers depend on, for `otterlm.identity`."""
         return {"spec": self.spec, **self.depends}
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
         """Rates responses, see `Scorer`."""
         try:
-            found = [float(value) for value in self.rate(prompts, responses)]
+            scores = [float(value) for value in self.rate(prompts, responses)]
         except OtterError:
             raise
         except Exception as error:
             raise OtterError(f"the scorer {self.spec} failed: {type(error).__name__}: {error}") from error
-        if len(found) != len(responses) or not all(map(math.isfinite, found)):
+        if len(scores) != len(responses) or not all(map(math.isfinite, scores)):
             raise OtterError(f"the scorer {self.spec} must give one finite number a response")
-        return found
+        return scores
 
 
 def load_scorer(spec: str) -> LoadedScorer:
@@ -75,7 +78,7 @@ def load_scorer(spec: str) -> LoadedScorer:
             - `module:name`, of a module that is installed or in the current folder: a function of (last turns of the
               prompts, responses) or of (responses), or an object with `predict_proba` such as a scikit-learn pipeline
               (the probability of its last class);
-            - `regex:PATTERN`, how often the pattern is found in the response;
+            - `regex:PATTERN`, how often the pattern matches in the response;
             - `hf:MODEL` or `hf:MODEL#LABEL`, a sequence classifier of Transformers: the probability of a label, or the
               logit of the only one. One with one label and a chat template is a reward model: it reads the dialogue,
               others the response;
@@ -94,34 +97,34 @@ def load_scorer(spec: str) -> LoadedScorer:
 
 
 def _imported(module: str, name: str) -> tuple[Scorer, Identity]:
-    found: Any = _module(module)
-    source = getattr(found, "__file__", None)
+    target: Any = _module(module)
+    source = getattr(target, "__file__", None)
     depends = {"source": of_data([Path(source).read_bytes()])} if source and source.endswith(".py") else {}
     try:
         for part in name.split("."):
-            found = getattr(found, part)
+            target = getattr(target, part)
     except AttributeError as error:
         raise OtterError(f"there is no {name} in a module {module}: {error}") from error
-    if hasattr(found, "predict_proba"):
-        return lambda prompts, responses: [row[-1] for row in found.predict_proba(list(responses))], depends
-    if not callable(found):
+    if hasattr(target, "predict_proba"):
+        return lambda prompts, responses: [row[-1] for row in target.predict_proba(list(responses))], depends
+    if not callable(target):
         raise OtterError(f"{module}:{name} can neither be called nor predict")
-    if _arguments(found) == 1:
-        return lambda prompts, responses: found(list(responses)), depends
-    return lambda prompts, responses: found(_last_turns(prompts), list(responses)), depends
+    if _arguments(target) == 1:
+        return lambda prompts, responses: target(list(responses)), depends
+    return lambda prompts, responses: target(_last_turns(prompts), list(responses)), depends
 
 
 def _module(name: str) -> ModuleType:
-    """Imports a module, also of the current folder, which a console script does not look into by itself."""
+    """Imports a module, also from the current folder, which a console script does not search by itself."""
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.insert(0, os.getcwd())
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         missing = str(error.name) if error.name else name
-        own = name == missing or name.startswith(f"{missing}.")
-        what = f"there is no module {name}, neither installed nor here" if own else f"{name} needs a module {missing}"
-        raise OtterError(f"{what}: a scorer is named as module:name") from error
+        absent = name == missing or name.startswith(f"{missing}.")
+        why = f"there is no module {name}, neither installed nor here" if absent else f"{name} needs a module {missing}"
+        raise OtterError(f"{why}: a scorer is named as module:name") from error
     except (Exception, SystemExit) as error:
         raise OtterError(f"the module {name} cannot be imported: {type(error).__name__}: {reason(error)}") from error
 
@@ -170,15 +173,15 @@ def _classifier(spec: str) -> tuple[Scorer, Identity]:
 
     @torch.no_grad()
     def score(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
-        found: list[float] = []
+        scores: list[float] = []
         for start in range(0, len(responses), 32):
             texts = list(responses[start : start + 32])
             logits = model(**tokenizer(texts, return_tensors="pt", padding=True, truncation=True)).logits
             if logits.shape[1] == 1:
-                found += logits[:, 0].tolist()
+                scores += logits[:, 0].tolist()
             else:
-                found += logits.softmax(dim=-1)[:, labels[label] if label else -1].tolist()
-        return found
+                scores += logits.softmax(dim=-1)[:, labels[label] if label else -1].tolist()
+        return scores
 
     return score, {"model": of_weights(model)}
 
