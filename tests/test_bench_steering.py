@@ -106,7 +106,7 @@ def test_what_is_refused(refusal, asked, adapter, tmp_path) -> None:
     (tmp_path / "one.txt").write_text("a b")
     assert "holds one prompt" in refusal(*asked, "--data", tmp_path / "one.txt")
     assert "exceeds the base's context of 128" in refusal(*asked, "--max-new-tokens", 200)
-    assert "the weight must be a finite number" in refusal(*asked, "--weight", "nan")
+    assert "--weight must be a finite number" in refusal(*asked, "--weight", "nan")
     plain = tiny_otter(tiny_base(vocab_size=len(WORDS)), signal=RewardConfig(vocabulary_rank=0))
     plain.save_pretrained(tmp_path / "plain")
     without = [tmp_path / "plain" if each == adapter else each for each in asked]
