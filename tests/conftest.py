@@ -20,6 +20,7 @@ from word_tokenizer import TEMPLATE, WORDS, tokenizer
 from otterlm.config import OtterConfig
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
+from otterlm.signals.reward.config import RewardConfig
 
 torch.set_num_threads(1)
 
@@ -101,6 +102,7 @@ def tiny_config(**config: Any) -> OtterConfig:
         "intermediate_size": 12,
         "initialization": "normal",
         "layers": None,
+        "signal": RewardConfig(vocabulary_rank=16, vocabulary_hidden=8),
     }
     return OtterConfig(**(small | config))
 

@@ -73,12 +73,17 @@ def steered(steer: Callable[[Any, Tensor], Tensor]) -> Callable[[Call], Tensor]:
     return base_with(logits_processor=lambda call: [Steered(call.texts, steer)])
 
 
-def rewarded(output: Any, scores: Tensor) -> Tensor:
+def every_token(output: Any, scores: Tensor) -> Tensor:
     return scores + 2.0 * output.signals["reward"].vocabulary()
 
 
+def rewarded(output: Any, scores: Tensor) -> Tensor:
+    chances = scores.softmax(dim=-1)
+    return every_token(output, scores).masked_fill(chances < 0.15 * chances.amax(dim=-1, keepdim=True), -torch.inf)
+
+
 def rewarded_few(output: Any, scores: Tensor) -> Tensor:
-    return rewarded(output, scores).masked_fill(scores < scores.topk(6).values[:, -1:], -torch.inf)
+    return every_token(output, scores).masked_fill(scores < scores.topk(6).values[:, -1:], -torch.inf)
 
 
 def contrasted(output: Any, scores: Tensor) -> Tensor:
@@ -163,7 +168,7 @@ rejected_none = base_with(custom_generate=lambda call: references.sampled_by_row
 
 INTERVENTIONS: dict[str, tuple[Callable[[Call], Any], Callable[[Call], Tensor]]] = {
     "guidance": (processor(lambda _: RewardGuidance(otter(), 2.0)), steered(rewarded)),
-    "guidance, top-k": (processor(lambda _: RewardGuidance(otter(), 2.0, 6)), steered(rewarded_few)),
+    "guidance, top-k": (processor(lambda _: RewardGuidance(otter(), 2.0, 6, min_p=0.0)), steered(rewarded_few)),
     "contrast": (processor(lambda _: ContrastGuidance(otter(), 3.0)), steered(contrasted)),
     "DExperts": (processor(experts), written_out_experts),
     "ARGS": (
@@ -176,7 +181,7 @@ INTERVENTIONS: dict[str, tuple[Callable[[Call], Any], Callable[[Call], Tensor]]]
     ),
     "replace": (loop(lambda _: ReplaceStopped(THRESHOLD, REPLACEMENT)), replaced),
     "search": (
-        loop(lambda _: CandidateSearch(2.0, 4)),
+        loop(lambda _: CandidateSearch(2.0, 4, min_p=0.0)),
         base_with(custom_generate=lambda call: references.search(call.texts, 2.0, 4)),
     ),
     "best-of-n": (

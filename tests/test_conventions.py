@@ -254,7 +254,7 @@ def test_training_beside_an_offloaded_base(tmp_path: Path, places, embedding) ->
         torch.manual_seed(0)
         otter = OtterModel(base)
         add_tiny_adapter(otter, "reward", initialization="copy", embedding=embedding)
-        objective = nn.Sequential(RewardObjective(otter, LiveBase(otter), RewardTrainingConfig())).to("cpu")
+        objective = nn.Sequential(RewardObjective(otter, LiveBase(otter), RewardTrainingConfig(candidates=0))).to("cpu")
         loss = objective(batch.to(otter.device))["loss"]
         loss.backward()
         gradients = [parameter.grad for parameter in otter.adapters.parameters()]

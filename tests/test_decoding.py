@@ -58,7 +58,7 @@ def test_weight_zero_gives_the_tokens_of_the_base(otter, intervention, sample) -
 
 def test_search_is_args_with_one_model(otter) -> None:
     """Each token has the highest logit + weight * reward among the k likeliest, by passes over whole prefixes."""
-    sequences = generate(otter, custom_generate=CandidateSearch(0.7, top_k=4))
+    sequences = generate(otter, custom_generate=CandidateSearch(0.7, top_k=4, min_p=0.0))
     for row in range(2):
         ids = unpadded(sequences, row)
         for end in range(len(ids) - NEW, len(ids)):
@@ -72,7 +72,7 @@ def test_search_is_args_with_one_model(otter) -> None:
 
 
 def test_search_returns_the_rewards_of_what_it_chose(otter) -> None:
-    output = generate(otter, custom_generate=CandidateSearch(0.7, top_k=4), return_dict_in_generate=True)
+    output = generate(otter, custom_generate=CandidateSearch(0.7, top_k=4, min_p=0.0), return_dict_in_generate=True)
     for row in range(2):
         close(output.rewards[row], rewards_of(otter, unpadded(output.sequences, row))[-NEW:], 1e-4)
 
@@ -80,16 +80,16 @@ def test_search_returns_the_rewards_of_what_it_chose(otter) -> None:
 def test_search_makes_one_pass_a_token(otter) -> None:
     passes = []
     handle = otter.base_model.register_forward_hook(lambda *_: passes.append(1))
-    generate(otter, custom_generate=CandidateSearch(0.7, top_k=4))
+    generate(otter, custom_generate=CandidateSearch(0.7, top_k=4, min_p=0.0))
     handle.remove()
     assert len(passes) == 1 + NEW
 
 
 def test_search_pads_a_sequence_that_has_ended(otter) -> None:
-    first = generate(otter, custom_generate=CandidateSearch(0.7, top_k=4))
+    first = generate(otter, custom_generate=CandidateSearch(0.7, top_k=4, min_p=0.0))
     end = int(first[0, 8])  # the second new token of the first row
     output = generate(
-        otter, custom_generate=CandidateSearch(0.7, top_k=4), eos_token_id=end, return_dict_in_generate=True
+        otter, custom_generate=CandidateSearch(0.7, top_k=4, min_p=0.0), eos_token_id=end, return_dict_in_generate=True
     )
     stop = (output.sequences[0, 7:] == end).nonzero()[0, 0] + 1
     assert (output.sequences[0, 7 + stop :] == 0).all()
@@ -98,7 +98,7 @@ def test_search_pads_a_sequence_that_has_ended(otter) -> None:
 
 
 def test_stochastic_search_follows_the_seed_and_the_candidates(otter) -> None:
-    search = CandidateSearch(0.7, top_k=3, mode="stochastic")
+    search = CandidateSearch(0.7, top_k=3, min_p=0.0, mode="stochastic")
     torch.manual_seed(0)
     first = generate(otter, custom_generate=search)
     torch.manual_seed(0)
@@ -114,14 +114,14 @@ def test_stochastic_search_follows_the_seed_and_the_candidates(otter) -> None:
 
 
 def test_a_cold_search_is_greedy(otter) -> None:
-    cold = CandidateSearch(0.7, top_k=3, mode="stochastic", temperature=1e-5)
-    greedy = CandidateSearch(0.7, top_k=3)
+    cold = CandidateSearch(0.7, top_k=3, min_p=0.0, mode="stochastic", temperature=1e-5)
+    greedy = CandidateSearch(0.7, top_k=3, min_p=0.0)
     assert torch.equal(generate(otter, custom_generate=cold), generate(otter, custom_generate=greedy))
 
 
 @pytest.mark.parametrize("top_k", [None, 5])
 def test_guidance_adds_the_vocabulary_reward(otter, top_k) -> None:
-    sequences = generate(otter, logits_processor=[RewardGuidance(otter, 0.5, top_k)])
+    sequences = generate(otter, logits_processor=[RewardGuidance(otter, 0.5, top_k, min_p=0.0)])
     for row in range(2):
         ids = unpadded(sequences, row)
         for end in range(len(ids) - NEW, len(ids)):
@@ -245,7 +245,7 @@ def test_logits_processors_and_criteria_of_the_user_are_obeyed(otter) -> None:
         def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
             return scores.index_fill(-1, torch.arange(3, 60), -torch.inf)
 
-    sequences = generate(otter, custom_generate=CandidateSearch(0.5, top_k=4), logits_processor=[Forbid()])
+    sequences = generate(otter, custom_generate=CandidateSearch(0.5, top_k=4, min_p=0.0), logits_processor=[Forbid()])
     assert ((sequences[:, 7:] < 3) | (sequences[:, 7:] >= 60)).all()
 
 

@@ -110,8 +110,10 @@ def test_recorded_training_is_live_training(name, tmp_path) -> None:
     found = []
     for source in (LiveBase(otter), RecordedBase(otter, EXAMPLES, tmp_path)):
         otter.zero_grad()
-        loss = RewardObjective(otter, source, RewardTrainingConfig())(collate(EXAMPLES))["preference"]
-        loss_and_gradient = RewardObjective(otter, source, RewardTrainingConfig())(collate(EXAMPLES))["loss"]
+        loss = RewardObjective(otter, source, RewardTrainingConfig(candidates=0))(collate(EXAMPLES))["preference"]
+        loss_and_gradient = RewardObjective(otter, source, RewardTrainingConfig(candidates=0))(collate(EXAMPLES))[
+            "loss"
+        ]
         loss_and_gradient.backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in otter.adapters.parameters())
         found.append(loss)

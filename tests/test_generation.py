@@ -101,7 +101,7 @@ def test_a_replaced_response_is_forgotten_by_every_cache(kind: str) -> None:
 def test_processors_and_criteria_in_a_search_read_its_text() -> None:
     """Not that of the candidates which the last pass read."""
     given = prompt(2)
-    search = CandidateSearch(2.0, 4)
+    search = CandidateSearch(2.0, 4, min_p=0.0)
     found = otter().generate(
         **given, **GREEDY, custom_generate=search, logits_processor=[ContrastGuidance(otter(), 3.0)]
     )
@@ -190,7 +190,7 @@ def test_the_signals_of_the_latest_pass_stay() -> None:
 def test_drafts_and_guidance_sample_from_the_guided_distribution() -> None:
     """The base as assistant proposes its own distribution, the guided one is what comes out."""
     ids = tokens(1, 5, seed=9)
-    guidance = RewardGuidance(otter(), 4.0)
+    guidance = RewardGuidance(otter(), 4.0, min_p=0.0)
     with torch.no_grad():
         output = otter()(ids)
     likely = output.logits[0, -1] + 4.0 * output.signals["reward"].vocabulary()[0]

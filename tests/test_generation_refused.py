@@ -130,9 +130,9 @@ def test_a_base_of_peft_is_steered(method: str) -> None:
     add_tiny_adapter(model, "reward")
     ids = prompt()["input_ids"]
     every: dict[str, dict[str, Any]] = {
-        "guidance": {"logits_processor": [RewardGuidance(model, 2.0)]},
-        "lookup": {"logits_processor": [RewardGuidance(model, 2.0)], "prompt_lookup_num_tokens": 3},
-        "search": {"custom_generate": CandidateSearch(2.0, 4)},
+        "guidance": {"logits_processor": [RewardGuidance(model, 2.0, min_p=0.0)]},
+        "lookup": {"logits_processor": [RewardGuidance(model, 2.0, min_p=0.0)], "prompt_lookup_num_tokens": 3},
+        "search": {"custom_generate": CandidateSearch(2.0, 4, min_p=0.0)},
         "stop": {"custom_generate": ReplaceStopped(torch.inf, [50])},
         "stream": {},
     }

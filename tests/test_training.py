@@ -204,7 +204,7 @@ def test_a_base_that_was_fine_tuned_is_another_base(broken_off) -> None:
     with torch.no_grad():
         base.get_submodule("model.layers.1.mlp.up_proj").weight.mul_(1.001)
     assert fingerprint(base) == before
-    objective = RewardObjective(objective.model, LiveBase(objective.model), RewardTrainingConfig())
+    objective = RewardObjective(objective.model, LiveBase(objective.model), RewardTrainingConfig(candidates=0))
     refused(lambda: run(broken_off, objective), CHECKPOINT, "other base:")
 
 
@@ -399,7 +399,7 @@ def random_objective(**config):
     with torch.no_grad():
         for parameter in otter.adapter().head.parameters():
             parameter.mul_(0.2)
-    return RewardObjective(otter, LiveBase(otter), RewardTrainingConfig())
+    return RewardObjective(otter, LiveBase(otter), RewardTrainingConfig(candidates=0))
 
 
 @torch.no_grad()

@@ -42,7 +42,7 @@ def new_objective(
     """An untrained adapter, always the same; `seed` and `dtype` are the base's."""
     torch.manual_seed(0)
     otter = OtterModel(tiny_base(num_hidden_layers=2, seed=seed, dtype=dtype), tiny_config(**config))
-    return RewardObjective(otter, LiveBase(otter), RewardTrainingConfig(compare=compare))
+    return RewardObjective(otter, LiveBase(otter), RewardTrainingConfig(compare=compare, candidates=0))
 
 
 def weights(objective: RewardObjective) -> dict[str, Tensor]:

@@ -76,10 +76,9 @@ class RewardRecipe:
             held = hold_out(rows, run.eval_fraction, run.training.seed)
         examples = tokenize(rows, tokenizer, self.limits)
         settings = {f"max_{name}_tokens": value for name, value in asdict(self.limits).items()} | asdict(self.learning)
+        kept, held_out = run.split(examples, base, held)
         model, seed = OtterModel(on_device(base), config), run.training.seed
         metrics = learn_reward(model, tokenizer, examples, held, self.learning, run)
-        held_out = [example for example in examples if example.row in held]
-        kept = [example for example in examples if example.row not in held]
         prompts = prompts_of(rows, held) if self.values.values else []
         if len(prompts) > 1:
             metrics |= learn_values(model, tokenizer, prompts, self.values, self.limits.prompt, self.learning, run)
