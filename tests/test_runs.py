@@ -22,7 +22,7 @@ HOW = (*SHAPE, "--epochs", 1, "--batch-size", 8, "--eval-fraction", 0.25)
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another base of the same shape."""
+    """Makes another base of the same shape."""
     folder = tmp_path_factory.mktemp("other")
     tiny_base(vocab_size=len(WORDS), seed=1).save_pretrained(folder)
     tokenizer(TEMPLATE).save_pretrained(folder)
@@ -31,7 +31,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def commands(pairs: Path, base: Path, tmp_path: Path) -> dict[str, tuple[object, ...]]:
-    """Of every recipe, a command without base and folder."""
+    """Returns a command of every recipe, without base and folder."""
     texts = tmp_path / "texts.txt"
     texts.write_text("".join(f"{a} {b}\n" for a in WORDS[10:18] for b in WORDS[10:13]))
     for seed, side in enumerate(("expert", "anti"), start=5):
