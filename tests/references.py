@@ -121,8 +121,10 @@ def search(texts: Texts, weight: float, top_k: int) -> Callable[..., Tensor]:
 
 
 def sampled_by_row(texts: Texts, coins: bool) -> Callable[..., Tensor]:
-    """A loop for the base's `generate` that samples row after row; with coins it is rejection sampling that takes every
-    token, a segment each."""
+    """Makes a loop for the base's `generate` that samples row after row.
+
+    With coins it is rejection sampling that takes every token, a segment each.
+    """
 
     def loop(_: Any, input_ids: Tensor, *, generation_config: Any, **named: Any) -> Tensor:
         pad, unfinished = _pad(generation_config), torch.ones(len(input_ids)).bool()

@@ -1,5 +1,5 @@
-"""What users of PEFT and Transformers call on a wrapped model: ours where it means the adapters, the base's where it
-means the base, one line where it cannot be."""
+"""Every method of PEFT and Transformers is decided on: a wrapped model has it for the adapters, leaves it to the base,
+or refuses it in one line."""
 
 import os
 from functools import partial

@@ -114,7 +114,7 @@ def _answers(folder: Path, batches: list[tuple[list[Any], Any]], settings: dict[
 
 
 def answers(folder: Path, *batches: tuple[list[Any], Any], **settings: Any) -> list[Any]:
-    """What an engine in a process of its own answers to some batches, each with its sampling parameters: a list of
+    """Returns an engine's answers to batches, each with its sampling parameters, in another process: a list of
     `Answer`, or the message of a refusal."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
