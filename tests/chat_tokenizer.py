@@ -1,4 +1,4 @@
-"""A small byte-level tokenizer with a chat template, for texts of any characters."""
+"""Makes a small byte-level tokenizer with a chat template, for texts of any characters."""
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast

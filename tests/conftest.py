@@ -1,4 +1,4 @@
-"""Tiny random bases and adapters that every test shares; nothing here touches the network."""
+"""Defines tiny random bases and adapters that every test shares. Nothing here uses the network."""
 
 import gzip
 import importlib.util
@@ -41,7 +41,7 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @torch.no_grad()
 def randomize(module: nn.Module, seed: int) -> None:
-    """Values that no two slices share: matrices N(0, 0.2), biases N(0, 0.3), norms around 1."""
+    """Sets values that no two slices share: matrices N(0, 0.2), biases N(0, 0.3), norms around 1."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(module.named_parameters()):
         noise = torch.randn(parameter.shape, generator=generator)
@@ -59,7 +59,7 @@ def tiny_base(
     seed: int = 0,
     **overrides: Any,
 ) -> PreTrainedModel:
-    """A frozen base of 4 layers, 4 heads and 2 key/value heads, the same one for the same arguments.
+    """Makes a frozen base of 4 layers, 4 heads and 2 key/value heads, the same one for the same arguments.
 
     Frozen, because torch.matmul picks another kernel for a weight that requires a gradient, also under no_grad.
     """
@@ -85,7 +85,7 @@ def tiny_base(
 
 
 def with_lora(seed: int = 0) -> Any:
-    """A tiny base with a LoRA adapter of PEFT."""
+    """Makes a tiny base with a LoRA adapter of PEFT."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)
@@ -94,7 +94,7 @@ def with_lora(seed: int = 0) -> Any:
 
 
 def tiny_config(**config: Any) -> OtterConfig:
-    """A small adapter's configuration."""
+    """Returns a small adapter's configuration."""
     small: dict[str, Any] = {
         "hidden_size": 8,
         "num_attention_heads": 2,
@@ -117,19 +117,19 @@ def add_tiny_adapter(otter: OtterModel, name: str, seed: int = 1, dtype: Any = N
 
 
 def tiny_otter(base: PreTrainedModel, seed: int = 1, dtype: Any = None, **config: Any) -> OtterModel:
-    """A base with one adapter, named reward."""
+    """Makes a base with one adapter, named reward."""
     otter = OtterModel(base)
     add_tiny_adapter(otter, "reward", seed, dtype, **config)
     return otter.eval()
 
 
 def tokens(*shape: int, seed: int = 0) -> Tensor:
-    """Random token ids, none of them special."""
+    """Returns random token ids, none of them special."""
     return torch.randint(3, VOCABULARY, shape, generator=torch.Generator().manual_seed(seed))
 
 
 def batch() -> dict[str, Tensor]:
-    """Two prompts, the second left-padded."""
+    """Returns two prompts, the second left-padded."""
     ids = tokens(2, 7)
     mask = torch.ones_like(ids)
     ids[1, :3], mask[1, :3] = 0, 0
@@ -137,13 +137,13 @@ def batch() -> dict[str, Tensor]:
 
 
 def generate(model: Any, **settings: Any) -> Any:
-    """What a model says to `batch`, greedily and `NEW` tokens long unless told otherwise."""
+    """Generates after `batch`, greedily and `NEW` tokens long by default."""
     defaults = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     return model.generate(**(batch() | defaults | settings))
 
 
 class Listener:
-    """A streamer that keeps what it is given, -1 for the end."""
+    """Is a streamer that records its tokens, -1 for the end."""
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
@@ -184,7 +184,7 @@ SHAPE = ("--hidden-size", 8, "--heads", 2, "--kv-heads", 1, "--intermediate-size
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny model and its tokenizer."""
+    """Makes a folder with a tiny model and its tokenizer."""
     folder = tmp_path_factory.mktemp("base")
     tiny_base(vocab_size=len(WORDS)).save_pretrained(folder)
     tokenizer(TEMPLATE).save_pretrained(folder)
@@ -193,13 +193,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def adapter(base, tmp_path: Path) -> Path:
-    """An adapter for it."""
+    """Makes an adapter for the base."""
     tiny_otter(tiny_base(vocab_size=len(WORDS))).save_pretrained(tmp_path / "adapter")
     return tmp_path / "adapter"
 
 
 def reward_model(folder: Path, seed: int) -> Path:
-    """A random separate reward model and its tokenizer, in a folder."""
+    """Makes a random separate reward model and its tokenizer, in a folder."""
     from otterlm.training.teachers.reward_model import SeparateRewardModel
 
     model = SeparateRewardModel.of(tiny_base(vocab_size=len(WORDS), seed=seed))

@@ -1,4 +1,4 @@
-"""Trees of drafts, and texts that drafters learn by heart."""
+"""Defines trees of drafts, and texts that drafters memorise."""
 
 from conftest import tokens
 from transformers import PreTrainedModel
@@ -14,8 +14,8 @@ TREES = {
 
 
 def continued(base: PreTrainedModel, count: int = 24, length: int = 16) -> list[Example]:
-    """Random prompts and the base's greedy continuations of them."""
+    """Returns random prompts and the base's greedy continuations of them."""
     prompts = tokens(count, 5, seed=9)
-    said = base.generate(prompts, max_new_tokens=length, do_sample=False, eos_token_id=None)[:, 5:]
-    pairs = zip(prompts.tolist(), said.tolist(), strict=True)
+    responses = base.generate(prompts, max_new_tokens=length, do_sample=False, eos_token_id=None)[:, 5:]
+    pairs = zip(prompts.tolist(), responses.tolist(), strict=True)
     return [Example(row, tuple(prompt), (tuple(new),)) for row, (prompt, new) in enumerate(pairs)]

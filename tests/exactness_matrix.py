@@ -1,4 +1,4 @@
-"""The table of docs/exactness.md: every family, dtype, attention and way of running, with adapters and without.
+"""Makes the table of docs/exactness.md: every family, dtype, attention and way of running, with adapters and without.
 
 python tests/exactness_matrix.py > docs/exactness.md    (make exactness)
 """
@@ -22,7 +22,7 @@ NO_SDPA = {"gemma2"}
 
 
 def cells(name: str) -> dict[tuple[str, str, str], bool]:
-    """Of one family: (dtype, attention, case) to whether all logits and tokens are equal, bit for bit."""
+    """Maps (dtype, attention, case) of one family to whether all logits and tokens are equal, bit for bit."""
     found = {}
     for dtype, kind in DTYPES.items():
         for attention in ("eager",) if name in NO_SDPA else ("eager", "sdpa"):
@@ -38,7 +38,7 @@ def cells(name: str) -> dict[tuple[str, str, str], bool]:
 
 
 def table() -> str:
-    """The page."""
+    """Returns the page."""
     columns = [(dtype, attention) for dtype in DTYPES for attention in ("eager", "sdpa")]
     what = (
         "Tiny random models of every family with two random adapters, against the same without. `=` is bit-equal "

@@ -1,4 +1,4 @@
-"""Tiny random models of every family, and of the variants that a family's configuration makes."""
+"""Makes tiny random models of every family, and of the variants that a family's configuration makes."""
 
 from typing import Any
 
@@ -57,7 +57,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 def family_base(
     name: str, dtype: Any = None, attention: str = "sdpa", seed: int = 0, **overrides: Any
 ) -> PreTrainedModel:
-    """A frozen random model."""
+    """Makes a frozen random model."""
     model_type, settings = FAMILIES[name]
     config = AutoConfig.for_model(model_type, **(SIZES | settings | overrides))
     base = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
@@ -67,7 +67,7 @@ def family_base(
 
 
 def unlisted(model_type: str, **overrides: Any) -> PreTrainedModel:
-    """A model of a type that need not be listed."""
+    """Makes a model of a type that need not be listed."""
     config = AutoConfig.for_model(model_type, **(SIZES | overrides))
     base = AutoModelForCausalLM.from_config(config)
     randomize(base, 0)

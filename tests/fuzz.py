@@ -61,13 +61,13 @@ ODD: tuple[Any, ...] = (
 
 
 def seeds() -> list[tuple[bytes, bytes]]:
-    """Whole adapters, one of each signal: config and weights."""
-    found = []
+    """Returns whole adapters, one of each signal: config and weights."""
+    results = []
     for signal in SIGNALS:
         with tempfile.TemporaryDirectory() as folder:
             tiny_otter(tiny_base(), signal=signal, layers=(0, 2)).save_pretrained(folder)
-            found.append(((Path(folder) / CONFIG).read_bytes(), (Path(folder) / WEIGHTS).read_bytes()))
-    return found
+            results.append(((Path(folder) / CONFIG).read_bytes(), (Path(folder) / WEIGHTS).read_bytes()))
+    return results
 
 
 def bytes_somewhere(data: bytes, draw: random.Random) -> bytes:
@@ -90,7 +90,7 @@ def bytes_somewhere(data: bytes, draw: random.Random) -> bytes:
 
 
 def truncated(data: bytes, draw: random.Random) -> bytes:
-    """The start of a file."""
+    """Returns the start of a file."""
     return data[: draw.randrange(len(data) + 1)]
 
 
@@ -99,34 +99,34 @@ def _odd(draw: random.Random) -> Any:
     return copy.deepcopy(draw.choice(ODD))
 
 
-def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+def _paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [path, *(place for key, item in inner for place in _places(item, (*path, key)))]
+    return [path, *(deeper for key, item in inner for deeper in _paths(item, (*path, key)))]
 
 
 def _changed(value: Any, draw: random.Random) -> Any:
-    """A JSON value with something in it replaced, removed, added or renamed."""
-    places = [place for place in _places(value) if place]
-    if not places:
+    """Returns a JSON value with something in it replaced, removed, added or renamed."""
+    paths = [path for path in _paths(value) if path]
+    if not paths:
         return _odd(draw)
-    place = draw.choice(places)
+    path = draw.choice(paths)
     holder = value
-    for key in place[:-1]:
+    for key in path[:-1]:
         holder = holder[key]
     kind = draw.randrange(4)
     if kind == 0:
-        del holder[place[-1]]
+        del holder[path[-1]]
     elif kind == 1 and isinstance(holder, dict):
         holder[draw.choice(("x", "../y", "stream.final_norm.weight", "head.extra", ""))] = _odd(draw)
     elif kind == 2 and isinstance(holder, dict):
-        holder[draw.choice(("renamed", "a/../../b", "vocabulary"))] = holder.pop(place[-1])
+        holder[draw.choice(("renamed", "a/../../b", "vocabulary"))] = holder.pop(path[-1])
     else:
-        holder[place[-1]] = _odd(draw)
+        holder[path[-1]] = _odd(draw)
     return value
 
 
 def config_changed(config: bytes, draw: random.Random) -> bytes:
-    """A configuration with other values in it."""
+    """Returns a configuration with other values in it."""
     try:
         values = json.loads(config)
     except (ValueError, RecursionError):
@@ -137,7 +137,7 @@ def config_changed(config: bytes, draw: random.Random) -> bytes:
 
 
 def header_changed(weights: bytes, draw: random.Random) -> bytes:
-    """A safetensors file whose header says other things: names, shapes, dtypes, offsets, or its own length."""
+    """Returns a safetensors file with another header: other names, shapes, dtypes, offsets, or length."""
     try:
         length = struct.unpack("<Q", weights[:8])[0]
         header, body = json.loads(weights[8 : 8 + length]), weights[8 + length :]
@@ -162,7 +162,7 @@ def header_changed(weights: bytes, draw: random.Random) -> bytes:
 
 
 def values_changed(weights: bytes, draw: random.Random) -> bytes:
-    """A safetensors file with odd numbers in its body."""
+    """Returns a safetensors file with odd numbers in its body."""
     start = len(weights) - 4 * draw.randrange(1, 200)
     odd = struct.pack("<f", draw.choice((float("nan"), float("inf"), -float("inf"), 1e38, 0.0)))
     return weights[:start] + odd + weights[start + 4 :]
@@ -182,7 +182,7 @@ MUTATIONS: tuple[tuple[str, Callable[[bytes, random.Random], bytes]], ...] = (
 
 
 class Unpickled(BaseException):
-    """Something was unpickled."""
+    """Is raised where something was unpickled."""
 
 
 def outcome(files: dict[str, bytes], base: Any, folder: Path) -> str:
@@ -218,12 +218,12 @@ def _refuse_pickles(*_: Any, **__: Any) -> Any:
 def run(count: int, seed: int = 0, keep: bool = True) -> Counter[str]:
     """Tries the corpus, then `count` new inputs; returns how often each outcome came."""
     pickle.loads = pickle.load = pickle.Unpickler = _refuse_pickles  # type: ignore[assignment, misc]
-    draw, base, found = random.Random(seed), tiny_base(), Counter[str]()
+    draw, base, outcomes = random.Random(seed), tiny_base(), Counter[str]()
     whole = seeds()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for case in sorted(path for path in CORPUS.iterdir() if path.is_dir()) if CORPUS.exists() else ():
-            found[outcome({name: (case / name).read_bytes() for name in (CONFIG, WEIGHTS)}, base, folder)] += 1
+            outcomes[outcome({name: (case / name).read_bytes() for name in (CONFIG, WEIGHTS)}, base, folder)] += 1
         for _ in range(count):
             config, weights = draw.choice(whole)
             files = {CONFIG: config, WEIGHTS: weights}
@@ -231,10 +231,10 @@ def run(count: int, seed: int = 0, keep: bool = True) -> Counter[str]:
                 name, mutate = draw.choice(MUTATIONS)
                 files[name] = mutate(files[name], draw)
             result = outcome(files, base, folder)
-            found[result] += 1
+            outcomes[result] += 1
             if result not in ("loaded", "refused") and keep:
-                shutil.copytree(folder, CORPUS / f"{seed}-{sum(found.values())}", dirs_exist_ok=True)
-    return found
+                shutil.copytree(folder, CORPUS / f"{seed}-{sum(outcomes.values())}", dirs_exist_ok=True)
+    return outcomes
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The settings of `generate` that every intervention is tried with, and which interventions refuse them."""
+"""Lists the settings of `generate` that every intervention is tried with, and which interventions refuse them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ def rewarding() -> SeparateRewardModel:
 
 @cache
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A character a token."""
+    """Makes a tokenizer with a character a token."""
     vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2} | {chr(n + 30): n for n in range(3, VOCABULARY)}
     made = Tokenizer(models.BPE(vocabulary, []))
     made.decoder = decoders.ByteLevel()
@@ -51,14 +51,14 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def prompts(rows: int) -> dict[str, Tensor]:
-    """Prompts in which words come again; the second is left-padded."""
+    """Returns prompts in which words come again; the second is left-padded."""
     ids = torch.tensor([[5, 9, 60, 5, 9, 60, 5], [0, 0, 0, 17, 30, 17, 30]])[:rows]
     return {"input_ids": ids, "attention_mask": (ids != 0).long()}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting of `generate`.
+    """A setting has arguments of `generate`.
 
     Attributes:
         arguments: makes it, of the prompts.
@@ -87,10 +87,10 @@ def spread(prompt: dict[str, Tensor]) -> dict[str, Any]:
 
 @torch.no_grad()
 def turn_before(prompt: dict[str, Tensor]) -> dict[str, Any]:
-    """A cache that holds the prompt's first tokens."""
-    kept = DynamicCache(config=otter().config)
-    otter()(**{name: part[:, :3] for name, part in prompt.items()}, past_key_values=kept)
-    return {"past_key_values": kept}
+    """Returns a cache that holds the prompt's first tokens."""
+    cache = DynamicCache(config=otter().config)
+    otter()(**{name: part[:, :3] for name, part in prompt.items()}, past_key_values=cache)
+    return {"past_key_values": cache}
 
 
 def static_cache(_: dict[str, Tensor]) -> dict[str, Any]:
@@ -111,8 +111,8 @@ def config_object(prompt: dict[str, Tensor]) -> dict[str, Any]:
 
 SAMPLING = frozenset({"best-of-n", "rejection", "cards"})
 LOOPS = frozenset({"search", "replace", "speculative", "medusa", "stream"}) | SAMPLING
-OWN_CACHE = frozenset({"search", "speculative", "medusa", "rejection", "cards"})
-OWN_PACE = frozenset({"speculative", "medusa", "rejection", "cards"})
+CROPS_CACHE = frozenset({"search", "speculative", "medusa", "rejection", "cards"})
+UNEVEN_ROWS = frozenset({"speculative", "medusa", "rejection", "cards"})
 ALL = LOOPS | {"guidance", "guidance, top-k", "contrast", "stop", "ARGS", "DExperts"}
 TOKEN_READERS = frozenset({"best-of-n", "rejection", "cards", "ARGS", "DExperts"})
 
@@ -150,11 +150,11 @@ SETTINGS = {
     "prefix_allowed_tokens_fn": Setting(
         same(prefix_allowed_tokens_fn=lambda row, ids: list(range(10 + 30 * row, 40 + 30 * row)))
     ),
-    "guidance_scale": Setting(same(guidance_scale=1.5), refused=OWN_PACE, says="with guidance_scale=1.5:"),
+    "guidance_scale": Setting(same(guidance_scale=1.5), refused=UNEVEN_ROWS, says="with guidance_scale=1.5:"),
     "negative_prompt_ids": Setting(
         lambda prompt: {"guidance_scale": 1.5, "negative_prompt_ids": prompt["input_ids"].flip(1)[:, :4]},
         rows=1,
-        refused=OWN_PACE,
+        refused=UNEVEN_ROWS,
         says="with guidance_scale=1.5:",
     ),
     # Sampling
@@ -250,12 +250,12 @@ SETTINGS = {
     "past_key_values of new tokens alone": Setting(
         lambda prompt: turn_before(prompt) | {"input_ids": prompt["input_ids"][:, 3:]},
         rows=1,
-        refused=OWN_CACHE | TOKEN_READERS | {"replace"},
+        refused=CROPS_CACHE | TOKEN_READERS | {"replace"},
         says="with input_ids of the new tokens alone:",
     ),
     "a static past": Setting(static_cache, refused=frozenset({"stream"}), says="StaticCache"),
     "cache_implementation=static": Setting(
-        same(cache_implementation="static"), refused=OWN_CACHE, says="a cache that can be cropped"
+        same(cache_implementation="static"), refused=CROPS_CACHE, says="a cache that can be cropped"
     ),
     "cache_implementation=paged": Setting(
         same(cache_implementation="paged"), refused=ALL, says="with cache_implementation='paged'"
@@ -295,7 +295,7 @@ GREEDY: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": False, "eos_token_
 
 
 def prompt(rows: int = 1) -> dict[str, Tensor]:
-    """Prompts of words that do not come again."""
+    """Returns prompts of words that do not come again."""
     ids = tokens(rows, 6, seed=4)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 

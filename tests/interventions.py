@@ -1,4 +1,4 @@
-"""Every intervention as a call of `generate`, and written out without caches, drafts or streams (`references.py`)."""
+"""Runs every intervention by `generate`, and written out without caches, drafts or streams (`references.py`)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -44,7 +44,7 @@ from otterlm.peers.medusa import MedusaDecoding, MedusaHeads
 
 @dataclass(frozen=True)
 class Call:
-    """One call of `generate`: the settings, the prompts, and where responses end."""
+    """A call of `generate` has the settings, the prompts, and where responses end."""
 
     settings: dict[str, Any]
     texts: Texts
@@ -60,7 +60,7 @@ def loop(make: Callable[[Call], Any]) -> Callable[[Call], Any]:
 
 
 def base_with(**added: Callable[[Call], Any]) -> Callable[[Call], Tensor]:
-    """The base's own decoding, with processors or a loop that are written out."""
+    """Makes the base's decoding, with processors or a loop that are written out."""
 
     def run(call: Call) -> Tensor:
         made = {name: make(call) for name, make in added.items()}
@@ -203,6 +203,6 @@ def call_of(intervention: str, setting: Setting) -> Call:
     settings |= prompt | changed
     if intervention in SAMPLING and not setting.sampled:
         settings |= {"do_sample": True, "top_k": 0}
-    given = 0 if settings["input_ids"] is None else prompt["input_ids"].shape[1]
-    texts = Texts(otter(), prompt["input_ids"], prompt["attention_mask"], changed.get("position_ids"), given)
+    known = 0 if settings["input_ids"] is None else prompt["input_ids"].shape[1]
+    texts = Texts(otter(), prompt["input_ids"], prompt["attention_mask"], changed.get("position_ids"), known)
     return Call(settings, texts, setting.ends)

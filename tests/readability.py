@@ -13,13 +13,13 @@ WAITING = {"docs/decoding.md", "docs/exactness.md", "docs/serving.md", "docs/tra
 
 
 def pages() -> list[Path]:
-    """README, the docs and the adapters' cards."""
-    found = [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("adapters/*/*.md")]
-    return sorted(page for page in found if page.relative_to(ROOT).as_posix() not in WAITING)
+    """Returns README, the docs and the adapters' cards."""
+    paths = [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("adapters/*/*.md")]
+    return sorted(page for page in paths if page.relative_to(ROOT).as_posix() not in WAITING)
 
 
 def prose(page: str) -> str:
-    """The sentences of a page: no front matter, code, tables, headings, markup or addresses."""
+    """Returns the sentences of a page: no front matter, code, tables, headings, markup or addresses."""
     page = re.sub(r"\A---\n.*?\n---\n", "", page, flags=re.DOTALL)
     page = re.sub(r"^ *```.*?^ *```$", "", page, flags=re.DOTALL | re.MULTILINE)
     page = re.sub(r"<!--.*?-->", "", page, flags=re.DOTALL)

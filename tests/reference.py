@@ -1,4 +1,4 @@
-"""The paper's widened pass, written naively: whole matrices [[W, 0], [A, B]], one head and one token at a time."""
+"""Computes the paper's widened pass naively: whole matrices [[W, 0], [A, B]], one head and one token at a time."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def widen(base: nn.Linear, ours_weight: Tensor, ours_bias: Tensor | None, insert
 
 
 def norm(state: Tensor, base: Any, inserted: Any, width: int, eps: float) -> Tensor:
-    """Statistics of the first `width` channels, weights of both."""
+    """Normalises by statistics of the first `width` channels, weights of both."""
     scale = 1 / (state[:, :width].square().mean(dim=-1, keepdim=True) + eps).sqrt()
     return state * scale * torch.cat((base.weight, inserted.weight)).double()
 
@@ -37,12 +37,12 @@ def rope(vector: Tensor, position: int, theta: float) -> Tensor:
 
 
 def head_norm(vector: Tensor, module: Any, eps: float) -> Tensor:
-    """RMSNorm of one head of one token, where the family has it."""
+    """Applies RMSNorm to one head of one token, where the family has it."""
     return vector if module is None else vector / (vector.square().mean() + eps).sqrt() * module.weight.double()
 
 
 def attend(queries: list[Tensor], keys: list[Tensor], values: list[Tensor], window: int | None) -> list[Tensor]:
-    """One causal head over a sequence."""
+    """Computes one causal head over a sequence."""
     outputs = []
     for t, query in enumerate(queries):
         seen = range(0 if window is None else max(0, t - window + 1), t + 1)
@@ -53,7 +53,7 @@ def attend(queries: list[Tensor], keys: list[Tensor], values: list[Tensor], wind
 
 @torch.no_grad()
 def widened_states(base: PreTrainedModel, adapter: Adapter, ids: Tensor) -> Tensor:
-    """[h, h'] after the final norm for one sequence of ids, `[T, d + d']` float64."""
+    """Returns [h, h'] after the final norm for one sequence of ids, `[T, d + d']` float64."""
     config, stream, w, decoder = base.config, adapter.stream, adapter.stream.widths, base.get_decoder()
     theta, eps = config.rope_parameters["rope_theta"], config.rms_norm_eps
     window = getattr(config, "sliding_window", None)

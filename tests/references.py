@@ -1,4 +1,4 @@
-"""Interventions written out: each token by passes over whole texts, without a cache, a tree or a stream of states."""
+"""Defines interventions by passes over whole texts, without a cache, a tree or a stream of states."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,14 +37,14 @@ class Texts:
     ids: Tensor
     mask: Tensor
     positions: Tensor | None = None
-    given: int | None = None
+    known: int | None = None
 
     @torch.no_grad()
     def read(self, input_ids: Tensor, model: Any = None, last: Tensor | None = None) -> Any:
         """A pass over the texts of `[N, T]` ids, `last` behind them; the rows are the prompts repeated."""
         times = len(input_ids) // len(self.ids)
         prompt, mask = (part.repeat_interleave(times, dim=0) for part in (self.ids, self.mask))
-        start = self.ids.shape[1] if self.given is None else self.given
+        start = self.ids.shape[1] if self.known is None else self.known
         whole = torch.cat((prompt, input_ids[:, start:], *([] if last is None else [last])), dim=-1)
         mask = torch.cat((mask, mask.new_ones(len(whole), whole.shape[1] - mask.shape[1])), dim=-1)
         positions = (mask.cumsum(dim=-1) - 1).clamp_min(0)
@@ -56,7 +56,7 @@ class Texts:
 
     @torch.no_grad()
     def rewards(self, input_ids: Tensor, last: Tensor | None = None) -> Tensor:
-        """The reward of every prefix that ends in a token after the prompt, `[N, T - P]`."""
+        """Returns the reward of every prefix that ends in a token after the prompt, `[N, T - P]`."""
         prefix: Tensor = self.read(input_ids, last=last).signals["reward"].prefix
         return prefix[:, self.ids.shape[1] :]
 
@@ -81,7 +81,7 @@ class Stopped(StoppingCriteria):
         self.stopped: Tensor | None = None
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        start = self.texts.ids.shape[1] if self.texts.given is None else self.texts.given
+        start = self.texts.ids.shape[1] if self.texts.known is None else self.texts.known
         response = input_ids[:, start:-1]
         ended = torch.isin(response, torch.tensor(self.ends)).any(dim=1)
         low = (self.texts.rewards(input_ids)[:, :-1] < self.threshold).any(dim=1) & ~ended
@@ -90,12 +90,12 @@ class Stopped(StoppingCriteria):
 
 
 def plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without those that only make generation faster, and stop strings as the criterion they stand for."""
-    kept = {name: value for name, value in settings.items() if name not in ACCELERATING | {"tokenizer", "streamer"}}
-    if strings := kept.pop("stop_strings", None):
+    """Returns settings without those that only make generation faster, with stop strings as their criterion."""
+    rest = {name: value for name, value in settings.items() if name not in ACCELERATING | {"tokenizer", "streamer"}}
+    if strings := rest.pop("stop_strings", None):
         stop = StopStringCriteria(settings["tokenizer"], strings)
-        kept["stopping_criteria"] = [*kept.get("stopping_criteria", []), stop]
-    return kept
+        rest["stopping_criteria"] = [*rest.get("stopping_criteria", []), stop]
+    return rest
 
 
 def _pad(config: Any) -> Tensor:
@@ -103,31 +103,33 @@ def _pad(config: Any) -> Tensor:
 
 
 def search(texts: Texts, weight: float, top_k: int) -> Callable[..., Tensor]:
-    """A loop for the base's `generate`: of the k likeliest tokens the one with the best logit + weight * reward."""
+    """Makes a loop for the base's `generate`: it takes the best logit + weight * reward of the k likeliest tokens."""
 
-    def loop(_: Any, input_ids: Tensor, *, generation_config: Any, **given: Any) -> Tensor:
+    def loop(_: Any, input_ids: Tensor, *, generation_config: Any, **named: Any) -> Tensor:
         pad, unfinished = _pad(generation_config), torch.ones(len(input_ids)).bool()
         while unfinished.any():
-            scores = given["logits_processor"](input_ids, texts.read(input_ids, texts.otter.base_model).logits[:, -1])
+            scores = named["logits_processor"](input_ids, texts.read(input_ids, texts.otter.base_model).logits[:, -1])
             likely, candidates = scores.topk(top_k, dim=-1)
             rewards = [texts.rewards(input_ids, last=candidates[:, n : n + 1])[:, -1] for n in range(top_k)]
             best = (likely + weight * torch.stack(rewards, dim=1)).argmax(dim=1, keepdim=True)
             token = torch.where(unfinished, candidates.gather(1, best)[:, 0], pad)
             input_ids = torch.cat((input_ids, token[:, None]), dim=-1)
-            unfinished = unfinished & ~given["stopping_criteria"](input_ids, None)
+            unfinished = unfinished & ~named["stopping_criteria"](input_ids, None)
         return input_ids
 
     return loop
 
 
 def sampled_by_row(texts: Texts, coins: bool) -> Callable[..., Tensor]:
-    """A loop for the base's `generate` that samples row after row; with coins it is rejection sampling that takes every
-    token, a segment each."""
+    """Makes a loop for the base's `generate` that samples row after row.
 
-    def loop(_: Any, input_ids: Tensor, *, generation_config: Any, **given: Any) -> Tensor:
+    With coins it is rejection sampling that takes every token, a segment each.
+    """
+
+    def loop(_: Any, input_ids: Tensor, *, generation_config: Any, **named: Any) -> Tensor:
         pad, unfinished = _pad(generation_config), torch.ones(len(input_ids)).bool()
         while unfinished.any():
-            scores = given["logits_processor"](input_ids, texts.read(input_ids, texts.otter.base_model).logits[:, -1])
+            scores = named["logits_processor"](input_ids, texts.read(input_ids, texts.otter.base_model).logits[:, -1])
             tokens = [
                 torch.multinomial(row.softmax(dim=-1), 1) if going else pad[None]
                 for row, going in zip(scores, unfinished, strict=True)
@@ -135,14 +137,14 @@ def sampled_by_row(texts: Texts, coins: bool) -> Callable[..., Tensor]:
             for _ in range(int(unfinished.sum()) if coins else 0):
                 torch.rand(())
             input_ids = torch.cat((input_ids, torch.stack(tokens)), dim=-1)
-            unfinished = unfinished & ~given["stopping_criteria"](input_ids, None)
+            unfinished = unfinished & ~named["stopping_criteria"](input_ids, None)
         return input_ids
 
     return loop
 
 
 def best_of(texts: Texts, settings: dict[str, Any], n: int, ends: tuple[int, ...]) -> Tensor:
-    """n samples a response, by the base; of each n the one whose reward at its end is highest."""
+    """Samples n responses by the base; of each n the one whose reward at its end is highest."""
     settings = dict(settings)
     responses = n * settings.pop("num_return_sequences", 1)
     if (allowed := settings.get("prefix_allowed_tokens_fn")) is not None:

@@ -1,4 +1,4 @@
-"""What users see of Otter: its public names and the help of every verb, as a text. After a wanted change, rewrite it:
+"""Writes the public names and the help of every verb as a text. After a wanted change, rewrite it:
 
 python tests/surface.py
 """
@@ -25,14 +25,14 @@ def commands(name: str = "otter", command: Any = None) -> Iterator[tuple[str, An
 
 
 def help_of(name: str, command: Any) -> str:
-    """The help page without the boxes and colours, which depend on the terminal."""
+    """Returns the help page without the boxes and colours, which depend on the terminal."""
     command.rich_markup_mode = None
     context = command.make_context(name, [], resilient_parsing=True, terminal_width=WIDTH)
     return "\n".join(line.rstrip() for line in command.get_help(context).splitlines())
 
 
 def surface() -> str:
-    """The whole text."""
+    """Returns the whole text."""
     names = [f"{name}  ({module})" for name, module in sorted(otterlm._MODULE_OF.items())]
     pages = [help_of(name, command) for name, command in commands()]
     return "\n\n\n".join(["\n".join(["from otterlm import", *names]), *pages]) + "\n"

@@ -18,7 +18,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A folder that no test writes to."""
+    """Makes a folder that no test writes to."""
     folder = tmp_path_factory.mktemp("adapter")
     tiny_otter(tiny_base(), layers=(0, 2)).save_pretrained(folder)
     return folder
@@ -26,7 +26,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def folder(saved, tmp_path):
-    """A copy of it to damage."""
+    """Makes a copy of the folder to damage."""
     for path in saved.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     return tmp_path

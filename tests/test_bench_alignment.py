@@ -16,7 +16,7 @@ from otterlm.training.teachers.reward_model import Preference, SeparateRewardMod
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-    """A random sentence encoder, in a folder."""
+    """Makes a random sentence encoder, in a folder."""
     folder = tmp_path_factory.mktemp("encoder")
     torch.manual_seed(0)
     small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -29,8 +29,8 @@ def test_command(answer, refusal, base, adapter, encoder, tmp_path) -> None:
     (tmp_path / "prompts.txt").write_text("\n".join(" ".join(WORDS[10 : 12 + n]) for n in range(5)))
     models = ("--reward-model", reward_model(tmp_path / "rewards", 3), "--judge", reward_model(tmp_path / "judge", 4))
     data = ("--data", tmp_path / "prompts.txt", "--batch", 2, "--max-new-tokens", 6, "--out", tmp_path / "out")
-    asked = ("bench", "alignment", "--base", base, "--adapter", adapter, *models, *data, "--top-k", 4)
-    result = answer(*asked, "--coherence", encoder, "--weight", 0, "--weight", 3)
+    arguments = ("bench", "alignment", "--base", base, "--adapter", adapter, *models, *data, "--top-k", 4)
+    result = answer(*arguments, "--coherence", encoder, "--weight", 0, "--weight", 3)
     rows = {row["method"]: row for row in result["rows"]}
     assert list(rows) == [
         *("base", "base, sampled"),
@@ -49,13 +49,13 @@ def test_command(answer, refusal, base, adapter, encoder, tmp_path) -> None:
     assert (tmp_path / "out" / "alignment.png").stat().st_size > 1000
     assert json.loads((tmp_path / "out" / "alignment.json").read_text())["rows"] == result["rows"]
     # All is there; another setting is another run.
-    again = answer(*asked, "--coherence", encoder, "--weight", 0, "--weight", 3)
+    again = answer(*arguments, "--coherence", encoder, "--weight", 0, "--weight", 3)
     assert again["rows"] == result["rows"]
-    assert "alignment.jsonl" in refusal(*asked, "--weight", 0, "--weight", 3, "--seed", 1)
-    assert "not a reward model" in refusal(*asked[:-2], "--judge", base)
+    assert "alignment.jsonl" in refusal(*arguments, "--weight", 0, "--weight", 3, "--seed", 1)
+    assert "not a reward model" in refusal(*arguments[:-2], "--judge", base)
     small = SeparateRewardModel.of(tiny_base(vocab_size=30))
     small.save_pretrained(tmp_path / "small")
-    assert "vocabularies have 30" in refusal(*asked[:-2], "--reward-model", tmp_path / "small")
+    assert "vocabularies have 30" in refusal(*arguments[:-2], "--reward-model", tmp_path / "small")
 
 
 def test_the_judge_reads_what_training_read(tmp_path) -> None:
@@ -64,10 +64,10 @@ def test_the_judge_reads_what_training_read(tmp_path) -> None:
     ids = tokenizer(TEMPLATE).apply_chat_template(
         [{"role": "user", "content": WORDS[10]}], add_generation_prompt=True, return_dict=False
     )
-    said = tokenizer(TEMPLATE).encode(words, add_special_tokens=False)
+    response = tokenizer(TEMPLATE).encode(words, add_special_tokens=False)
     end = [tokenizer(TEMPLATE).eos_token_id]
     model = SeparateRewardModel.from_pretrained(tmp_path / "judge")
-    for limit, after in ((2, said[:2]), (9, said + end)):
+    for limit, after in ((2, response[:2]), (9, response + end)):
         expected = float(model.read(input_ids=torch.tensor([ids + after]))[0, -1])
         assert judge([turns], [words], Limits(30, limit)) == [expected]
 

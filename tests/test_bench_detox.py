@@ -1,4 +1,4 @@
-"""The detoxification bench: the same prompts and seeds for all, samples that the judge rates, gone on with."""
+"""The detoxification bench uses the same prompts and seeds for all methods, rates their samples, and resumes."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from otterlm.signals.contrast.config import ContrastConfig
 
 
 class Vowels:
-    """A judge: the share of samples' words that are `a`; over the threshold with one."""
+    """Judges by the share of samples' words that are `a`; over the threshold with one."""
 
     threshold = 0.01
 
@@ -44,9 +44,9 @@ def test_command(answer, refusal, base, contrast, tmp_path: Path, monkeypatch: p
         "".join(json.dumps({"prompt": {"text": " ".join(WORDS[10 : 12 + n])}}) + "\n" for n in range(5))
     )
     data = ("--data", f"some={tmp_path / 'p.jsonl'}", "--text-column", "prompt.text", "--quick")
-    asked = ("bench", "detox", "--base", base, "--adapter", contrast, *data, "--two-prompts")
+    arguments = ("bench", "detox", "--base", base, "--adapter", contrast, *data, "--two-prompts")
     experts = ("--expert", base, "--anti-expert", base)
-    result = answer(*asked, *experts, "--fluency", "m", "--out", tmp_path / "out")
+    result = answer(*arguments, *experts, "--fluency", "m", "--out", tmp_path / "out")
     rows = {row["method"]: row for row in result["rows"]}
     assert list(rows) == ["base", "Otter", "DExperts", "two prompts"]
     assert all(row["prompts"] == 4 and row["prompt_set"] == "some" for row in rows.values())
@@ -58,28 +58,28 @@ def test_command(answer, refusal, base, contrast, tmp_path: Path, monkeypatch: p
     assert rows["DExperts"]["extra_space_saved"] == 0
     assert 0 < rows["Otter"]["extra_space_saved"] < 1
     assert (tmp_path / "out" / "detox.png").stat().st_size > 1000
-    again = answer(*asked, *experts, "--fluency", "m", "--out", tmp_path / "out")
+    again = answer(*arguments, *experts, "--fluency", "m", "--out", tmp_path / "out")
     assert again["rows"] == result["rows"]
-    refused = refusal(*asked, "--alpha", 1, "--out", tmp_path / "out")
+    refused = refusal(*arguments, "--alpha", 1, "--out", tmp_path / "out")
     assert "otter-some.jsonl" in refused
     assert "alpha (2.0 there, 1.0 now)" in refused
     # An adapter is what its weights are, wherever it lies.
-    kept = tmp_path / "kept"
-    contrast.rename(kept)
-    contrast.symlink_to(kept)
-    assert answer(*asked, *experts, "--fluency", "m", "--out", tmp_path / "out")["rows"] == result["rows"]
+    moved = tmp_path / "kept"
+    contrast.rename(moved)
+    contrast.symlink_to(moved)
+    assert answer(*arguments, *experts, "--fluency", "m", "--out", tmp_path / "out")["rows"] == result["rows"]
     contrast.unlink()
     model = OtterModel(tiny_base(vocab_size=len(WORDS)))
     add_tiny_adapter(model, "contrast", seed=9, signal=ContrastConfig(rank=8))
     model.save_pretrained(contrast)
-    refused = refusal(*asked, "--out", tmp_path / "out")
+    refused = refusal(*arguments, "--out", tmp_path / "out")
     assert "otter-some.jsonl" in refused
     assert "other adapter:" in refused
-    assert "needs both --expert and --anti-expert" in refusal(*asked, "--expert", base)
+    assert "needs both --expert and --anti-expert" in refusal(*arguments, "--expert", base)
     tiny_base(vocab_size=30).save_pretrained(tmp_path / "small")
-    assert "one vocabulary" in refusal(*asked, "--expert", base, "--anti-expert", tmp_path / "small")
-    assert "NAME=FILE" in refusal(*asked, "--data", "p.jsonl")
-    assert "pixagram" in refusal(*asked, "--toxicity", tmp_path)
+    assert "one vocabulary" in refusal(*arguments, "--expert", base, "--anti-expert", tmp_path / "small")
+    assert "NAME=FILE" in refusal(*arguments, "--data", "p.jsonl")
+    assert "pixagram" in refusal(*arguments, "--toxicity", tmp_path)
 
 
 def test_the_judges_numbers() -> None:
@@ -101,10 +101,10 @@ def test_the_judges_numbers() -> None:
 def test_perplexity_is_of_all_samples_and_its_interval_over_prompts() -> None:
     """A prompt whose samples are of perplexity 1, one of them empty, one of e^2, and one with empty samples alone."""
     batches = [{"continuations": [["b"] * 4 + [""], ["c"] * 5, [""] * 5], "seconds": 1.0}]
-    found = {("x", "b"): 1.0, ("y", "c"): math.e**2}
+    perplexities = {("x", "b"): 1.0, ("y", "c"): math.e**2}
 
     def fluency(prompts, texts):
-        return [found.get(pair, math.nan) for pair in zip(prompts, texts, strict=True)]
+        return [perplexities.get(pair, math.nan) for pair in zip(prompts, texts, strict=True)]
 
     row = detox.judge("m", "s", ["x", "y", "z"], batches, {}, fluency, 10, 20)  # type: ignore[arg-type]
     assert row.perplexity == pytest.approx(math.e)
@@ -115,16 +115,16 @@ def test_perplexity_is_of_all_samples_and_its_interval_over_prompts() -> None:
 def test_perplexity_is_of_the_continuation_alone(base) -> None:
     words, model = tokenizer(TEMPLATE), tiny_base(vocab_size=len(WORDS))
     prompts = [" ".join(WORDS[10:14]), WORDS[11], " ".join(WORDS[9:12])]
-    said = [" ".join(WORDS[14:17]), " ".join(WORDS[10:12]), ""]
+    continuations = [" ".join(WORDS[14:17]), " ".join(WORDS[10:12]), ""]
     expected = []
-    for prompt, continuation in zip(prompts, said, strict=True):
+    for prompt, continuation in zip(prompts, continuations, strict=True):
         ids = [words.bos_token_id, *words.encode(prompt, add_special_tokens=False)]
         after = words.encode(continuation, add_special_tokens=False)
         labels = torch.tensor([[-100] * len(ids) + after])
         expected.append(float(model(torch.tensor([ids + after]), labels=labels).loss.exp()))
-    found = Perplexity.from_pretrained(str(base))(prompts, said, batch_size=2)
-    assert found[:2] == pytest.approx(expected[:2], rel=1e-4)
-    assert math.isnan(found[2])
+    perplexities = Perplexity.from_pretrained(str(base))(prompts, continuations, batch_size=2)
+    assert perplexities[:2] == pytest.approx(expected[:2], rel=1e-4)
+    assert math.isnan(perplexities[2])
 
 
 def test_alpha_zero_is_the_base(contrast) -> None:
@@ -133,6 +133,6 @@ def test_alpha_zero_is_the_base(contrast) -> None:
     prompts = [" ".join(WORDS[10 : 12 + n]) for n in range(3)]
     methods = [detox.otter_method(model, contrast, alpha) for alpha in (0.0, 4.0)]
     randomize(methods[1].model.adapter().head, 1)
-    said = [detox.continue_all(method, words, prompts, 2) for method in methods]
-    found = [[each["continuations"] for each in batches] for batches in said]
-    assert found[0] != found[1]
+    batches_of = [detox.continue_all(method, words, prompts, 2) for method in methods]
+    samples = [[each["continuations"] for each in batches] for batches in batches_of]
+    assert samples[0] != samples[1]

@@ -1,4 +1,4 @@
-"""The speed bench: methods in turn on every prompt, each output against the base's, gone on with after a kill."""
+"""The speed bench runs methods in turn on every prompt, compares outputs with the base's, and resumes after a kill."""
 
 import json
 
@@ -15,7 +15,7 @@ from otterlm.signals.draft.config import MAX_GUESSES, DraftConfig
 
 @pytest.fixture
 def draft(tmp_path):
-    """A folder with a random draft adapter."""
+    """Makes a folder with a random draft adapter."""
     model = OtterModel(tiny_base(vocab_size=len(WORDS)))
     add_tiny_adapter(model, "draft", signal=DraftConfig(heads=3, width=16, rank=8, vocabulary_size=20))
     model.save_pretrained(tmp_path / "draft")
@@ -38,8 +38,8 @@ def test_command(answer, refusal, base, draft, medusa, tmp_path) -> None:
     (tmp_path / "prompts.txt").write_text("\n".join(" ".join(WORDS[10 : 12 + n]) for n in range(6)))
     data = ("--base", base, "--data", tmp_path / "prompts.txt", "--limit", 3)
     methods = ("--adapter", f"mine={draft}", "--medusa", medusa, "--drafts", 2, "--drafts", 3)
-    asked = ("bench", "speed", *data, *methods, "--confidence", 0, "--confidence", 1)
-    result = answer(*asked, "--max-new-tokens", 8, "--out", tmp_path / "out")
+    arguments = ("bench", "speed", *data, *methods, "--confidence", 0, "--confidence", 1)
+    result = answer(*arguments, "--max-new-tokens", 8, "--out", tmp_path / "out")
     rows = {row["method"]: row for row in result["rows"]}
     sizes = ("2 drafts", "2 drafts above 1", "3 drafts", "3 drafts above 1")
     drafted = [f"{name}, {size}" for name in ("mine", "Medusa") for size in sizes]
@@ -57,32 +57,32 @@ def test_command(answer, refusal, base, draft, medusa, tmp_path) -> None:
     written = json.loads((tmp_path / "out" / "speed.json").read_text())
     assert written["rows"] == result["rows"]
     # All is measured; other settings are another run.
-    assert answer(*asked, "--max-new-tokens", 8, "--out", tmp_path / "out")["rows"] == result["rows"]
-    refused = refusal(*asked, "--max-new-tokens", 9, "--out", tmp_path / "out")
+    assert answer(*arguments, "--max-new-tokens", 8, "--out", tmp_path / "out")["rows"] == result["rows"]
+    refused = refusal(*arguments, "--max-new-tokens", 9, "--out", tmp_path / "out")
     assert "speed.jsonl" in refused
     assert "new_tokens (8 there, 9 now)" in refused
     # Another adapter in the same folder, of the same name, is another method.
     model = OtterModel(tiny_base(vocab_size=len(WORDS)))
     add_tiny_adapter(model, "draft", seed=9, signal=DraftConfig(heads=3, width=16, rank=8, vocabulary_size=20))
     model.save_pretrained(draft)
-    refused = refusal(*asked, "--max-new-tokens", 8, "--out", tmp_path / "out")
+    refused = refusal(*arguments, "--max-new-tokens", 8, "--out", tmp_path / "out")
     assert "mine, 2 drafts.adapter" in refused
     # What drafts with nothing is said, and by its name.
     (medusa / "metrics.json").write_text("{")
-    assert "Medusa heads" in refusal(*asked)
+    assert "Medusa heads" in refusal(*arguments)
     (medusa / "heads.safetensors").write_bytes(b"garbage")
-    assert "Medusa heads" in refusal(*asked)
+    assert "Medusa heads" in refusal(*arguments)
     model = OtterModel(tiny_base(vocab_size=len(WORDS)))
     add_tiny_adapter(model, "reward")
     model.save_pretrained(draft)
-    assert "no adapter drafts tokens; there are: mine" in refusal(*asked)
+    assert "no adapter drafts tokens; there are: mine" in refusal(*arguments)
 
 
 def test_wrong_tokens_are_counted(monkeypatch) -> None:
     """What a method says is compared, whatever it is."""
-    said = iter([[1, 2], [1, 2], [1, 2], [1, 3], [1, 2], [1, 2]])
+    responses = iter([[1, 2], [1, 2], [1, 2], [1, 3], [1, 2], [1, 2]])
     monkeypatch.setattr(
-        speed, "_generate", lambda *_: {"seconds": 1.0, "tokens": next(said), "acceptance_length": None}
+        speed, "_generate", lambda *_: {"seconds": 1.0, "tokens": next(responses), "acceptance_length": None}
     )
     monkeypatch.setattr(speed, "encode_prompts", lambda prompts, *_: [[int(prompt[0][1])] for prompt in prompts])
     model = tiny_base()

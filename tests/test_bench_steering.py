@@ -1,4 +1,4 @@
-"""The steering bench: all methods on the same prompts, measured by the final reward and by what it costs."""
+"""The steering bench measures all methods on the same prompts, by the final reward and by its cost."""
 
 import json
 import math
@@ -30,23 +30,23 @@ METHODS = [
 
 
 @pytest.fixture
-def asked(base, adapter, tmp_path):
-    """The command on five prompts, in batches of two."""
+def arguments(base, adapter, tmp_path):
+    """Returns the command on five prompts, in batches of two."""
     (tmp_path / "prompts.txt").write_text("\n".join(turns[0][1] for turns in PROMPTS))
     data = ("--data", tmp_path / "prompts.txt", "--batch", 2, "--max-new-tokens", 6, "--max-prompt-tokens", 20)
     return ("bench", "steering", "--base", base, "--adapter", adapter, *data, "--weight", 0, "--weight", 9)
 
 
-def test_command(answer, refusal, asked, base, tmp_path) -> None:
+def test_command(answer, refusal, arguments, base, tmp_path) -> None:
     judge = reward_model(tmp_path / "judge", 4)
-    asked = (*asked, "--out", tmp_path / "out")
-    result = answer(*asked, "--sampled", "--judge", judge, "--fluency", base)
+    arguments = (*arguments, "--out", tmp_path / "out")
+    result = answer(*arguments, "--sampled", "--judge", judge, "--fluency", base)
     assert [(row["method"], row["weight"]) for row in result["rows"]] == METHODS
     rows = dict(zip(METHODS, result["rows"], strict=True))
     assert all(row["prompts"] == 5 and row["perplexity"] >= 1 for row in rows.values())
     # Weight 0 is the base: the same greedy text, and the same sample.
-    for base_row, own in ((METHODS[0], METHODS[2]), (METHODS[1], METHODS[4])):
-        same = {**rows[own], **{key: rows[base_row][key] for key in ("method", "weight", "time_over_base")}}
+    for base_row, steered in ((METHODS[0], METHODS[2]), (METHODS[1], METHODS[4])):
+        same = {**rows[steered], **{key: rows[base_row][key] for key in ("method", "weight", "time_over_base")}}
         assert same == rows[base_row]
     alone = rows[BASE, None]
     assert (alone["reward_gain"], alone["share_same"], alone["share_up"]) == (0, 1, 0)
@@ -63,18 +63,18 @@ def test_command(answer, refusal, asked, base, tmp_path) -> None:
     assert written["settings"]["spread"] == result["spread"]
     assert (tmp_path / "out" / "steering.png").stat().st_size > 1000
     # All is there: rating anew gives the same. Another setting is another run.
-    again = answer(*asked, "--sampled")
+    again = answer(*arguments, "--sampled")
     assert [row["reward_gain"] for row in again["rows"]] == [row["reward_gain"] for row in result["rows"]]
     # The base judges its own fluency as the same model in a folder does.
     assert [row["perplexity"] for row in again["rows"]] == [row["perplexity"] for row in result["rows"]]
     assert again["perplexity_under"] == "the base itself"
     assert {row[key] for row in again["rows"] for key in row if key.startswith("judge")} == {None}
-    assert "seed (0 there, 1 now)" in refusal(*asked, "--sampled", "--seed", 1)
-    assert "other methods" in refusal(*asked)
+    assert "seed (0 there, 1 now)" in refusal(*arguments, "--sampled", "--seed", 1)
+    assert "other methods" in refusal(*arguments)
 
 
-def test_what_a_row_counts_is_what_the_lines_hold(answer, asked, adapter, tmp_path) -> None:
-    result = answer(*asked, "--out", tmp_path / "out")
+def test_what_a_row_counts_is_what_the_lines_hold(answer, arguments, adapter, tmp_path) -> None:
+    result = answer(*arguments, "--out", tmp_path / "out")
     lines = (tmp_path / "out" / "steering.jsonl").read_text().splitlines()[1:]
     batches = [json.loads(line) for line in lines]
     words = tokenizer(TEMPLATE)
@@ -102,14 +102,14 @@ def test_what_a_row_counts_is_what_the_lines_hold(answer, asked, adapter, tmp_pa
     )
 
 
-def test_what_is_refused(refusal, asked, adapter, tmp_path) -> None:
+def test_what_is_refused(refusal, arguments, adapter, tmp_path) -> None:
     (tmp_path / "one.txt").write_text("a b")
-    assert "holds one prompt" in refusal(*asked, "--data", tmp_path / "one.txt")
-    assert "exceeds the base's context of 128" in refusal(*asked, "--max-new-tokens", 200)
-    assert "--weight must be a finite number" in refusal(*asked, "--weight", "nan")
+    assert "holds one prompt" in refusal(*arguments, "--data", tmp_path / "one.txt")
+    assert "exceeds the base's context of 128" in refusal(*arguments, "--max-new-tokens", 200)
+    assert "--weight must be a finite number" in refusal(*arguments, "--weight", "nan")
     plain = tiny_otter(tiny_base(vocab_size=len(WORDS)), signal=RewardConfig(vocabulary_rank=0))
     plain.save_pretrained(tmp_path / "plain")
-    without = [tmp_path / "plain" if each == adapter else each for each in asked]
+    without = [tmp_path / "plain" if each == adapter else each for each in arguments]
     assert "no adapter gives a number for every prefix and scores every next token" in refusal(*without)
 
 
@@ -153,24 +153,24 @@ def test_rows() -> None:
         return [float(len(text.split())) for text in texts]
 
     rows = rows_of(LABELS, tokenizer(TEMPLATE), PROMPTS[:2], BATCHES, 2.0, fluency, judge)
-    own = rows[1]
-    assert (own.reward_gain, own.share_up, own.share_same) == (0.75, 0.5, 0.5)
-    assert own.reward_gain_ci95 == [0.0, 1.5]
-    assert own.perplexity == pytest.approx(12.0)
-    assert own.perplexity_ratio == pytest.approx(2.0)
-    assert own.perplexity_ratio_ci95 == pytest.approx([1.0, 4.0])
-    assert own.tokens == 2.5
-    assert own.distinct_2 == 1.0
-    assert own.judge == 0.5
+    row = rows[1]
+    assert (row.reward_gain, row.share_up, row.share_same) == (0.75, 0.5, 0.5)
+    assert row.reward_gain_ci95 == [0.0, 1.5]
+    assert row.perplexity == pytest.approx(12.0)
+    assert row.perplexity_ratio == pytest.approx(2.0)
+    assert row.perplexity_ratio_ci95 == pytest.approx([1.0, 4.0])
+    assert row.tokens == 2.5
+    assert row.distinct_2 == 1.0
+    assert row.judge == 0.5
     # The base's responses have two words in two tokens, its samples one token: 12 of 16 a word, 4 a special one. So a
     # token is worth 2 - 12/16, and the method's responses are half a token longer.
-    assert own.judge_at_equal_length == pytest.approx(0.5 - 1.25 / 2)
+    assert row.judge_at_equal_length == pytest.approx(0.5 - 1.25 / 2)
     # The samples that are taken are of one word or none.
     assert (rows[2].perplexity, rows[2].perplexity_ratio, rows[2].perplexity_ratio_ci95) == (None, None, None)
     assert rows[2].distinct_2 is None
     without = rows_of(LABELS, tokenizer(TEMPLATE), PROMPTS[:2], BATCHES, 2.0, fluency, None)
     assert without[1].judge_at_equal_length_ci95 is None
-    assert without[1].reward_gain == own.reward_gain
+    assert without[1].reward_gain == row.reward_gain
 
 
 def test_length_is_regressed_out() -> None:
@@ -221,14 +221,14 @@ def test_a_text_has_one_reward_whatever_it_is_padded_to() -> None:
 @torch.no_grad()
 def test_perplexity_of_a_response_is_without_its_end(base) -> None:
     words, model = tokenizer(TEMPLATE), tiny_base(vocab_size=len(WORDS))
-    said = [" ".join(WORDS[12:15]), WORDS[11], ""]
-    found = Perplexity(model, words).of_responses(PROMPTS[:3], said, 6, batch_size=2)
-    for prompt, response, perplexity in zip(encode_prompts(PROMPTS[:2], words, 6), said, found, strict=False):
+    texts = [" ".join(WORDS[12:15]), WORDS[11], ""]
+    perplexities = Perplexity(model, words).of_responses(PROMPTS[:3], texts, 6, batch_size=2)
+    for prompt, response, perplexity in zip(encode_prompts(PROMPTS[:2], words, 6), texts, perplexities, strict=False):
         after = words.encode(response, add_special_tokens=False)
         labels = torch.tensor([[-100] * len(prompt) + after])
         loss = model(torch.tensor([prompt + after]), labels=labels).loss
         assert perplexity == pytest.approx(float(loss.exp()), rel=1e-4)
-    assert math.isnan(found[2])
+    assert math.isnan(perplexities[2])
 
 
 def test_interval_of_a_mean() -> None:

@@ -21,7 +21,7 @@ GPT2 = {"model_type": "gpt2", "n_inner": 48}
 
 
 class Rounded(QuantizedLayer):
-    """A quantised layer that loses nothing to speak of."""
+    """Is a quantised layer that loses hardly anything."""
 
     def _quantize(self, tensor, axis):
         assert self.nbits == 3

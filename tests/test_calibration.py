@@ -24,13 +24,13 @@ from otterlm.training.evaluation.scoring import Scored
 def texts(count: int = 400) -> list[Scored]:
     """Half of the texts are bad: their rewards fall under 0 after the third of ten tokens, most of the time."""
     draw = random.Random(0)
-    found = []
+    rows = []
     for row in range(count):
         bad = row // 2 % 2 == 0
         late = -1.0 if bad and draw.random() < 0.8 else 0.5
         rewards = [draw.gauss(0.5, 0.1)] * 3 + [draw.gauss(late, 0.1) for _ in range(7)]
-        found.append(Scored(Example(row, (), ((1,) * 10,), (0.0 if bad else 1.0,)), (rewards,)))
-    return found
+        rows.append(Scored(Example(row, (), ((1,) * 10,), (0.0 if bad else 1.0,)), (rewards,)))
+    return rows
 
 
 def test_an_alarm_keeps_its_rate_and_rings_early() -> None:

@@ -1,4 +1,4 @@
-"""The command line: what scripts read from it, and one line with exit code 2 for bad input."""
+"""The command line gives scripts JSON, and one line with exit code 2 for bad input."""
 
 import json
 from pathlib import Path

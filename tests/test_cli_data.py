@@ -1,4 +1,4 @@
-"""The command line on data: files that say the same score the same, kinds stay apart, one line says what is wrong."""
+"""The command line reads data: files of the same rows score the same, and one line says what is wrong."""
 
 import json
 import sys
@@ -36,14 +36,14 @@ def otter(monkeypatch, capsys):
 
 
 def summary(result):
-    """The JSON object that a command printed."""
+    """Returns the JSON object that a command printed."""
     code, out, err = result
     assert code == 0, err
     return json.loads(out)
 
 
 def refusal(result):
-    """The last line of stderr of a command that ended with exit code 2."""
+    """Returns the last line of stderr of a command that ended with exit code 2."""
     code, out, err = result
     assert (code, out) == (2, "")
     return err.splitlines()[-1]
@@ -56,7 +56,7 @@ def save_base(folder, template):
 
 @pytest.fixture
 def scoring(tmp_path):
-    """What `otter score` begins with: a base and an adapter."""
+    """Makes the arguments that `otter score` begins with: a base and an adapter."""
     save_base(tmp_path / "base", CHAT)
     tiny_otter(tiny_base(vocab_size=300, max_position_embeddings=512)).save_pretrained(tmp_path / "adapter")
     return ("score", "--base", tmp_path / "base", "--adapter", tmp_path / "adapter", "--data")

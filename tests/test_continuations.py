@@ -1,4 +1,4 @@
-"""The base's continuations: greedy, ended where it ends, made once, gone on with after a kill."""
+"""The base's continuations are greedy, end where it ends, are made once, and a killed run resumes."""
 
 import json
 from pathlib import Path
@@ -30,9 +30,9 @@ def test_they_are_the_bases_greedy_choice(base, tmp_path: Path) -> None:
     examples = run(base, tmp_path / "c.jsonl")
     for prompt, example in zip(PROMPTS, examples, strict=True):
         ids = torch.tensor([prompt_tokens(prompt, tokenizer(TEMPLATE))])
-        said = base.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
+        response = base.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
         assert example.prefix == tuple(ids[0].tolist())
-        assert example.branches == (tuple(said[0, ids.shape[1] :].tolist()),)
+        assert example.branches == (tuple(response[0, ids.shape[1] :].tolist()),)
         assert 2 not in example.branches[0][:-1]  # nothing after its end
 
 
@@ -74,10 +74,10 @@ def test_texts_are_continued_from_the_nucleus(base, tmp_path: Path, monkeypatch:
 
     whole = sampled("whole.jsonl")
     for text, example in zip(texts, whole, strict=True):
-        given = tokenizer().encode(text)
+        start = tokenizer().encode(text)
         assert example.prefix == ()
-        assert example.branches[0][: len(given)] == tuple(given)
-        assert 1 <= len(example) - len(given) <= 6
+        assert example.branches[0][: len(start)] == tuple(start)
+        assert 1 <= len(example) - len(start) <= 6
     assert sampled("again.jsonl") == whole
     assert sampled("other.jsonl", seed=1) != whole
     path = tmp_path / "torn.jsonl"
@@ -87,8 +87,8 @@ def test_texts_are_continued_from_the_nucleus(base, tmp_path: Path, monkeypatch:
     # A nucleus of next to nothing is the likeliest token.
     greedy = sampled("greedy.jsonl", top_p=1e-6)[0].branches[0]
     ids = torch.tensor([tokenizer().encode(texts[0])])
-    said = base.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
-    assert greedy == tuple(said[0].tolist())
+    response = base.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
+    assert greedy == tuple(response[0].tolist())
 
 
 def test_prompts_are_read_once_each(tmp_path: Path) -> None:

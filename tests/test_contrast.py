@@ -26,7 +26,7 @@ from otterlm.training.trainer import TrainingConfig, train
 
 
 def contrasting() -> OtterModel:
-    """A base with a random contrast adapter."""
+    """Makes a base with a random contrast adapter."""
     otter = tiny_otter(tiny_base(), signal=ContrastConfig(rank=4))
     return otter.eval()
 
@@ -62,10 +62,10 @@ def test_guidance_is_the_formula_of_dexperts() -> None:
         output.logits[:, -1] + state[:, -1] @ side.down.weight.T @ side.up.weight.T @ unembedding.T
         for side in (head.expert, head.anti_expert)
     ]
-    found = ContrastGuidance(otter, 1.5, 0.7)(ids, output.logits[:, -1])
+    scores = ContrastGuidance(otter, 1.5, 0.7)(ids, output.logits[:, -1])
     inside = nucleus(output.logits[:, -1], 0.7)
-    close(found[inside], (output.logits[:, -1] + 1.5 * (sides[0] - sides[1]))[inside], 1e-4)
-    assert found[~inside].eq(-torch.inf).all()
+    close(scores[inside], (output.logits[:, -1] + 1.5 * (sides[0] - sides[1]))[inside], 1e-4)
+    assert scores[~inside].eq(-torch.inf).all()
 
 
 def test_nucleus() -> None:
@@ -82,9 +82,9 @@ def test_a_nucleus_of_many_tokens(spread) -> None:
     """Also where the few that are tried first do not hold it."""
     scores = spread * torch.randn(3, 3 * FEW, generator=torch.Generator().manual_seed(0))
     inside, chances = nucleus(scores, 0.9), scores.softmax(dim=-1)
-    for row, own in zip(inside, chances, strict=True):
-        assert own[row].min() > own[~row].max()
-        assert own[row].sum() >= 0.9 > own[row].sum() - own[row].min()
+    for row, shares in zip(inside, chances, strict=True):
+        assert shares[row].min() > shares[~row].max()
+        assert shares[row].sum() >= 0.9 > shares[row].sum() - shares[row].min()
     assert (spread < 5) == bool((inside.sum(dim=-1) > FEW).all())
 
 
@@ -105,9 +105,9 @@ def test_each_side_is_trained_on_its_own_texts() -> None:
                 )
                 for side in (head.anti_expert, head.expert)
             ]
-            own = example.label
-            losses.append(per_side[own])
-            margins.append(float((per_side[1 - own] - per_side[own]).sum()))
+            label = example.label
+            losses.append(per_side[label])
+            margins.append(float((per_side[1 - label] - per_side[label]).sum()))
             base_losses.append(F.cross_entropy(output.logits[0, :-1], text[0, 1:], reduction="none"))
     expected = torch.cat(losses).mean()
     close(objective.train()(collate(examples))["loss"], expected, 1e-4)
@@ -135,15 +135,15 @@ def test_it_learns_to_tell_and_to_steer(tmp_path: Path) -> None:
         start: dict[str, Any] = {"input_ids": torch.tensor([[1], [1]]), "attention_mask": torch.ones(2, 1)}
         # Of tokens that neither side has seen the difference says nothing.
         start["suppress_tokens"] = [*range(10), *range(30, 97)]
-        said = generate(otter.eval(), logits_processor=[ContrastGuidance(otter, alpha, 1.0)], **start)[:, 1:]
-        return float(((said >= 10) & (said < 20)).float().mean())
+        responses = generate(otter.eval(), logits_processor=[ContrastGuidance(otter, alpha, 1.0)], **start)[:, 1:]
+        return float(((responses >= 10) & (responses < 20)).float().mean())
 
     assert wanted(5.0) == 1.0
     assert wanted(-5.0) == 0.0
 
 
 def plain_dexperts(base, expert, anti, alpha: float, top_p: float, row: int) -> list[int]:
-    """Greedy DExperts by whole passes over one unpadded row."""
+    """Decodes greedily as DExperts does, by whole passes over one unpadded row."""
     ids = batch()["input_ids"][row : row + 1, 3 * row :]
     with torch.no_grad():
         for _ in range(6):
@@ -156,12 +156,12 @@ def plain_dexperts(base, expert, anti, alpha: float, top_p: float, row: int) -> 
 def test_dexperts_reads_along_with_caches() -> None:
     base, expert, anti = (tiny_base(seed=seed) for seed in (0, 1, 2))
     for alpha in (0.0, 0.5):
-        found = generate(base, logits_processor=[DExperts(expert, anti, **prompt(), alpha=alpha, top_p=0.8)])
+        results = generate(base, logits_processor=[DExperts(expert, anti, **prompt(), alpha=alpha, top_p=0.8)])
         for row in range(2):
             if alpha:
-                assert found[row, 7:].tolist() == plain_dexperts(base, expert, anti, alpha, 0.8, row)
+                assert results[row, 7:].tolist() == plain_dexperts(base, expert, anti, alpha, 0.8, row)
             else:
-                assert torch.equal(found, generate(base))
+                assert torch.equal(results, generate(base))
 
 
 def prompt() -> dict[str, Tensor]:
@@ -172,56 +172,56 @@ def test_dexperts_follows_beams() -> None:
     """A companion whose history was reordered reads it again."""
     base, expert, anti = (tiny_base(seed=seed) for seed in (0, 1, 2))
     ids = tokens(1, 5)
-    found = []
+    results = []
     for forget in (False, True):
         processor = DExperts(expert, anti, ids.expand(3, -1), alpha=0.5, top_p=1.0)
         if forget:
-            for companion in (processor.expert, processor.anti_expert):
-                logits = companion.logits
+            for model in (processor.expert, processor.anti_expert):
+                logits = model.logits
 
-                def anew(generated, companion=companion, logits=logits):
-                    companion._cache = None
+                def anew(generated, model=model, logits=logits):
+                    model._cache = None
                     return logits(generated)
 
-                companion.logits = anew  # type: ignore[method-assign]
+                model.logits = anew  # type: ignore[method-assign]
         settings = {"num_beams": 3, "max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
-        found.append(base.generate(ids, logits_processor=[processor], **settings))
-    assert torch.equal(*found)
+        results.append(base.generate(ids, logits_processor=[processor], **settings))
+    assert torch.equal(*results)
 
 
 def test_two_prompts_contrast_without_training() -> None:
     base = tiny_base()
     good, bad = tokens(2, 9, seed=1), tokens(2, 4, seed=2)
     processor = TwoModelContrast(ReadAlongModel(base, good), ReadAlongModel(base, bad), 7, alpha=0.7, top_p=0.9)
-    found = generate(base, logits_processor=[processor])
-    ids = found[:, :7]
+    results = generate(base, logits_processor=[processor])
+    ids = results[:, :7]
     with torch.no_grad():
         for step in range(6):
-            said = found[:, 7 : 7 + step]
-            scores = base(torch.cat((ids[:1], said[:1]), dim=-1)).logits[:, -1]
-            plus, minus = (base(torch.cat((p[:1], said[:1]), dim=-1)).logits[:, -1] for p in (good, bad))
+            response = results[:, 7 : 7 + step]
+            scores = base(torch.cat((ids[:1], response[:1]), dim=-1)).logits[:, -1]
+            plus, minus = (base(torch.cat((p[:1], response[:1]), dim=-1)).logits[:, -1] for p in (good, bad))
             mixed = (scores + 0.7 * (plus - minus)).masked_fill(~nucleus(scores, 0.9), -torch.inf)
-            assert int(mixed.argmax()) == int(found[0, 7 + step])
+            assert int(mixed.argmax()) == int(results[0, 7 + step])
 
 
-def test_a_companion_reads_prompts_that_stand_in_a_row_once() -> None:
+def test_prompts_that_follow_each_other_are_read_once() -> None:
     """As `num_return_sequences` has them; what it says is what it says after reading every row."""
     base, prompt, mask = tiny_base(), tokens(2, 6), torch.ones(2, 6, dtype=torch.long)
     mask[1, :2] = 0
-    said = tokens(6, 2, seed=3)
+    responses = tokens(6, 2, seed=3)
     sizes = []
-    base.get_input_embeddings().register_forward_pre_hook(lambda _, given: sizes.append(tuple(given[0].shape)))
+    base.get_input_embeddings().register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape)))
     once = ReadAlongModel(base, prompt.repeat_interleave(3, dim=0), mask.repeat_interleave(3, dim=0))
-    found = torch.stack([once.logits(said[:, :n]) for n in range(3)])
+    logits = torch.stack([once.logits(responses[:, :n]) for n in range(3)])
     assert sizes == [(2, 5), (6, 1), (6, 1), (6, 1)]
     every = [ReadAlongModel(base, prompt[row // 3, None], mask[row // 3, None]) for row in range(6)]
     expected = torch.stack(
-        [torch.cat([each.logits(said[row, None, :n]) for row, each in enumerate(every)]) for n in range(3)]
+        [torch.cat([each.logits(responses[row, None, :n]) for row, each in enumerate(every)]) for n in range(3)]
     )
-    close(found, expected, 1e-4)
+    close(logits, expected, 1e-4)
     # Rows that do not come in groups of one size are read as they are.
     sizes.clear()
-    ReadAlongModel(base, prompt[[0, 0, 1]], mask[[0, 0, 1]]).logits(said[:3, :0])
+    ReadAlongModel(base, prompt[[0, 0, 1]], mask[[0, 0, 1]]).logits(responses[:3, :0])
     assert sizes == [(3, 6)]
 
 
@@ -260,8 +260,8 @@ def test_corpora_are_read(tmp_path: Path) -> None:
     assert read_texts(tmp_path / "lines.txt") == ["one", "two"]
     table = tmp_path / "tweets.csv"
     table.write_text("class,tweet\n0,a\n1,b\n2,c\n7,d\n")
-    found = read_labelled(table, ["2"], ["0", "1"], "tweet", "class")
-    assert found == (["c"], ["a", "b"])
+    corpora = read_labelled(table, ["2"], ["0", "1"], "tweet", "class")
+    assert corpora == (["c"], ["a", "b"])
     refused(lambda: read_texts(nested, "text"), "row 1", "text is missing")
     refused(lambda: read_texts(nested, "prompt"), "row 1", "not a text")
     refused(lambda: read_labelled(table, ["5"], ["0"], "tweet", "class"), "positive", "5")

@@ -1,5 +1,5 @@
-"""What users of PEFT and Transformers call on a wrapped model: ours where it means the adapters, the base's where it
-means the base, one line where it cannot be."""
+"""Every method of PEFT and Transformers is decided on: a wrapped model has it for the adapters, leaves it to the base,
+or refuses it in one line."""
 
 import os
 from functools import partial
@@ -233,9 +233,9 @@ def test_trainer_on_a_quantised_base(tmp_path: Path) -> None:
 # -- bases that live elsewhere -----------------------------------------------------------------------------------------
 
 
-def on_disk(folder, places):
+def on_disk(folder, device_map):
     tiny_base().save_pretrained(folder)
-    base = AutoModelForCausalLM.from_pretrained(folder, device_map=places, offload_folder=folder / "off")
+    base = AutoModelForCausalLM.from_pretrained(folder, device_map=device_map, offload_folder=folder / "off")
     assert any(parameter.is_meta for parameter in base.parameters())
     return base
 
@@ -245,12 +245,12 @@ MIXED = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "
 }
 
 
-@pytest.mark.parametrize("places", [{"": "disk"}, MIXED], ids=["disk", "mixed"])
+@pytest.mark.parametrize("device_map", [{"": "disk"}, MIXED], ids=["disk", "mixed"])
 @pytest.mark.parametrize("embedding", ["table", "projection"])
-def test_training_beside_an_offloaded_base(tmp_path: Path, places, embedding) -> None:
+def test_training_beside_an_offloaded_base(tmp_path: Path, device_map, embedding) -> None:
     batch = collate([Example(0, (5, 6, 7), ((8, 9), (10, 11, 12))), Example(1, (20,), ((21, 22, 23), (24, 25)))])
     losses = []
-    for base in (on_device(on_disk(tmp_path, places)), tiny_base()):
+    for base in (on_device(on_disk(tmp_path, device_map)), tiny_base()):
         torch.manual_seed(0)
         otter = OtterModel(base)
         add_tiny_adapter(otter, "reward", initialization="copy", embedding=embedding)
@@ -275,8 +275,8 @@ def test_an_offloaded_base_is_not_moved(tmp_path: Path) -> None:
 def test_a_base_over_several_devices_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     base = tiny_base()
     last = base.get_decoder().layers[3].self_attn.o_proj
-    places = {last: torch.device("cuda:1")}
-    monkeypatch.setattr("otterlm.adapter.device_of", lambda module: places.get(module, torch.device("cpu")))
+    devices = {last: torch.device("cuda:1")}
+    monkeypatch.setattr("otterlm.adapter.device_of", lambda module: devices.get(module, torch.device("cpu")))
     refused(lambda: tiny_otter(base), "cpu, cuda:1", "device_map")
     assert tiny_otter(base, layers=(0, 1)).adapter().config.layers == (0, 1)
 

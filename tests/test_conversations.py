@@ -28,8 +28,8 @@ def messages(turns):
     return [{"role": role, "content": content} for role, content in turns]
 
 
-def said_by_hand(turns, kind):
-    """Prompt and response as text, written out without the code under test."""
+def written_by_hand(turns, kind):
+    """Returns prompt and response as text, written out without the code under test."""
     *prompt, (_, response) = [(role, content.replace("\r\n", "\n").strip()) for role, content in turns]
     if kind == "chat":
         before = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in prompt)
@@ -39,7 +39,7 @@ def said_by_hand(turns, kind):
 
 
 def tokens_of(record, kind):
-    """Of one record: the tokens of its prompts and responses."""
+    """Returns the tokens of the prompts and responses of one record."""
     row = read_rows([record])[0]
     sides = (row.chosen, row.rejected) if isinstance(row, PairRow) else (row.text,)
     return [dialogue_tokens(side, TOKENIZERS[kind], LONG) for side in sides]
@@ -137,7 +137,7 @@ WHOLE = {
 
 
 def split_prompts(prompt, sides):
-    """Ways to write a prompt beside the responses."""
+    """Yields ways to write a prompt beside the responses."""
     yield {"prompt": messages(prompt)}
     yield {"prompt": json.dumps(messages(prompt))}
     yield {"conversations": as_sharegpt(prompt, "")[0][:-1]}
@@ -178,11 +178,11 @@ marked = st.lists(st.sampled_from([*pieces, *SPECIAL]), max_size=6).map("".join)
 
 
 @st.composite
-def prompts(draw, said=contents):
-    turns = [("system", draw(said))] if draw(st.booleans()) else []
+def prompts(draw, words=contents):
+    turns = [("system", draw(words))] if draw(st.booleans()) else []
     for _ in range(draw(st.integers(0, 2))):
-        turns += [("user", draw(said)), ("assistant", draw(said))]
-    return [*turns, ("user", draw(said))]
+        turns += [("user", draw(words)), ("assistant", draw(words))]
+    return [*turns, ("user", draw(words))]
 
 
 @settings(max_examples=40, deadline=None)
@@ -190,7 +190,7 @@ def prompts(draw, said=contents):
 def test_every_shape_of_a_pair_gives_the_same_tokens(prompt, chosen, rejected, kind):
     expected = []
     for side in (chosen, rejected):
-        before, after = said_by_hand([*prompt, ("assistant", side)], kind)
+        before, after = written_by_hand([*prompt, ("assistant", side)], kind)
         encode = TOKENIZERS[kind].encode
         expected.append((encode(before), [*encode(after), 2]))
     for record in records(prompt, (chosen, rejected), ("chosen", "rejected")):
@@ -200,7 +200,7 @@ def test_every_shape_of_a_pair_gives_the_same_tokens(prompt, chosen, rejected, k
 @settings(max_examples=30, deadline=None)
 @given(prompt=prompts(), response=contents)
 def test_every_shape_of_a_scored_text_and_of_a_prompt_gives_the_same_tokens(prompt, response):
-    before, after = said_by_hand([*prompt, ("assistant", response)], "chat")
+    before, after = written_by_hand([*prompt, ("assistant", response)], "chat")
     encode = TOKENIZERS["chat"].encode
     for record in records(prompt, (response,), ("text",)):
         assert tokens_of(record | {"score": 1}, "chat") == [(encode(before), [*encode(after), 2])], record
@@ -210,7 +210,7 @@ def test_every_shape_of_a_scored_text_and_of_a_prompt_gives_the_same_tokens(prom
 
 
 def chat(*turns):
-    """Messages, users and assistants in turn."""
+    """Makes messages, of users and assistants in turn."""
     return messages(zip(["user", "assistant"] * len(turns), turns, strict=False))
 
 
@@ -473,7 +473,7 @@ def test_only_the_template_writes_special_tokens(prompt, response, kind):
         (role, without_ends(content, ends) if role == "assistant" else content)
         for role, content in [*prompt, ("assistant", response)]
     ]
-    before, after = said_by_hand(turns, kind)
+    before, after = written_by_hand(turns, kind)
     first, second = dialogue_tokens(dialogue, tokenizer, LONG)
     assert tokenizer.decode(first) == before
     assert tokenizer.decode(second) == f"{after}</s>"

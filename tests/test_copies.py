@@ -122,10 +122,10 @@ def test_spawn():
     queue = context.Queue()
     process = context.Process(target=_rewards, args=(otter, otter.base_model, queue))
     process.start()
-    found = queue.get(timeout=120)
+    results = queue.get(timeout=120)
     process.join()
     output = otter(tokens(2, 7))
-    assert found == (output.signals["reward"].prefix.tolist(), output.logits.tolist())
+    assert results == (output.signals["reward"].prefix.tolist(), output.logits.tolist())
 
 
 def test_what_a_thread_was_doing_is_not_copied(copied):

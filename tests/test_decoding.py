@@ -1,4 +1,4 @@
-"""Interventions do what they say, in batches, and leave the base's tokens alone at weight 0."""
+"""Interventions have their documented effect, in batches, and none at weight 0."""
 
 import functools
 
@@ -27,7 +27,7 @@ def otter() -> OtterModel:
 
 
 def rewards_of(otter: OtterModel, row: Tensor) -> Tensor:
-    """Prefix rewards of one unpadded sequence, by a plain pass."""
+    """Returns the prefix rewards of one unpadded sequence, by a plain pass."""
     with torch.no_grad():
         return otter(input_ids=row[None]).signals["reward"].prefix[0]
 
@@ -252,12 +252,12 @@ def test_logits_processors_and_criteria_of_the_user_are_obeyed(otter) -> None:
 def test_the_tokens_of_a_search_are_streamed(otter) -> None:
     heard = Listener()
     settings = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None}
-    said = otter.generate(tokens(1, 5), custom_generate=CandidateSearch(1.0), streamer=heard, **settings)
-    assert heard.tokens == [*said[0].tolist(), -1]
+    response = otter.generate(tokens(1, 5), custom_generate=CandidateSearch(1.0), streamer=heard, **settings)
+    assert heard.tokens == [*response[0].tolist(), -1]
 
 
 class Pairs:
-    """A tokenizer of which two tokens make a character."""
+    """Is a tokenizer of which two tokens make a character."""
 
     def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
         assert skip_special_tokens
@@ -272,10 +272,10 @@ def test_a_stream_says_what_generate_says(otter, sample) -> None:
     expected = otter.generate(tokens(1, 5), **settings)[0]
     torch.manual_seed(0)
     steps = list(stream_tokens(otter, Pairs(), tokens(1, 5), **settings))
-    said = [step.token for step in steps]
-    assert said == expected[5:].tolist()
+    ids = [step.token for step in steps]
+    assert ids == expected[5:].tolist()
     assert [step.text for step in steps[::2]] == [""] * (NEW // 2)
-    assert [step.text for step in steps[1::2]] == [f"<{a} {b}>" for a, b in zip(said[::2], said[1::2], strict=True)]
+    assert [step.text for step in steps[1::2]] == [f"<{a} {b}>" for a, b in zip(ids[::2], ids[1::2], strict=True)]
     rewards = torch.tensor([step.signals["reward"] for step in steps])
     close(rewards, rewards_of(otter, expected)[5:], 1e-4)
 
@@ -333,5 +333,5 @@ def test_prompts_are_read_once_for_all_their_samples(otter, length) -> None:
     repeated = {"input_ids": ids.repeat_interleave(3, dim=0), "attention_mask": mask.repeat_interleave(3, dim=0)}
     settings = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     for model in (otter, otter.base_model):
-        said = model.generate(**repeated, past_key_values=read_once(model, ids, mask, 3), **settings)
-        assert torch.equal(said, model.generate(**repeated, **settings))
+        responses = model.generate(**repeated, past_key_values=read_once(model, ids, mask, 3), **settings)
+        assert torch.equal(responses, model.generate(**repeated, **settings))

@@ -1,4 +1,4 @@
-"""The demo: three adapters, each beside what the base says by itself."""
+"""The demo shows three adapters, each beside the base by itself."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def test_all_three_parts(answer, refusal, tmp_path: Path, monkeypatch: pytest.Mo
     assert all(entry["contrasted"]["text"] for entry in report["contrast"]["prompts"])
     for entry in report["draft"]["prompts"]:
         assert entry["same_tokens"]
-        assert 1 + sum(1 + kept for kept in entry["drafted"]["accepted"]) >= 8
+        assert 1 + sum(1 + accepted for accepted in entry["drafted"]["accepted"]) >= 8
     assert "no such adapter" in refusal("demo", "--adapters", tmp_path)
     assert "--method must be one of guidance, search" in refusal("demo", "--method", "rejection")
 
@@ -27,5 +27,5 @@ def test_the_table_on_a_terminal(otter, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(ROOT)
     code, out, _ = otter("demo", "--max-new-tokens", 4)
     assert code == 0
-    for said in ("Reward:", "Contrast:", "Drafts:", "tokens a pass", "inserted parameters"):
-        assert said in out
+    for text in ("Reward:", "Contrast:", "Drafts:", "tokens a pass", "inserted parameters"):
+        assert text in out

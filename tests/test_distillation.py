@@ -23,12 +23,12 @@ PROMPTS = [(("user", " ".join(WORDS[10 : 11 + n])),) for n in range(5)]
 
 
 def letters(texts: list[str]) -> list[float]:
-    """A scorer: how many letters a."""
+    """Scores by how many letters a there are."""
     return [float(text.count("a")) for text in texts]
 
 
 def both(prompts: list[str], texts: list[str]) -> list[float]:
-    """A scorer that reads the prompts, too."""
+    """Scores by the prompts, too."""
     return [float(len(prompt) + len(text)) for prompt, text in zip(prompts, texts, strict=True)]
 
 
@@ -47,16 +47,16 @@ def wrong(texts: list[str]) -> list[float]:
     return [1.0]
 
 
-def said(text: str) -> Prompt:
+def prompt_of(text: str) -> Prompt:
     return (("user", text),)
 
 
-EMPTY = [said(""), said("")]
+EMPTY = [prompt_of(""), prompt_of("")]
 
 
 def test_functions_pipelines_and_patterns() -> None:
     assert load_scorer("test_distillation:letters")(EMPTY, ["banana", "b"]) == [3.0, 0.0]
-    assert load_scorer("test_distillation:both")([said("xy"), said("")], ["abc", ""]) == [5.0, 0.0]
+    assert load_scorer("test_distillation:both")([prompt_of("xy"), prompt_of("")], ["abc", ""]) == [5.0, 0.0]
     assert load_scorer("test_distillation:PIPELINE")(EMPTY, ["a", "b"]) == [0.25, 0.25]
     assert load_scorer("regex:[aeiou]")(EMPTY[:1], ["banana"]) == [3.0]
 
@@ -64,8 +64,8 @@ def test_functions_pipelines_and_patterns() -> None:
 def test_a_judge_behind_an_endpoint() -> None:
     class Judge(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            text = "no idea" if "silence" in asked["messages"][0]["content"] else "Score: 7.5"
+            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            text = "no idea" if "silence" in request["messages"][0]["content"] else "Score: 7.5"
             body = json.dumps({"choices": [{"message": {"content": text}}]}).encode()
             self.send_response(200)
             self.end_headers()
@@ -79,11 +79,11 @@ def test_a_judge_behind_an_endpoint() -> None:
     url = f"http://127.0.0.1:{server.server_port}/v1"
     try:
         judge = load_scorer(f"openai:{url}#some-model")
-        assert judge([said("p"), said("q")], ["r", "s"]) == [7.5, 7.5]
-        refused(lambda: judge([said("p")], ["silence"]), "without a number")
+        assert judge([prompt_of("p"), prompt_of("q")], ["r", "s"]) == [7.5, 7.5]
+        refused(lambda: judge([prompt_of("p")], ["silence"]), "without a number")
     finally:
         server.shutdown()
-    refused(lambda: load_scorer("openai:http://127.0.0.1:9/v1#m")([said("p")], ["r"]), "did not answer")
+    refused(lambda: load_scorer("openai:http://127.0.0.1:9/v1#m")([prompt_of("p")], ["r"]), "did not answer")
 
 
 def test_a_classifier_of_transformers(tmp_path) -> None:
@@ -110,9 +110,9 @@ def test_a_reward_model_reads_the_dialogue(tmp_path) -> None:
     model.save_pretrained(tmp_path)
     tokenizer(TEMPLATE).save_pretrained(tmp_path)
     scorer = load_scorer(f"hf:{tmp_path}")
-    first, second = scorer([said("a"), said("b c")], ["c", "c"])
+    first, second = scorer([prompt_of("a"), prompt_of("b c")], ["c", "c"])
     assert first != second
-    prompt, response = dialogue_tokens(Dialogue(said("b c"), "c"), tokenizer(TEMPLATE), Limits())
+    prompt, response = dialogue_tokens(Dialogue(prompt_of("b c"), "c"), tokenizer(TEMPLATE), Limits())
     read = SeparateRewardModel.from_pretrained(tmp_path).read(input_ids=torch.tensor([prompt + response]))
     assert second == float(read[0, -1])
 

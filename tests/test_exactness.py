@@ -17,7 +17,7 @@ KINDS = [
 
 @pytest.fixture(scope="module", params=KINDS)
 def pair(request: pytest.FixtureRequest):
-    """A base that never carried a hook, and its twin with two adapters."""
+    """Makes a base that never carried a hook, and its twin with two adapters."""
     plain, base = tiny_base(*request.param), tiny_base(*request.param)
     otter = tiny_otter(base)
     add_tiny_adapter(otter, "other", seed=2, hidden_size=16, layers=(1, 3), embedding="table")

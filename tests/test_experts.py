@@ -18,7 +18,7 @@ from otterlm.training.trainer import TrainingConfig, train
 
 
 def texts(count: int = 24) -> list[Example]:
-    """Of 2 to 9 tokens."""
+    """Returns texts of 2 to 9 tokens."""
     draw = random.Random(0)
     return [
         Example(row, (), (tuple(draw.randrange(3, 97) for _ in range(draw.randint(2, 9))),)) for row in range(count)
@@ -26,7 +26,7 @@ def texts(count: int = 24) -> list[Example]:
 
 
 def models():
-    """A base, and two that differ from it a little."""
+    """Makes a base, and two that differ from it a little."""
     base, *sides = (tiny_base() for _ in range(3))
     for seed, side in enumerate(sides, start=1):
         other = tiny_base(seed=seed)
@@ -37,7 +37,7 @@ def models():
 
 
 def objective(folder, **settings) -> ExpertsObjective:
-    """An untrained contrast and what its experts say."""
+    """Makes an untrained contrast with the opinions of its experts."""
     base, *sides = models()
     opinions = ExpertOpinions(base, sides[0], sides[1], texts(), folder / "opinions.f32", batch_size=5)
     torch.manual_seed(0)
@@ -72,14 +72,14 @@ def test_the_loss_is_the_divergence_of_what_is_sampled(tmp_path: Path) -> None:
         output = learner.model(ids)
         logits = output.logits[0]
         (signal,) = output.signals.values()
-        given = torch.cat([signal.difference(place) for place in range(ids.shape[1])])
+        predicted = torch.cat([signal.difference(position) for position in range(ids.shape[1])])
         expert, anti_expert = (model(ids).logits[0] for model in models()[1:])
         inside = nucleus(logits, 0.8)
-        wanted, found = (
+        wanted, actual = (
             ((logits + 1.5 * difference) / temperature).masked_fill(~inside, -torch.inf).log_softmax(dim=-1)
-            for difference, temperature in ((expert - anti_expert, 0.7), (given, 1.0))
+            for difference, temperature in ((expert - anti_expert, 0.7), (predicted, 1.0))
         )
-        total += [(f[i].exp() * (f[i] - w[i])).sum() for w, f, i in zip(wanted, found, inside, strict=True)]
+        total += [(f[i].exp() * (f[i] - w[i])).sum() for w, f, i in zip(wanted, actual, inside, strict=True)]
     close(learner(batch)["loss"], torch.stack(total).mean(), 1e-4)
 
 

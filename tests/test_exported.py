@@ -16,7 +16,7 @@ from otterlm.signals.draft.config import DraftConfig
 
 
 def saved(tmp_path: Path, base) -> tuple[OtterModel, dict[str, Path]]:
-    """A base in a folder, with two adapters in folders."""
+    """Makes a base in a folder, with two adapters in folders."""
     base.save_pretrained(tmp_path / "base")
     model = OtterModel(base)
     add_tiny_adapter(model, "reward", layers=(0, 2))

@@ -31,7 +31,7 @@ def former_fingerprint(base):
 
 @pytest.fixture(params=["now", "0.1.0"])
 def saved(request, tmp_path):
-    """A model, and the folder of its adapter with a fingerprint of either kind."""
+    """Makes a model, and the folder of its adapter with a fingerprint of either kind."""
     base = tiny_base()
     otter = tiny_otter(base)
     otter.save_pretrained(tmp_path)

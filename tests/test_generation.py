@@ -1,4 +1,4 @@
-"""A call of `generate` with interventions: what is shown and remembered, and whose signals are read."""
+"""A call of `generate` with interventions shows, remembers and reads the right signals."""
 
 from queue import Empty
 from threading import Thread
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Listener, refused, tiny_base, tiny_otter, tokens
-from generation_table import GREEDY, NEW, OWN_CACHE, THRESHOLD, Setting, otter, prompt, same, texts, tokenizer
+from generation_table import CROPS_CACHE, GREEDY, NEW, THRESHOLD, Setting, otter, prompt, same, texts, tokenizer
 from interventions import INTERVENTIONS, call_of, contrasted
 from references import Steered, Stopped
 from references import search as search_written_out
@@ -32,11 +32,11 @@ def test_a_streamer_is_shown_what_is_returned(name: str, rows: int) -> None:
     heard = Listener()
     run, _ = INTERVENTIONS[name]
     call = call_of(name, Setting(same(streamer=heard), rows=rows))
-    if rows == 2 and name in OWN_CACHE - {"search"}:
+    if rows == 2 and name in CROPS_CACHE - {"search"}:
         refused(lambda: run(call), "streamer")
         return
-    found = run(call)
-    assert heard.tokens == [*call.settings["input_ids"].flatten().tolist(), *found[:, 7:].T.flatten().tolist(), -1]
+    results = run(call)
+    assert heard.tokens == [*call.settings["input_ids"].flatten().tolist(), *results[:, 7:].T.flatten().tolist(), -1]
 
 
 @pytest.mark.parametrize("loop", [BestOfN(2), ReplaceStopped(torch.inf, [50, 51]), BestOfN(2, weight=0.0)])
@@ -72,10 +72,10 @@ def test_the_next_turn_is_as_from_an_empty_cache(name: str, first: int) -> None:
     if first:
         with torch.no_grad():
             otter()(call.settings["input_ids"][:, :first], past_key_values=cache)
-    found = INTERVENTIONS[name][0](call)
-    following = torch.cat((found, tokens(1, 3, seed=5)), dim=-1)
-    kept = otter().generate(following, past_key_values=cache, **GREEDY)
-    assert torch.equal(kept, otter().generate(following, **GREEDY))
+    turn = INTERVENTIONS[name][0](call)
+    following = torch.cat((turn, tokens(1, 3, seed=5)), dim=-1)
+    second = otter().generate(following, past_key_values=cache, **GREEDY)
+    assert torch.equal(second, otter().generate(following, **GREEDY))
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "static", "quantized"])
@@ -91,49 +91,49 @@ def test_a_replaced_response_is_forgotten_by_every_cache(kind: str) -> None:
         }[kind]()
 
     cache, loop = empty(), ReplaceStopped(torch.inf, [50], patience=3)
-    found = model.generate(**prompt(), **GREEDY, past_key_values=cache, custom_generate=loop)
-    assert found[0, 6:].tolist() == [50]
-    following = torch.cat((found, tokens(1, 3, seed=5)), dim=-1)
-    kept = model.generate(following, past_key_values=cache, **GREEDY)
-    assert torch.equal(kept, model.generate(following, past_key_values=empty(), **GREEDY))
+    turn = model.generate(**prompt(), **GREEDY, past_key_values=cache, custom_generate=loop)
+    assert turn[0, 6:].tolist() == [50]
+    following = torch.cat((turn, tokens(1, 3, seed=5)), dim=-1)
+    second = model.generate(following, past_key_values=cache, **GREEDY)
+    assert torch.equal(second, model.generate(following, past_key_values=empty(), **GREEDY))
 
 
 def test_processors_and_criteria_in_a_search_read_its_text() -> None:
     """Not that of the candidates which the last pass read."""
-    given = prompt(2)
+    inputs = prompt(2)
     search = CandidateSearch(2.0, 4, min_p=0.0)
-    found = otter().generate(
-        **given, **GREEDY, custom_generate=search, logits_processor=[ContrastGuidance(otter(), 3.0)]
+    results = otter().generate(
+        **inputs, **GREEDY, custom_generate=search, logits_processor=[ContrastGuidance(otter(), 3.0)]
     )
     expected = otter().base_model.generate(
-        **given,
+        **inputs,
         **GREEDY,
-        custom_generate=search_written_out(texts(given), 2.0, 4),
-        logits_processor=[Steered(texts(given), contrasted)],
+        custom_generate=search_written_out(texts(inputs), 2.0, 4),
+        logits_processor=[Steered(texts(inputs), contrasted)],
     )
-    assert torch.equal(found, expected)
-    plain = otter().generate(**given, **GREEDY, custom_generate=search)
-    assert not torch.equal(found, plain)
-    threshold = float(texts(given).rewards(plain)[:, :2].detach().min()) + 1e-3
-    stop, written_out = RewardStop(otter(), threshold), Stopped(texts(given), threshold, (), padded=True)
-    found = otter().generate(**given, **GREEDY, custom_generate=search, stopping_criteria=[stop])
+    assert torch.equal(results, expected)
+    plain = otter().generate(**inputs, **GREEDY, custom_generate=search)
+    assert not torch.equal(results, plain)
+    threshold = float(texts(inputs).rewards(plain)[:, :2].detach().min()) + 1e-3
+    stop, written_out = RewardStop(otter(), threshold), Stopped(texts(inputs), threshold, (), padded=True)
+    results = otter().generate(**inputs, **GREEDY, custom_generate=search, stopping_criteria=[stop])
     expected = otter().base_model.generate(
-        **given,
+        **inputs,
         **GREEDY,
-        custom_generate=search_written_out(texts(given), 2.0, 4),
+        custom_generate=search_written_out(texts(inputs), 2.0, 4),
         stopping_criteria=[written_out],
     )
-    assert torch.equal(found, expected)
+    assert torch.equal(results, expected)
     assert stop.stopped is not None
     assert stop.stopped.any()
 
 
 def test_best_of_n_judges_a_response_at_the_end_that_a_criterion_set() -> None:
-    given = prompt(2)
+    inputs = prompt(2)
     stop = RewardStop(otter(), 0.3)
     torch.manual_seed(0)
     output = otter().generate(
-        **given,
+        **inputs,
         **(GREEDY | {"do_sample": True, "return_dict_in_generate": True}),
         custom_generate=BestOfN(4),
         stopping_criteria=[stop],
@@ -147,7 +147,7 @@ def test_best_of_n_judges_a_response_at_the_end_that_a_criterion_set() -> None:
 
 
 def listened(**settings: Any) -> list[tuple[Tensor, Tensor]]:
-    """What a processor of a user reads: texts and their rewards."""
+    """Returns what a processor of a user reads: texts and their rewards."""
     seen = []
 
     def listen(input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -199,14 +199,14 @@ def test_drafts_and_guidance_sample_from_the_guided_distribution() -> None:
     counts = torch.zeros(3)
     settings = GREEDY | {"max_new_tokens": 3, "do_sample": True, "top_k": 3}
     for _ in range(150):
-        said = otter().generate(
+        samples = otter().generate(
             ids,
             attention_mask=torch.ones_like(ids),
             assistant_model=otter().base_model,
             logits_processor=[guidance],
             **settings,
         )
-        counts += said[0, 5] == chosen
+        counts += samples[0, 5] == chosen
     assert counts.sum() == 150
     torch.testing.assert_close(counts / 150, best.softmax(dim=-1), atol=0.13, rtol=0)
 
@@ -216,13 +216,13 @@ def test_processors_and_criteria_serve_many_calls() -> None:
     stop = RewardStop(otter(), THRESHOLD)
     lists: dict[str, Any] = {"logits_processor": [RewardGuidance(otter(), 2.0)], "stopping_criteria": [stop]}
     for rows in (3, 1, 2):
-        found = otter().generate(**prompt(rows), **GREEDY, **lists)
+        results = otter().generate(**prompt(rows), **GREEDY, **lists)
         stopped = stop.stopped
         fresh = RewardStop(otter(), THRESHOLD)
         again = otter().generate(
             **prompt(rows), **GREEDY, logits_processor=[RewardGuidance(otter(), 2.0)], stopping_criteria=[fresh]
         )
-        assert torch.equal(found, again)
+        assert torch.equal(results, again)
         assert stopped is not None
         assert fresh.stopped is not None
         assert torch.equal(stopped, fresh.stopped)
@@ -235,14 +235,14 @@ def test_a_stop_pads_what_it_has_ended() -> None:
     rewards = texts(prompt(2)).rewards(plain)
     threshold = float(rewards[:, :3].min()) + 1e-3
     stop = RewardStop(otter(), threshold)
-    found = otter().generate(**prompt(2), **GREEDY, stopping_criteria=[stop])
+    results = otter().generate(**prompt(2), **GREEDY, stopping_criteria=[stop])
     assert stop.stopped is not None
     assert stop.stopped.tolist() != [True, True]
     row = int(stop.stopped.int().argmax())
     end = int((rewards[row] < threshold).nonzero()[0, 0]) + 2
-    assert torch.equal(found[row, 6 : 6 + end], plain[row, 6 : 6 + end])
-    assert (found[row, 6 + end :] == 0).all()
-    assert torch.equal(found[1 - row], plain[1 - row])
+    assert torch.equal(results[row, 6 : 6 + end], plain[row, 6 : 6 + end])
+    assert (results[row, 6 + end :] == 0).all()
+    assert torch.equal(results[1 - row], plain[1 - row])
 
 
 def test_a_stop_judges_no_padding_after_the_ends_of_the_call() -> None:
@@ -261,8 +261,8 @@ def test_a_stop_judges_no_padding_after_the_ends_of_the_call() -> None:
         assert stop.stopped is not None
         assert not stop.stopped[0], settings
         loop = ReplaceStopped(torch.inf, [50], patience=4)
-        found = otter().generate(**prompt(2), **(GREEDY | settings), custom_generate=loop)
-        assert torch.equal(found[0, :8], plain[0, :8])
+        results = otter().generate(**prompt(2), **(GREEDY | settings), custom_generate=loop)
+        assert torch.equal(results[0, :8], plain[0, :8])
 
 
 @pytest.mark.parametrize("sample", [False, True])
@@ -275,10 +275,10 @@ def test_weight_zero_returns_the_same_kind_of_output(sample: bool) -> None:
         (RejectionSampling(-torch.inf), RejectionSampling(0.0)),
     ):
         torch.manual_seed(0)
-        found = otter().generate(**prompt(2), **settings, custom_generate=off)
+        results = otter().generate(**prompt(2), **settings, custom_generate=off)
         torch.manual_seed(0)
         expected = otter().base_model.generate(**prompt(2), **settings)
-        assert torch.equal(found.sequences, expected.sequences)
+        assert torch.equal(results.sequences, expected.sequences)
         if sample or not isinstance(on, RejectionSampling):
             other = otter().generate(**prompt(2), **settings, custom_generate=on)
-            assert type(found) is type(other)
+            assert type(results) is type(other)

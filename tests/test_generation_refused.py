@@ -1,4 +1,4 @@
-"""Generation with interventions that cannot do their work, and with bases and threads of other kinds."""
+"""Generation refuses interventions that cannot do their work, and runs on bases and threads of other kinds."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,10 +9,10 @@ import pytest
 import torch
 from conftest import add_tiny_adapter, refused, tiny_base, tiny_otter, tokens, with_lora
 from generation_table import (
+    CROPS_CACHE,
     GREEDY,
     LOOPS,
     NEW,
-    OWN_CACHE,
     Setting,
     otter,
     prompt,
@@ -79,8 +79,8 @@ def test_adapters_and_models_must_be_those_that_generate() -> None:
         with otter().use_adapters(["contrast"]):
             refused(call, "which is off")
     with otter().disable_adapter():
-        found = otter().generate(**prompt(), **GREEDY, custom_generate=CandidateSearch(0.0))
-    assert torch.equal(found, otter().base_model.generate(**prompt(), **GREEDY))
+        results = otter().generate(**prompt(), **GREEDY, custom_generate=CandidateSearch(0.0))
+    assert torch.equal(results, otter().base_model.generate(**prompt(), **GREEDY))
     two = tiny_otter(tiny_base(num_hidden_layers=2))
     add_tiny_adapter(two, "second")
     refused(lambda: two.generate(**prompt(), **GREEDY, custom_generate=loop), "reward, second")
@@ -106,7 +106,7 @@ def test_a_processor_may_be_called_by_hand() -> None:
 
 
 def test_loops_that_run_on_their_own_refuse_what_others_wait_for() -> None:
-    for name in sorted(LOOPS & (OWN_CACHE | {"stream"})):
+    for name in sorted(LOOPS & (CROPS_CACHE | {"stream"})):
         call = call_of(name, Setting(same(synced_gpus=True), rows=1))
         refused(partial(INTERVENTIONS[name][0], call), "synced_gpus")
     refused(
@@ -115,7 +115,7 @@ def test_loops_that_run_on_their_own_refuse_what_others_wait_for() -> None:
         ),
         "custom_generate='x/y'",
     )
-    for name in sorted(OWN_CACHE | {"stream"}):
+    for name in sorted(CROPS_CACHE | {"stream"}):
         call = call_of(name, Setting(same(token_type_ids=torch.zeros(1, 7, dtype=torch.long)), rows=1))
         refused(partial(INTERVENTIONS[name][0], call), "not used by the model: ['token_type_ids']")
     refused(
@@ -138,22 +138,22 @@ def test_a_base_of_peft_is_steered(method: str) -> None:
     }
     settings = every[method]
     if method == "stream":
-        found = [step.token for step in stream_tokens(model, tokenizer(), ids, **GREEDY)]
-        assert found == model.generate(input_ids=ids, **GREEDY)[0, 6:].tolist()
+        results = [step.token for step in stream_tokens(model, tokenizer(), ids, **GREEDY)]
+        assert results == model.generate(input_ids=ids, **GREEDY)[0, 6:].tolist()
         return
-    found = model.generate(input_ids=ids, **GREEDY, **settings)
+    results = model.generate(input_ids=ids, **GREEDY, **settings)
     if method == "stop":
-        assert found[0, 6:].tolist() == [50]
+        assert results[0, 6:].tolist() == [50]
         return
     for end in range(6, 6 + NEW):
         with torch.no_grad():
-            output = model(found[:, :end])
+            output = model(results[:, :end])
             scores = output.logits[0, -1] + 2.0 * output.signals["reward"].vocabulary()[0]
             if method == "search":
                 best, likely = output.logits[0, -1].topk(4)
-                texts = torch.cat((found[:, :end].expand(4, -1), likely[:, None]), dim=-1)
+                texts = torch.cat((results[:, :end].expand(4, -1), likely[:, None]), dim=-1)
                 scores[likely] = best + 2.0 * model(texts).signals["reward"].prefix[:, -1] + 1e3
-        assert found[0, end] == scores.argmax()
+        assert results[0, end] == scores.argmax()
 
 
 def test_each_intervention_has_its_place() -> None:
@@ -178,10 +178,10 @@ def test_the_temperature_of_a_search_counts_once() -> None:
     with otter().use_adapters(["reward"]):
         torch.manual_seed(0)
         arguments = generate_arguments(otter(), wanted, "search")
-        found = otter().generate(**prompt(3), **(sampled | {"temperature": 0.5} | arguments))
+        results = otter().generate(**prompt(3), **(sampled | {"temperature": 0.5} | arguments))
         torch.manual_seed(0)
         search = CandidateSearch(2.0, 4, "stochastic", temperature=0.5)
-        assert torch.equal(found, otter().generate(**prompt(3), **sampled, custom_generate=search))
+        assert torch.equal(results, otter().generate(**prompt(3), **sampled, custom_generate=search))
 
 
 def test_max_length_counts_against_the_window() -> None:
@@ -200,10 +200,10 @@ def test_generations_of_threads_do_not_mix() -> None:
         {"logits_processor": [RewardGuidance(otter(), 2.0)], "prompt_lookup_num_tokens": 2},
     ]
     expected = [otter().generate(**prompt(), **GREEDY, **call) for call in calls]
-    found: dict[int, Tensor] = {}
+    results: dict[int, Tensor] = {}
 
     def run(number: int) -> None:
-        found[number] = otter().generate(**prompt(), **GREEDY, **calls[number])
+        results[number] = otter().generate(**prompt(), **GREEDY, **calls[number])
 
     threads = [Thread(target=run, args=(number,)) for number in range(len(calls))]
     for thread in threads:
@@ -211,10 +211,10 @@ def test_generations_of_threads_do_not_mix() -> None:
     for thread in threads:
         thread.join()
     for number, tensor in enumerate(expected):
-        assert torch.equal(found[number], tensor)
+        assert torch.equal(results[number], tensor)
     steps = [stream_tokens(otter(), tokenizer(), **prompt(), **GREEDY, **calls[n]) for n in (0, 2)]
-    said = [[pair[n].token for pair in zip(*steps, strict=True)] for n in range(1)]
-    assert said[0] == expected[0][0, 6:].tolist()
+    streamed = [[pair[n].token for pair in zip(*steps, strict=True)] for n in range(1)]
+    assert streamed[0] == expected[0][0, 6:].tolist()
 
 
 def test_a_model_that_assists_drafts_without_its_adapters() -> None:
@@ -224,10 +224,10 @@ def test_a_model_that_assists_drafts_without_its_adapters() -> None:
     assert torch.equal(
         otter().generate(**prompt(), **GREEDY, assistant_model=drafter), otter().generate(**prompt(), **GREEDY)
     )
-    found = otter().generate(
+    results = otter().generate(
         **prompt(), **GREEDY, assistant_model=drafter, logits_processor=[RewardGuidance(otter(), 2.0)]
     )
-    assert torch.equal(found, otter().base_model.generate(**prompt(), **GREEDY, **guided))
+    assert torch.equal(results, otter().base_model.generate(**prompt(), **GREEDY, **guided))
 
 
 def test_a_stream_takes_the_tokenizer_as_generate_does() -> None:

@@ -1,4 +1,4 @@
-"""Every intervention with every setting of `generate`: honoured, or refused in one line; nothing else.
+"""Every intervention either honours a setting of `generate` or refuses it in one line.
 
 Honoured means: the tokens are those of the intervention written out (`references.py`), which knows no cache, no drafts
 and no stream of states. A setting that only makes generation faster is left out of it.
@@ -25,13 +25,13 @@ def test_a_setting_is_honoured_or_refused(intervention: str, name: str) -> None:
         return
     medusa_heads(False)  # takes random numbers once
     torch.manual_seed(0)
-    found = run(call)
+    results = run(call)
     torch.manual_seed(0)
     # The settings are made anew, for a cache was filled; and the text is given whole.
     call = call_of(intervention, setting)
     if call.settings["input_ids"] is not None:
         call.settings["input_ids"] = call.texts.ids
     expected = write_out(call)
-    found = found if isinstance(found, Tensor) else found.sequences
-    start = expected.shape[1] - found.shape[1]  # of a prompt whose first tokens were in a cache
-    assert torch.equal(found, expected[:, start:]), (found, expected)
+    results = results if isinstance(results, Tensor) else results.sequences
+    start = expected.shape[1] - results.shape[1]  # of a prompt whose first tokens were in a cache
+    assert torch.equal(results, expected[:, start:]), (results, expected)

@@ -24,7 +24,7 @@ SIGNALS = ("reward", "contrast", "draft")
 
 
 def numbers(signal: Signal, input_ids: Tensor) -> dict[str, Tensor]:
-    """All that a signal gives."""
+    """Returns all numbers of a signal."""
     if isinstance(signal, RewardSignal):
         return {"prefix": signal.prefix, "calibrated": signal.calibrated, "vocabulary": signal.vocabulary()}
     if isinstance(signal, ContrastSignal):
@@ -44,9 +44,9 @@ def has_not_changed(otter: OtterModel, name: str) -> None:
     output = otter(expected["input_ids"])
     assert torch.equal(output.logits, tiny_base()(expected["input_ids"]).logits)
     signal = output.signals[name]
-    found = {"state": signal.state} | numbers(signal, expected["input_ids"])
-    assert {f"{name}.{key}" for key in found} == {key for key in expected if key.startswith(f"{name}.")}
-    for key, value in found.items():
+    results = {"state": signal.state} | numbers(signal, expected["input_ids"])
+    assert {f"{name}.{key}" for key in results} == {key for key in expected if key.startswith(f"{name}.")}
+    for key, value in results.items():
         close(value, expected[f"{name}.{key}"])
 
 

@@ -1,4 +1,4 @@
-"""The registry of interventions, how they are chosen for the adapters of a model, and what they take."""
+"""The registry holds interventions, chooses them for the adapters of a model, and checks their settings."""
 
 import math
 import subprocess
@@ -46,7 +46,7 @@ from otterlm.signals.reward.config import RewardConfig
 
 @pytest.fixture(scope="module")
 def model() -> OtterModel:
-    """A reward, two contrasts and a draft."""
+    """Makes a model with a reward, two contrasts and a draft."""
     model = tiny_otter(tiny_base())
     for name, signal in (
         ("calm", ContrastConfig(rank=2)),
@@ -133,9 +133,9 @@ def test_one_loop_takes_one_adapter() -> None:
 
 
 def test_settings_that_nothing_takes_are_refused(model) -> None:
-    def made(adapters: list[str], method: str | None, *asked: str, threshold: float = -math.inf) -> dict[str, Any]:
+    def made(adapters: list[str], method: str | None, *settings: str, threshold: float = -math.inf) -> dict[str, Any]:
         with model.use_adapters(adapters):
-            return generate_arguments(model, InterventionSettings(threshold=threshold), method, asked)
+            return generate_arguments(model, InterventionSettings(threshold=threshold), method, settings)
 
     refused(lambda: made(["reward"], None, "alpha"), "--alpha goes with contrast, but here only guidance is used")
     refused(lambda: made(["reward"], "rejection", "weight"), "--weight goes with guidance or search or best-of-n")
@@ -177,10 +177,10 @@ def test_settings_out_of_range(settings, named) -> None:
 
 def test_names(monkeypatch) -> None:
     monkeypatch.setattr(registry, "_registered", dict(registry._registered))
-    own = InterventionType("own", Capability.PREFIX, "logits_processor", (), f"{__name__}:nothing")
-    register_intervention(own)
-    register_intervention(own)
-    assert intervention_type("own") is own
+    registered = InterventionType("own", Capability.PREFIX, "logits_processor", (), f"{__name__}:nothing")
+    register_intervention(registered)
+    register_intervention(registered)
+    assert intervention_type("own") is registered
     clash = InterventionType("own", Capability.ADDS, "logits_processor", (), f"{__name__}:nothing")
     refused(lambda: register_intervention(clash), "already an intervention named 'own'")
     refused(lambda: intervention_type("nothing"), "unknown intervention 'nothing'", "guidance")
@@ -202,29 +202,29 @@ def test_a_stream_is_steered_as_generate_is(name: str) -> None:
     settings = prompts(1) | GREEDY | {"max_new_tokens": 8}
     expected = otter().generate(**settings, **STEERED[name]())
     steps = stream_tokens(otter(), tokenizer(), **settings, **STEERED[name]())
-    found = []
+    streamed = []
     for step in steps:
-        found.append(step.token)
+        streamed.append(step.token)
         otter().generate(**prompts(2), **GREEDY, custom_generate=CandidateSearch(2.0, 4))  # others go on beside it
-    assert found == expected[0, 7:].tolist()
+    assert streamed == expected[0, 7:].tolist()
 
 
 def test_one_stop_serves_several_threads() -> None:
     stop = RewardStop(otter(), THRESHOLD)
     settings = prompts(2) | GREEDY | {"max_new_tokens": 8}
     expected = otter().generate(**settings, stopping_criteria=[stop])
-    found: list[torch.Tensor] = []
+    results: list[torch.Tensor] = []
 
     def run() -> None:
-        found.extend(otter().generate(**settings, stopping_criteria=[stop]) for _ in range(4))
+        results.extend(otter().generate(**settings, stopping_criteria=[stop]) for _ in range(4))
 
     threads = [Thread(target=run) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 12
-    assert all(torch.equal(sequences, expected) for sequences in found)
+    assert len(results) == 12
+    assert all(torch.equal(sequences, expected) for sequences in results)
 
 
 def test_numbers_of_numpy_are_numbers() -> None:

@@ -12,7 +12,7 @@ from otterlm.model import OtterModel
 
 
 class Stop(Exception):
-    """Raised by the tests."""
+    """Is raised by the tests."""
 
 
 @pytest.fixture
@@ -114,9 +114,9 @@ def test_threads_do_not_mix(otter) -> None:
         with otter.use_adapters([name]), torch.no_grad():
             for _ in range(40):
                 otter(tokens(2, 7))
-                found = otter.signals
-                if set(found) != {name} or not torch.allclose(found[name].prefix, expected[name], atol=1e-5):
-                    wrong.append((name, set(found)))
+                signals = otter.signals
+                if set(signals) != {name} or not torch.allclose(signals[name].prefix, expected[name], atol=1e-5):
+                    wrong.append((name, set(signals)))
 
     threads = [threading.Thread(target=run, args=(name,)) for name in expected]
     for thread in threads:

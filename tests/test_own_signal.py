@@ -1,4 +1,4 @@
-"""The example package: a signal that Otter does not know, from its own files alone."""
+"""The example package adds a signal that Otter does not know, by its files alone."""
 
 import importlib.metadata
 import json

@@ -46,15 +46,15 @@ def test_chat_template():
 def test_what_the_template_begins_to_say_is_not_said_twice(begun):
     """As templates of reasoning models open the thoughts (TRL, pull request 6433)."""
     thinking = chat_tokenizer(CHAT.replace("assistant\n{% endif %}", f"assistant\n{begun}{{% endif %}}"))
-    told, repeated = (dialogue_tokens(Dialogue(TURNS, text), thinking, LONG) for text in ("yes", f"{begun}yes"))
-    assert told == repeated
-    assert thinking.decode(told[0] + told[1]).endswith(f"assistant\n{begun}yes</s>")
+    once, repeated = (dialogue_tokens(Dialogue(TURNS, text), thinking, LONG) for text in ("yes", f"{begun}yes"))
+    assert once == repeated
+    assert thinking.decode(once[0] + once[1]).endswith(f"assistant\n{begun}yes</s>")
     plain = dialogue_tokens(Dialogue(TURNS, f"{begun}yes"), chat_tokenizer(), LONG)
     assert chat_tokenizer().decode(plain[1]) == f"{begun}yes</s>"
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("<think>\nhm\n</think>\n\nyes", "<think>\nhm\n</think>\n\nyes"),
         ("<think>hm</think>yes", "<think>hm</think>yes"),
@@ -62,13 +62,13 @@ def test_what_the_template_begins_to_say_is_not_said_twice(begun):
         ("", "<think>\n\n</think>\n\n"),
     ],
 )
-def test_a_thought_takes_the_place_of_an_empty_one(text, said):
+def test_a_thought_takes_the_place_of_an_empty_one(text, expected):
     """As Qwen3's template writes an empty thought where thinking is off."""
     template = CHAT.replace("assistant\n{% endif %}", "assistant\n<think>\n\n</think>\n\n{% endif %}")
     thinking = chat_tokenizer(template)
     for turns in (TURNS, (("user", "a <|im_end|>"), ("assistant", "b"), ("user", "c"))):
         prompt, response = dialogue_tokens(Dialogue(turns, text), thinking, LONG)
-        assert thinking.decode(prompt + response).endswith(f"<|im_start|>assistant\n{said}</s>")
+        assert thinking.decode(prompt + response).endswith(f"<|im_start|>assistant\n{expected}</s>")
 
 
 MISTRAL = (
@@ -179,7 +179,7 @@ some_examples = st.lists(
 
 
 def text_before(batch, row, position):
-    """The indices on the way back from a token to the start of its own text."""
+    """Returns the indices on the way back from a token to the start of its text."""
     while batch.parents[row, position] != position:
         yield position
         position = int(batch.parents[row, position])

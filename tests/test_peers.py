@@ -1,4 +1,4 @@
-"""The rivals do what their papers say: ARGS by whole passes, its cache changes nothing, CARDS judges what it reads."""
+"""The rivals do what their papers say: ARGS equals whole passes, its cache changes nothing, CARDS judges segments."""
 
 import math
 from functools import partial
@@ -25,7 +25,7 @@ generate = partial(conftest.generate, max_new_tokens=NEW)
 
 @pytest.fixture(scope="module")
 def rewarding() -> SeparateRewardModel:
-    """A random reward model."""
+    """Makes a random reward model."""
     model = SeparateRewardModel.of(tiny_base(seed=3)).requires_grad_(False).eval()
     randomize(model.classifier.score, 7)
     return model
@@ -36,10 +36,10 @@ def rewarding() -> SeparateRewardModel:
 def test_args_is_the_formula(rewarding, cached) -> None:
     base = tiny_base()
     processor = ARGS(rewarding, 0.8, top_k=4, cached=cached, attention_mask=batch()["attention_mask"])
-    found = generate(base, logits_processor=[processor])
-    assert not torch.equal(found, generate(base))
+    results = generate(base, logits_processor=[processor])
+    assert not torch.equal(results, generate(base))
     for row in range(2):
-        ids = found[row, 3 * row :]
+        ids = results[row, 3 * row :]
         for end in range(len(ids) - NEW, len(ids)):
             logits, likely = base(ids[None, :end]).logits[0, -1].topk(4)
             texts = torch.stack([torch.cat((ids[:end], token[None])) for token in likely])
@@ -50,9 +50,9 @@ def test_args_is_the_formula(rewarding, cached) -> None:
 def test_the_cache_reads_k_tokens_a_step(rewarding, monkeypatch) -> None:
     sizes, read = [], rewarding.read
 
-    def counted(**given):
-        sizes.append(given["input_ids"].shape[1])
-        return read(**given)
+    def counted(**inputs):
+        sizes.append(inputs["input_ids"].shape[1])
+        return read(**inputs)
 
     monkeypatch.setattr(rewarding, "read", counted)
     generate(tiny_base(), logits_processor=[ARGS(rewarding, 0.8, top_k=4, attention_mask=batch()["attention_mask"])])
@@ -91,15 +91,15 @@ def test_a_reward_model_is_a_classifier_of_transformers(rewarding, tmp_path) -> 
 
 def test_a_shared_copy_takes_no_memory_and_reads_the_same() -> None:
     base = tiny_base()
-    shared, own = (SeparateRewardModel.of(base, shared) for shared in (True, False))
-    for model in (shared, own):
+    shared, copied = (SeparateRewardModel.of(base, shared) for shared in (True, False))
+    for model in (shared, copied):
         randomize(model.classifier.score, 7)
     with torch.no_grad():
-        assert torch.equal(shared.read(input_ids=tokens(2, 6)), own.read(input_ids=tokens(2, 6)))
+        assert torch.equal(shared.read(input_ids=tokens(2, 6)), copied.read(input_ids=tokens(2, 6)))
     known = {weight.data_ptr() for weight in base.parameters()}
     assert [n for n, p in shared.named_parameters() if p.data_ptr() not in known] == ["classifier.score.weight"]
-    assert not known & {weight.data_ptr() for weight in own.parameters()}
-    assert all(weight.requires_grad for weight in own.parameters())
+    assert not known & {weight.data_ptr() for weight in copied.parameters()}
+    assert all(weight.requires_grad for weight in copied.parameters())
 
 
 def test_lora_is_merged_without_a_trace() -> None:
@@ -150,19 +150,19 @@ def test_rejection_raises_the_reward(otter) -> None:
 
 def judgements(monkeypatch) -> list[tuple[int, int, float, bool]]:
     """Fills up with what is judged: the prompt's length, the response's, its reward, and whether it was accepted."""
-    judge, found = Segments.judge, []
+    judge, results = Segments.judge, []
 
     def judged(row: Segments, reward: float, accepted: bool, attempts: int) -> tuple[list[int], list[int]]:
         response = len(row.response)
-        found.append((len(row.tokens) - response, response, reward, accepted))
+        results.append((len(row.tokens) - response, response, reward, accepted))
         return judge(row, reward, accepted, attempts)
 
     monkeypatch.setattr(Segments, "judge", judged)
-    return found
+    return results
 
 
 def test_segments_are_accepted_by_the_formula(otter, monkeypatch) -> None:
-    found = judgements(monkeypatch)
+    results = judgements(monkeypatch)
     monkeypatch.setattr(torch, "rand", lambda *_: torch.tensor(0.6))
     ids = batch()["input_ids"]
     threshold, alpha, beta = 2.0, 0.25, 0.7
@@ -170,21 +170,21 @@ def test_segments_are_accepted_by_the_formula(otter, monkeypatch) -> None:
     torch.manual_seed(0)
     generate(otter, custom_generate=loop, **SAMPLE)
     starts = {7: rewards(otter, ids)[0], 4: rewards(otter, ids)[1]}
-    for prompt, response, reward, accepted in found:
+    for prompt, response, reward, accepted in results:
         first = (1 - alpha) * starts[prompt] + alpha * threshold
         wanted = min(threshold, first + response / NEW * (threshold - first))
         assert accepted == (math.exp(min(0.0, (reward - wanted) / beta)) > 0.6)
-    assert {accepted for *_, accepted in found} == {True, False}
+    assert {accepted for *_, accepted in results} == {True, False}
 
 
 def test_the_best_is_taken_where_none_is_accepted(otter, monkeypatch) -> None:
-    found = judgements(monkeypatch)
+    results = judgements(monkeypatch)
     loop = RejectionSampling(1e6, shortest=NEW, longest=NEW, attempts=5)
     torch.manual_seed(0)
     output = generate(otter, custom_generate=loop, **SAMPLE)
     assert (output.segments, output.attempts) == ([1, 1], [5, 5])
     for prompt, reward in zip((7, 4), rewards(otter, output.sequences), strict=True):
-        assert max(value for length, _, value, _ in found if length == prompt) == pytest.approx(reward, abs=1e-3)
+        assert max(value for length, _, value, _ in results if length == prompt) == pytest.approx(reward, abs=1e-3)
 
 
 @pytest.mark.parametrize("entropy", [0.0, 3.9, 1e9])
@@ -192,16 +192,16 @@ def test_segments_end_where_the_base_is_unsure(otter, entropy) -> None:
     torch.manual_seed(0)
     loop = RejectionSampling(-1e6, entropy=entropy, shortest=2, longest=4)
     ids, new = tokens(1, 5), 12
-    said = otter.generate(ids, max_new_tokens=new, eos_token_id=None, custom_generate=loop, **SAMPLE)
+    output = otter.generate(ids, max_new_tokens=new, eos_token_id=None, custom_generate=loop, **SAMPLE)
     with torch.no_grad():
-        logits = otter.base_model(said.sequences).logits[0]
+        logits = otter.base_model(output.sequences).logits[0]
     unsure = torch.distributions.Categorical(logits=logits).entropy() >= entropy
     segments = length = 0
-    for place in range(5, 5 + new):
+    for position in range(5, 5 + new):
         length += 1
-        if length == 4 or (length >= 2 and unsure[place]) or place == 4 + new:
+        if length == 4 or (length >= 2 and unsure[position]) or position == 4 + new:
             segments, length = segments + 1, 0
-    assert said.segments == said.attempts == [segments]
+    assert output.segments == output.attempts == [segments]
 
 
 def test_what_was_rejected_leaves_no_trace_in_the_cache(otter) -> None:
@@ -210,9 +210,9 @@ def test_what_was_rejected_leaves_no_trace_in_the_cache(otter) -> None:
 
     class Watched(RejectionSampling):
         def _rewards(self, model, output, rows, judged):
-            found = super()._rewards(model, output, rows, judged)
-            seen.extend((rows[index].tokens.clone(), value) for index, value in zip(judged, found, strict=True))
-            return found
+            rewards = super()._rewards(model, output, rows, judged)
+            seen.extend((rows[index].tokens.clone(), value) for index, value in zip(judged, rewards, strict=True))
+            return rewards
 
     torch.manual_seed(1)
     loop = Watched(50.0, alpha=0.9, beta=0.3, shortest=1, longest=3, entropy=1.0, attempts=4)
@@ -241,8 +241,8 @@ def test_a_processor_beside_reads_the_signals_of_its_text(otter) -> None:
         for number, (texts, values) in enumerate(seen):
             index = number % 2  # the rows in turn, each in all places
             text = torch.cat((texts[index, :7][mask[index].bool()], texts[index, 7:]))
-            own = otter(input_ids=text[None]).signals["reward"].prefix[0, -1]
-            close(values[index, -1], own, 1e-3)
+            expected = otter(input_ids=text[None]).signals["reward"].prefix[0, -1]
+            close(values[index, -1], expected, 1e-3)
 
 
 def test_accepting_all_samples_from_the_base(otter) -> None:
@@ -250,10 +250,10 @@ def test_accepting_all_samples_from_the_base(otter) -> None:
     torch.manual_seed(0)
     ids = tokens(1, 5).expand(1500, -1)
     loop = RejectionSampling(-1e6, entropy=0.0, shortest=1)
-    said = otter.generate(ids, max_new_tokens=1, do_sample=True, top_k=4, eos_token_id=None, custom_generate=loop)
+    samples = otter.generate(ids, max_new_tokens=1, do_sample=True, top_k=4, eos_token_id=None, custom_generate=loop)
     with torch.no_grad():
         best, likely = otter.base_model(ids[:1]).logits[0, -1].topk(4)
-    shares = [(said[:, -1] == token).float().mean() for token in likely]
+    shares = [(samples[:, -1] == token).float().mean() for token in likely]
     close(torch.stack(shares), best.softmax(dim=-1), 0.05)
 
 
@@ -263,7 +263,7 @@ def test_ends_and_lengths_are_kept(otter) -> None:
     ends = list(range(3, 40))
     output = generate(otter, custom_generate=loop, **SAMPLE, eos_token_id=ends)
     for row in output.sequences[:, 7:].tolist():
-        ended = [place for place, token in enumerate(row) if token in ends]
+        ended = [position for position, token in enumerate(row) if token in ends]
         assert not ended or set(row[ended[0] + 1 :]) <= {0}
         assert len(row) <= NEW
     torch.manual_seed(0)

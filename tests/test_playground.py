@@ -58,7 +58,7 @@ DRAFTS = Settings("reward", "quick", "drafts", {"drafts": 2}, max_new_tokens=8)
 
 @pytest.fixture(scope="module")
 def model() -> OtterModel:
-    """A reward, a contrast and a draft on a base."""
+    """Makes a reward, a contrast and a draft on a base."""
     otter = tiny_otter(tiny_base(vocab_size=len(WORDS)), signal=RewardConfig(vocabulary_rank=4))
     add_tiny_adapter(otter, "calm", 2, signal=ContrastConfig(rank=4))
     add_tiny_adapter(otter, "quick", 3, signal=DraftConfig(heads=2, width=16, rank=4, vocabulary_size=10))
@@ -70,7 +70,7 @@ def session(model) -> Session:
     return Session(model, tokenizer(TEMPLATE))
 
 
-def said(tokens: tuple[StreamedToken, ...]) -> list[int]:
+def ids_of(tokens: tuple[StreamedToken, ...]) -> list[int]:
     return [token.token for token in tokens]
 
 
@@ -92,9 +92,9 @@ def test_the_original_is_the_bases_and_the_guided_what_generate_gives(session, m
         else ContrastGuidance(model, 3.0, adapter_name="calm")
     )
     result = last(session, settings)
-    assert said(result.original) == generated(model.base_model, settings)
-    assert said(result.guided) == generated(model, settings, logits_processor=[guidance])
-    assert said(result.guided) != said(result.original)
+    assert ids_of(result.original) == generated(model.base_model, settings)
+    assert ids_of(result.guided) == generated(model, settings, logits_processor=[guidance])
+    assert ids_of(result.guided) != ids_of(result.original)
     assert result.exact
     assert not result.stopped
     assert result.slowdown is not None
@@ -117,11 +117,11 @@ def test_a_loop_guides_as_generate_does(session, model, settings, loop, sampling
     torch.manual_seed(settings.seed)
     with model.use_adapters(list(dict.fromkeys((settings.shown, settings.steering)))):
         expected = generated(model, settings, custom_generate=loop(), **sampling)
-    assert said(result.guided) == expected
+    assert ids_of(result.guided) == expected
     torch.manual_seed(settings.seed)
     temperature = {"temperature": settings.values["temperature"]} if settings is SAMPLED_SEARCH else {}
-    assert said(result.original) == generated(model.base_model, settings, **(sampling | temperature))
-    assert (said(result.guided) == said(result.original)) == (settings is DRAFTS)
+    assert ids_of(result.original) == generated(model.base_model, settings, **(sampling | temperature))
+    assert (ids_of(result.guided) == ids_of(result.original)) == (settings is DRAFTS)
     assert result.exact
     assert result.slowdown is not None
 
@@ -138,7 +138,7 @@ def test_the_seed_decides_what_is_drawn(session) -> None:
 def test_a_loops_tokens_have_their_signals(session, model, settings) -> None:
     tokens = last(session, settings).guided
     prompt = prompt_tokens((("user", PROMPT),), tokenizer(TEMPLATE))
-    signals = model(torch.tensor([prompt + said(tokens)]), use_cache=False).signals
+    signals = model(torch.tensor([prompt + ids_of(tokens)]), use_cache=False).signals
     assert len(tokens) > 2
     for index, token in enumerate(tokens, start=len(prompt)):
         assert token.text.strip() == WORDS[token.token] or token.token < 4
@@ -194,7 +194,7 @@ def test_what_a_loop_raises_reaches_the_reader(model) -> None:
 )
 def test_weight_zero_gives_the_original(session, settings) -> None:
     result = last(session, settings)
-    assert said(result.guided) == said(result.original)
+    assert ids_of(result.guided) == ids_of(result.original)
 
 
 @torch.no_grad()
@@ -204,7 +204,7 @@ def test_tokens_come_one_by_one_with_their_signals(session, model) -> None:
     assert lengths[:3] == [1, 2, 2]  # the original's, the guided's, and the base's that times them
     tokens = seen[-1].guided
     prompt = prompt_tokens((("user", PROMPT),), tokenizer(TEMPLATE))
-    signals = model(torch.tensor([prompt + said(tokens)]), use_cache=False).signals
+    signals = model(torch.tensor([prompt + ids_of(tokens)]), use_cache=False).signals
     for index, token in enumerate(tokens, start=len(prompt)):
         assert set(token.signals) == {"reward", "calm"}
         assert token.signals["reward"] == pytest.approx(float(signals["reward"].prefix[0, index]), abs=1e-4)
@@ -229,8 +229,8 @@ def test_comparisons_do_not_mix(session, settings) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-    assert [(said(r.original), said(r.guided)) for r in results] == [
-        (said(r.original), said(r.guided)) for r in expected
+    assert [(ids_of(r.original), ids_of(r.guided)) for r in results] == [
+        (ids_of(r.original), ids_of(r.guided)) for r in expected
     ]
 
 
@@ -360,7 +360,7 @@ def test_the_cost_is_a_line() -> None:
 
 
 def chosen(choices: Choices, prompt: str, shown: str, guide: str | None, tokens: Any = 8, **at: Any) -> list[Any]:
-    """What the page gives to `Choices.compare`: every slider, where it starts or where it was moved to."""
+    """Returns what the page passes to `Choices.compare`: every slider, where it starts or where it was moved to."""
     return [prompt, shown, guide, tokens, 0, *(at.get(each.name, each.start) for each in choices.controls)]
 
 
@@ -379,7 +379,7 @@ def test_a_choice_is_shown(session, guide) -> None:
 
 
 def check_lines(compare: Callable[..., Iterator[tuple[str, ...]]], choices: Choices) -> None:
-    """That every wrong choice is a line."""
+    """Asserts that every wrong choice is a line."""
     for prompt, shown, guide, moved in (
         ("", "reward", "reward: guidance", {}),
         (PROMPT, "reward", "reward: guidance", {"weight": None}),
@@ -433,7 +433,7 @@ def test_without_gradio_there_is_a_line(monkeypatch: pytest.MonkeyPatch, capsys:
 
 @pytest.fixture
 def address() -> Iterator[str]:
-    """The command, serving SmolLM2 and the shipped adapter."""
+    """Starts the command, serving SmolLM2 and the shipped adapter."""
     pytest.importorskip("gradio", reason="gradio is not installed")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

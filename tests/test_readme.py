@@ -17,7 +17,7 @@ def blocks(file: str, language: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    """`otter` commands of the README that name real files; those with PLACEHOLDERS are explained, not run."""
+    """Returns `otter` commands of the README that name real files; those with PLACEHOLDERS are explained, not run."""
     lines = "\n".join(blocks("README.md", "bash")).replace("\\\n", " ").splitlines()
     return [line for line in lines if line.startswith("otter ") and not re.search(r"\s[A-Z]{3,}\b", line)]
 
@@ -48,7 +48,7 @@ PAGES = ["README.md", *(f"docs/{page}.md" for page in ("decoding", "detoxificati
 @pytest.mark.parametrize("file", PAGES)
 def test_python(file, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    found = blocks(file, "python")
-    assert found
-    for block in found:
+    examples = blocks(file, "python")
+    assert examples
+    for block in examples:
         exec(compile(block, file, "exec"), {})

@@ -29,7 +29,7 @@ def gguf(name: str) -> str:
 
 
 def padded_steps(model, ids: Tensor, mask: Tensor) -> Tensor:
-    """Logits of a left-padded batch: all but the last four tokens at once, then these one by one from the KV cache."""
+    """Runs a left-padded batch: all but the last four tokens at once, then these one by one from the KV cache."""
     start = ids.shape[1] - 4
     output = model(input_ids=ids[:, :start], attention_mask=mask[:, :start], use_cache=True)
     logits = [output.logits]
@@ -55,18 +55,18 @@ def test_a_random_stream_leaves_the_base_as_it_was(name, model_type, dtype, answ
     ids, mask = batch["input_ids"], batch["attention_mask"]
     assert 0 < (mask == 0).sum() < mask.numel() / 2
     expected = [run(base, ids, mask) for run in (padded_steps, greedy)]
-    said = tokenizer.batch_decode(expected[1][:, ids.shape[1] :])
-    assert any(answer in text for text in said), said
+    responses = tokenizer.batch_decode(expected[1][:, ids.shape[1] :])
+    assert any(answer in text for text in responses), responses
 
     torch.manual_seed(0)
     otter = OtterModel(base, tiny_config(hidden_size=32, num_attention_heads=2, intermediate_size=64)).eval()
     assert len(otter.watched_layers) == base.config.num_hidden_layers
-    found = [run(otter, ids, mask) for run in (padded_steps, greedy)]
+    results = [run(otter, ids, mask) for run in (padded_steps, greedy)]
     inserted = otter.signal().state[..., base.config.hidden_size :]
     assert inserted.isfinite().all()
     assert (inserted != 0).all()
-    assert torch.equal(found[0], expected[0])
-    assert torch.equal(found[1], expected[1])
+    assert torch.equal(results[0], expected[0])
+    assert torch.equal(results[1], expected[1])
 
 
 def test_every_model_has_its_weights() -> None:

@@ -1,4 +1,4 @@
-"""What may be wrapped: architectures by what their blocks do, in every precision; all else ends in one true line."""
+"""Architectures are recognised by what their blocks do, in every precision; all else ends in one true line."""
 
 import subprocess
 import sys
@@ -48,7 +48,7 @@ UNLISTED: dict[str, dict[str, Any]] = {
 
 
 def slice_error(base, ids):
-    """How far a copied stream is from the base's first channels."""
+    """Returns how far a copied stream is from the base's first channels."""
     state = OtterModel(base, tiny_config(initialization="copy"))(ids).signals["reward"].state.double()
     width = state.shape[-1] - 8
     return ((state[..., width:] - state[..., :8]).abs().max() / state.abs().max()).item()

@@ -1,4 +1,4 @@
-"""What requests may ask of an engine, how they misspell it, and what comes back; no engine is needed."""
+"""Requests to an engine are checked, also misspelt ones, and responses are read; no engine is needed."""
 
 import json
 import re
@@ -123,11 +123,11 @@ def test_names_ranges_and_defaults_are_those_of_all_of_otter() -> None:
         default = getattr(InterventionSettings(), name)
         assert getattr(Settings(), name) == default
         assert f"({default})" in rows[name]
-    given: tuple[dict[str, Any], ...] = (
+    requests: tuple[dict[str, Any], ...] = (
         {"weight": LARGEST_WEIGHT * 2, "signal": "reward"},
         {"threshold": 0, "guard": "reward", "patience": 1 << 21},
     )
-    for settings, name in zip(given, ("weight", "patience"), strict=True):
+    for settings, name in zip(requests, ("weight", "patience"), strict=True):
         with pytest.raises(OtterError) as ours:
             read(served(), **settings)
         with pytest.raises(OtterError) as others:

@@ -22,7 +22,7 @@ HOW = (*SHAPE, "--epochs", 1, "--batch-size", 8, "--eval-fraction", 0.25)
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another base of the same shape."""
+    """Makes another base of the same shape."""
     folder = tmp_path_factory.mktemp("other")
     tiny_base(vocab_size=len(WORDS), seed=1).save_pretrained(folder)
     tokenizer(TEMPLATE).save_pretrained(folder)
@@ -31,7 +31,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def commands(pairs: Path, base: Path, tmp_path: Path) -> dict[str, tuple[object, ...]]:
-    """Of every recipe, a command without base and folder."""
+    """Returns a command of every recipe, without base and folder."""
     texts = tmp_path / "texts.txt"
     texts.write_text("".join(f"{a} {b}\n" for a in WORDS[10:18] for b in WORDS[10:13]))
     for seed, side in enumerate(("expert", "anti"), start=5):
@@ -117,7 +117,7 @@ def test_a_base_with_other_settings_is_another(
 
 
 def test_what_changes_no_step(answer: Answer, base: Path, commands: dict[str, Any], tmp_path: Path) -> None:
-    command = (*commands["reward"], "--base", base, "--out", tmp_path / "out")
+    command = (*commands["reward"], "--no-values", "--base", base, "--out", tmp_path / "out")
     first = answer(*command)
     again = answer(*command, "--save-dtype", "float32", "--candidates", 4, "--places", 2)
     assert {name: again[name] for name in ("loss", "accuracy", "step")} == {
@@ -129,10 +129,10 @@ def test_an_adapter_without_a_checkpoint_is_trained_anew(
     answer: Answer, base: Path, other: Path, commands: dict[str, Any], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    answer(*commands["reward"], "--base", base, "--out", out)
+    answer(*commands["reward"], "--no-values", "--base", base, "--out", out)
     (out / "checkpoint.safetensors").unlink()
-    answer(*commands["reward"], "--base", other, "--out", out)
-    answer(*commands["reward"], "--base", other, "--out", tmp_path / "fresh")
+    answer(*commands["reward"], "--no-values", "--base", other, "--out", out)
+    answer(*commands["reward"], "--no-values", "--base", other, "--out", tmp_path / "fresh")
     weights = "adapter_model.safetensors"
     assert (out / weights).read_bytes() == (tmp_path / "fresh" / weights).read_bytes()
     model = OtterModel.from_pretrained(AutoModelForCausalLM.from_pretrained(other, dtype=torch.float32), out)

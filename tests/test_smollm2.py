@@ -1,4 +1,4 @@
-"""The real thing: SmolLM2-135M from the wheel, and the adapter that is shipped for it."""
+"""SmolLM2-135M from the wheel works with the adapter that is shipped for it."""
 
 from pathlib import Path
 

@@ -29,7 +29,7 @@ NEW = 12
 
 
 def drafting(sequential: bool = True, **signal: Any) -> OtterModel:
-    """A base with an untrained draft adapter."""
+    """Makes a base with an untrained draft adapter."""
     torch.manual_seed(0)
     draft = DraftConfig(heads=3, width=24, rank=8, vocabulary_size=60, sequential=sequential, **signal)
     otter = OtterModel(tiny_base(), tiny_config(signal=draft))
@@ -39,7 +39,7 @@ def drafting(sequential: bool = True, **signal: Any) -> OtterModel:
 
 @pytest.fixture(scope="module", params=[True, False], ids=["sequential", "independent"])
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> OtterModel:
-    """A draft adapter that has learned a few continuations by heart."""
+    """Makes a draft adapter that has memorised a few continuations."""
     otter = drafting(request.param).train()
     examples = continued(otter.base_model)
     with torch.no_grad():
@@ -75,23 +75,23 @@ def test_greedy_output_is_the_bases(trained, tree) -> None:
     for row in output.accepted:
         assert max(row) <= depth
         # Each pass gives the drafts that were kept and one more; the last may have more than was wanted.
-        assert NEW <= 1 + sum(kept + 1 for kept in row) <= NEW + depth
+        assert NEW <= 1 + sum(drafts + 1 for drafts in row) <= NEW + depth
 
 
 def test_unlikely_drafts_are_not_verified(trained) -> None:
-    found = {}
+    results = {}
     for confidence in (0.0, 0.3, 1.0):
         loop = SpeculativeDecoding(tree=TREES["bush"], confidence=confidence)
         passes: list[Any] = []
         with counted(trained, passes):
             output = generate(trained, custom_generate=loop, return_dict_in_generate=True)
         assert torch.equal(output.sequences, generate(trained.base_model))
-        found[confidence] = output.acceptance_length, passes
-    assert set(found[0.0][1]) == {len(TREES["bush"])}
-    assert len(set(found[0.3][1])) > 1
-    assert max(found[0.3][1]) < len(TREES["bush"])
-    assert 1.1 < found[0.3][0] <= found[0.0][0]
-    assert found[1.0] == (1.0, [1] * (NEW - 1))
+        results[confidence] = output.acceptance_length, passes
+    assert set(results[0.0][1]) == {len(TREES["bush"])}
+    assert len(set(results[0.3][1])) > 1
+    assert max(results[0.3][1]) < len(TREES["bush"])
+    assert 1.1 < results[0.3][0] <= results[0.0][0]
+    assert results[1.0] == (1.0, [1] * (NEW - 1))
 
 
 @contextmanager
@@ -114,19 +114,19 @@ def test_the_tree_holds_what_is_likely(trained, confidence) -> None:
     with torch.no_grad():
         signal = trained(tokens(2, 6, seed=9)).signals["draft"]
         state, root = signal.state[:, -1], tokens(2, 1)[:, 0]
-        found, kept = propose(signal, state, root, tree, confidence)
+        drafts, reduced = propose(signal, state, root, tree, confidence)
         tokens_of, chances, codes = [root], [torch.ones(2)], [None]
         for node in range(1, len(tree)):
             parent, head = tree.parents[node], tree.depths[node] - 1
             code = signal.code(head, state, tokens_of[parent], codes[parent])
-            shares, places = signal.scores(head, code).softmax(dim=-1).sort(descending=True)
-            tokens_of.append(signal.vocabulary[places[:, tree.ranks[node]]])
+            shares, order = signal.scores(head, code).softmax(dim=-1).sort(descending=True)
+            tokens_of.append(signal.vocabulary[order[:, tree.ranks[node]]])
             chances.append(chances[parent] * shares[:, tree.ranks[node]])
             codes.append(code)
     nodes = [node for node, chance in enumerate(chances) if chance.max() >= confidence]
-    assert kept == tree.only(nodes)
-    assert kept.depths == tuple(tree.depths[node] for node in nodes)
-    assert torch.equal(found, torch.stack([tokens_of[node] for node in nodes], dim=1))
+    assert reduced == tree.only(nodes)
+    assert reduced.depths == tuple(tree.depths[node] for node in nodes)
+    assert torch.equal(drafts, torch.stack([tokens_of[node] for node in nodes], dim=1))
     assert len(nodes) == len(tree) if not confidence else len(nodes) < len(tree)
 
 
@@ -138,13 +138,13 @@ def test_untrained_drafts_change_nothing() -> None:
 @pytest.mark.parametrize("length", range(1, 8))
 def test_the_length_is_kept_inside_an_accepted_run(trained, length) -> None:
     loop = SpeculativeDecoding(tree=TREES["chain"])
-    found = generate(trained, custom_generate=loop, max_new_tokens=length)
-    assert torch.equal(found, generate(trained.base_model, max_new_tokens=length))
+    results = generate(trained, custom_generate=loop, max_new_tokens=length)
+    assert torch.equal(results, generate(trained.base_model, max_new_tokens=length))
 
 
-@pytest.mark.parametrize("place", range(NEW))
-def test_ends_are_kept_inside_an_accepted_run(trained, place) -> None:
-    end = int(generate(trained.base_model)[2, 5 + place])
+@pytest.mark.parametrize("position", range(NEW))
+def test_ends_are_kept_inside_an_accepted_run(trained, position) -> None:
+    end = int(generate(trained.base_model)[2, 5 + position])
     for stop in (end, [end, 96]):
         expected = generate(trained.base_model, eos_token_id=stop)
         assert torch.equal(generate(trained, custom_generate=SpeculativeDecoding(), eos_token_id=stop), expected)
@@ -158,8 +158,8 @@ def test_the_context_can_be_filled_to_its_end() -> None:
     last = base.config.n_positions
     ids = tokens(2, last - 3)
     settings = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-    found = otter.generate(ids, custom_generate=SpeculativeDecoding(), **settings)
-    assert torch.equal(found, base.generate(ids, **settings))
+    results = otter.generate(ids, custom_generate=SpeculativeDecoding(), **settings)
+    assert torch.equal(results, base.generate(ids, **settings))
 
 
 def test_criteria_of_the_user_are_asked_after_every_token(trained) -> None:
@@ -169,14 +169,14 @@ def test_criteria_of_the_user_are_asked_after_every_token(trained) -> None:
 
     # With an end of sequence, however rare, the base pads a row that a criterion has ended.
     settings = {"stopping_criteria": [Count()], "eos_token_id": 96}
-    found = generate(trained, custom_generate=SpeculativeDecoding(), **settings)
-    assert torch.equal(found, generate(trained.base_model, **settings))
+    results = generate(trained, custom_generate=SpeculativeDecoding(), **settings)
+    assert torch.equal(results, generate(trained.base_model, **settings))
 
 
 def test_processors_of_the_user_are_obeyed(trained) -> None:
     settings = {"repetition_penalty": 1.7, "no_repeat_ngram_size": 2, "min_new_tokens": 5, "eos_token_id": 40}
-    found = generate(trained, custom_generate=SpeculativeDecoding(), **settings)
-    assert torch.equal(found, generate(trained.base_model, **settings))
+    results = generate(trained, custom_generate=SpeculativeDecoding(), **settings)
+    assert torch.equal(results, generate(trained.base_model, **settings))
 
 
 def test_reward_guidance_and_drafts_in_one_pass(trained) -> None:
@@ -204,23 +204,23 @@ def test_reward_guidance_and_drafts_in_one_pass(trained) -> None:
         assert torch.equal(drafted, ended)
 
 
-def outcomes(base, prompt: Tensor, kept: int, length: int, temperature: float = 1.0) -> dict[tuple[int, ...], float]:
-    """The exact probability of every continuation under top-k sampling."""
-    found: dict[tuple[int, ...], float] = {(): 1.0}
+def outcomes(base, prompt: Tensor, top_k: int, length: int, temperature: float = 1.0) -> dict[tuple[int, ...], float]:
+    """Returns the exact probability of every continuation under top-k sampling."""
+    chances: dict[tuple[int, ...], float] = {(): 1.0}
     for _ in range(length):
         longer = {}
-        for said, chance in found.items():
-            ids = torch.cat((prompt, prompt.new_tensor([said]).long().view(1, -1)), dim=-1)
+        for response, chance in chances.items():
+            ids = torch.cat((prompt, prompt.new_tensor([response]).long().view(1, -1)), dim=-1)
             with torch.no_grad():
-                best, likely = (base(ids).logits[0, -1] / temperature).topk(kept)
+                best, likely = (base(ids).logits[0, -1] / temperature).topk(top_k)
             for token, share in zip(likely.tolist(), best.softmax(dim=-1).tolist(), strict=True):
-                longer[(*said, token)] = chance * share
-        found = longer
-    return found
+                longer[(*response, token)] = chance * share
+        chances = longer
+    return chances
 
 
 def chi_square(counts: dict[tuple[int, ...], int], expected: dict[tuple[int, ...], float]) -> float:
-    """Pearson's statistic per degree of freedom in standard deviations from its mean: about N(0, 1) if they agree."""
+    """Returns Pearson's statistic in standard deviations from its mean: about N(0, 1) if they agree."""
     total, degrees = sum(counts.values()), len(expected) - 1
     assert set(counts) <= set(expected)
     statistic = sum((counts.get(key, 0) - total * p) ** 2 / (total * p) for key, p in expected.items())
@@ -229,7 +229,7 @@ def chi_square(counts: dict[tuple[int, ...], int], expected: dict[tuple[int, ...
 
 def test_samples_have_the_distribution_of_the_base(trained) -> None:
     prompt, rows = tokens(1, 5, seed=9), 4000
-    expected = outcomes(trained.base_model, prompt, kept=3, length=3)
+    expected = outcomes(trained.base_model, prompt, top_k=3, length=3)
     torch.manual_seed(0)
     output = trained.generate(
         prompt.expand(rows, -1),
@@ -243,17 +243,17 @@ def test_samples_have_the_distribution_of_the_base(trained) -> None:
     )
     assert output.acceptance_length > 1.1
     counts: dict[tuple[int, ...], int] = {}
-    for said in map(tuple, output.sequences[:, 5:].tolist()):
-        counts[said] = counts.get(said, 0) + 1
+    for response in map(tuple, output.sequences[:, 5:].tolist()):
+        counts[response] = counts.get(response, 0) + 1
     assert chi_square(counts, expected) < 4
     # The test would see a distribution that is a little too sharp.
-    sharper = outcomes(trained.base_model, prompt, kept=3, length=3, temperature=0.85)
+    sharper = outcomes(trained.base_model, prompt, top_k=3, length=3, temperature=0.85)
     assert chi_square(counts, sharper) > 4
 
 
 def test_tokens_are_streamed(trained) -> None:
     heard, ids = Listener(), tokens(1, 5, seed=9)
-    said = trained.generate(
+    responses = trained.generate(
         ids,
         max_new_tokens=NEW,
         do_sample=False,
@@ -261,7 +261,7 @@ def test_tokens_are_streamed(trained) -> None:
         custom_generate=SpeculativeDecoding(),
         streamer=heard,
     )
-    assert heard.tokens == [*said[0].tolist(), -1]
+    assert heard.tokens == [*responses[0].tolist(), -1]
 
 
 def test_what_cannot_be_drafted_is_refused(trained) -> None:
@@ -312,7 +312,7 @@ def test_the_loss_is_the_heads_cross_entropy_on_later_tokens() -> None:
     examples = [Example(0, (5, 6, 7), ((8, 9, 10, 11, 59, 95),)), Example(1, (4,), ((3, 12),))]
     objective = DraftObjective(otter, LiveBase(otter))
     with torch.no_grad():
-        found = objective(collate(examples))["loss"]
+        loss = objective(collate(examples))["loss"]
         totals: list[list[Tensor]] = [[], [], []]
         for example in examples:
             text = [*example.prefix, *example.branches[0]]
@@ -327,7 +327,7 @@ def test_the_loss_is_the_heads_cross_entropy_on_later_tokens() -> None:
                             totals[head].append(-signal.scores(head, code).log_softmax(dim=-1)[target])
     weights = [1.0, 0.8, 0.64]
     means = torch.stack([torch.stack(total).mean() for total in totals])
-    close(found, (torch.tensor(weights) * means).sum() / sum(weights), 1e-4)
+    close(loss, (torch.tensor(weights) * means).sum() / sum(weights), 1e-4)
 
 
 def test_frequent_tokens_come_first() -> None:

@@ -1,4 +1,4 @@
-"""The tensor functions that `generate` and engines share."""
+"""The tensor functions that `generate` and engines share are tested here."""
 
 import torch
 from hypothesis import given

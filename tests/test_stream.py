@@ -228,8 +228,10 @@ def test_vocabulary_head_scores_tokens() -> None:
     for _ in range(2):
         signal = otter(tokens(2, 6)).signals["reward"]
         head, chosen = otter.adapter().head, tokens(2, 5, seed=3)
-        direction = signal.state[:, -1] @ head.vocabulary.down.weight.T @ head.vocabulary.up.weight.T
-        expected = signal.prefix[:, -1:] + direction @ otter.base_model.lm_head.weight.T
+        towers = head.vocabulary
+        state = towers.state_out(torch.nn.functional.silu(towers.state_in(signal.state[:, -1])))
+        table = towers.token_out(torch.nn.functional.silu(towers.token_in(otter.base_model.lm_head.weight)))
+        expected = signal.prefix[:, -1:] + state @ table.T
         close(signal.vocabulary(), expected, 1e-4)
         close(signal.vocabulary(chosen), expected.gather(1, chosen), 1e-4)
-        head.vocabulary.up.weight.add_(0.1)
+        towers.token_out.weight.add_(0.1)

@@ -22,7 +22,7 @@ HEAVY = "{'torch', 'transformers', 'datasets', 'accelerate', 'numpy'}"
 
 
 def python(code: str) -> str:
-    """The output of a fresh process."""
+    """Returns the output of a fresh process."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -86,7 +86,7 @@ ORDERS = [
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> Path:
-    """An exported folder of a tiny base and a reward adapter."""
+    """Makes an exported folder of a tiny base and a reward adapter."""
     folder = tmp_path_factory.mktemp("exported")
     tiny_base().save_pretrained(folder / "base")
     model = OtterModel(tiny_base())
@@ -139,7 +139,7 @@ print(first is configuration_auto.CONFIG_MAPPING, "otter_llama" in configuration
 
 
 def otter(*arguments: str) -> str:
-    """The output of the command in a fresh process that fails where a library is loaded."""
+    """Returns the output of the command in a fresh process that fails where a library is loaded."""
     return python(f"""
 import sys
 from otterlm.cli import main

@@ -1,4 +1,4 @@
-"""What reaches the terminal: every text as it is, one line for what goes wrong, one object with --json."""
+"""The terminal gets every text unchanged, one line for an error, and one object with --json."""
 
 import errno
 import functools
@@ -43,7 +43,7 @@ SAID = [" [/INST] [red]x[/]", ":smile: [bold] \\[x] 3.14", "\tif x:\n\t\treturn 
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer that can write any text."""
+    """Makes a tokenizer that can write any text."""
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
@@ -57,7 +57,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 @torch.no_grad()
 def speaker(folder: Path, text: str) -> Path:
-    """A folder with a base that says one text after `hi`: its position embeddings choose the next token."""
+    """Makes a folder with a base that generates one text after `hi`: its position embeddings choose the next token."""
     tokenizer = byte_tokenizer()
     said = [*tokenizer.encode(text), tokenizer.eos_token_id]
     sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 64}
@@ -269,7 +269,7 @@ def test_settings_of_training(
 
 
 def damaged_bases(base: Path, folder: Path) -> dict[str, tuple[Path, str]]:
-    """Folders that are almost bases, and what is to be named."""
+    """Makes folders that are almost bases, with what errors must name."""
 
     def copy(name: str) -> Path:
         (folder / name).mkdir()
@@ -424,7 +424,7 @@ def test_two_adapters_of_one_kind(answer: Answer, otter: Run, refusal: Refusal, 
         return [part for name in names for part in ("--adapter", f"{name}={tmp_path / name}")]
 
     plain = ("generate", "--base", base, "--prompt", "a b", "--max-new-tokens", 8)
-    command = (*plain, "--weight", 3)
+    command = (*plain, "--weight", 30)
     both = answer(*command, *adapters("kind", "safe"))
     assert list(both["rewards"]) == ["kind", "safe"]
     assert all(len(values) == len(both["tokens"]) for values in both["rewards"].values())

@@ -29,11 +29,11 @@ CHECKPOINT = "checkpoint.safetensors"
 
 
 class Killed(BaseException):
-    """Raised by the tests in the middle of a run."""
+    """Is raised by the tests in the middle of a run."""
 
 
 def die_after(objective, calls):
-    """The objective raises at its next call after `calls` of them."""
+    """Makes the objective raise at its next call after `calls` of them."""
     forward, left = objective.forward, iter(range(calls))
 
     def counted(batch):
@@ -227,7 +227,7 @@ def test_two_runs_in_one_folder(unbroken, tmp_path: Path) -> None:
 
 
 def refuses(out):
-    """0 where a run in this folder is refused, for a child process."""
+    """Returns 0 where a run in this folder is refused, for a child process."""
     try:
         run(out)
     except OtterError as error:
@@ -394,7 +394,7 @@ def test_stops_early_when_patience_is_spent(tmp_path: Path) -> None:
 
 
 def random_objective(**config):
-    """An adapter with no zeros and no small numbers in it."""
+    """Makes an adapter with no zeros and no small numbers in it."""
     otter = tiny_otter(tiny_base(num_hidden_layers=2), **config)
     with torch.no_grad():
         for parameter in otter.adapter().head.parameters():

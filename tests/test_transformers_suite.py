@@ -1,4 +1,4 @@
-"""Transformers' own tests pass on an OtterModel wherever they pass on its base: make test-slow.
+"""Transformers' tests pass on an OtterModel wherever they pass on its base (make test-slow).
 
 Each test runs on the plain model first. Where that passes, the OtterModel, two adapters on, must pass too, or the table
 says why it cannot. Tests of exporters are left out: they take the model's own forward pass apart, and ours has its own.
@@ -76,15 +76,15 @@ def compare(architecture: str, mixins: Mixins, tested: type, subtests: Any) -> N
     theirs, ours = (suite(architecture, model_class, mixins) for model_class in (plain, wrapped(plain)))
     for name in names_of(tested):
         with subtests.test(name):
-            found, why = outcome(theirs(name))
-            if found == "skipped":
+            result, why = outcome(theirs(name))
+            if result == "skipped":
                 pytest.skip(f"the plain model skips it: {why}")
-            assert found == "passed", f"the plain model fails: {why}"
-            found, why = outcome(ours(name))
+            assert result == "passed", f"the plain model fails: {why}"
+            result, why = outcome(ours(name))
             if name in CANNOT:
-                assert found != "passed", "it passes: take it out of the table"
+                assert result != "passed", "it passes: take it out of the table"
                 pytest.skip(CANNOT[name])
-            assert found == "passed", why
+            assert result == "passed", why
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -1,4 +1,4 @@
-"""Linear layers the other way round: the same products, in the running thread, for a few rows."""
+"""Transposed linear layers give the same products, in the running thread, for a few rows."""
 
 import threading
 
@@ -19,9 +19,9 @@ def test_products_are_the_same(shape, into, out, bias) -> None:
     with torch.no_grad():
         expected = linear(inputs)
         with TransposedLinear():
-            found = linear(inputs)
-    assert found.shape == expected.shape
-    close(found, expected)
+            results = linear(inputs)
+    assert results.shape == expected.shape
+    close(results, expected)
 
 
 @pytest.mark.parametrize(("rows", "turned"), [(1, False), (2, True), (MOST, True), (MOST + 1, False)])

@@ -24,7 +24,7 @@ TESTS = Path(__file__).parent
 
 
 def fuzzed(count: int, seed: int) -> dict[str, int]:
-    """In a process of its own, in which nothing can be unpickled."""
+    """Fuzzes in a separate process, in which nothing can be unpickled."""
     done = subprocess.run(
         [sys.executable, str(TESTS / "fuzz.py"), str(count), str(seed)], capture_output=True, text=True, check=True
     )
@@ -32,15 +32,15 @@ def fuzzed(count: int, seed: int) -> dict[str, int]:
 
 
 def test_some_damaged_adapters() -> None:
-    found = fuzzed(400, seed=1)
-    assert set(found) == {"loaded", "refused"}, found
-    assert found["refused"] > 200
+    outcomes = fuzzed(400, seed=1)
+    assert set(outcomes) == {"loaded", "refused"}, outcomes
+    assert outcomes["refused"] > 200
 
 
 @pytest.mark.slow
 def test_ten_thousand_damaged_adapters() -> None:
-    found = fuzzed(10_000, seed=2)
-    assert set(found) == {"loaded", "refused"}, found
+    outcomes = fuzzed(10_000, seed=2)
+    assert set(outcomes) == {"loaded", "refused"}, outcomes
 
 
 @pytest.mark.slow
@@ -60,16 +60,16 @@ def test_kills_at_any_moment_change_nothing(tmp_path: Path) -> None:
     steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines() if line[-1] == "}"]
     assert 5 < max(steps) < 72  # it was in the middle of its 72 steps
     subprocess.run(command, check=True, capture_output=True)
-    found = load_file(out / "weights-0.safetensors")
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    tensors = load_file(out / "weights-0.safetensors")
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
 
 
 def test_two_writers_leave_the_files_of_one(tmp_path: Path) -> None:
     def write(mark: str) -> None:
         for number in range(40):
             write_files(tmp_path, {name: text(f"{mark}{number}") for name in ("a", "b", "c")})
-            found = {(tmp_path / name).read_text() for name in ("a", "b", "c")}
-            assert all(found)
+            texts = {(tmp_path / name).read_text() for name in ("a", "b", "c")}
+            assert all(texts)
 
     threads = [threading.Thread(target=write, args=(mark,)) for mark in "xy"]
     for thread in threads:
@@ -95,18 +95,18 @@ def test_two_threads_steer_apart() -> None:
     jobs = [("reward", 4.0), ("other", -4.0)]
     expected = [generate(*job) for job in jobs]
     assert expected[0] != expected[1]
-    found: list[list[list[int]]] = [[], []]
+    results: list[list[list[int]]] = [[], []]
 
     def repeat(index: int) -> None:
         for _ in range(12):
-            found[index].append(generate(*jobs[index]))
+            results[index].append(generate(*jobs[index]))
 
     threads = [threading.Thread(target=repeat, args=(index,)) for index in (0, 1)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == [[expected[0]] * 12, [expected[1]] * 12]
+    assert results == [[expected[0]] * 12, [expected[1]] * 12]
 
 
 @pytest.mark.parametrize(

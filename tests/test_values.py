@@ -1,4 +1,4 @@
-"""The second stage of a reward: values of the base's own responses, and what a steering weight means."""
+"""The second stage of a reward learns values of the base's responses, and sets what a steering weight means."""
 
 import json
 from dataclasses import replace

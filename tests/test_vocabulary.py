@@ -20,9 +20,9 @@ EXAMPLES = [*TRAIN[:5], Example(90, (), ((5, 6, 7),)), Example(91, (4,), ((8,),)
 @torch.no_grad()
 def test_candidates_are_what_plain_passes_say() -> None:
     otter = tiny_otter(tiny_base(), layers=(0, 2))
-    followed, found = read_steps(otter, EXAMPLES, k=3, places=4, batch_size=3)
+    followed, read = read_steps(otter, EXAMPLES, k=3, places=4, batch_size=3)
     assert len(followed.gains) == sum(len(text) for e in EXAMPLES for text in e.responses) - 1  # a first token
-    assert found.tokens.shape == found.gains.shape == (4 * len(EXAMPLES), 3)
+    assert read.tokens.shape == read.gains.shape == (4 * len(EXAMPLES), 3)
     known = {}
     for example in EXAMPLES:
         for branch in example.branches:
@@ -30,7 +30,7 @@ def test_candidates_are_what_plain_passes_say() -> None:
             states = otter(torch.tensor([text])).signals["reward"].state[0]
             for end in range(max(1, len(example.prefix)), len(text)):
                 known[text[:end]] = states[end - 1]
-    for state, candidates, gains in zip(found.states, found.tokens, found.gains, strict=True):
+    for state, candidates, gains in zip(read.states, read.tokens, read.gains, strict=True):
         text = next(text for text, other in known.items() if torch.allclose(state.float(), other, 1e-2, 1e-2))
         output = otter(torch.tensor([text]))
         assert set(output.logits[0, -1].topk(3).indices.tolist()) == set(candidates.tolist())
@@ -52,8 +52,8 @@ def test_a_fitted_head_explains_gains_and_guides(hidden: int) -> None:
     def reward(weight: float) -> float:
         ids = torch.tensor([example.prefix[:2] for example in TRAIN])
         settings: dict[str, Any] = {"max_new_tokens": 1, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-        said = otter.generate(ids, logits_processor=[RewardGuidance(otter, weight, top_k=16)], **settings)
-        return float(score_sequences(otter, said, torch.ones_like(said))[:, -1].mean())
+        responses = otter.generate(ids, logits_processor=[RewardGuidance(otter, weight, top_k=16)], **settings)
+        return float(score_sequences(otter, responses, torch.ones_like(responses))[:, -1].mean())
 
     width, base = head.prefix.in_features, unembedding.shape[1]
     head.vocabulary = TwoTowerHead(width, 32, 16, base) if hidden else LowRankHead(width, 16, base)

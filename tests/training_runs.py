@@ -1,4 +1,4 @@
-"""A tiny preference task and one run on it; as a script, for other processes: training_runs.py FOLDER [--often]
+"""Runs a tiny preference task; as a script, for other processes: training_runs.py FOLDER [--often]
 [--slowly]."""
 
 import random
@@ -21,7 +21,7 @@ from otterlm.training.trainer import TrainingConfig, train
 
 
 def preferences(count: int, seed: int = 0) -> list[Example]:
-    """Pairs in which the better response is made of tokens 10 to 12 and the worse one of 20 to 22."""
+    """Returns pairs in which the better response is made of tokens 10 to 12 and the worse one of 20 to 22."""
     draw = random.Random(seed)
 
     def text(low: int, high: int) -> tuple[int, ...]:
@@ -58,7 +58,7 @@ def run(out: Path, objective: RewardObjective | None = None, config: TrainingCon
 
 
 def slowly(objective: RewardObjective) -> RewardObjective:
-    """The objective, taking its time, so that there are moments to be killed in."""
+    """Slows the objective down, so that there are moments to kill it in."""
     forward = objective.forward
 
     def wait(batch):

@@ -1,4 +1,4 @@
-"""Transformers' own tests of models and of generation, on an OtterModel where they expect a plain model.
+"""Runs Transformers' tests of models and of generation on an OtterModel where they expect a plain model.
 
 They are not part of its wheel, and are read as data: never installed, never copied into this repository. pip downloads
 the sdist of the installed version once. It holds the tests of models (`tests/test_modeling_common.py`) but not those of
@@ -47,7 +47,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {"reward": {}, "contrast": {"layers": (1,)
 
 
 def load_mixins() -> tuple[type, type]:
-    """Transformers' tests of models and of generation; the latter without tests where only the sdist is there.
+    """Loads Transformers' tests of models and of generation; the latter without tests where only the sdist is there.
 
     Raises:
         subprocess.CalledProcessError: the sdist cannot be downloaded.
@@ -69,7 +69,7 @@ def load_mixins() -> tuple[type, type]:
 
 
 def _sdist() -> Path:
-    """The unpacked sdist of the installed version, in Otter's cache folder."""
+    """Returns the unpacked sdist of the installed version, in Otter's cache folder."""
     name = f"transformers-{transformers.__version__}"
     folder = cache_folder() / name
     if not folder.is_dir():
@@ -145,7 +145,7 @@ class _Wrapped(OtterModel, metaclass=_Wrapping):
 
 
 def wrapped(plain: type[PreTrainedModel]) -> Any:
-    """A class of OtterModels over what `plain` makes; to who inspects it, it looks like `plain`."""
+    """Makes a class of OtterModels over what `plain` makes; to who inspects it, it looks like `plain`."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return _Wrapped.forward(self, *args, **kwargs)
@@ -156,7 +156,7 @@ def wrapped(plain: type[PreTrainedModel]) -> Any:
 
 
 class Tester:
-    """What the tests ask of a model's tester."""
+    """Provides what the tests need of a model's tester."""
 
     batch_size, seq_length, is_training = 3, 7, True
 
@@ -176,7 +176,7 @@ class Tester:
 
 
 def suite(architecture: str, model_class: Any, mixins: tuple[type, type]) -> type[unittest.TestCase]:
-    """Transformers' tests of a model class."""
+    """Makes Transformers' tests of a model class."""
 
     class Suite(*mixins, unittest.TestCase):  # type: ignore[misc]
         all_model_classes = all_generative_model_classes = (model_class,)
@@ -187,7 +187,7 @@ def suite(architecture: str, model_class: Any, mixins: tuple[type, type]) -> typ
         def _check_past_key_values_for_generate(
             self, batch_size: int, past_key_values: Any, seq_length: int, config: Any
         ) -> None:
-            """Of the base's layers; the adapters' come after them."""
+            """Checks the base's layers; the adapters' come after them."""
             layers = past_key_values.layers
             past_key_values.layers = layers[: config.num_hidden_layers]
             super()._check_past_key_values_for_generate(batch_size, past_key_values, seq_length, config)
@@ -197,13 +197,13 @@ def suite(architecture: str, model_class: Any, mixins: tuple[type, type]) -> typ
 
 
 def plain_class(architecture: str) -> type[PreTrainedModel]:
-    """The architecture's causal language model."""
+    """Returns the architecture's causal language model."""
     config = AutoConfig.for_model(architecture, **ARCHITECTURES[architecture])
     return transformers.AutoModelForCausalLM._model_mapping[type(config)]
 
 
 def outcome(case: unittest.TestCase) -> tuple[str, str]:
-    """`passed`, `skipped` or `failed`, and why."""
+    """Returns `passed`, `skipped` or `failed`, and why."""
     result = unittest.TestResult()
     case.run(result)
     wrong = result.failures + result.errors

@@ -1,4 +1,4 @@
-"""A tokenizer of twenty words, one token each."""
+"""Makes a tokenizer of twenty words, one token each."""
 
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -13,7 +13,7 @@ TEMPLATE = (
 
 
 def tokenizer(template: str | None = None, **special: str | None) -> PreTrainedTokenizerFast:
-    """With a chat template or without one; `special` renames special tokens."""
+    """Makes a tokenizer with a chat template or without one; `special` renames special tokens."""
     model = WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>")
     inner = Tokenizer(model)
     inner.pre_tokenizer = Whitespace()

@@ -35,7 +35,7 @@ def setting(
         check: the rule of anything else; see `check_settings`.
         slider: lowest value, highest value and step where people choose with a slider. A default that lies outside is
             what the slider's lowest value stands for.
-        option: the option's name where the field's own would clash, such as `--draft-heads`.
+        option: the option's name where the field's name would clash, such as `--draft-heads`.
         parse: makes the field's value from an option's text; None: the text is read as the field's type.
     """
     if minimum is not None:

@@ -1,4 +1,7 @@
-"""What the tests of the engine share: small exported folders, and engines on them. The CPU kernels want heads of 32."""
+"""Makes what the tests of the engine share: small exported folders, and engines on them.
+
+The CPU kernels want heads of 32.
+"""
 
 import itertools
 import multiprocessing
@@ -44,7 +47,7 @@ SIGNALS: dict[str, dict[str, Any]] = {
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Bytes as tokens, after four special ones; ids beyond stay unused."""
+    """Makes a tokenizer of bytes, after four special ones; ids beyond stay unused."""
     marks = ["<pad>", "<s>", "</s>", "<unk>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate([*marks, *alphabet])}
@@ -58,7 +61,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_folder(out: Path, model_type: str = "llama", signals: tuple[str, ...] = tuple(SIGNALS), **sizes: Any) -> Path:
-    """A base in `out/base`, adapters beside it, and all of it exported to `out/export`."""
+    """Makes a base in `out/base`, adapters beside it, and all of it exported to `out/export`."""
     base = tiny_base(model_type, **(SIZES | sizes))
     base.save_pretrained(out / "base")
     tokenizer().save_pretrained(out / "base")
@@ -72,7 +75,7 @@ def make_folder(out: Path, model_type: str = "llama", signals: tuple[str, ...] =
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back for one prompt."""
+    """An answer is what an engine returns for one prompt."""
 
     prompt: list[int]
     tokens: list[int]
@@ -82,7 +85,7 @@ class Answer:
 
     @classmethod
     def of(cls, output: Any) -> Self:
-        """From vLLM's output."""
+        """Reads vLLM's output."""
         first = output.outputs[0]
         logprobs = [{token: entry.logprob for token, entry in step.items()} for step in first.logprobs or []]
         prompt, tokens = list(output.prompt_token_ids), list(first.token_ids)
@@ -90,62 +93,62 @@ class Answer:
 
 
 def engine(folder: Path, **settings: Any) -> LLM:
-    """An engine in this process. There can be one: it owns global state of vLLM's."""
+    """Makes an engine in this process. There can be only one: it has global state of vLLM."""
     defaults: dict[str, Any] = {"dtype": "float32", "enforce_eager": True, "max_model_len": 256, "max_num_seqs": 8}
     return LLM(model=str(folder), **(defaults | settings))
 
 
-def _answers(folder: Path, asked: list[tuple[list[Any], Any]], settings: dict[str, Any]) -> list[Any]:
+def _answers(folder: Path, batches: list[tuple[list[Any], Any]], settings: dict[str, Any]) -> list[Any]:
     if settings.pop("multiprocess", settings.get("tensor_parallel_size", 1) > 1):
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
     llm = engine(folder, **settings)
-    found: list[Any] = []
-    for batch, parameters in asked:
+    results: list[Any] = []
+    for batch, parameters in batches:
         try:
             outputs = llm.generate(batch, parameters, use_tqdm=False)
         except VLLMValidationError as error:
-            found.append(str(error))
+            results.append(str(error))
         else:
-            found.append([Answer.of(output) for output in outputs])
-    return found
+            results.append([Answer.of(output) for output in outputs])
+    return results
 
 
-def answers(folder: Path, *asked: tuple[list[Any], Any], **settings: Any) -> list[Any]:
-    """What an engine in a process of its own answers to some batches, each with its sampling parameters: a list of
+def answers(folder: Path, *batches: tuple[list[Any], Any], **settings: Any) -> list[Any]:
+    """Returns an engine's answers to batches, each with its sampling parameters, in another process: a list of
     `Answer`, or the message of a refusal."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_answers, folder, list(asked), settings).result()
+        return pool.submit(_answers, folder, list(batches), settings).result()
 
 
 def greedy(**settings: Any) -> SamplingParams:
-    """Twelve tokens, greedily, without an end."""
+    """Returns the settings for twelve tokens, greedily, without an end."""
     return SamplingParams(**({"temperature": 0, "max_tokens": 12, "ignore_eos": True} | settings))
 
 
 def prompts(count: int, seed: int = 0) -> list[dict[str, list[int]]]:
     """Prompts of 3 to 60 tokens; every other one begins as the one before it, for the prefix cache."""
     generator = torch.Generator().manual_seed(seed)
-    found: list[list[int]] = []
+    results: list[list[int]] = []
     for index in range(count):
         length = int(torch.randint(3, 30, (1,), generator=generator))
-        own = torch.randint(4, VOCABULARY - 60, (length,), generator=generator).tolist()
-        found.append([*found[-1][:40], *own] if index % 2 else own)
-    return [{"prompt_token_ids": ids} for ids in found]
+        fresh = torch.randint(4, VOCABULARY - 60, (length,), generator=generator).tolist()
+        results.append([*results[-1][:40], *fresh] if index % 2 else fresh)
+    return [{"prompt_token_ids": ids} for ids in results]
 
 
-def said(outputs: list[Any]) -> list[list[int]]:
-    """The tokens of each request's output."""
+def ids_of(outputs: list[Any]) -> list[list[int]]:
+    """Returns the tokens of each request's output."""
     return [list(output.outputs[0].token_ids) for output in outputs]
 
 
-def tokens_of(found: list[Answer]) -> list[list[int]]:
-    return [answer.tokens for answer in found]
+def tokens_of(outputs: list[Answer]) -> list[list[int]]:
+    return [answer.tokens for answer in outputs]
 
 
-def assert_rewards(model: Any, found: list[Answer], *signals: str) -> None:
+def assert_rewards(model: Any, outputs: list[Answer], *signals: str) -> None:
     """The rewards are the Transformers path's, of the texts that each token was chosen after."""
-    for answer in found:
+    for answer in outputs:
         with torch.no_grad():
             expected = model(torch.tensor([[*answer.prompt, *answer.tokens]])).signals
         for signal in signals or ("reward",):
@@ -155,7 +158,7 @@ def assert_rewards(model: Any, found: list[Answer], *signals: str) -> None:
 
 
 def guarded(rewards: list[float], threshold: float, patience: int = 1, least: int = 0) -> int:
-    """How many tokens a response keeps under a guard, by the rewards of the whole one."""
+    """Returns how long a response is under a guard, by the rewards of the unguarded one."""
     # The reward of a token is known when the next is chosen, and the first is the prompt's.
     for length in range(patience, len(rewards)):
         if length >= least and all(reward < threshold for reward in rewards[length - patience + 1 : length + 1]):
@@ -164,7 +167,7 @@ def guarded(rewards: list[float], threshold: float, patience: int = 1, least: in
 
 
 def between(rewards: list[list[float]]) -> float:
-    """A threshold in the widest gap between low rewards: batches round differently."""
+    """Returns a threshold in the widest gap between low rewards: batches round differently."""
     ranked = sorted(reward for row in rewards for reward in row[1:])
     low = ranked[len(ranked) // 20 : len(ranked) // 6]
     _, threshold = max((right - left, (left + right) / 2) for left, right in itertools.pairwise(low))

@@ -1,4 +1,4 @@
-"""The signal of another package in the engine: its numbers come beside the tokens, with no change in Otter."""
+"""The engine returns the numbers of another package's signal beside the tokens, with no change in Otter."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).parents[2] / "examples" / "own_signal" / "own_signal"
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The example package in a folder of its own, with the metadata that an installer writes."""
+    """Makes a folder with the example package and the metadata that an installer writes."""
     site = tmp_path / "site"
     shutil.copytree(PACKAGE, site / "own_signal")
     (metadata := site / "own_signal-0.1.0.dist-info").mkdir()
@@ -40,12 +40,12 @@ def test_numbers_come_beside_tokens(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "adapter", "doubt")
     export(str(tmp_path / "base"), {"doubt": tmp_path / "adapter"}, tmp_path / "export")
     folder = tmp_path / "export"
-    asked = prompts(4)
-    (plain,) = answers(tmp_path / "base", (asked, greedy()))
+    texts = prompts(4)
+    (plain,) = answers(tmp_path / "base", (texts, greedy()))
     watched, steered = answers(
         folder,
-        (asked, greedy(**client.request(folder, rewards=1))),
-        (asked, greedy(extra_args={"otter_weight": 1.0, "otter_signal": "doubt"})),
+        (texts, greedy(**client.request(folder, rewards=1))),
+        (texts, greedy(extra_args={"otter_weight": 1.0, "otter_signal": "doubt"})),
     )
     assert [answer.tokens for answer in watched] == [answer.tokens for answer in plain]
     assert_rewards(load_exported(folder), watched, "doubt")

@@ -1,4 +1,4 @@
-"""A server of two API processes under a path, and `run-batch`: every route, streamed and whole."""
+"""The server answers on every route, streamed or not: with two API processes under a path, and by `run-batch`."""
 
 import asyncio
 import json
@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def http(folder: Path) -> Iterator[httpx.Client]:
-    """A client of a running server."""
+    """Makes a client of a running server."""
     # `vllm serve` asks for a package called vllm, and the CPU's is called otherwise.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), *SETTINGS]
     command += ["--host", "127.0.0.1", "--port", str(PORT), "--api-server-count", "2", "--root-path", "/some/where"]
@@ -65,7 +65,7 @@ def wait(session: httpx.Client, server: subprocess.Popen[bytes]) -> None:
 
 
 def post(http: httpx.Client, route: str, *fields: dict[str, Any]) -> Any:
-    """The response to a request."""
+    """Returns the response to a request."""
     body = {key: value for each in fields for key, value in each.items()}
     response = http.post(route, json=body)
     assert response.status_code == 200, response.text
@@ -75,7 +75,7 @@ def post(http: httpx.Client, route: str, *fields: dict[str, Any]) -> Any:
 
 
 def joined(pieces: list[Any], choice: int = 0) -> dict[str, list[float]]:
-    """The rewards of a streamed choice, over all its pieces."""
+    """Returns the rewards of a streamed choice, over all its pieces."""
     numbers: dict[str, list[float]] = {}
     for each in (each for piece in pieces for each in piece["choices"] if each["index"] == choice):
         for name, values in each.get("otter", {}).get("rewards", {}).items():
@@ -85,19 +85,19 @@ def joined(pieces: list[Any], choice: int = 0) -> dict[str, list[float]]:
 
 def test_completions(http: httpx.Client, folder: Path) -> None:
     """Rewards come beside log probabilities, of the text that each token was chosen after."""
-    asked = {**GREEDY, "prompt": PROMPT, "logprobs": 5, "return_token_ids": True}
-    plain = post(http, "/v1/completions", asked)
-    (choice,) = post(http, "/v1/completions", asked, REWARDS)["choices"]
+    body = {**GREEDY, "prompt": PROMPT, "logprobs": 5, "return_token_ids": True}
+    plain = post(http, "/v1/completions", body)
+    (choice,) = post(http, "/v1/completions", body, REWARDS)["choices"]
     rewards = choice.pop("otter")["rewards"]
     assert [choice] == plain["choices"]
     answer = Answer(choice["prompt_token_ids"], choice["token_ids"], rewards, [])
     assert_rewards(load_exported(folder), [answer], "reward", "guard")
-    for fields in (asked, {**asked, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}):
+    for fields in (body, {**body, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}):
         assert joined(post(http, "/v1/completions", fields, REWARDS, {"stream": True})) == rewards
-    echo = post(http, "/v1/completions", asked, REWARDS, {"echo": True, "return_token_ids": False})["choices"][0]
+    echo = post(http, "/v1/completions", body, REWARDS, {"echo": True, "return_token_ids": False})["choices"][0]
     assert echo["text"].startswith(PROMPT)
     assert echo["otter"]["rewards"] == rewards
-    nothing = post(http, "/v1/completions", asked, REWARDS, {"echo": True, "max_tokens": 0})["choices"][0]
+    nothing = post(http, "/v1/completions", body, REWARDS, {"echo": True, "max_tokens": 0})["choices"][0]
     assert "otter" not in nothing
 
 
@@ -119,16 +119,16 @@ def test_several_prompts_with_several_choices(http: httpx.Client, stream: bool) 
 
 @pytest.mark.parametrize("fields", [{}, {"structured_outputs": {"choice": ["yes", "no"]}}, {"min_tokens": 3}])
 def test_a_guard_leaves_no_trace_of_the_token_after(http: httpx.Client, fields: dict[str, Any]) -> None:
-    asked = {**GREEDY, "prompt": PROMPT, "return_token_ids": True, "skip_special_tokens": False, **fields}
-    plain = post(http, "/v1/completions", asked)["choices"][0]
+    body = {**GREEDY, "prompt": PROMPT, "return_token_ids": True, "skip_special_tokens": False, **fields}
+    plain = post(http, "/v1/completions", body)["choices"][0]
     length = fields.get("min_tokens", 1)
-    answer = post(http, "/v1/completions", asked, GUARD)
+    answer = post(http, "/v1/completions", body, GUARD)
     (choice,) = answer["choices"]
     assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", STOPPED)
     assert choice["token_ids"] == plain["token_ids"][:length]
     assert plain["text"].startswith(choice["text"])
     assert answer["usage"]["completion_tokens"] == length
-    pieces = post(http, "/v1/completions", asked, GUARD, {"stream": True, "stream_options": {"include_usage": True}})
+    pieces = post(http, "/v1/completions", body, GUARD, {"stream": True, "stream_options": {"include_usage": True}})
     assert [token for piece in pieces[:-1] for token in piece["choices"][0]["token_ids"]] == choice["token_ids"]
     assert pieces[-2]["choices"][0]["stop_reason"] == STOPPED
     assert pieces[-1]["usage"]["completion_tokens"] == length
@@ -166,8 +166,8 @@ def test_chats(http: httpx.Client) -> None:
 def test_the_client_of_openai(http: httpx.Client) -> None:
     """Its streams are read with choices apart, rewards and the guard's reason."""
     chats = OpenAI(base_url=f"{http.base_url}/v1", api_key="-").chat.completions
-    asked = REWARDS["vllm_xargs"] | {"otter_threshold": 1e6, "otter_guard": "guard"}
-    for n, xargs, length in ((2, REWARDS["vllm_xargs"], 8), (2, asked, 1)):
+    guarded = REWARDS["vllm_xargs"] | {"otter_threshold": 1e6, "otter_guard": "guard"}
+    for n, xargs, length in ((2, REWARDS["vllm_xargs"], 8), (2, guarded, 1)):
         fields = {"vllm_xargs": xargs, "ignore_eos": True}
         stream = chats.create(**CHAT | {"temperature": 1.0}, n=n, seed=1, stream=True, extra_body=fields)
         pieces = list(client.read(stream))
@@ -181,19 +181,19 @@ def test_the_client_of_openai(http: httpx.Client) -> None:
 
 
 def test_responses(http: httpx.Client) -> None:
-    asked = {"model": "otter", "temperature": 0, "max_output_tokens": 8, "input": "Hello"}
-    plain = post(http, "/v1/responses", asked)
-    answer = post(http, "/v1/responses", asked, REWARDS)
+    body = {"model": "otter", "temperature": 0, "max_output_tokens": 8, "input": "Hello"}
+    plain = post(http, "/v1/responses", body)
+    answer = post(http, "/v1/responses", body, REWARDS)
     rewards = answer["otter"]["rewards"]
     assert answer["output"][0]["content"] == plain["output"][0]["content"]
     assert len(rewards["reward"]) == answer["usage"]["output_tokens"] == 8
-    events = post(http, "/v1/responses", asked, REWARDS, {"stream": True})
+    events = post(http, "/v1/responses", body, REWARDS, {"stream": True})
     assert events[-1]["type"] == "response.completed"
     assert events[-1]["response"]["otter"]["rewards"] == rewards
     deltas = [number for event in events if "otter" in event for number in event["otter"]["rewards"]["reward"]]
     assert deltas
     assert deltas == rewards["reward"][: len(deltas)]
-    ended = post(http, "/v1/responses", asked, GUARD)
+    ended = post(http, "/v1/responses", body, GUARD)
     assert ended["otter"] == {"stop_reason": STOPPED}
     assert ended["usage"]["output_tokens"] == 1
 
@@ -210,7 +210,7 @@ ROUTES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_cannot_be_honoured_is_a_400_that_says_why(http: httpx.Client, route: str, stream: bool) -> None:
-    asked = ROUTES[route] | ({"stream": True} if stream and "batch" not in route else {})
+    body = ROUTES[route] | ({"stream": True} if stream and "batch" not in route else {})
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"vllm_xargs": {"otter_wieght": 1}}, "unknown argument otter_wieght"),
         ({"vllm_xargs": {"Otter-Weight": 1}}, "unknown argument Otter-Weight"),
@@ -219,10 +219,10 @@ def test_what_cannot_be_honoured_is_a_400_that_says_why(http: httpx.Client, rout
         ({"vllm_xargs": {"otter_signal": "reward"}}, "has no effect"),
     ]
     for fields, message in wrong:
-        response = http.post(route, json=asked | fields)
+        response = http.post(route, json=body | fields)
         assert response.status_code == 400, response.text
         assert message in response.json()["error"]["message"]
-    digits = json.dumps(asked | {"vllm_xargs": {"otter_threshold": 0, "otter_guard": "guard"}}).replace(
+    digits = json.dumps(body | {"vllm_xargs": {"otter_threshold": 0, "otter_guard": "guard"}}).replace(
         '"otter_threshold": 0', f'"otter_threshold": {"9" * 400}'
     )
     response = http.post(route, content=digits, headers={"content-type": "application/json"})
@@ -271,7 +271,7 @@ def test_innocent_clients_beside_others(http: httpx.Client) -> None:
 
 
 def rounded(value: Any) -> Any:
-    """A choice with its numbers rounded: batches of other sizes round differently."""
+    """Returns a choice with its numbers rounded: batches of other sizes round differently."""
     if isinstance(value, float):
         return round(value, 3)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The vLLM plugin on SmolLM2 and the shipped adapter."""
+"""The vLLM plugin runs SmolLM2 and the shipped adapter."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The vLLM plugin on small models: parity with the engine's own model and with the Transformers path."""
+"""The vLLM plugin agrees with the engine's model and with the Transformers path, on small models."""
 
 import json
 import math
@@ -19,9 +19,9 @@ from engines import (
     engine,
     greedy,
     guarded,
+    ids_of,
     make_folder,
     prompts,
-    said,
     tokenizer,
     tokens_of,
 )
@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="module")
 def plain(folder):
-    """What the engine says without us, in mixed batches with chunked prefill and prefix caching, and how likely."""
+    """Returns the engine's tokens without Otter, and how likely, in mixed batches with chunked prefill and caching."""
     return answers(folder.parent / "base", (prompts(200), greedy(logprobs=5)), max_num_batched_tokens=64)[0]
 
 
@@ -67,14 +67,14 @@ def transformers_path(folder):
 
 
 def expected(model: Any, processors: list[Any]) -> list[list[int]]:
-    found = []
+    results = []
     for prompt in PROMPTS:
         ids = torch.tensor([prompt["prompt_token_ids"]])
         output = model.generate(
             ids, max_new_tokens=12, do_sample=False, eos_token_id=None, logits_processor=processors, pad_token_id=0
         )
-        found.append(output[0, ids.shape[1] :].tolist())
-    return found
+        results.append(output[0, ids.shape[1] :].tolist())
+    return results
 
 
 def test_an_innocent_request_gets_the_bases_answer_to_the_bit(folder, plain, llm) -> None:
@@ -90,7 +90,7 @@ def test_an_innocent_request_gets_the_bases_answer_to_the_bit(folder, plain, llm
     innocent = [index for index in range(200) if index % 3]
     ours = [Answer.of(output) for output in outputs]
     assert [ours[index] for index in innocent] == [plain[index] for index in innocent]
-    assert said(outputs) != tokens_of(plain)
+    assert ids_of(outputs) != tokens_of(plain)
 
 
 def test_rewards_come_beside_log_probabilities(folder, plain, llm, transformers_path) -> None:
@@ -105,7 +105,7 @@ def test_rewards_come_beside_log_probabilities(folder, plain, llm, transformers_
 
 def test_weight_zero_is_the_base(folder, plain, llm) -> None:
     outputs = llm.generate(PROMPTS, greedy(**client.request(folder, weight=0.0)), use_tqdm=False)
-    assert said(outputs) == tokens_of(plain)[:8]
+    assert ids_of(outputs) == tokens_of(plain)[:8]
 
 
 @pytest.mark.parametrize(
@@ -119,23 +119,23 @@ def test_weight_zero_is_the_base(folder, plain, llm) -> None:
 )
 def test_steering_is_that_of_transformers(folder, plain, llm, transformers_path, settings, processor) -> None:
     outputs = llm.generate(PROMPTS, greedy(**client.request(folder, **settings)), use_tqdm=False)
-    assert said(outputs) == expected(transformers_path, [processor(transformers_path)])
-    assert said(outputs) != tokens_of(plain)[:8]
+    assert ids_of(outputs) == expected(transformers_path, [processor(transformers_path)])
+    assert ids_of(outputs) != tokens_of(plain)[:8]
 
 
 def test_requests_with_different_settings_share_a_batch(folder, llm) -> None:
-    asked: list[dict[str, Any]] = [
+    settings: list[dict[str, Any]] = [
         {},
         {"weight": 3.0, "signal": "reward"},
         {"weight": 2.0, "signal": "contrast"},
         {"rewards": 1},
     ]
     alone = [
-        said(llm.generate([prompt], greedy(**client.request(folder, **asked[index % 4])), use_tqdm=False))[0]
+        ids_of(llm.generate([prompt], greedy(**client.request(folder, **settings[index % 4])), use_tqdm=False))[0]
         for index, prompt in enumerate(PROMPTS)
     ]
-    together = [greedy(**client.request(folder, **asked[index % 4])) for index in range(8)]
-    assert said(llm.generate(PROMPTS, together, use_tqdm=False)) == alone
+    together = [greedy(**client.request(folder, **settings[index % 4])) for index in range(8)]
+    assert ids_of(llm.generate(PROMPTS, together, use_tqdm=False)) == alone
 
 
 def test_a_guard_ends_a_response(folder, plain, llm) -> None:
@@ -159,14 +159,14 @@ def test_under_a_grammar(folder, llm) -> None:
     """A guard ends a response that a grammar has not ended, and rewards come with one."""
     grammar = {"structured_outputs": StructuredOutputsParams(choice=["yes", "no"]), "ignore_eos": False}
     outputs = llm.generate(PROMPTS, greedy(**client.request(folder, rewards=1), **grammar), use_tqdm=False)
-    texts = {tokenizer().decode(tokens, skip_special_tokens=True) for tokens in said(outputs)}
+    texts = {tokenizer().decode(tokens, skip_special_tokens=True) for tokens in ids_of(outputs)}
     assert texts <= {"yes", "no"}
     assert all(len(client.rewards(each)["reward"]) == len(each.token_ids) for each in (o.outputs[0] for o in outputs))
     ended = llm.generate(
         PROMPTS, greedy(**client.request(folder, threshold=1e6, guard="guard"), **grammar), use_tqdm=False
     )
     assert [(list(o.outputs[0].token_ids), o.outputs[0].stop_reason) for o in ended] == [
-        (tokens[:1], STOPPED) for tokens in said(outputs)
+        (tokens[:1], STOPPED) for tokens in ids_of(outputs)
     ]
 
 
@@ -187,7 +187,7 @@ def test_bad_requests_are_refused_alone(plain, llm, settings, message) -> None:
     arguments = {f"otter_{name}": value for name, value in settings.items()}
     with pytest.raises(VLLMValidationError, match=message):
         llm.generate(PROMPTS[:1], greedy(extra_args=arguments), use_tqdm=False)
-    assert said(llm.generate(PROMPTS, greedy(), use_tqdm=False)) == tokens_of(plain)[:8]
+    assert ids_of(llm.generate(PROMPTS, greedy(), use_tqdm=False)) == tokens_of(plain)[:8]
 
 
 def test_requests_are_checked_against_the_folder_that_is_served(folder, tmp_path: Path, llm) -> None:
@@ -240,7 +240,7 @@ def test_under_speculation(folder, plain, transformers_path, method) -> None:
         speculative["model"] = "otterlm.engines.vllm.drafts.DraftProposer"
     rewarded = greedy(**client.request(folder, rewards=1), max_tokens=30)
     guard = client.request(folder, rewards=1, threshold=0.0, guard="guard", patience=2)
-    asked = [
+    batches = [
         (prompts(40), greedy()),
         (PROMPTS, rewarded),
         (PROMPTS, greedy(**guard, max_tokens=30)),
@@ -248,7 +248,7 @@ def test_under_speculation(folder, plain, transformers_path, method) -> None:
         (PROMPTS[:1], greedy(**client.request(folder, weight=1.0, signal="reward"))),
     ]
     drafted, whole, ended, _, refused = answers(
-        folder, *asked, max_num_batched_tokens=64, speculative_config=speculative
+        folder, *batches, max_num_batched_tokens=64, speculative_config=speculative
     )
     assert tokens_of(drafted) == tokens_of(plain)[:40]
     assert_rewards(transformers_path, whole, "reward", "guard")
@@ -296,13 +296,13 @@ def test_the_second_runners_interface(folder, llm) -> None:
     """vLLM's other model runner needs Triton; its calls are made by hand, on the same model's states."""
     model = llm.llm_engine.model_executor.driver_worker.model_runner.model
     second = Steering(llm.llm_engine.vllm_config, SimpleNamespace())
-    asked: list[dict[str, Any]] = [
+    requests: list[dict[str, Any]] = [
         {"weight": 3.0, "signal": "reward"},
         {},
         {"rewards": 1},
         {"threshold": 1e6, "guard": "guard"},
     ]
-    parameters = [greedy(**client.request(folder, **settings)) for settings in asked]
+    parameters = [greedy(**client.request(folder, **settings)) for settings in requests]
     wants = [second.add_request(slot, each) for slot, each in enumerate(parameters)]
     assert wants == [True, False, False, False]
     hidden = torch.randn(4, sum(model._widths), generator=torch.Generator().manual_seed(0))
@@ -355,12 +355,12 @@ def test_outputs_that_are_fetched_late_are_merged_with_their_numbers(aggregate):
 def test_preemption_in_another_process(folder, plain, transformers_path) -> None:
     """The cache holds a part of the requests, so some are thrown out and read again."""
     long = {"max_tokens": 100}
-    asked = [
+    batches = [
         (PROMPTS, greedy(**long, **client.request(folder, rewards=1))),
         (PROMPTS, greedy(**long, **client.request(folder, rewards=1, threshold=0.0, guard="guard", patience=3))),
     ]
     whole, ended = answers(
-        folder, *asked, multiprocess=True, block_size=32, num_gpu_blocks_override=14, max_num_batched_tokens=32
+        folder, *batches, multiprocess=True, block_size=32, num_gpu_blocks_override=14, max_num_batched_tokens=32
     )
     assert [answer.tokens[:12] for answer in whole] == tokens_of(plain)[:8]
     assert_rewards(transformers_path, whole, "reward", "guard")
@@ -373,13 +373,13 @@ def test_preemption_in_another_process(folder, plain, transformers_path) -> None
 def test_tensor_parallel(tmp_path: Path) -> None:
     """Two processes: each has half of the base's heads and units, and all of what is inserted."""
     folder = make_folder(tmp_path, signals=("reward",), num_attention_heads=4, num_key_value_heads=2)
-    asked = [
+    batches = [
         (PROMPTS, greedy(**client.request(folder, rewards=1))),
         (PROMPTS, greedy(**client.request(folder, weight=3.0))),
     ]
     (plain,) = answers(folder.parent / "base", (PROMPTS, greedy()), tensor_parallel_size=2)
-    whole, steered = answers(folder, *asked)
-    split, split_steered = answers(folder, *asked, tensor_parallel_size=2)
+    whole, steered = answers(folder, *batches)
+    split, split_steered = answers(folder, *batches, tensor_parallel_size=2)
     assert tokens_of(split) == tokens_of(plain)
     assert tokens_of(split_steered) == tokens_of(steered) != tokens_of(plain)
     for ours, theirs in zip(split, whole, strict=True):

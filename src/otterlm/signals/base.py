@@ -152,7 +152,7 @@ class Objective(Protocol):
     """An objective is a module that holds the model and computes what a batch teaches its adapter.
 
     Attributes:
-        identity: what a checkpoint must agree with, beside the trainer's own settings; JSON can hold it.
+        identity: what a checkpoint must agree with, beside the trainer's settings; JSON can hold it.
     """
 
     identity: dict[str, Any]

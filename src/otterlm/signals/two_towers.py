@@ -1,7 +1,7 @@
 """Scores every token of the vocabulary by two small networks: f(E[v]) . g(s), E the base's unembedding, s the state.
 
-f is the same for every text, so its outputs are kept as a table, `[V, rank]`, and scoring a vocabulary costs as much as
-with a linear map of that rank.
+f is the same for every text, so its outputs are stored as a table, `[V, rank]`, and scoring a vocabulary costs as much
+as with a linear map of that rank.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""`otter bench steering`: guidance and search beside the base, one sample and best-of-n, by the adapter's reward."""
+"""Defines `otter bench steering`: guidance and search beside the base, one sample and best-of-n, by the reward."""
 
 import functools
 from typing import Annotated, Any

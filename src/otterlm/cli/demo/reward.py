@@ -60,6 +60,6 @@ def show(part: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _summary(answer: dict[str, Any], low: float, high: float) -> str:
-    """Says where the final reward lies among the base's own responses."""
+    """Says where the final reward lies among the base's responses."""
     final, mean, spread = answer["rewards"][-1], (low + high) / 2, (high - low) / 4
     return f"final reward {final:+.2f}, {(final - mean) / spread:+.1f} spreads from the base's average response"

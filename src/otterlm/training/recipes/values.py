@@ -1,7 +1,7 @@
-"""The second stage of a reward: values of the base's own responses.
+"""Trains the second stage of a reward: values of the base's responses.
 
-A reward of preference pairs says how good a text is so far. What steers is where the base will take it: the final
-reward that is expected if the base goes on (controlled decoding, arXiv 2310.17022; RAD-Q, arXiv 2407.04615). So the
+A reward of preference pairs says how good a text is so far. What steers is how the base will continue it: the final
+reward that is expected if the base continues (controlled decoding, arXiv 2310.17022; RAD-Q, arXiv 2407.04615). So the
 base samples responses, the trained reward rates them whole, and every prefix learns that rating.
 
 Guided text is not what the base samples, and there the values would be guesses. So a second round adds responses of the
@@ -71,15 +71,15 @@ def learn_values(
     learning: RewardTrainingConfig,
     run: Run,
 ) -> dict[str, float]:
-    """Trains a reward on the base's own responses, and goes on from where it was killed.
+    """Trains a reward on the base's responses. A killed run resumes.
 
     Args:
         model: the base with the adapter whose reward rates the responses.
         tokenizer: the base's.
-        prompts: what the base answers.
-        values: see there.
+        prompts: the prompts that the base answers.
+        values: the settings of the stage.
         max_prompt_tokens: a longer prompt keeps its end.
-        learning: what is learned.
+        learning: the settings of the objective.
         run: of the first stage; this one has a folder inside.
 
     Returns:
@@ -104,14 +104,16 @@ def learn_values(
         metrics = learn_reward(model, tokenizer, examples, held_rows, learning, stage)
         if number == 0:
             measure_spread(model, examples)
-        kept = [example for example in examples if example.row not in held_rows]
-        metrics |= learn_to_steer(model, kept, learning, seed)
+        fitted = [example for example in examples if example.row not in held_rows]
+        metrics |= learn_to_steer(model, fitted, learning, seed)
     return {f"value_{name}" if name != EXPLAINED else name: value for name, value in metrics.items()}
 
 
 def prompts_of(rows: Sequence[Row], held: set[int]) -> list[Prompt]:
-    """Returns the prompts that the rows are trained on with, and their openings, each once: chats begin there.
-    Dialogues that open as a held-out one does are not among them."""
+    """Returns the prompts of the rows to train on, and their openings, each once: chats begin there.
+
+    Dialogues that open as a held-out one does are not among them.
+    """
     of = [(row.chosen if isinstance(row, PairRow) else row.text).prompt or () for row in rows]
     unseen = {_opening(of[index]) for index in held}
     used = [prompt for prompt in of if prompt and _opening(prompt) not in unseen]
@@ -120,5 +122,5 @@ def prompts_of(rows: Sequence[Row], held: set[int]) -> list[Prompt]:
 
 def _opening(prompt: Prompt) -> Prompt:
     """Returns a prompt's turns up to the first one of the user."""
-    asked = next((number for number, (role, _) in enumerate(prompt, start=1) if role == "user"), len(prompt))
-    return prompt[:asked]
+    end = next((number for number, (role, _) in enumerate(prompt, start=1) if role == "user"), len(prompt))
+    return prompt[:end]

@@ -1,4 +1,4 @@
-"""A trained reward rates the base's responses itself, as the scorer of its own second stage."""
+"""A trained reward rates the base's responses itself, as the scorer of its second stage."""
 
 import itertools
 from collections.abc import Sequence
@@ -16,8 +16,9 @@ from otterlm.training.teachers.responses import Response
 
 
 class OwnReward:
-    """Rates responses by an adapter's reward at their last token, see `otterlm.training.teachers.responses.Rate`. It
-    rates by the weights that the adapter has now, whatever is trained later.
+    """Rates responses by an adapter's reward at their last token, see `otterlm.training.teachers.responses.Rate`.
+
+    It rates by the weights that the adapter has now, whatever is trained later.
 
     Args:
         model: the base with the trained adapter.
