@@ -76,13 +76,11 @@ def plug_in(
     """
     arguments: dict[str, Any] = {}
     loops: list[str] = []
-    replaced = 0
+    seen: set[str] = set()
     for name, use in chosen:
-        own = settings
-        if use.needs == Capability.REPLACES:
-            # One nucleus, the base's: the first contrast rules out what is not in it.
-            own, replaced = (replace(settings, top_p=1.0) if replaced else settings), replaced + 1
-        made = use.make(model, name, own)
+        # One nucleus, the base's: the first of several contrasts or guidances rules out what is not in it.
+        made = use.make(model, name, replace(settings, top_p=1.0, min_p=0.0) if use.name in seen else settings)
+        seen.add(use.name)
         if use.plug == "custom_generate":
             loops.append(use.name)
             arguments["custom_generate"] = made
