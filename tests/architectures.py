@@ -1,4 +1,4 @@
-"""Every causal architecture of the installed Transformers, tiny and random: whether a stream leaves it as it was.
+"""Tries a stream in every causal architecture of the installed Transformers, tiny and random.
 
 python tests/architectures.py [NAME ...]    the rows of some types, or of all
 """
@@ -105,7 +105,7 @@ TYPES: dict[str, dict[str, Any]] = {
 
 
 def small(config: Any) -> dict[str, Any]:
-    """Settings that make a configuration, and those in it, small."""
+    """Returns settings that make a configuration, and those in it, small."""
     fields = set(vars(config)) | set(type(config).attribute_map)
     settings = {name: value for name, value in SIZES.items() if name in fields}
     for name, part in vars(config).items():
@@ -115,12 +115,12 @@ def small(config: Any) -> dict[str, Any]:
 
 
 def without_eyes(config: Any) -> Any:
-    """A part of Gemma 3n; in the place of its eyes, which need the package timm and see no text, nothing."""
+    """Makes a part of Gemma 3n; its eyes, which need the package timm and see no text, are left out."""
     return torch.nn.Identity() if config.model_type == "gemma3n_vision" else AutoModel.from_config(config)
 
 
 def tiny_model(name: str) -> PreTrainedModel:
-    """A frozen random model of a type, the same one each time."""
+    """Makes a frozen random model of a type, the same one each time."""
     config = AutoConfig.for_model(name, **small(AutoConfig.for_model(name)))
     with patch.object(modeling_gemma3n, "AutoModel", SimpleNamespace(from_config=without_eyes)):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -130,7 +130,7 @@ def tiny_model(name: str) -> PreTrainedModel:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one type.
+    """The outcome says how one type is read.
 
     Attributes:
         taps: how its blocks are read, `inside` or `edge`; empty where they are not.
@@ -165,13 +165,13 @@ EDGE = "nor can its blocks be read at their edge: "
 
 
 def short(why: object) -> str:
-    """The first words of a reason, on one line and without what would end a table's cell."""
+    """Returns the first words of a reason, on one line and without what would end a table's cell."""
     return textwrap.shorten(str(why).strip().replace("|", "/"), 75, placeholder=" ...")
 
 
 def table(outcomes: dict[str, Outcome]) -> str:
-    """The part of docs/exactness.md on all types."""
-    exact = sum(found.result == "=" for found in outcomes.values())
+    """Returns the part of docs/exactness.md on all types."""
+    exact = sum(each.result == "=" for each in outcomes.values())
     what = (
         f"All {len(outcomes)} types that `AutoModelForCausalLM` of Transformers {transformers.__version__} knows, as "
         f"tiny random models in fp32, in the same cases. {exact} are exact. The second column says how blocks are "
@@ -180,18 +180,18 @@ def table(outcomes: dict[str, Outcome]) -> str:
     )
     lines = [HEADING, "", *textwrap.wrap(what, 100, break_on_hyphens=False), ""]
     lines += ["| type | taps | |", "|---|---|---|"]
-    lines += [f"| {name} | {found.taps} | {found.result} |" for name, found in outcomes.items()]
+    lines += [f"| {name} | {each.taps} | {each.result} |" for name, each in outcomes.items()]
     return "\n".join(lines) + "\n"
 
 
 def all_outcomes(names: Iterable[str] = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) -> dict[str, Outcome]:
-    """The outcomes of all types, by name."""
+    """Returns the outcomes of all types, by name."""
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     return {name: outcome(name) for name in sorted(names)}
 
 
 if __name__ == "__main__":
-    for each in sys.argv[1:] or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
-        found = all_outcomes([each])[each]
-        print(each, found.taps, found.result, sep=" | ", flush=True)
+    for name in sys.argv[1:] or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+        (result,) = all_outcomes([name]).values()
+        print(name, result.taps, result.result, sep=" | ", flush=True)

@@ -108,7 +108,7 @@ def test_a_copy_starts_as_a_slice(name) -> None:
 
 @torch.no_grad()
 def test_a_generation_says_what_the_whole_text_says(kind, otter) -> None:
-    """Token by token, over a KV cache, behind padding: the extra heads see what they see in one pass."""
+    """The extra heads see token by token, over a KV cache and behind padding, what they see in one pass."""
     ids, mask = tokens(2, 8), torch.ones(2, 8, dtype=torch.long)
     ids[1, :3], mask[1, :3] = 0, 0
     settings = {"do_sample": False, "eos_token_id": None}
@@ -130,8 +130,8 @@ def test_a_text_in_pieces_with_masks_of_all_kinds(name) -> None:
     for masks in ({}, {"attention_mask": mask}):
         cache, steps = DynamicCache(config=otter.base_model.config), []
         for start, stop in ((0, 4), (4, 5), (5, 8), (8, 9)):
-            told = {name: part[:, :stop] for name, part in masks.items()}
-            steps.append(state_of(otter, ids[:, start:stop], past_key_values=cache, use_cache=True, **told))
+            inputs = {name: part[:, :stop] for name, part in masks.items()}
+            steps.append(state_of(otter, ids[:, start:stop], past_key_values=cache, use_cache=True, **inputs))
         close(torch.cat(steps, dim=1), whole, 1e-4)
 
 
@@ -160,15 +160,15 @@ EXAMPLES = [Example(0, (5, 6, 7), ((8, 9), (10, 11, 12))), Example(1, (20,), ((2
 @pytest.mark.parametrize("name", ["llama", "bloom", "qwen3_next", "bart", "deepseek_v4"])
 def test_recorded_training_is_live_training(name, tmp_path) -> None:
     otter = edge_otter(name, layers=(0, 2))
-    found = []
+    losses = []
     for source in (LiveBase(otter), RecordedBase(otter, EXAMPLES, tmp_path)):
         otter.zero_grad()
         metrics = RewardObjective(otter, source, RewardTrainingConfig())(collate(EXAMPLES))
         metrics["loss"].backward()
         trained = [p for p in otter.adapters.parameters() if p.requires_grad]
         assert all(p.grad is not None and p.grad.isfinite().all() for p in trained)
-        found.append(metrics["preference"].detach())
-    close(found[1], found[0], 5e-2)
+        losses.append(metrics["preference"].detach())
+    close(losses[1], losses[0], 5e-2)
     numbers = 2 * 2 * 32 + 32  # of two blocks h and what is added, of the last norm h
     assert (tmp_path / "recording.bf16").stat().st_size == 2 * numbers * sum(map(len, EXAMPLES))
 
@@ -176,7 +176,7 @@ def test_recorded_training_is_live_training(name, tmp_path) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["llama", "mamba", "qwen3_next", "bart"])
 def test_packed_branches_do_not_see_each_other(name) -> None:
-    """Where the base would mix them up they are read apart: a packed pair says what its two texts say alone."""
+    """A packed pair says what its two texts say alone, also where the base would mix them up."""
     otter = edge_otter(name)
     assert otter.family.branches == (name not in ROWS_APART)
     packed = read_batch(otter, LiveBase(otter), collate(EXAMPLES), "reward").prefix
@@ -298,5 +298,5 @@ def test_blocks_that_read_the_last_token_alone_are_refused(monkeypatch: pytest.M
 
 def test_large_latent_experts_are_tried_small() -> None:
     """The replica of DeepSeek-V3, 671 billion parameters, has few of all that is many."""
-    found = plan(AutoConfig.for_model("deepseek_v3"), OtterConfig())
-    assert (found.taps, found.base_parameters > 600_000_000_000) == ("edge", True)
+    cost = plan(AutoConfig.for_model("deepseek_v3"), OtterConfig())
+    assert (cost.taps, cost.base_parameters > 600_000_000_000) == ("edge", True)
