@@ -1,4 +1,5 @@
-"""Makes the table of docs/exactness.md: every family, dtype, attention and way of running, with adapters and without.
+"""Makes the tables of docs/exactness.md: every family, dtype, attention and way of running, with adapters and without;
+and every causal architecture of Transformers (`architectures.py`).
 
 python tests/exactness_matrix.py > docs/exactness.md    (make exactness)
 """
@@ -11,6 +12,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import architectures
 from conftest import add_tiny_adapter, tiny_otter, tokens
 from families import FAMILIES, family_base
 
@@ -38,7 +40,7 @@ def cells(name: str) -> dict[tuple[str, str, str], bool]:
 
 
 def table() -> str:
-    """Returns the page."""
+    """Returns the part of the page on the listed families."""
     columns = [(dtype, attention) for dtype in DTYPES for attention in ("eager", "sdpa")]
     what = (
         "Tiny random models of every family with two random adapters, against the same without. `=` is bit-equal "
@@ -64,4 +66,4 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    print(table(), end="")
+    print(table(), architectures.table(architectures.all_outcomes()), sep="\n", end="")

@@ -159,10 +159,11 @@ def test_a_static_cache_that_was_reset_may_be_used():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("taps", ["inside", "edge"])
 @pytest.mark.parametrize("name", ["dynamic", "static"])
-def test_steps_are_compiled_whole(name):
+def test_steps_are_compiled_whole(name, taps):
     """A branch on the length of a static cache would not be, and would wait for a GPU."""
-    otter, other = tiny_otter(tiny_base()), tiny_otter(tiny_base())
+    otter, other = (tiny_otter(tiny_base(), taps=taps, head_dim=8) for _ in range(2))
     ours, theirs = (CACHES[name][0](otter.config) for _ in range(2))
     for model, cache in ((otter, ours), (other, theirs)):
         model(tokens(1, 5), past_key_values=cache)

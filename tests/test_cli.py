@@ -108,6 +108,19 @@ def test_train_score_and_generate(answer, base, pairs, tmp_path: Path) -> None:
     assert {"a", "b"} & set(answer(*prompt, "--adapter", out, "--weight", 50, "--method", "search")["text"].split())
 
 
+def test_train_with_taps_at_the_edge(answer, otter, base, pairs, tmp_path: Path) -> None:
+    out, shape = tmp_path / "edge", (*SHAPE, "--taps", "edge", "--vocabulary-rank", 4)
+    settings = ("--epochs", 6, "--batch-size", 8, "--learning-rate", 0.01, "--eval-fraction", 0.25, "--record")
+    command = ("train", "reward", "--base", base, "--data", pairs, "--out", out, *shape, *settings, "--no-values")
+    result = answer(*command)
+    assert result["accuracy"] == 1.0
+    assert answer(*command) == result  # there is nothing left to do
+    assert json.loads((out / CONFIG).read_text())["taps"] == "edge"
+    assert "| taps | edge |" in (out / "README.md").read_text()
+    assert answer("plan", "--base", base, "--adapter", out)["taps"] == "edge"
+    assert "read at their edge" in otter("plan", "--base", base, "--adapter", out)[1]
+
+
 def test_train_contrast_and_generate(answer, refusal, base, tmp_path: Path) -> None:
     sides = {"good": "a b a b a", "bad": "i j i j i"}
     for side, text in sides.items():

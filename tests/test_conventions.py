@@ -274,7 +274,7 @@ def test_an_offloaded_base_is_not_moved(tmp_path: Path) -> None:
 
 def test_a_base_over_several_devices_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     base = tiny_base()
-    last = base.get_decoder().layers[3].self_attn.o_proj
+    last = base.get_decoder().layers[3]
     devices = {last: torch.device("cuda:1")}
     monkeypatch.setattr("otterlm.adapter.device_of", lambda module: devices.get(module, torch.device("cpu")))
     refused(lambda: tiny_otter(base), "cpu, cuda:1", "device_map")

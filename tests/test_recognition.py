@@ -11,7 +11,6 @@ from families import unlisted
 from transformers import (
     AutoConfig,
     AutoModel,
-    AutoModelForCausalLM,
     BertConfig,
     BertForMaskedLM,
     Gemma3Config,
@@ -72,9 +71,10 @@ def test_recognised_in_every_precision(kind, dtype, tmp_path):
 def test_a_model_of_a_recognised_type_is_tried_by_itself():
     plain, odd = CLOVA | {"logits_scaling": 1.0}, CLOVA | {"logits_scaling": 2.0}
     assert slice_error(unlisted("hyperclovax", **plain), tokens(2, 9)) < 1e-4
+    inside = tiny_config(taps="inside")
     # It multiplies by what Granite divides by.
-    refused(lambda: OtterModel(unlisted("hyperclovax", **odd)), "hyperclovax", "its logits are scaled otherwise")
-    refused(lambda: OtterModel(unlisted("hyperclovax", **plain | {"use_post_norm": True})), "act otherwise")
+    refused(lambda: OtterModel(unlisted("hyperclovax", **odd), inside), "hyperclovax", "logits are scaled otherwise")
+    refused(lambda: OtterModel(unlisted("hyperclovax", **plain | {"use_post_norm": True}), inside), "act otherwise")
     assert slice_error(unlisted("hyperclovax", **plain, attention_bias=True), tokens(2, 9)) < 1e-4
 
 
@@ -103,7 +103,10 @@ def test_plan_recognises_large_configurations(size):
     config = AutoConfig.for_model("seed_oss", **wide, intermediate_size=4 * size, num_key_value_heads=8, head_dim=128)
     assert plan(config, tiny_config(num_attention_heads=2)).base_parameters > 10_000_000
     other = AutoConfig.for_model("hyperclovax", **wide, logits_scaling=2.0, num_key_value_heads=8, use_post_norm=False)
-    refused(lambda: plan(other, tiny_config()), "hyperclovax", "its logits are scaled otherwise")
+    refused(lambda: plan(other, tiny_config(taps="inside")), "hyperclovax", "its logits are scaled otherwise")
+    found = plan(other, tiny_config())
+    assert (found.taps, found.base_kv_bytes_per_token) == ("edge", None)
+    assert "its logits are scaled otherwise" in str(found.edge_because)
 
 
 def test_plan_says_what_is_no_language_model():
@@ -198,8 +201,9 @@ def test_a_model_that_also_sees(make, tmp_path):
 
 
 @torch.no_grad()
-def test_an_image_changes_the_rewards_and_no_logit():
-    otter, plain, ids = tiny_otter(gemma3()), gemma3(), tokens(1, 9)
+@pytest.mark.parametrize("taps", ["inside", "edge"])
+def test_an_image_changes_the_rewards_and_no_logit(taps):
+    otter, plain, ids = tiny_otter(gemma3(), taps=taps), gemma3(), tokens(1, 9)
     ids[0, 1:5] = 96
     inputs = {"input_ids": ids, "token_type_ids": (ids == 96).long()}
     rewards = []
@@ -231,14 +235,8 @@ def with_virtual_tokens():
     return get_peft_model(tiny_base(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
 
 
-def llama4():
-    config = AutoConfig.for_model("llama4_text", **TEXT, num_local_experts=2, intermediate_size_mlp=48)
-    return AutoModelForCausalLM.from_config(config)
-
-
 NOT_BASES = {
     "one with virtual tokens": (with_virtual_tokens, ["PeftModel", "virtual tokens", "PROMPT_TUNING"]),
-    "one that hides its decoder": (llama4, ["Llama4ForCausalLM", "decoder"]),
     "a name": (lambda: "gpt2", ["str", "from_pretrained"]),
     "nothing": (lambda: None, ["NoneType", "from_pretrained"]),
     "a configuration": (lambda: tiny_base().config, ["LlamaConfig", "from_pretrained"]),
@@ -296,4 +294,4 @@ def test_a_base_that_was_compiled_in_place():
     ],
 )
 def test_the_closest_family_is_the_one_that_shares_most(kind, overrides, closest):
-    refused(lambda: OtterModel(unlisted(kind, **overrides)), f"the closest, {closest}, has")
+    refused(lambda: OtterModel(unlisted(kind, **overrides), tiny_config(taps="inside")), f"the closest, {closest}, has")

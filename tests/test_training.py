@@ -20,7 +20,7 @@ from otterlm.errors import OtterError
 from otterlm.fingerprint import fingerprint
 from otterlm.signals.reward.config import RewardConfig
 from otterlm.signals.reward.objective import RewardObjective, RewardTrainingConfig, last_states, start_from_probe
-from otterlm.taps import LayerTaps, Visitor
+from otterlm.taps import EdgeTaps, Visitor
 from otterlm.training.data.packing import Example, collate
 from otterlm.training.sources import LiveBase, RecordedBase
 from otterlm.training.trainer import TrainingConfig, train
@@ -432,7 +432,7 @@ def test_a_recording_pads_with_real_tokens(tmp_path: Path) -> None:
     """A state of zeros has no norm: through 1 / eps it would grow into NaN, block by block."""
 
     class Look(Visitor):
-        def layer(self, index: int, taps: LayerTaps) -> None:
+        def layer(self, index: int, taps: EdgeTaps) -> None:
             padding = batch.segments < 0
             assert padding.any()
             first = taps.hidden[:, :1].expand_as(taps.hidden)

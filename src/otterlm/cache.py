@@ -6,12 +6,19 @@ cache (reorder for beams, repeat, crop, offload) it does to these layers with th
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from transformers import Cache
-from transformers.cache_utils import EncoderDecoderCache
+from transformers.cache_utils import (
+    CacheLayerMixin,
+    DynamicLayer,
+    EncoderDecoderCache,
+    LinearAttentionCacheLayerMixin,
+    QuantizedLayer,
+    StaticLayer,
+)
 
 from otterlm.errors import OtterError
 
@@ -24,11 +31,13 @@ class CacheSlot:
         block: the widened block.
         index: of the layer in the cache.
         stream: a number that tells inserted streams apart.
+        whole: whether it keeps those of all tokens, whatever the block keeps for the base.
     """
 
     block: int
     index: int
     stream: int
+    whole: bool = False
 
 
 def update_inserted(cache: Cache, key: Tensor, value: Tensor, slot: CacheSlot) -> tuple[Tensor, Tensor]:
@@ -42,36 +51,85 @@ def update_inserted(cache: Cache, key: Tensor, value: Tensor, slot: CacheSlot) -
     Raises:
         OtterError: the cache was filled while this adapter was off, or with another adapter in its slot.
     """
-    if isinstance(cache, EncoderDecoderCache):
-        cache = cache.self_attention_cache
-    layer, new = _layer(cache, slot)
-    if new:
-        layer.otter_stream = slot.stream
-    elif getattr(layer, "otter_stream", slot.stream) != slot.stream:
-        raise OtterError("the KV cache was filled by other adapters than are inserted now: start from an empty cache")
+    cache = _of_text(cache)
+    new = not inserted_layer(cache, slot).is_initialized
     key, value = cache.update(key, value, slot.index)
-    _check_lengths(cache.get_seq_length(slot.block), cache.get_seq_length(slot.index), new)
+    if not slot.whole:  # others are checked once a pass, see `Past`
+        _check_lengths(cache.get_seq_length(slot.block), cache.get_seq_length(slot.index), new)
     return key, value
 
 
-def _layer(cache: Cache, slot: CacheSlot) -> tuple[Any, bool]:
-    """Returns the layer in a slot, and whether it is still empty. It is made at its first use, of its block's kind."""
+def inserted_layer(cache: Cache, slot: CacheSlot) -> Any:
+    """Returns the layer of a cache in a slot. It is made at its first use.
+
+    Raises:
+        OtterError: another adapter has filled it.
+    """
+    cache = _of_text(cache)
     while len(cache.layers) <= slot.index:
         # Slots before this one stay empty: they belong to adapters that are off, or to later blocks of the base where a
         # cache grows on demand (its layers are all of one kind).
-        cache.layers.append(_empty_like(cache.layers[slot.block]))
-    if cache.layers[slot.index].is_initialized:
-        return cache.layers[slot.index], False
-    # Another adapter may have made it, of the kind of another block.
-    cache.layers[slot.index] = _empty_like(cache.layers[slot.block])
-    return cache.layers[slot.index], True
+        grown = getattr(cache, "layer_class_to_replicate", None)
+        cache.layers.append(_new_layer(cache, slot) if grown is None else grown())
+    layer = cache.layers[slot.index]
+    if not layer.is_initialized:
+        # Another adapter may have made it, of another kind.
+        layer = cache.layers[slot.index] = _new_layer(cache, slot)
+        layer.otter_stream = slot.stream
+    elif getattr(layer, "otter_stream", slot.stream) != slot.stream:
+        raise OtterError("the KV cache was filled by other adapters than are inserted now: start from an empty cache")
+    return layer
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """A past says how much of a text a cache holds before a pass.
+
+    Attributes:
+        tokens: how many, as the base's attention counts them; None where none of its layers counts.
+        begun: whether there are any.
+    """
+
+    tokens: int | Tensor | None
+    begun: bool
+
+    @classmethod
+    def of(cls, cache: Cache | None) -> Self:
+        """Reads it from the base's layers."""
+        layers = [] if cache is None else _of_text(cache).layers
+        base = [layer for layer in layers if not hasattr(layer, "otter_stream")]
+        counts = next((layer for layer in base if isinstance(layer, CacheLayerMixin) and layer.is_initialized), None)
+        if counts is not None:
+            length = counts.get_seq_length()  # a static cache counts on in the same tensor
+            return cls(length.clone() if isinstance(length, Tensor) else length, True)
+        states = [layer.has_previous_state for layer in base if isinstance(layer, LinearAttentionCacheLayerMixin)]
+        return cls(None if states else 0, any(any(state.values()) for state in states))
+
+    def check(self, inserted: Any) -> None:
+        """Checks that extra heads have read as much.
+
+        Args:
+            inserted: the layer of their keys.
+
+        Raises:
+            OtterError: the cache was filled while the adapter was off.
+        """
+        if self.tokens is not None:
+            _check_lengths(self.tokens, inserted.get_seq_length(), not inserted.is_initialized)
+        elif self.begun and not inserted.is_initialized:
+            raise OtterError("the cache was filled while the adapter was off; start from an empty one")
+
+
+def _of_text(cache: Cache) -> Cache:
+    return cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
 
 
 def _check_lengths(base: int | Tensor, inserted: int | Tensor, new: bool) -> None:
-    if isinstance(base, Tensor):
+    if isinstance(base, Tensor) or isinstance(inserted, Tensor):
         # A static cache. To read a number from a GPU waits for it, and cannot be compiled: there the check comes once,
         # when the first inserted keys arrive.
-        if torch.compiler.is_compiling() or not (new or base.device.type == "cpu"):
+        on_cpu = all(count.device.type == "cpu" for count in (base, inserted) if isinstance(count, Tensor))
+        if torch.compiler.is_compiling() or not (new or on_cpu):
             return
         base, inserted = int(base), int(inserted)
     if base != inserted:
@@ -79,6 +137,18 @@ def _check_lengths(base: int | Tensor, inserted: int | Tensor, new: bool) -> Non
             f"the KV cache holds {base} tokens of the base but {inserted} of the adapter: "
             "it was filled while the adapter was off; start from an empty cache"
         )
+
+
+def _new_layer(cache: Cache, slot: CacheSlot) -> Any:
+    """Makes a layer of the block's kind, or one that keeps all tokens, fixed or quantised as the base's layers are."""
+    if not slot.whole:
+        return _empty_like(cache.layers[slot.block])
+    for layer in cache.layers:
+        if isinstance(layer, StaticLayer) and not layer.is_sliding:
+            return StaticLayer(layer.max_cache_len)
+        if isinstance(layer, QuantizedLayer):
+            return _empty_like(layer)
+    return DynamicLayer()
 
 
 def _empty_like(layer: Any) -> Any:

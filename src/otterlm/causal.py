@@ -1,10 +1,23 @@
-"""Refuses an object that is no base, and says what it is and what to pass instead."""
+"""Refuses an object that is no base, and says what it is and what to pass instead; finds a base's decoder."""
 
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from otterlm.errors import OtterError
+
+
+def decoder_of(base: Any) -> Any:
+    """Returns the part of a base that makes states of tokens.
+
+    Transformers' `get_decoder` is asked first. Some models return themselves, or another part that has this name.
+    """
+    decoder = base.get_decoder()
+    if decoder is not base and isinstance(decoder, PreTrainedModel):
+        return decoder
+    inside = (child for child in base.children() if isinstance(child, PreTrainedModel))
+    return next(inside, decoder)
 
 
 def check_causal(base: Any) -> None:
@@ -31,7 +44,7 @@ def check_causal(base: Any) -> None:
         raise OtterError(f"{kind} is an encoder-decoder model; Otter reads decoder-only ones: {load}")
     if not model.can_generate() or model.get_output_embeddings() is None:
         raise OtterError(f"{kind} is not a causal language model (it predicts no next token): {load}")
-    if model.get_decoder() is model:
+    if decoder_of(model) is model:
         raise OtterError(f"{kind} does not say which of its parts is the decoder, which Otter reads: {load}")
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         raise OtterError(

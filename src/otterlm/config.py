@@ -22,6 +22,7 @@ FORMAT_VERSION = 1
 """The version of `adapter_config.json` and the tensor names. It rises when an older reader would misread them."""
 
 Initialization = Literal["copy", "random", "normal"]
+Taps = Literal["inside", "edge"]
 Embedding = Literal["projection", "table"]
 
 
@@ -33,7 +34,7 @@ class OtterConfig:
         hidden_size: d', the width of h', the state inserted beside the base's.
         num_attention_heads: H', extra attention heads a block.
         num_key_value_heads: extra key/value heads a block; divides `num_attention_heads`.
-        head_dim: of the extra heads; divides the base's head size. None: the base's.
+        head_dim: of the extra heads; inside a block it divides the base's head size. None: the base's; at its edge 64.
         intermediate_size: f', extra FFN units a block.
         layers: which blocks are widened, by index, ascending; None: all.
         embedding: where h' comes from. `table`: E', a column slice of the embedding, trained (the paper's).
@@ -41,6 +42,9 @@ class OtterConfig:
             rather than vocabulary x d'. Copy initialisation makes both the first d' channels of that state.
         initialization: of the inserted parameters: slices of the base's (`copy`, the paper's best), torch's default
             for linear layers (`random`), or N(0, 0.02) (`normal`).
+        taps: what is read of a block: its heads and units, too (`inside`, the paper's), or only the state that enters
+            it and what it adds (`edge`). None: `inside` where the base's family is known, else `edge`; a saved adapter
+            says which it was.
         signal: what is predicted.
         base_model_name_or_path: the base it was trained on.
         base_fingerprint: sampled weights of that base, see `otterlm.fingerprint`.
@@ -57,6 +61,9 @@ class OtterConfig:
     )
     embedding: Embedding = setting("projection", "projection, or table (the paper's).")
     initialization: Initialization = setting("copy", "copy, random or normal.")
+    taps: Taps | None = setting(
+        None, "Where blocks are read: inside, or edge; default inside where the family is known."
+    )
     signal: SignalConfig = field(default_factory=RewardConfig)
     base_model_name_or_path: str | None = None
     base_fingerprint: tuple[float, ...] | None = None
@@ -77,8 +84,8 @@ class OtterConfig:
             object.__setattr__(self, "layers", layers)
             if not self.layers or list(self.layers) != sorted(set(self.layers)):
                 raise OtterError(f"layers must be distinct and ascending, got {list(self.layers)}")
-        for name, allowed in (("embedding", Embedding), ("initialization", Initialization)):
-            if getattr(self, name) not in get_args(allowed):
+        for name, allowed in (("embedding", Embedding), ("initialization", Initialization), ("taps", Taps)):
+            if getattr(self, name) not in get_args(allowed) and (name, getattr(self, name)) != ("taps", None):
                 raise OtterError(f"{name} must be one of {', '.join(get_args(allowed))}, got {getattr(self, name)!r}")
         if self.base_fingerprint is not None and not all(
             isinstance(value, float | int) and abs(value) < 1e30 for value in self.base_fingerprint

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from otterlm.causal import decoder_of
 from otterlm.detection import recognize
-from otterlm.families.parts import weight_of
+from otterlm.families.parts import part_of, weight_of
 
 SAMPLES, ROWS = 32, 24
 """So many values of the last norm, and so many rows of the embedding table, one value each, are read."""
@@ -73,9 +74,9 @@ def _most(close: Tensor) -> bool:
 
 def _parts(base: PreTrainedModel) -> tuple[Tensor, Tensor]:
     """Returns the embedding table, `[V, d]`, and the last norm's weight, `[d]`, or nothing where it has none."""
-    family, decoder = recognize(base), base.get_decoder()
-    table, norm = weight_of(decoder.get_submodule(family.embedding)), decoder.get_submodule(family.final_norm)
-    if getattr(norm, "weight", None) is None:
+    family, decoder = recognize(base), decoder_of(base)
+    table, norm = weight_of(decoder.get_submodule(family.embedding)), part_of(decoder, family.final_norm)
+    if norm is None or getattr(norm, "weight", None) is None:
         return table, table.new_empty(0)
     return table, weight_of(norm)
 

@@ -90,7 +90,9 @@ def _sample(parameter: Tensor) -> list[float]:
 
 def of_config(config: OtterConfig) -> Identity:
     """Returns an adapter's shape and signal. Its base is identified by `of_weights`."""
-    left_out = ("base_model_name_or_path", "base_fingerprint", "version", "peft_type")
+    left_out = ["base_model_name_or_path", "base_fingerprint", "version", "peft_type"]
+    if config.taps != "edge":
+        left_out.append("taps")  # former runs did not say that they read blocks inside
     return {name: value for name, value in json.loads(config.to_json()).items() if name not in left_out}
 
 

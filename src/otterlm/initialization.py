@@ -2,25 +2,35 @@
 
 In the paper slices of the base's parameters are better than noise.
 
-`copy` makes the stream start as an exact slice: A holds the matching rows of W, B is zero, and so h' is h's first d'
-channels at every widened block (where all are widened). The columns that read the extra heads and units are zero:
-as in LoRA, one factor starts at zero.
+`copy` makes the stream start as an exact slice: h' is h's first d' channels at every widened block (where all are
+widened). Inside a block, A holds the matching rows of W, and B is zero; at its edge, h' takes its slice of what the
+block adds. The columns that read the extra heads and units are zero: as in LoRA, one factor starts at zero.
 """
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from otterlm.causal import decoder_of
 from otterlm.config import OtterConfig
-from otterlm.families import Family
+from otterlm.edge import EdgeLayer
+from otterlm.families import Family, Outline
 from otterlm.families.facts import decoder_config
-from otterlm.families.parts import embedding_slice, gate_up, matrix, query_key_value, tensor_of
-from otterlm.stream import HeadNorm, InsertedLayer, InsertedNorm, InsertedStream
+from otterlm.families.parts import (
+    blocks_of,
+    embedding_slice,
+    gate_up,
+    matrix,
+    query_key_value,
+    tensor_of,
+)
+from otterlm.norms import HeadNorm, InsertedNorm
+from otterlm.stream import InsertedLayer, InsertedStream
 from otterlm.widths import Widths
 
 
 @torch.no_grad()
-def initialize(stream: InsertedStream, config: OtterConfig, base: PreTrainedModel, family: Family) -> None:
+def initialize(stream: InsertedStream, config: OtterConfig, base: PreTrainedModel, family: Outline) -> None:
     """Fills the parameters of a new stream, as `config.initialization` says.
 
     Raises:
@@ -43,7 +53,7 @@ def initialize(stream: InsertedStream, config: OtterConfig, base: PreTrainedMode
 
 
 @torch.no_grad()
-def fit_table(stream: InsertedStream, base: PreTrainedModel, family: Family) -> None:
+def fit_table(stream: InsertedStream, base: PreTrainedModel, family: Outline) -> None:
     """Resizes the stream's table, where it has one, to a row for each token that the base has now.
 
     Rows for tokens that it does not know yet start as slices of the base's.
@@ -57,16 +67,26 @@ def fit_table(stream: InsertedStream, base: PreTrainedModel, family: Family) -> 
         stream.table.weight[:shared] = former[:shared]
 
 
-def _copy_slices(stream: InsertedStream, base: PreTrainedModel, family: Family) -> None:
-    decoder, width = base.get_decoder(), stream.widths.inserted
+def _copy_slices(stream: InsertedStream, base: PreTrainedModel, family: Outline) -> None:
+    width = stream.widths.inserted
     if stream.table is not None:
         stream.table.weight.copy_(embedding_slice(base, family, stream.widths.inserted))
     if stream.projection is not None:
         stream.projection.weight.copy_(torch.eye(width, stream.widths.base))
     for index, layer in stream.layers.items():
-        block = decoder.get_submodule(family.layers)[int(index)]
-        _copy_layer(layer, block, family, stream.widths)
-    _copy_norm(stream.final_norm, decoder.get_submodule(family.final_norm), torch.arange(width), family)
+        if isinstance(family, Family):
+            _copy_layer(layer, blocks_of(base, family)[int(index)], family, stream.widths)
+        else:
+            _follow_state(layer, stream.widths)
+    if isinstance(family, Family):
+        _copy_norm(stream.final_norm, decoder_of(base).get_submodule(family.final_norm), torch.arange(width), family)
+
+
+def _follow_state(layer: nn.Module, widths: Widths) -> None:
+    """Lets h' take its slice of what a block adds: it starts as a slice of h, though there is nothing to copy."""
+    assert isinstance(layer, EdgeLayer)
+    layer.attention.out.weight.zero_()
+    layer.ffn.down.weight.copy_(torch.eye(widths.inserted, widths.base + widths.units))
 
 
 def _copy_layer(layer: nn.Module, block: nn.Module, family: Family, widths: Widths) -> None:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_mask
 
+from otterlm.errors import OtterError
+
 SHARED = 0
 """The segment of tokens that every branch sees. Branches are 1, 2, ...; padding is negative."""
 
@@ -68,3 +70,39 @@ def dense(mask: Any) -> Tensor | None:
         return mask
     batch, heads, queries, keys = mask.shape
     return create_mask(mask.mask_mod, batch, heads, queries, keys, device=mask.kv_num_blocks.device)
+
+
+def visible(mask: Any, tokens: int, keys: int, past: int | Tensor, device: torch.device) -> Tensor | None:
+    """Makes the mask of heads that see every token up to theirs, from the mask that a decoder was called with.
+
+    Args:
+        mask: `[B, S]`, 0 at padding, as long as the text or longer; `[B, 1, T, S]`, bool or additive; that of flex
+            attention; one of these for each type of layer, by name; or None.
+        tokens: T, of the pass.
+        keys: of all tokens so far; more where a cache has free slots.
+        past: tokens that were read before.
+        device: where the mask goes.
+
+    Returns:
+        `[B, 1, T, keys]`, or None where each token sees all up to itself and SDPA knows that by itself.
+
+    Raises:
+        OtterError: the mask is of fewer keys.
+    """
+    if isinstance(mask, dict):
+        mask = mask.get("full_attention", next((part for part in mask.values() if part is not None), None))
+    mask, fixed = dense(mask), isinstance(past, Tensor)  # a cache of a fixed size counts in a tensor
+    if mask is None and not fixed and (past == 0 or tokens == 1):
+        return None
+    if mask is not None and mask.shape[-1] < keys and not fixed:
+        raise OtterError(f"the attention mask is of {mask.shape[-1]} tokens, but the text has {keys}")
+    if mask is not None and mask.dim() == 4:
+        return mask[..., :keys]
+    row = past + torch.arange(tokens, device=device)[:, None]
+    column = torch.arange(keys, device=device)
+    seen = (column <= row)[None, None]  # [1, 1, T, keys]
+    if mask is None:
+        return seen
+    known = mask[:, :keys].bool()
+    known = torch.nn.functional.pad(known, (0, keys - known.shape[1]))  # [B, keys]
+    return (seen & known[:, None, None]) | (column == row)  # a padding token sees itself: no row is empty

@@ -95,7 +95,7 @@ class OtterModel(LatestSignals):
         name = self._new_name(adapter_name or config.signal.type)
         adapter = Adapter(config, self.base_model, self.family, dtype or self.base_model.dtype)
         with self.device:
-            initialize(adapter.stream, config, self.base_model, self.family)
+            initialize(adapter.stream, config, self.base_model, adapter.family)
             adapter.head.initialize()
         self._insert(name, adapter)
         return name
@@ -263,8 +263,9 @@ class OtterModel(LatestSignals):
     def stream_passes(self, names: Sequence[str]) -> dict[str, StreamPass]:
         """Makes stream passes of the named adapters, ready to be shown one forward pass of the base."""
         passes = {}
-        slot = decoder_config(self.base_model).num_hidden_layers
+        slot = 0
         for name, adapter in self._adapters.items():
+            slot = slot or adapter.stream.first_slot
             if name in names:
                 passes[name] = StreamPass(adapter.stream, slot)
             slot += len(adapter.stream.widths.layers)  # an adapter that is off has its slots, too

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from otterlm.adapter import Adapter
 from otterlm.config import OtterConfig
 from otterlm.errors import OtterError
-from otterlm.families import Family
+from otterlm.families import Outline
 from otterlm.passes import ThreadState
 from otterlm.signals.base import NOTHING, Capability, describe
 from otterlm.taps import Taps
@@ -25,7 +25,7 @@ class NamedAdapters(WrappedModel):
         family: the base's.
     """
 
-    def __init__(self, base_model: PreTrainedModel, family: Family) -> None:
+    def __init__(self, base_model: PreTrainedModel, family: Outline) -> None:
         super().__init__(base_model)
         self.family = family
         self._active: tuple[str, ...] | None = None
@@ -37,7 +37,8 @@ class NamedAdapters(WrappedModel):
         """Hooks the blocks that are widened, of the base as it is now."""
         if (taps := self.__dict__.get("_taps")) is not None:
             taps.remove()
-        self._taps = Taps(self.base_model, self.family, self.watched_layers)
+        inside, edge = self.reads(inside=True), self.reads(inside=False)
+        self._taps = Taps(self.base_model, self.family, self.watched_layers, inside, edge)
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns what a copy or a pickle holds, which is all but the hooks and the threads' states."""
@@ -52,6 +53,10 @@ class NamedAdapters(WrappedModel):
     def watched_layers(self) -> tuple[int, ...]:
         """Returns the blocks that one adapter or another widens."""
         return tuple(sorted({layer for a in self._adapters.values() for layer in a.stream.widths.layers}))
+
+    def reads(self, inside: bool) -> bool:
+        """Returns whether an adapter reads the inside of blocks, or their edge."""
+        return any(adapter.stream.inside == inside for adapter in self._adapters.values())
 
     @property
     def _adapters(self) -> dict[str, Adapter]:

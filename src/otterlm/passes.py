@@ -9,12 +9,13 @@ from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
-from otterlm.cache import CacheSlot
+from otterlm.cache import CacheSlot, inserted_layer
+from otterlm.edge import Sight
 from otterlm.errors import OtterError
 from otterlm.rotary import Rotation
 from otterlm.signals.base import Signal
 from otterlm.stream import InsertedStream
-from otterlm.taps import LayerTaps, Visitor
+from otterlm.taps import EdgeTaps, LayerTaps, Visitor
 
 if TYPE_CHECKING:
     from otterlm.generation import Generation
@@ -36,19 +37,20 @@ class StreamPass(Visitor):
         self.stream = stream
         self.state: Tensor | None = None
         self._slots = {
-            block: CacheSlot(block, index, stream.number)
+            block: CacheSlot(block, index, stream.number, whole=not stream.inside)
             for index, block in enumerate(stream.widths.layers, start=first_slot)
         }
         self._inserted: Tensor | None = None
         self._table: tuple[Tensor, Tensor] | None = None
         self._rotation: Rotation | None = None
+        self._sight: Sight | None = None
 
     def tokens(self, input_ids: Tensor) -> None:
         """Reads E'[tokens], where there is a table."""
         if self.stream.table is not None:
             self._inserted = self.stream.table(input_ids)
 
-    def layer(self, index: int, taps: LayerTaps) -> None:
+    def layer(self, index: int, taps: EdgeTaps) -> None:
         """Moves h' through one block, if it is widened."""
         slot = self._slots.get(index)
         if slot is None:
@@ -58,8 +60,15 @@ class StreamPass(Visitor):
             if self.stream.projection is None:
                 raise OtterError("this adapter embeds tokens (embedding: table): give input_ids, not inputs_embeds")
             self._inserted = self.stream.projection(taps.hidden)
-        rotation = self._rotated_by(taps.rotary)
-        self._inserted = self.stream.layers[str(index)](self._inserted, taps, slot, rotation)
+        if self._inserted.shape[1] != taps.hidden.shape[1]:
+            raise OtterError("this base reads fewer tokens in its later blocks, where a stream needs all")
+        shared: Rotation | Sight | None
+        if self.stream.inside:
+            assert isinstance(taps, LayerTaps)
+            shared = self._rotated_by(taps.rotary)
+        else:
+            shared = self._seen_by(taps, slot)
+        self._inserted = self.stream.layers[str(index)](self._inserted, taps, slot, shared)
 
     def _rotated_by(self, table: tuple[Tensor, Tensor] | None) -> Rotation | None:
         """Returns the heads' rotation. Blocks that follow each other mostly share one table."""
@@ -70,6 +79,13 @@ class StreamPass(Visitor):
             self._table = table
         return self._rotation
 
+    def _seen_by(self, taps: EdgeTaps, slot: CacheSlot) -> Sight:
+        """Returns what the heads of all blocks see, once the first block is shown."""
+        if self._sight is None:
+            layer = None if taps.cache is None else inserted_layer(taps.cache, slot)
+            self._sight = Sight.of(taps, layer, self.stream.widths, self.stream.dtype)
+        return self._sight
+
     def final(self, hidden: Tensor, normed: Tensor) -> None:
         """Joins the two states for the heads."""
         assert self._inserted is not None
@@ -77,12 +93,25 @@ class StreamPass(Visitor):
         self.state = torch.cat((normed.to(inserted.dtype), inserted), dim=-1)
 
 
-def _cast(taps: LayerTaps, dtype: torch.dtype) -> LayerTaps:
+def _length(index: int, taps: EdgeTaps) -> int | None:
+    """Counts the tokens of the text so far, this pass's among them; None where they are not known as a number."""
+    length: Any
+    if isinstance(taps, LayerTaps):
+        length = taps.hidden.shape[1] if taps.cache is None else taps.cache.get_seq_length(index)
+    else:
+        past = None if taps.text is None else taps.text.past.tokens
+        length = None if past is None else past + taps.hidden.shape[1]
+    return length if isinstance(length, int) else None
+
+
+_CAST = ("hidden", "added", "attention_input", "heads", "middle", "ffn_input", "units", "attended", "produced")
+
+
+def _cast(taps: EdgeTaps, dtype: torch.dtype) -> EdgeTaps:
     """Converts the taps to the stream's precision, where the base runs in another."""
-    if taps.heads.dtype == dtype:
+    if taps.hidden.dtype == dtype:
         return taps
-    names = ("hidden", "attention_input", "heads", "middle", "ffn_input", "units", "attended", "produced")
-    tensors = {name: getattr(taps, name) for name in names}
+    tensors = {name: getattr(taps, name, None) for name in _CAST}
     return replace(taps, **{name: value.to(dtype) for name, value in tensors.items() if value is not None})
 
 
@@ -133,10 +162,9 @@ class Passes(Visitor):
         for stream in self._begin().values():
             stream.tokens(input_ids)
 
-    def layer(self, index: int, taps: LayerTaps) -> None:
+    def layer(self, index: int, taps: EdgeTaps) -> None:
         if self._length is None:
-            length = taps.hidden.shape[1] if taps.cache is None else taps.cache.get_seq_length(index)
-            self._length = length if isinstance(length, int) else None
+            self._length = _length(index, taps)
         streams = self._begin() if self._streams is None else self._streams
         for stream in streams.values():
             stream.layer(index, taps)

@@ -1,4 +1,4 @@
-"""Applies rotary position embedding (RoPE, arXiv 2104.09864) to the extra heads, from the base's table."""
+"""Applies rotary position embedding (RoPE, arXiv 2104.09864) to the extra heads, from the base's table or another."""
 
 from typing import Literal
 
@@ -49,3 +49,22 @@ class Rotation:
         else:
             other = heads.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
         return torch.addcmul(heads * self._cos, other, self._sin)
+
+
+BASE = 10_000.0
+"""The frequencies have this base where they are not the model's (section 3.2.2 of the paper)."""
+
+
+def rotation_of(positions: Tensor, head_dim: int, dtype: torch.dtype) -> Rotation:
+    """Makes a rotation of whole heads that needs nothing of the base.
+
+    Args:
+        positions: `[B, T]`; of several axes, `[axes, B, T]`, the first counts.
+        head_dim: of the heads.
+        dtype: of the heads.
+    """
+    positions = positions[0] if positions.dim() == 3 else positions
+    channel = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device)
+    angle = positions[..., None].float() * BASE ** (-channel / head_dim)  # [B, T, head_dim / 2]
+    angle = torch.cat((angle, angle), dim=-1)
+    return Rotation(angle.cos(), angle.sin(), 1, "halves", dtype)

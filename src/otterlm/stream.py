@@ -9,8 +9,7 @@ f and f' FFN units.
 """
 
 import itertools
-from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,71 +18,17 @@ from transformers.activations import ACT2FN
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from otterlm.cache import CacheSlot, update_inserted
+from otterlm.causal import decoder_of
 from otterlm.config import OtterConfig
-from otterlm.families import Family
+from otterlm.edge import EPSILON, EdgeLayer
+from otterlm.families import Family, Outline
 from otterlm.families.facts import activation_of, decoder_config, residual_multiplier, window_of
-from otterlm.families.parts import is_biased, norm_eps, part_of
+from otterlm.families.parts import blocks_of, is_biased, norm_eps, part_of
 from otterlm.masks import dense
+from otterlm.norms import HeadNorm, InsertedNorm
 from otterlm.rotary import Rotation
 from otterlm.taps import LayerTaps
 from otterlm.widths import Widths
-
-
-class InsertedNorm(nn.Module):
-    """The norm is x' = h' / RMS(h) * w', or (h' - mean(h)) / std(h) * w' + b'.
-
-    The statistics come from the base's state alone. Otherwise the base would have to change.
-    """
-
-    def __init__(self, inserted: int, norm: nn.Module, centred: bool, **factory: Any) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(inserted, **factory))
-        biased = getattr(norm, "bias", None) is not None
-        self.bias = nn.Parameter(torch.empty(inserted, **factory)) if biased else None
-        # A tensor, because a number is made into one by every operation, which takes longer than the operation.
-        self.eps: Tensor
-        self._eps = norm_eps(norm)
-        eps = torch.tensor(self._eps, dtype=torch.float32, device=factory.get("device"))
-        self.register_buffer("eps", eps, persistent=False)
-        self.centred = centred
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Moves epsilon with the rest, but keeps its precision (1e-6 is not a number of float16).
-
-        It also keeps its value where memory is only allocated, as by `to_empty`.
-        """
-        super()._apply(fn, recurse)
-        self.eps = torch.tensor(self._eps, dtype=torch.float32, device=self.eps.device)
-        return self
-
-    def forward(self, inserted: Tensor, hidden: Tensor) -> Tensor:
-        """Maps `[B, T, d']` and the base's `[B, T, d]` to `[B, T, d']`."""
-        precision = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        if self.centred:
-            variance, mean = torch.var_mean(hidden.to(precision), dim=-1, correction=0, keepdim=True)  # [B, T, 1]
-            inserted = inserted - mean.to(inserted.dtype)
-            shifted = variance + self.eps
-        else:
-            norm = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=precision)
-            shifted = torch.addcmul(self.eps, norm, norm, value=1 / hidden.shape[-1])
-        scale = torch.rsqrt(shifted)
-        scaled = inserted * scale.to(inserted.dtype) * self.weight
-        return scaled if self.bias is None else scaled + self.bias
-
-
-class HeadNorm(nn.Module):
-    """Normalises each extra head's channels, for families that norm queries and keys."""
-
-    def __init__(self, head_dim: int, eps: float, centred: bool, **factory: Any) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(head_dim, **factory))
-        self.eps = eps
-        self.centred = centred
-
-    def forward(self, heads: Tensor) -> Tensor:
-        if self.centred:
-            return nn.functional.layer_norm(heads, self.weight.shape, self.weight, None, self.eps)
-        return nn.functional.rms_norm(heads, self.weight.shape, self.weight, self.eps)
 
 
 class Joint(nn.Linear):
@@ -201,7 +146,7 @@ class InsertedLayer(nn.Module):
 
         def norm(path: str | None) -> InsertedNorm | None:
             base = part_of(block, path)
-            return None if base is None else InsertedNorm(widths.inserted, base, family.centred, **factory)
+            return None if base is None else InsertedNorm.like(widths.inserted, base, family.centred, **factory)
 
         self.parallel = family.parallel
         self.residual = residual_multiplier(block.get_submodule(family.attention).config, family)
@@ -239,16 +184,16 @@ class InsertedStream(nn.Module):
     Args:
         config: its shape.
         base: the frozen model it is inserted into; only its configuration and the shapes of its parts are read.
-        family: where those are.
+        family: where those are; with an outline the blocks are read at their edge.
         dtype, device: of the inserted parameters, which are left uninitialised.
-        attention: how the extra heads attend; an engine has another class.
+        attention: how the extra heads attend inside blocks; an engine has another class.
     """
 
     def __init__(
         self,
         config: OtterConfig,
         base: PreTrainedModel,
-        family: Family,
+        family: Outline,
         dtype: torch.dtype,
         device: Any = None,
         attention: type[InsertedAttention] = InsertedAttention,
@@ -256,24 +201,28 @@ class InsertedStream(nn.Module):
         super().__init__()
         self.number = next(_numbers)
         factory = {"dtype": dtype, "device": device}
-        decoder = base.get_decoder()
-        blocks = decoder.get_submodule(family.layers)
         self.widths = widths = Widths.of(config, base, family)
-        self.rotation = family.rotation
+        self.inside = isinstance(family, Family)
+        self.first_slot = widths.depth * family.cache_layers  # after the base's own layers of the cache
         self.table = self.projection = None
         if config.embedding == "table":
             self.table = nn.Embedding(decoder_config(base).vocab_size, widths.inserted, **factory)
         else:
             self.projection = nn.Linear(widths.base, widths.inserted, bias=False, **factory)
-        activation = activation_of(decoder_config(base))
-        self.layers = nn.ModuleDict(
-            {
+        if isinstance(family, Family):
+            self.rotation = family.rotation
+            blocks, activation = blocks_of(base, family), activation_of(decoder_config(base))
+            layers: dict[str, nn.Module] = {
                 str(i): InsertedLayer(widths, blocks[i], i, family, activation, attention, **factory)
                 for i in widths.layers
             }
-        )
-        norm = decoder.get_submodule(family.final_norm)
-        self.final_norm = InsertedNorm(widths.inserted, norm, family.centred, **factory)
+            last = decoder_of(base).get_submodule(family.final_norm)
+            norm = InsertedNorm.like(widths.inserted, last, family.centred, **factory)
+        else:
+            layers = {str(i): EdgeLayer(widths, **factory) for i in widths.layers}
+            norm = InsertedNorm(widths.inserted, EPSILON, **factory)
+        self.layers = nn.ModuleDict(layers)
+        self.final_norm = norm
 
     def resize_table(self, rows: int | None) -> None:
         """Replaces the table by an uninitialised one of so many rows; None changes nothing."""

@@ -5,40 +5,72 @@ and two threads do not see each other's passes. A copy of a base, or one that wa
 anything.
 """
 
+import inspect
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
-from otterlm.families import Family
-from otterlm.families.points import HookPoint, by_part, hook_points
+from otterlm.cache import Past
+from otterlm.causal import decoder_of
+from otterlm.families import Family, Outline
+from otterlm.families.points import EDGE, HookPoint, by_part, hook_points, text_points
+from otterlm.hooks import Hook, remove_copied_hooks
 
 
-@dataclass(slots=True)
-class LayerTaps:
-    """The taps are the tensors that one block of the frozen base computed on its way.
+@dataclass(frozen=True, slots=True)
+class Text:
+    """The text is described by a decoder's arguments.
+
+    Attributes:
+        mask: the attention mask, of any kind.
+        positions: the position ids, `[B, T]` or `[axes, B, T]`; None: they continue from the past.
+        past: how much of the text the cache holds.
+    """
+
+    mask: Any
+    positions: Tensor | None
+    past: Past
+
+
+@dataclass(slots=True, kw_only=True)
+class EdgeTaps:
+    """These taps can be read of any block of the frozen base.
 
     Attributes:
         hidden: the state that enters the block, `[B, T, d]`.
-        attention_input: what attention reads of it, mostly that state after a norm, `[B, T, d]`.
+        added: what the block adds to it, `[B, T, d]`; None where only the inside is read.
+        text: the text; None where only the inside is read.
+        cache: the KV cache in use, which already holds this block's keys and values.
+    """
+
+    hidden: Tensor
+    added: Tensor | None = None
+    text: Text | None = None
+    cache: Cache | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class LayerTaps(EdgeTaps):
+    """These taps are the tensors that one block computed on its way.
+
+    Attributes:
+        attention_input: what attention reads of the state, mostly that state after a norm, `[B, T, d]`.
         heads: the outputs of the attention heads, `[B, T, H * head_dim]`.
         middle: the state that the FFN's norm sees, `[B, T, d]`; in a parallel block `hidden`.
         ffn_input: what the FFN reads, `[B, T, d]`.
         units: the outputs of the FFN units, `[B, T, f]`; None for experts.
         rotary: cos and sin of the positions, `[B, T, rotated channels]` each; None without RoPE.
         mask: as the base's attention received it; None where the kernel makes its own causal mask.
-        cache: the KV cache in use, which already holds this block's keys and values.
         attended: what attention puts out, before a norm that follows it, `[B, T, d]`; None where there is no such norm.
         produced: what the FFN puts out, `[B, T, d]`; None where neither a norm follows it nor experts made it.
     """
 
-    hidden: Tensor
     attention_input: Tensor
     heads: Tensor
     middle: Tensor
@@ -46,7 +78,6 @@ class LayerTaps:
     units: Tensor | None
     rotary: tuple[Tensor, Tensor] | None
     mask: Any = None
-    cache: Cache | None = None
     attended: Tensor | None = None
     produced: Tensor | None = None
 
@@ -57,8 +88,8 @@ class Visitor:
     def tokens(self, input_ids: Tensor) -> None:
         """Reads the tokens that are embedded, `[B, T]`. It is not called where the base receives embeddings."""
 
-    def layer(self, index: int, taps: LayerTaps) -> None:
-        """Reads one watched block."""
+    def layer(self, index: int, taps: EdgeTaps) -> None:
+        """Reads one watched block; the taps are `LayerTaps` where its inside is read."""
 
     def final(self, hidden: Tensor, normed: Tensor) -> None:
         """Reads the state before and after the final norm, `[B, T, d]` each."""
@@ -74,21 +105,32 @@ class Taps:
         base: the model to read.
         family: where its parts are.
         layers: the blocks to watch.
+        inside: whether their inside is read, which the family must know.
+        edge: whether what they add is read.
 
     The hooks are removed when `remove` is called or this object is collected.
     """
 
-    def __init__(self, base: PreTrainedModel, family: Family, layers: tuple[int, ...]) -> None:
+    def __init__(
+        self, base: PreTrainedModel, family: Outline, layers: tuple[int, ...], inside: bool, edge: bool
+    ) -> None:
         remove_copied_hooks(base)
         self._slot = slot = _Slot(bool(layers))
-        decoder = base.get_decoder()
+        decoder = decoder_of(base)
         handles = [
-            base.register_forward_hook(_Hook(slot.on_output)),
-            decoder.get_submodule(family.embedding).register_forward_pre_hook(_Hook(slot.on_tokens)),
-            decoder.get_submodule(family.final_norm).register_forward_hook(_Hook(slot.on_final_norm)),
+            base.register_forward_hook(Hook(slot.on_output)),
+            decoder.get_submodule(family.embedding).register_forward_pre_hook(Hook(slot.on_tokens)),
         ]
+        if family.final_norm is None:
+            handles.append(decoder.register_forward_hook(Hook(slot.on_decoder_output)))
+        else:
+            handles.append(decoder.get_submodule(family.final_norm).register_forward_hook(Hook(slot.on_final_norm)))
+        if edge:
+            points = text_points(tuple(inspect.signature(decoder.forward).parameters))
+            handles.append(decoder.register_forward_pre_hook(Hook(slot.on_text, points), with_kwargs=True))
         for index in layers:
-            handles += _LayerHooks(slot, index, family).attach(decoder.get_submodule(family.layers)[index])
+            hooks = _LayerHooks(slot, index, family, family if inside and isinstance(family, Family) else None, edge)
+            handles += hooks.attach(decoder.get_submodule(family.layers)[index])
         self.remove = weakref.finalize(self, _remove_all, handles)
 
     @contextmanager
@@ -107,35 +149,13 @@ def _remove_all(handles: list[Any]) -> None:
         handle.remove()
 
 
-class _Hook(partial[None]):
-    """A hook acts only on the base it was made for.
-
-    A copied or pickled one does nothing: it becomes a method of the standard library that takes any arguments and gives
-    None, so that a pickled base can be read without Otter.
-    """
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return getattr, (nullcontext(), "__exit__")
-
-
-def remove_copied_hooks(base: nn.Module) -> None:
-    """Removes the hooks that do nothing from a copied base."""
-    for module in base.modules():
-        for hooks, with_kwargs in (
-            (module._forward_hooks, module._forward_hooks_with_kwargs),
-            (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
-        ):
-            for key in [key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), nullcontext)]:
-                del hooks[key]
-                with_kwargs.pop(key, None)
-
-
 class _State:
     """The state holds the visitor that one thread shows its passes to, and what the current block has shown.
 
     Attributes:
         visitor: is shown the passes; None: no visitor.
         seen: what the current block has shown so far.
+        text: what the decoder reads in this pass.
         watches: whether there are blocks to show.
         waits: whether the pass has shown none yet: some families norm the embeddings with their final norm, too.
     """
@@ -143,6 +163,7 @@ class _State:
     def __init__(self, watches: bool) -> None:
         self.visitor: Visitor | None = None
         self.seen: dict[str, Any] = {}
+        self.text: Text | None = None
         self.watches = watches
         self.waits = watches
 
@@ -159,6 +180,17 @@ class _Slot(threading.local):
             state.waits = state.watches
             state.visitor.tokens(inputs[0])
 
+    def on_text(
+        self, points: tuple[HookPoint, ...], _: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        state = self.state
+        if state.visitor is not None:
+            arguments = {point.tap: point.of_inputs(inputs, kwargs) for point in points}
+            state.text = Text(**arguments, past=Past.of(_cache_among(inputs, kwargs)))
+
+    def on_decoder_output(self, _: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        self.on_final_norm(_, (output[0],), output[0])
+
     def on_final_norm(self, _: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         state = self.state
         if state.visitor is not None and not state.waits:
@@ -170,24 +202,40 @@ class _Slot(threading.local):
             visitor.output(output)
 
 
-class _LayerHooks:
-    """Makes the hooks of one block."""
+def _cache_among(inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Cache | None:
+    """Returns the cache among a part's inputs, whatever its name."""
+    return next((value for value in (*inputs, *kwargs.values()) if isinstance(value, Cache)), None)
 
-    def __init__(self, slot: _Slot, index: int, family: Family) -> None:
+
+class _LayerHooks:
+    """Makes the hooks of one block.
+
+    Args:
+        slot: the state of each thread.
+        index: of the block.
+        outline: the base's.
+        inside: the base's family, where the block's inside is read.
+        edge: whether what the block adds is read.
+    """
+
+    def __init__(self, slot: _Slot, index: int, outline: Outline, inside: Family | None, edge: bool) -> None:
         self._slot = slot
         self._index = index
-        self._family = family
+        self._streams = outline.streams
+        self._inside = inside
+        self._edge = edge
 
     def attach(self, block: nn.Module) -> list[Any]:
         """Hooks the parts of a block; returns the handles."""
         handles = []
-        for (path, side), points in by_part(hook_points(self._family)).items():
+        points = (() if self._inside is None else hook_points(self._inside)) + (EDGE if self._edge else ())
+        for (path, side), those in by_part(points).items():
             part = block.get_submodule(path)
             if side == "input":
-                handles.append(part.register_forward_pre_hook(_Hook(self.on_inputs, points), with_kwargs=True))
+                handles.append(part.register_forward_pre_hook(Hook(self.on_inputs, those), with_kwargs=True))
             else:
-                handles.append(part.register_forward_hook(_Hook(self.on_output, points)))
-        return [*handles, block.register_forward_hook(_Hook(self.on_leave))]
+                handles.append(part.register_forward_hook(Hook(self.on_output, those)))
+        return [*handles, block.register_forward_hook(Hook(self.on_leave))]
 
     def on_inputs(
         self, points: tuple[HookPoint, ...], _: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]
@@ -197,6 +245,8 @@ class _LayerHooks:
         if state.visitor is not None:
             for point in points:
                 state.seen[point.tap] = point.of_inputs(inputs, kwargs)
+            if self._inside is None:  # else a hook point reads the cache
+                state.seen["cache"] = _cache_among(inputs, kwargs)
 
     def on_output(self, points: tuple[HookPoint, ...], _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
         """Stores what is read of a part's output."""
@@ -211,11 +261,21 @@ class _LayerHooks:
         if visitor is None:
             return
         seen, state.seen, state.waits = state.seen, {}, False
+        if self._edge:
+            hidden, left = self._one(seen["hidden"]), self._one(seen.pop("left"))
+            seen |= {"hidden": hidden, "added": left - hidden, "text": state.text}
+        if self._inside is None:
+            visitor.layer(self._index, EdgeTaps(**seen))
+            return
         hidden = seen["hidden"]
         # Some families flatten batch and time on the way.
         for name in ("ffn_input", "middle", "units", "produced"):
             if name in seen:
                 seen[name] = seen[name].view(*hidden.shape[:-1], -1)
-        seen.setdefault("middle", hidden if self._family.parallel else seen["ffn_input"])
+        seen.setdefault("middle", hidden if self._inside.parallel else seen["ffn_input"])
         seen.setdefault("units", None)
         visitor.layer(self._index, LayerTaps(**seen))
+
+    def _one(self, state: Tensor) -> Tensor:
+        """Returns one state, `[B, T, d]`, where the base has several side by side."""
+        return state if self._streams is None else state.mean(dim=self._streams)

@@ -32,16 +32,20 @@ def _padded_batch(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
     return model(input_ids=ids, attention_mask=mask, use_cache=False).logits
 
 
+_CACHES = ("past_key_values", "cache_params")
+"""Models have one of these names for their cache."""
+
+
 def _cached_steps(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
-    """Runs the prompt in two halves, then token by token, over one KV cache."""
-    cut = ids.shape[1] // 2
-    output = model(input_ids=ids[:, :cut], attention_mask=mask[:, :cut], use_cache=True)
-    logits = [output.logits]
-    for start in (cut, *range(cut + 2, ids.shape[1])):
-        stop = cut + 2 if start == cut else start + 1
-        output = model(
-            input_ids=ids[:, start:stop], attention_mask=mask[:, :stop], past_key_values=output.past_key_values
-        )
+    """Runs the prompt in two halves, then token by token, over one cache; without one, over longer and longer texts."""
+    cut, past = ids.shape[1] // 2, 0
+    caches: dict[str, Any] = {}
+    logits = []
+    for stop in (cut, cut + 2, *range(cut + 3, ids.shape[1] + 1)):
+        seen = mask[:, past if "cache_params" in caches else 0 : stop]  # a Mamba remembers what was padding
+        output = model(input_ids=ids[:, past:stop], attention_mask=seen, use_cache=True, **caches)
+        caches = {name: cache for name in _CACHES if (cache := getattr(output, name, None)) is not None}
+        past = stop if caches else 0
         logits.append(output.logits)
     return torch.cat(logits, dim=1)
 

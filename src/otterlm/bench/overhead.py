@@ -47,7 +47,7 @@ class OverheadRow:
         method: its name.
         shape, batch, prompt, new, top_k: see `Setting`.
         extra_parameters, extra_bytes: beside the base.
-        extra_kv_bytes_per_token: of the KV cache beside the base's.
+        extra_kv_bytes_per_token: of the KV cache beside the base's; None where a base's is needed and not known.
         extra_space_saved: 1 - extra parameters / those of a separate model of the base's size.
         tokens_per_second, base_tokens_per_second: over all sequences.
         extra_seconds_per_token: over plain decoding.
@@ -67,7 +67,7 @@ class OverheadRow:
     top_k: int
     extra_parameters: int
     extra_bytes: int
-    extra_kv_bytes_per_token: int
+    extra_kv_bytes_per_token: int | None
     extra_space_saved: float
     tokens_per_second: float
     base_tokens_per_second: float
@@ -136,14 +136,15 @@ def _calls(
 def _rows(setting: Setting, taken: dict[str, Seconds], dtype: torch.dtype) -> list[OverheadRow]:
     cost = plan(SHAPES[setting.shape], adapter_for(setting.shape), dtype, setting.prompt + setting.new)
     inserted = cost.inserted_parameters + cost.derived_parameters
+    base_kv = cost.base_kv_bytes_per_token
     tokens = setting.batch * setting.new
     plain = taken[BASE].median
-    space = {
+    space: dict[str, tuple[int, int | None]] = {
         BASE: (0, 0),
         **dict.fromkeys((STREAM, GUIDANCE, SEARCH), (inserted, cost.inserted_kv_bytes_per_token)),
-        ARGS_CACHED: (cost.base_parameters, cost.base_kv_bytes_per_token),
+        ARGS_CACHED: (cost.base_parameters, base_kv),
         ARGS_ANEW: (cost.base_parameters, 0),
-        TWO_EXPERTS: (2 * cost.base_parameters, 2 * cost.base_kv_bytes_per_token),
+        TWO_EXPERTS: (2 * cost.base_parameters, None if base_kv is None else 2 * base_kv),
     }
     read = inserted / cost.base_parameters  # of one pass, which reads all weights
     predicted = {BASE: 1.0, STREAM: 1 + read, GUIDANCE: 1 + read, TWO_EXPERTS: 3.0}

@@ -11,7 +11,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
-from typing import Annotated, Any, Literal, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 from transformers import PreTrainedModel
@@ -114,7 +114,9 @@ def _annotation(field: Field[Any], hint: Any) -> Any:
     if get_origin(hint) is Annotated:
         return hint
     # The configuration checks a choice, and names the choices in its error. An option that is parsed is a text.
-    kind = str | None if field.metadata["parse"] else str if get_origin(hint) is Literal else hint
+    choice = any(get_origin(part) is Literal for part in (hint, *get_args(hint)))
+    optional = field.metadata["parse"] or type(None) in get_args(hint)
+    kind = (str | None if optional else str) if choice or field.metadata["parse"] else hint
     names = [field.metadata["option"]] if field.metadata["option"] else []
     limits = {"min": field.metadata["minimum"], "max": field.metadata["maximum"]}
     return Annotated[kind, typer.Option(*names, help=field.metadata["help"], **limits)]

@@ -32,7 +32,7 @@ def command(
         return
     derived = result.inserted_parameters + result.derived_parameters
     rows = [
-        (name, f"{whole:,}", f"{extra:,}", f"{extra / whole:.1%}")
+        (name, f"{whole:,}" if whole else "?", f"{extra:,}", f"{extra / whole:.1%}" if whole else "?")
         for name, whole, extra in (
             ("parameters", result.base_parameters, derived),
             ("bytes", result.base_bytes, result.inserted_bytes),
@@ -41,6 +41,10 @@ def command(
         )
     ]
     show_table(f"{base}, {result.dtype}, context {context}", ("", "base", "inserted", "share"), rows)
+    if result.edge_because is not None:
+        print(f"Blocks are read at their edge (the state that enters one, and what it adds): {result.edge_because}.")
+    elif result.taps == "edge":
+        print("Blocks are read at their edge: the state that enters one, and what it adds.")
     print(
         f"{result.derived_parameters:,} of the inserted numbers are projections folded with the unembedding: "
         "held in memory, not stored.\n"

@@ -10,6 +10,7 @@ from transformers import DynamicCache
 from otterlm.decoding.loop import Run
 from otterlm.errors import OtterError
 from otterlm.families.facts import decoder_config, window_of
+from otterlm.families.parts import blocks_of
 from otterlm.masks import token_positions
 from otterlm.model import OtterModel
 
@@ -45,9 +46,10 @@ def read_prompt(run: Run, drafts: int = 0, **settings: Any) -> Prompt:
         settings: more arguments of the pass.
 
     Raises:
-        OtterError: prompt and new tokens do not fit the base's sliding window, or the pass would take an argument
-            that the loop does not know.
+        OtterError: the base cannot keep texts apart that begin alike, prompt and new tokens do not fit its sliding
+            window, or the pass would take an argument that the loop does not know.
     """
+    check_branches(run.model)
     unknown = [name for name, value in run.inputs.items() if value is not None and name not in READ | REPLACED]
     if unknown:
         raise OtterError(f"this decoding cannot be combined with {', '.join(unknown)}: leave it out")
@@ -66,6 +68,20 @@ def read_prompt(run: Run, drafts: int = 0, **settings: Any) -> Prompt:
     return Prompt(seen, cache, output, positions[:, -1] + 1)
 
 
+def check_branches(model: OtterModel) -> None:
+    """Checks that a base can read several continuations of one text side by side.
+
+    Raises:
+        OtterError: it cannot.
+    """
+    if not model.family.branches:
+        kind = decoder_config(model.base_model).model_type
+        raise OtterError(
+            f"this reads several tokens at one position side by side, and {kind!r} cannot keep them apart: "
+            "use guidance, best-of-n or a stop instead"
+        )
+
+
 def check_window(model: OtterModel, length: int) -> None:
     """Checks that a text of this length fits the base's sliding window, if it has one.
 
@@ -75,7 +91,8 @@ def check_window(model: OtterModel, length: int) -> None:
         OtterError: the text does not fit.
     """
     config = decoder_config(model.base_model)
-    windows = [window_of(config, model.family, layer) for layer in range(config.num_hidden_layers)]
+    depth = len(blocks_of(model.base_model, model.family))
+    windows = [window_of(config, model.family, layer) for layer in range(depth)]
     window = min((window for window in windows if window is not None), default=None)
     if window is not None and length > window:
         raise OtterError(

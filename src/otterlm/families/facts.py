@@ -3,7 +3,7 @@
 from typing import Any
 
 from otterlm.errors import OtterError
-from otterlm.families.family import Family
+from otterlm.families.family import Family, Outline
 
 NUMBERS = ("embedding_multiplier", "residual_multiplier", "logit_multiplier", "logit_divisor", "logit_softcap")
 """These fields of a family name numbers that scale what a base computes."""
@@ -50,21 +50,27 @@ def residual_multiplier(config: Any, family: Family) -> float:
     return 1.0 if multiplier is None else multiplier
 
 
-def logit_transform(config: Any, family: Family) -> tuple[float | None, float | None]:
-    """Returns what a base does to the logits of its unembedding: a factor, and the soft cap that follows."""
+def logit_transform(config: Any, family: Outline) -> tuple[float | None, float | None]:
+    """Returns what a base does to the logits of its unembedding: a factor, and the soft cap that follows.
+
+    Raises:
+        OtterError: that is not known.
+    """
+    if not family.knows_logits:
+        raise OtterError(f"what {config.model_type!r} does to its logits is not known, and a contrast has to know it")
     factor, divisor = number(config, family.logit_multiplier), number(config, family.logit_divisor)
     if divisor is not None:
         factor = (1.0 if factor is None else factor) / divisor
     return factor, number(config, family.logit_softcap)
 
 
-def layer_type(config: Any, family: Family, layer: int) -> str | None:
+def layer_type(config: Any, family: Outline, layer: int) -> str | None:
     """Returns the type of a block, such as `sliding_attention`; None where the configuration has no types."""
     types = getattr(config, family.layer_types, None)
     return None if types is None else str(types[layer])
 
 
-def window_of(config: Any, family: Family, layer: int) -> int | None:
+def window_of(config: Any, family: Outline, layer: int) -> int | None:
     """Returns how many tokens a block's attention sees; None: all.
 
     Blocks are distinguished as by the caches of Transformers.

@@ -6,9 +6,15 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from otterlm.causal import decoder_of
 from otterlm.errors import OtterError
 from otterlm.families.facts import decoder_config, layer_type, logit_transform, number
-from otterlm.families.family import Family
+from otterlm.families.family import Family, Outline
+
+
+def blocks_of(base: Any, family: Outline) -> Any:
+    """Returns the blocks of a base."""
+    return decoder_of(base).get_submodule(family.layers)
 
 
 def part_of(block: nn.Module, path: str | None) -> nn.Module | None:
@@ -44,10 +50,18 @@ def weight_of(module: nn.Module) -> Tensor:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Returns the device a module computes on."""
-    hook = getattr(module, "_hf_hook", None)
-    device = getattr(hook, "execution_device", None)
-    return torch.device(device) if device is not None else weight_of(module).device
+    """Returns the device that a module, or its first part with weights, computes on.
+
+    Raises:
+        OtterError: no part has weights.
+    """
+    for part in module.modules():
+        device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+        if (parameter := next(part.parameters(recurse=False), None)) is not None:
+            return parameter.device
+    raise OtterError(f"the base's {type(module).__name__} has no weight")
 
 
 def is_biased(block: nn.Module, path: str) -> bool:
@@ -117,16 +131,16 @@ def gate_up(block: nn.Module, family: Family) -> list[Rows]:
     return list(zip(weight.chunk(2), biases, strict=True))
 
 
-def embedding_slice(base: Any, family: Family, width: int) -> Tensor:
+def embedding_slice(base: Any, family: Outline, width: int) -> Tensor:
     """Returns the first channels of all tokens' embeddings, `[V, width]`, as they enter the first block."""
-    embedding = base.get_decoder().get_submodule(family.embedding)
+    embedding = decoder_of(base).get_submodule(family.embedding)
     table = weight_of(embedding)[: decoder_config(base).vocab_size, :width]
     table = table * getattr(embedding, family.embedding_scale, 1)
     multiplier = number(decoder_config(base), family.embedding_multiplier)
     return table if multiplier is None else table * multiplier
 
 
-def base_logits(base: Any, family: Family, normed: Tensor) -> Tensor:
+def base_logits(base: Any, family: Outline, normed: Tensor) -> Tensor:
     """Returns a base's logits, `[..., V]`, of its last state after the final norm, `[..., d]`."""
     logits = base.get_output_embeddings()(normed)
     factor, cap = logit_transform(decoder_config(base), family)
@@ -146,7 +160,7 @@ def rotary_table(base: Any, family: Family, layer: int, state: Tensor, positions
     """
     if family.rotary is None:
         return None
-    rotary = base.get_decoder().get_submodule(family.rotary)
+    rotary = decoder_of(base).get_submodule(family.rotary)
     if not hasattr(rotary, "layer_types"):
         return rotary(state, positions)
     return rotary(state, positions, layer_type(decoder_config(base), family, layer))

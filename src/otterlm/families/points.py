@@ -44,6 +44,25 @@ STATE = 1
 """The position of the sum in the output of a norm that adds the residual."""
 
 
+EDGE = (
+    HookPoint("hidden", "", keywords=("hidden_states", "hidden", "x")),
+    HookPoint("left", "", "output"),
+)
+"""The hook points of any block: the state that enters it, and the one that leaves it."""
+
+
+def text_points(names: tuple[str, ...]) -> tuple[HookPoint, ...]:
+    """Returns the hook points of a decoder: its arguments that describe the text.
+
+    Args:
+        names: of all its arguments, in their order.
+    """
+    return tuple(
+        HookPoint(tap, "", position=names.index(name) if name in names else None, keywords=(name,))
+        for tap, name in (("mask", "attention_mask"), ("positions", "position_ids"))
+    )
+
+
 def hook_points(family: Family) -> tuple[HookPoint, ...]:
     """Returns the hook points of a block of Transformers, in the order in which the block passes them."""
     attention = family.attention

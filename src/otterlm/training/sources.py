@@ -11,13 +11,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from otterlm.causal import decoder_of
 from otterlm.families import Family
 from otterlm.families.facts import decoder_config
-from otterlm.families.parts import inputs_of, rotary_table
+from otterlm.families.parts import blocks_of, inputs_of, part_of, rotary_table
 from otterlm.identity import Identity, identity, of_config, of_data, of_weights
 from otterlm.masks import branch_mask
 from otterlm.model import OtterModel
-from otterlm.taps import LayerTaps, Visitor
+from otterlm.taps import EdgeTaps, LayerTaps, Visitor
+from otterlm.training.apart import Packing, Unpacked, text_of
 from otterlm.training.data.packing import Batch, Example, collate
 from otterlm.training.token_file import TokenFile
 
@@ -50,16 +52,23 @@ class LiveBase:
 
     def show(self, batch: Batch, visitor: Visitor) -> None:
         """Runs the base, see `Source`."""
-        decoder = self._model.base_model.get_decoder()
-        with self._model.visit(visitor):
-            decoder(**batch.inputs(self._model.base_model.dtype))
+        base = self._model.base_model
+        decoder = decoder_of(base)
+        if self._model.family.branches:
+            with self._model.visit(visitor):
+                decoder(**batch.inputs(base.dtype))
+            return
+        apart = Unpacked(batch)
+        with self._model.visit(Packing(visitor, apart, base.dtype)):
+            decoder(input_ids=apart.input_ids, attention_mask=apart.attention_mask, use_cache=False)
 
 
 class RecordedBase:
     """Plays back a recording: one file of bf16 numbers, a row a token.
 
-    A row holds, for every watched block, the state before it, the heads, the state in its middle and the units, and at
-    its end the state before the final norm. Norms and RoPE are cheap and computed again.
+    A row holds the state before every watched block and what else adapters read of it: inside a block the heads, the
+    state in its middle and the units; at its edge what the block adds. At its end it holds the state before the final
+    norm. Norms and RoPE are cheap and computed again.
 
     Args:
         model: with the adapter that is to be trained; the blocks that its adapters widen are recorded.
@@ -74,20 +83,22 @@ class RecordedBase:
 
     def __init__(self, model: OtterModel, examples: Sequence[Example], folder: Path, batch_size: int = 8) -> None:
         self._model = model
-        family, decoder = model.family, model.base_model.get_decoder()
-        self._blocks = decoder.get_submodule(family.layers)
-        self._decoder, self._family = decoder, family
+        self._blocks = blocks_of(model.base_model, model.family)
         self._layers = model.watched_layers
+        self._inside = model.family if isinstance(model.family, Family) and model.reads(inside=True) else None
+        self._fields = _recorded_fields(self._inside, model.reads(inside=False))
         base = decoder_config(model.base_model).hidden_size
-        self._fields = _recorded_fields(family)
         block = self._blocks[0].get_submodule
-        sizes = {
-            "heads": inputs_of(block(family.attention_output)),
-            "units": inputs_of(block(family.down)) if family.down else 0,
-        }
+        sizes = {}
+        if self._inside is not None:
+            down = self._inside.down
+            sizes["heads"] = inputs_of(block(self._inside.attention_output))
+            sizes["units"] = inputs_of(block(down)) if down else 0
         self._parts = [sizes.get(name, base) for name in self._fields]
         width = len(self._layers) * sum(self._parts) + base
         parts = {"base": of_weights(model.base_model), "layers": self._layers, "data": of_data(_texts(examples))}
+        if "added" in self._fields:
+            parts["fields"] = self._fields
         self._file = TokenFile(
             folder / "recording.bf16",
             examples,
@@ -107,28 +118,34 @@ class RecordedBase:
 
     def show(self, batch: Batch, visitor: Visitor) -> None:
         """Reads the recording, see `Source`."""
-        base, device = self._model.base_model, batch.input_ids.device
+        base, family, device = self._model.base_model, self._model.family, batch.input_ids.device
         recorded = self._file.read(batch).to(device, base.dtype)  # [B, T, width]
         mask = branch_mask(batch.segments, base.dtype)
+        text = text_of(batch, mask)
         visitor.tokens(batch.input_ids)
         *blocks, final = recorded.split([*self._parts * len(self._layers), decoder_config(base).hidden_size], dim=-1)
         for n, index in enumerate(self._layers):
             start = n * len(self._fields)
             tensors = dict(zip(self._fields, blocks[start : start + len(self._fields)], strict=True))
+            if self._inside is None:
+                visitor.layer(index, EdgeTaps(text=text, **tensors))
+                continue
             middle = tensors.pop("middle", tensors["hidden"])
             visitor.layer(
                 index,
                 LayerTaps(
-                    attention_input=self._normed(index, self._family.attention_norm, tensors["hidden"]),
+                    attention_input=self._normed(index, self._inside.attention_norm, tensors["hidden"]),
                     middle=middle,
-                    ffn_input=self._normed(index, self._family.ffn_norm, middle),
+                    ffn_input=self._normed(index, self._inside.ffn_norm, middle),
                     units=tensors.pop("units", None),
-                    rotary=rotary_table(base, self._family, index, recorded, batch.position_ids),
+                    rotary=rotary_table(base, self._inside, index, recorded, batch.position_ids),
                     mask=mask,
+                    text=text,
                     **tensors,
                 ),
             )
-        visitor.final(final, self._decoder.get_submodule(self._family.final_norm)(final))
+        norm = part_of(decoder_of(base), family.final_norm)
+        visitor.final(final, final if norm is None else norm(final))
 
     def _normed(self, index: int, path: str | None, state: Tensor) -> Tensor:
         return state if path is None else self._blocks[index].get_submodule(path)(state)
@@ -139,9 +156,12 @@ def _texts(examples: Sequence[Example]) -> list[object]:
     return [(example.row, example.prefix, example.branches) for example in examples]
 
 
-def _recorded_fields(family: Family) -> list[str]:
-    """Returns the tensors that are recorded of a block: all that its norms cannot compute."""
-    fields = ["hidden", "heads"]
+def _recorded_fields(family: Family | None, edge: bool) -> list[str]:
+    """Returns the tensors that are recorded of a block: all that its norms cannot compute, and what it adds."""
+    fields = ["hidden", "added"] if edge else ["hidden"]
+    if family is None:
+        return fields
+    fields.append("heads")
     if not family.parallel:
         fields.append("middle")
     fields.append("units" if family.down else "produced")
@@ -159,7 +179,7 @@ class _Recorder(Visitor):
         self.pieces: list[Tensor] = []
         self._fields = fields
 
-    def layer(self, index: int, taps: LayerTaps) -> None:
+    def layer(self, index: int, taps: EdgeTaps) -> None:
         self.pieces += [getattr(taps, name) for name in self._fields]
 
     def final(self, hidden: Tensor, normed: Tensor) -> None:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from otterlm.causal import decoder_of
+from otterlm.decoding.prompt import check_branches
 from otterlm.masks import additive, branch_mask
 from otterlm.model import OtterModel
 from otterlm.progress import track
@@ -63,7 +65,11 @@ def read_steps(
 
     Returns:
         Of every response token, one step; of random positions, the base's k likeliest.
+
+    Raises:
+        OtterError: the base cannot read candidates side by side.
     """
+    check_branches(model)
     reader = _Reader(model, model.adapter_name(adapter_name, Capability.ADDS), k, places, seed)
     for group in track(list(length_buckets(examples, batch_size)), "reading candidates"):
         reader.read(collate(group).to(model.device))
@@ -118,7 +124,7 @@ class _Reader:
         """Returns the base's states, `[B, T, d]`, the widened ones and the rewards, `[B, T]` float32."""
         model, stream = self._model, self._model.stream_passes([self._name])[self._name]
         with model.visit(stream):
-            hidden = model.base_model.get_decoder()(
+            hidden = decoder_of(model.base_model)(
                 input_ids=input_ids, position_ids=positions, attention_mask=mask, past_key_values=cache
             ).last_hidden_state
         assert stream.state is not None

@@ -27,6 +27,7 @@ from otterlm.engines.vllm.upstream import (
 from otterlm.engines.vllm.watching import Watcher
 from otterlm.engines.vllm.widening import PagedAttention, Widening, narrowed, shard_and_pack
 from otterlm.errors import OtterError
+from otterlm.families import Family
 from otterlm.signals import head_class
 from otterlm.signals.base import Signal
 from otterlm.stream import InsertedStream
@@ -38,13 +39,14 @@ class EngineAdapter(nn.Module):
     Args:
         config: its shape.
         base: the base as Transformers has it, without weights; only shapes are read.
+        family: the base's.
         dtype: of the parameters.
     """
 
-    def __init__(self, config: OtterConfig, base: Any, dtype: torch.dtype) -> None:
+    def __init__(self, config: OtterConfig, base: Any, family: Family, dtype: torch.dtype) -> None:
         super().__init__()
         self.config = config
-        self.stream = InsertedStream(config, base, recognize(base), dtype, attention=PagedAttention)
+        self.stream = InsertedStream(config, base, family, dtype, attention=PagedAttention)
         widths = self.stream.widths
         head = head_class(config.signal)
         self.head = head(config.signal, widths.base + widths.inserted, widths.base, dtype=dtype)
@@ -64,9 +66,13 @@ class Otter:
         config: Any = vllm_config.model_config.hf_config
         with torch.device("meta"):
             base = AutoModelForCausalLM.from_config(base_config(config))
+        configs = read_adapters(config)
+        family = recognize(base)
+        if not isinstance(family, Family) or any(adapter.taps == "edge" for adapter in configs.values()):
+            raise OtterError("the vLLM engine serves no adapters that read blocks at their edge: use Transformers")
         adapters = {
-            name: EngineAdapter(adapter_config, base, vllm_config.model_config.dtype)
-            for name, adapter_config in read_adapters(config).items()
+            name: EngineAdapter(adapter_config, base, family, vllm_config.model_config.dtype)
+            for name, adapter_config in configs.items()
         }
         model: Any = self
         narrow = cache(narrowed)
@@ -78,9 +84,8 @@ class Otter:
                 rotary = narrow(attention.rotary_emb, stride)
                 layer.attention.attach(vllm_config, f"model.layers.{index}.otter_{name}.attn", attention.attn, rotary)
         model.otter = nn.ModuleDict(adapters)
-        self._widening = Widening(
-            model.model, recognize(base), {name: adapter.stream for name, adapter in adapters.items()}
-        )
+        streams = {name: adapter.stream for name, adapter in adapters.items()}
+        self._widening = Widening(model.model, family, streams)
         self._widths = [config.hidden_size, *(adapter.config.hidden_size for adapter in adapters.values())]
         self._vocabulary_size = config.vocab_size
         shared(vllm_config).model = self

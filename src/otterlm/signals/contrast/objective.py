@@ -20,6 +20,9 @@ class ContrastObjective(nn.Module):
         model: the base with the adapter.
         source: shows the base's intermediates.
         adapter_name: may be left out where there is one.
+
+    Raises:
+        OtterError: what the base does to its logits is not known.
     """
 
     def __init__(self, model: OtterModel, source: Source, adapter_name: str | None = None) -> None:
@@ -28,6 +31,7 @@ class ContrastObjective(nn.Module):
         self.source = source
         self.name = model.adapter_name(adapter_name, Capability.REPLACES)
         self.identity = of_adapter(model, self.name)
+        self._scaled = logit_transform(decoder_config(model.base_model), model.family) != (None, None)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Returns scalars: `loss`, a mean over tokens, and in evaluation `base` and `accuracy`.
@@ -60,9 +64,9 @@ class ContrastObjective(nn.Module):
         unembedding = self.model.base_model.get_output_embeddings()
         hidden = seen[:, : unembedding.weight.shape[1]].to(unembedding.weight.dtype)
         direction = direction.to(hidden.dtype)
-        base, family = self.model.base_model, self.model.family
-        if logit_transform(decoder_config(base), family) == (None, None):
-            logits = unembedding(hidden + direction)
+        if self._scaled:
+            logits = base_logits(self.model.base_model, self.model.family, hidden)
+            logits = logits + F.linear(direction.expand_as(hidden), unembedding.weight)
         else:
-            logits = base_logits(base, family, hidden) + F.linear(direction.expand_as(hidden), unembedding.weight)
+            logits = unembedding(hidden + direction)
         return F.cross_entropy(logits.float(), target, reduction="none")

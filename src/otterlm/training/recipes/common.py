@@ -10,8 +10,10 @@ from accelerate import PartialState
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from otterlm.adapter import resolved
 from otterlm.bases import check_context, parse_dtype
 from otterlm.config import OtterConfig
+from otterlm.detection import recognize
 from otterlm.errors import OtterError, reason
 from otterlm.families.parts import device_of
 from otterlm.files import make_folder
@@ -63,6 +65,7 @@ class Run:
                 written.
         """
         make_folder(self.out)
+        config, _ = resolved(config, recognize(base))
         known = known_identity(objective, self.training, self._settings)
         parts = {"base": of_weights(base), "adapter": of_config(config), **known}
         check_checkpoint(self.out / CHECKPOINT, identity("checkpoint", **parts), partial=True)
@@ -136,7 +139,8 @@ class Run:
         if not PartialState().is_main_process:
             return
         measured = "\n".join(f"| {name} | {value:.4f} |" for name, value in sorted(metrics.items()) if name != "step")
-        used = "\n".join(f"| {name} | {value} |" for name, value in (asdict(self.training) | settings).items())
+        settings = asdict(self.training) | {"taps": model.adapter().config.taps} | settings
+        used = "\n".join(f"| {name} | {value} |" for name, value in settings.items())
         card = (
             f"# {title} for {model.base_model.config._name_or_path}\n\n"
             "An Otter adapter: inserted parameters that predict beside every token and leave the logits as they are,\n"

@@ -72,12 +72,12 @@ def learn_to_steer(
         seed: of the places.
 
     Returns:
-        `vocabulary_explained`, see `fit_vocabulary`; nothing where the adapter has no vocabulary head or `candidates`
-        is 0.
+        `vocabulary_explained`, see `fit_vocabulary`; nothing where the adapter has no vocabulary head, `candidates` is
+        0, or the base cannot read candidates side by side.
     """
     adapter = model.adapter()
     head = adapter.head.vocabulary
-    if head is None or not learning.candidates:
+    if head is None or not learning.candidates or not model.family.branches:
         return {}
     some = _at_most(examples, POSITIONS, seed)
     followed, candidates = read_steps(model, some, learning.candidates, learning.places, seed)
@@ -130,4 +130,6 @@ def save_reward(
         settings: what else the card should list.
     """
     data_used = f"Trained on {counts[0]} rows of `{data}`, {counts[1]} held out."
+    if model.adapter().head.vocabulary is not None and not model.family.branches:
+        data_used += " The vocabulary head was not fitted to candidates, which this base cannot read side by side."
     run.save(model, "A reward", data_used, metrics, settings)

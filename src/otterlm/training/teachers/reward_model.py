@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from otterlm.bases import load_tokenizer
+from otterlm.causal import decoder_of
 from otterlm.errors import OtterError, reason
 from otterlm.identity import of_weights
 from otterlm.signals.reward.losses import bradley_terry, preference_accuracy
@@ -49,7 +50,7 @@ class SeparateRewardModel(nn.Module):
         with torch.device("meta"):
             classifier = AutoModelForSequenceClassification.from_config(config, dtype=base.dtype)
         same = {id(weight): weight for weight in base.parameters()} if shared else {}
-        setattr(classifier, classifier.base_model_prefix, copy.deepcopy(base.get_decoder(), same))
+        setattr(classifier, classifier.base_model_prefix, copy.deepcopy(decoder_of(base), same))
         classifier.score.to_empty(device=base.device)
         nn.init.zeros_(classifier.score.weight)
         return cls(classifier.requires_grad_(not shared))

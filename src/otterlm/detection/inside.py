@@ -1,10 +1,9 @@
-"""Recognises an architecture that is not listed, by trying the facts of the listed ones and checking that they hold.
+"""Recognises blocks that are not listed, by trying the facts of the listed ones and checking that they hold.
 
 The check is of behaviour, not of names: a stream that starts as a copy must carry the first channels of the base's
 state through every block. Whatever a block does that the facts do not say (a multiplier, another norm) breaks that.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from itertools import product
@@ -13,10 +12,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from otterlm.causal import decoder_of
 from otterlm.config import OtterConfig
 from otterlm.errors import OtterError, reason
-from otterlm.families import FAMILIES, KNOWN, Family, family_of
-from otterlm.families.facts import NUMBERS, decoder_config
+from otterlm.families import KNOWN, Family
+from otterlm.families.facts import NUMBERS
 from otterlm.families.parts import base_logits, device_of, part_of
 from otterlm.initialization import initialize
 from otterlm.passes import StreamPass
@@ -28,44 +28,25 @@ CHANNELS, TOKENS = 8, 6
 TOLERANCE = 1e-3
 """Relative to the state's largest value."""
 
-_recognized: dict[str, Family] = {}
-"""The keys are whole configurations: two models of one type may differ in what their blocks do."""
 
+def known_inside(base: PreTrainedModel, config: Any) -> Family:
+    """Returns the family whose facts hold of a base's blocks.
 
-def recognize(base: PreTrainedModel) -> Family:
-    """Returns the family of a base, by its name if it is listed, else by trial.
-
-    Of the base's parameters only the shapes are read.
+    Args:
+        base: of its parameters only the shapes are read.
+        config: its decoder's.
 
     Raises:
-        OtterError: it is neither; the message names what the base lacks.
+        OtterError: none holds; the message names what the closest has and the base lacks.
     """
-    config = decoder_config(base)
-    if config.model_type in FAMILIES:
-        family = family_of(config)
-        if lacking := _missing(base, family):
-            raise OtterError(f"this {config.model_type} is not supported: it lacks {', '.join(lacking)}")
-        return family
-    identity = _identity(base, config)
-    if identity not in _recognized:
-        with torch.random.fork_rng(devices=[]):  # the caller's random state stays
-            _recognized[identity] = _by_trial(base, config)
-    return _recognized[identity]
-
-
-def _identity(base: PreTrainedModel, config: Any) -> str:
-    values = config.to_dict()
-    for name in ("_name_or_path", "transformers_version", "dtype", "quantization_config", "use_cache"):
-        values.pop(name, None)
-    return json.dumps([type(base.get_decoder()).__qualname__, values], sort_keys=True, default=str)
-
-
-def _by_trial(base: PreTrainedModel, config: Any) -> Family:
     kind = config.model_type
-    lacking = {family: _missing(base, family) for family in KNOWN}
+    lacking = {family: missing(base, family) for family in KNOWN}
     alike = [family for family in KNOWN if not lacking[family]]
     failures = []
-    small = replica(base) if alike else None
+    try:
+        small = replica(base) if alike else None
+    except OtterError as error:
+        raise OtterError(f"architecture {kind!r} is not known, and {error} (see docs/families.md to add it)") from None
     for family in alike:
         for variant in _variants(family, config):
             failure = _failure(small, variant)
@@ -100,9 +81,9 @@ def _paths(family: Family) -> list[tuple[bool, str]]:
     return paths
 
 
-def _missing(base: PreTrainedModel, family: Family) -> list[str]:
+def missing(base: PreTrainedModel, family: Family) -> list[str]:
     """Returns the family's parts that the base, or one of its blocks, lacks."""
-    decoder: Any = base.get_decoder()
+    decoder: Any = decoder_of(base)
     blocks: Any = part_of(decoder, family.layers) or ()
     return [
         path
@@ -149,8 +130,8 @@ def _failure(base: Any, family: Family) -> str | None:
         stream = InsertedStream(config, base, family, base.dtype, device)
         initialize(stream, config, base, family)
         plain = base(ids, use_cache=False)[0]
-        taps = Taps(base, family, stream.widths.layers)
-        seen = StreamPass(stream, stream.widths.depth)
+        taps = Taps(base, family, stream.widths.layers, inside=True, edge=False)
+        seen = StreamPass(stream, stream.first_slot)
         with taps.visit(seen):
             output = base(ids, use_cache=False)[0]
         taps.remove()

@@ -1,0 +1,61 @@
+"""Recognises what a base is: by its name, by what its blocks do inside, or from outside its blocks alone."""
+
+import json
+from contextlib import suppress
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from otterlm.causal import decoder_of
+from otterlm.detection.inside import known_inside, missing
+from otterlm.detection.outside import outline_of
+from otterlm.errors import OtterError
+from otterlm.families import FAMILIES, Family, Outline, family_of
+from otterlm.families.facts import decoder_config
+
+__all__ = ["recognize"]
+
+_recognized: dict[str, Outline] = {}
+"""The keys are whole configurations: two models of one type may differ in what their blocks do."""
+
+
+def recognize(base: PreTrainedModel) -> Outline:
+    """Returns what is known of a base: its family, by its name if it is listed, else by trial; or else its outline.
+
+    Of the base's parameters only the shapes are read.
+
+    Raises:
+        OtterError: a stream cannot read it; the message says what the base lacks.
+    """
+    config = decoder_config(base)
+    listed = _listed(config)
+    if listed is not None:
+        if lacking := missing(base, listed):
+            raise OtterError(f"this {config.model_type} is not supported: it lacks {', '.join(lacking)}")
+        return listed
+    identity = _identity(base, config)
+    if identity not in _recognized:
+        with torch.random.fork_rng(devices=[]):  # the caller's random state stays
+            _recognized[identity] = _by_trial(base, config)
+    return _recognized[identity]
+
+
+def _listed(config: Any) -> Family | None:
+    with suppress(OtterError):  # it is none of the list, or a variant whose inside is another
+        return family_of(config)
+    return None
+
+
+def _by_trial(base: PreTrainedModel, config: Any) -> Outline:
+    try:
+        return family_of(config) if config.model_type in FAMILIES else known_inside(base, config)
+    except OtterError as error:
+        return outline_of(base, config, str(error))
+
+
+def _identity(base: PreTrainedModel, config: Any) -> str:
+    values = config.to_dict()
+    for name in ("_name_or_path", "transformers_version", "dtype", "quantization_config", "use_cache"):
+        values.pop(name, None)
+    return json.dumps([type(decoder_of(base)).__qualname__, values], sort_keys=True, default=str)
