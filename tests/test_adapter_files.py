@@ -119,12 +119,12 @@ def test_wrong_base(saved):
     refused(lambda: load(saved, tiny_base(seed=9)), "another base")
 
 
-def test_unknown_architecture(saved):
+def test_another_architecture(saved):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     sizes = {"hidden_size": 32, "n_head": 4, "n_layer": 2, "vocab_size": 97}
     bloom = AutoModelForCausalLM.from_config(AutoConfig.for_model("bloom", **sizes))
-    refused(lambda: load(saved, bloom), "architecture 'bloom' is not known")
+    refused(lambda: load(saved, bloom), "another base")
 
 
 @torch.no_grad()
