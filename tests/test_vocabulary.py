@@ -20,7 +20,7 @@ EXAMPLES = [*TRAIN[:5], Example(90, (), ((5, 6, 7),)), Example(91, (4,), ((8,),)
 @torch.no_grad()
 def test_candidates_are_what_plain_passes_say() -> None:
     otter = tiny_otter(tiny_base(), layers=(0, 2))
-    followed, read = read_steps(otter, EXAMPLES, k=3, places=4, batch_size=3)
+    followed, read = read_steps(otter, EXAMPLES, k=3, count=4, batch_size=3)
     assert len(followed.gains) == sum(len(text) for e in EXAMPLES for text in e.responses) - 1  # a first token
     assert read.tokens.shape == read.gains.shape == (4 * len(EXAMPLES), 3)
     known = {}
@@ -44,7 +44,7 @@ def test_candidates_are_what_plain_passes_say() -> None:
 def test_a_fitted_head_explains_gains_and_guides(hidden: int) -> None:
     otter = tiny_otter(tiny_base())
     examples = [Example(row, e.prefix, e.branches) for row, e in enumerate([*TRAIN, *HELD_OUT] * 3)]
-    steps = read_steps(otter, examples, k=16, places=6)
+    steps = read_steps(otter, examples, k=16, count=6)
     torch.manual_seed(0)
     head = otter.adapter().head
     unembedding = otter.base_model.get_output_embeddings().weight

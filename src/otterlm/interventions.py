@@ -1,5 +1,5 @@
-"""The interventions by name: what each needs, its settings, and where it is made. The command line, the playground and
-the engines offer what is registered here.
+"""Lists the interventions by name: what each needs, its settings, and where it is made. The command line, the
+playground and the engines offer what is registered here.
 
 Nothing here needs torch: the parts of an intervention are imported when one is made.
 """
@@ -90,7 +90,7 @@ class InterventionSettings:
 
 @dataclass(frozen=True, slots=True)
 class InterventionType:
-    """An intervention that can be asked for by its name.
+    """Describes an intervention that can be named.
 
     Attributes:
         name: what it is asked for by.
@@ -202,7 +202,7 @@ def interventions(can: Capability | None = None) -> list[InterventionType]:
 
 
 def refuse_unused(
-    asked: Iterable[str],
+    requested: Iterable[str],
     used: Iterable[InterventionType],
     offered: Iterable[InterventionType],
     spell: Callable[[str], str] = str,
@@ -210,7 +210,7 @@ def refuse_unused(
     """Refuses settings that nothing takes.
 
     Args:
-        asked: fields of `InterventionSettings` that somebody chose values for.
+        requested: fields of `InterventionSettings` that somebody chose values for.
         used: the interventions that are used.
         offered: those that could be used instead.
         spell: makes a field's name what it was asked for by.
@@ -219,7 +219,7 @@ def refuse_unused(
         OtterError: no intervention that is used takes one of them.
     """
     used, offered = list(used), list(offered)
-    for name in asked:
+    for name in requested:
         if not any(name in use.takes for use in used):
             takers = " or ".join(each.name for each in offered if name in each.takes) or "nothing"
             here = f"only {' and '.join(use.name for use in used)}" if used else "no intervention"

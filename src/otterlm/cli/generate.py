@@ -1,4 +1,4 @@
-"""`otter generate`: a response, steered or not, with the reward of every token."""
+"""`otter generate` writes a response, steered or not, with the reward of every token."""
 
 import time
 from dataclasses import fields, replace
@@ -48,14 +48,14 @@ def command(
     check_count("--max-new-tokens", max_new_tokens)
     check_method(method, methods())
     sampled = sample or (method is not None and intervention_type(method).samples)
-    asked = _asked(context, sampled)
+    requested = _requested(context, sampled)
     temperature = settings.temperature or 1.0
     sampling = {"temperature": temperature, "top_k": 0} if sampled else {}
     adapters, tokenizer = named_adapters(adapter or []), load_tokenizer(base)
     if not adapters:
         if method is not None:
             raise OtterError(f"--method {method} goes with --adapter, and has no effect without it")
-        refuse_unused(asked, [], interventions(), option_name)
+        refuse_unused(requested, [], interventions(), option_name)
     tokens = _read(prompt, raw, tokenizer)
     model: Any = machine.load(base)
     check_context(model.config, len(tokens) + max_new_tokens)
@@ -71,8 +71,8 @@ def command(
         for name, folder in adapters.items():
             model.load_adapter(folder, name)
         model.eval()
-        own = replace(settings, temperature=temperature if sample else None)
-        sampling |= generate_arguments(model, own, method, asked)
+        steering = replace(settings, temperature=temperature if sample else None)
+        sampling |= generate_arguments(model, steering, method, requested)
     torch.manual_seed(seed)
     result, rewards = _generate(model, tokenizer, ids, list(adapters), **arguments, **sampling)
     if as_json:
@@ -81,24 +81,24 @@ def command(
     _show(tokenizer, result, rewards)
 
 
-def _asked(context: typer.Context, sampled: bool) -> list[str]:
-    """The settings of interventions that are on the command line.
+def _requested(context: typer.Context, sampled: bool) -> list[str]:
+    """Returns the settings of interventions that are on the command line.
 
     Raises:
         OtterError: there is a temperature, and nothing is sampled.
     """
     names = [field.name for field in fields(InterventionSettings)]
-    asked = [name for name in names if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"]
-    if "temperature" not in asked:
-        return asked
+    requested = [name for name in names if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"]
+    if "temperature" not in requested:
+        return requested
     if not sampled:
         raise OtterError("--temperature goes with --sample, and has no effect without it")
-    asked.remove("temperature")  # the base's own sampling takes it
-    return asked
+    requested.remove("temperature")  # the base's own sampling takes it
+    return requested
 
 
 def _read(prompt: str, raw: bool, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The prompt's tokens: a text to continue, or what the user says."""
+    """Returns the prompt's tokens: a text to continue, or what the user says."""
     if not raw and not prompt.strip():
         raise OtterError("--prompt is empty")
     if any("\ud800" <= letter <= "\udfff" for letter in prompt):  # bytes of another encoding

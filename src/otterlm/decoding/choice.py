@@ -27,7 +27,7 @@ def methods() -> list[str]:
 
 
 def check_method(method: str | None, allowed: Sequence[str]) -> str | None:
-    """A method's name, or None for what each adapter can do.
+    """Returns a method's name, or None for what each adapter can do.
 
     Raises:
         OtterError: it is not one of those that are allowed.
@@ -38,7 +38,7 @@ def check_method(method: str | None, allowed: Sequence[str]) -> str | None:
 
 
 def generate_arguments(
-    model: OtterModel, settings: InterventionSettings, method: str | None = None, asked: Collection[str] = ()
+    model: OtterModel, settings: InterventionSettings, method: str | None = None, requested: Collection[str] = ()
 ) -> dict[str, Any]:
     """Makes the arguments of `model.generate` by which the adapters that are on intervene.
 
@@ -46,7 +46,7 @@ def generate_arguments(
         model: with its adapters.
         settings: of the interventions.
         method: what numbers of prefixes are used for, one of `methods`; None: guidance, of those that can steer.
-        asked: settings that somebody chose values for, and which have to be of use.
+        requested: settings that somebody chose values for, and which have to be of use.
 
     Raises:
         OtterError: an adapter cannot be used by the method, nothing takes one of the settings asked for, or two
@@ -57,7 +57,7 @@ def generate_arguments(
     if method is not None and method not in used:
         needs = intervention_type(method).needs
         raise OtterError(f"--method {method} is for an adapter that {describe(needs)}, and none does: leave it out")
-    refuse_unused(asked, used.values(), interventions(), option_name)
+    refuse_unused(requested, used.values(), interventions(), option_name)
     return plug_in(model, chosen, settings)
 
 
@@ -98,7 +98,7 @@ def plug_in(
 def _uses(
     model: OtterModel, name: str, settings: InterventionSettings, method: str | None
 ) -> list[tuple[str, InterventionType]]:
-    """What an adapter is used for."""
+    """Returns what an adapter is used for."""
     can = model.adapter(name).config.signal.capabilities
     uses = [each.name for each in interventions(can) if each.needs in (Capability.REPLACES, Capability.DRAFTS)]
     number = bool(can & (Capability.PREFIX | Capability.ADDS))

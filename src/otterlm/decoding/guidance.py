@@ -46,7 +46,7 @@ class RewardGuidance(SignalProcessor):
         self.off = self.weight == 0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """`[B, T]` tokens so far and `[B, V]` scores of the next to `[B, V]`."""
+        """Turns `[B, T]` tokens so far and `[B, V]` scores of the next into `[B, V]`."""
         signal: RewardSignal | None = None if self.off else self.signal(input_ids, scores)
         if signal is None:
             return scores

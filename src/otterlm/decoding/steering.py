@@ -1,4 +1,4 @@
-"""What steering and stopping do to tensors: pure functions, the same for `generate` and for engines.
+"""Does to tensors what steering and stopping need: pure functions, the same for `generate` and for engines.
 
 A row is one text: scores are of its next token, `[B, V]`, and weights and counts are numbers or tensors that broadcast.
 """

@@ -1,4 +1,4 @@
-"""What a request may ask of an engine: settings in its extra arguments (`SamplingParams.extra_args` of vLLM, or
+"""Reads what a request may ask of an engine: settings in its extra arguments (`SamplingParams.extra_args` of vLLM, or
 `vllm_xargs` over HTTP).
 
     otter_weight     how far to steer: of a reward, the weight; of a contrast, alpha. 0: the base
@@ -32,7 +32,7 @@ STOP = intervention_type("stop")
 
 
 def _arguments_of(*used: InterventionType) -> tuple[str, ...]:
-    """The settings that interventions take, as requests name them: alpha is the weight of a contrast."""
+    """Returns the settings that interventions take, as requests name them: alpha is the weight of a contrast."""
     return tuple(dict.fromkeys("weight" if name == "alpha" else name for use in used for name in use.takes))
 
 
@@ -44,7 +44,7 @@ DEFAULTS = InterventionSettings()
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The checked settings of a request. `steer` and `guard` name adapters; None: not asked for."""
+    """Holds the checked settings of a request. `steer` and `guard` name adapters; None: not asked for."""
 
     steer: str | None = None
     weight: float = 0.0
@@ -58,7 +58,7 @@ class Settings:
 
     @property
     def asks(self) -> bool:
-        """Whether the request asks for anything that the base alone would not do."""
+        """Says whether the request asks for anything that the base alone would not do."""
         return self.steer is not None or self.guard is not None or self.rewards
 
 
@@ -85,7 +85,7 @@ class Served:
 
     @property
     def numbers(self) -> tuple[str, ...]:
-        """The adapters that have a number beside every token."""
+        """Returns the adapters that have a number beside every token."""
         return tuple(name for name, each in self.signals.items() if Capability.PREFIX in each)
 
     def settings(self, arguments: Mapping[str, Any] | None) -> Settings:
@@ -115,13 +115,13 @@ def refuse_stray(fields: Iterable[str]) -> None:
 
 
 def _ours(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    found = {}
+    settings = {}
     for name, value in arguments.items():
         if name.startswith(PREFIX) and name[len(PREFIX) :] in NAMES:
-            found[name[len(PREFIX) :]] = value
+            settings[name[len(PREFIX) :]] = value
         elif resembles_prefix(name):
             raise OtterError(f"unknown argument {name}; there are: {_known()}")
-    return found
+    return settings
 
 
 def _known() -> str:
@@ -175,7 +175,7 @@ class _Reader:
                 raise OtterError(f"{PREFIX}{name} goes with {what}, and has no effect without it")
 
     def values(self, *used: InterventionType) -> dict[str, Any]:
-        """Those of the request's arguments that interventions take, checked by the rules of all of Otter."""
+        """Returns the request's arguments that interventions take, checked by the rules of all of Otter."""
         return {name: self.value(name) for name in _arguments_of(*used) if name in self.arguments}
 
     def value(self, name: str) -> Any:

@@ -1,1 +1,2 @@
-"""A local page to play with: the original and the guided response side by side, and what an adapter says of them."""
+"""The playground is a local page: it shows the original and the guided response side by side, and what an
+adapter says of them."""

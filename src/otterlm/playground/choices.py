@@ -1,4 +1,5 @@
-"""What a person can choose, made from the session, and what is shown of a choice. Knows nothing of a page's parts."""
+"""Lists what a person can choose, made from the session, and what is shown of a choice. Knows nothing of a page's
+parts."""
 
 import math
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from otterlm.playground.session import Session, Settings
 
 
 class Choices:
-    """The choices of a session.
+    """Holds the choices of a session.
 
     Args:
         session: makes the comparisons.
@@ -68,7 +69,7 @@ class Choices:
             yield "", "", render.problem(str(error)), ""
 
     def _pair(self, guide: str | None) -> tuple[str | None, str | None]:
-        """The adapter that guides, and its method.
+        """Returns the adapter that guides, and its method.
 
         Raises:
             OtterError: there is no such choice.

@@ -1,4 +1,4 @@
-"""Sliders for the settings of interventions, made from the registry. Knows nothing of a page."""
+"""Makes sliders for the settings of interventions from the registry. Knows nothing of a page."""
 
 from collections.abc import Collection
 from dataclasses import Field, dataclass, fields
@@ -9,7 +9,7 @@ from otterlm.interventions import InterventionSettings
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """A slider for a setting.
+    """Describes a slider for a setting.
 
     Attributes:
         name: the setting's.
@@ -44,7 +44,7 @@ class Control:
         return self.name.replace("_", " ")
 
     def value(self, chosen: Any) -> Any:
-        """The setting's value where the slider stands at this."""
+        """Returns the setting's value where the slider stands at this."""
         return self.default if self.off and chosen == self.low else chosen
 
 

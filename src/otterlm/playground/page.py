@@ -18,7 +18,7 @@ STYLE = """
 
 
 def build(session: Session, base: str) -> gr.Blocks:
-    """The page of a session.
+    """Builds the page of a session.
 
     Args:
         session: makes the comparisons.

@@ -1,4 +1,4 @@
-"""Responses, curves and costs as HTML. All text is escaped; nothing is fetched."""
+"""Renders responses, curves and costs as HTML. All text is escaped; nothing is fetched."""
 
 import html
 import math
@@ -13,7 +13,7 @@ ORIGINAL, GUIDED = "#8a8f98", "#d9822b"
 
 
 def responses(comparison: Comparison, shown: str) -> tuple[str, str]:
-    """The original and the guided response. Both are coloured on one scale, that of all their values."""
+    """Renders the original and the guided response. Both are coloured on one scale, that of all their values."""
     both = comparison.original, comparison.guided
     values = [token.signals[shown] for tokens in both for token in tokens]
     original, guided = (_response(tokens, shown, min(values), max(values)) for tokens in both)
@@ -37,7 +37,7 @@ def _response(tokens: Sequence[StreamedToken], shown: str, low: float, high: flo
 
 
 def curve(comparison: Comparison, shown: str, threshold: float, length: int) -> str:
-    """The signal of both responses, token by token, as an SVG.
+    """Draws the signal of both responses, token by token, as an SVG.
 
     Args:
         comparison: both responses.
@@ -75,7 +75,7 @@ def curve(comparison: Comparison, shown: str, threshold: float, length: int) -> 
 
 
 def cost(comparison: Comparison, base_bytes: int, inserted_bytes: int) -> str:
-    """What the guided response costs beside the original, in a line."""
+    """Says what the guided response costs beside the original, in a line."""
     time = "" if comparison.slowdown is None else f"<b>{comparison.slowdown:+.0%}</b> time per token, "
     space = f"<b>{inserted_bytes / 2**20:.1f} MiB</b> inserted ({inserted_bytes / base_bytes:.1%} of the base)"
     exact = "is" if comparison.exact else "is NOT"
@@ -83,5 +83,5 @@ def cost(comparison: Comparison, base_bytes: int, inserted_bytes: int) -> str:
 
 
 def problem(message: str) -> str:
-    """What is wrong with the input, in a line."""
+    """Says what is wrong with the input, in a line."""
     return f'<p role="alert">{html.escape(" ".join(message.split()))}</p>'

@@ -35,7 +35,7 @@ class Draws:
         self._swap()
 
     def _swap(self) -> None:
-        """Exchanges this response's state and that of the process."""
+        """Gives the process this response's state, and keeps that of the process."""
         inner, self._states = self._states, [torch.get_rng_state()]
         torch.set_rng_state(inner[0])
         if self._device is not None:
@@ -84,7 +84,7 @@ class Response(Generic[Chosen]):
         self._turn = turn
 
     def grow(self) -> bool:
-        """One more token, from whatever thread; False at the end."""
+        """Reads one more token, from whatever thread; False at the end."""
         with self._turn, self._model.use_adapters(self._adapters), self._draws:
             started = time.perf_counter()
             chosen = next(self._chosen, None)
@@ -96,7 +96,7 @@ class Response(Generic[Chosen]):
         return not self.ended
 
     def slowdown(self, reference: "Response[StreamedToken]") -> float | None:
-        """The extra time of a token, as a share of what one of a reference takes.
+        """Returns the extra time of a token, as a share of what one of a reference takes.
 
         Medians are compared, without the first tokens, which read the prompt. Of a loop it is the means of whole
         responses, the prompts' reading included. None until enough is known.

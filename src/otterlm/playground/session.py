@@ -1,4 +1,4 @@
-"""One prompt, two responses that grow in turns: the base's own, and the guided one. Knows nothing of a page."""
+"""Grows two responses to one prompt in turns: the base's, and the guided one. Knows nothing of a page."""
 
 import threading
 from collections.abc import Collection, Iterator, Mapping
@@ -33,7 +33,7 @@ STOP = intervention_type("stop")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What can be chosen for a comparison.
+    """Holds what can be chosen for a comparison.
 
     Attributes:
         shown: the adapter whose signal colours the tokens; a reward also stops the guided response.
@@ -55,7 +55,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Both responses so far.
+    """Holds both responses so far.
 
     Attributes:
         original: what the base says, the adapters only read.
@@ -74,7 +74,7 @@ class Comparison:
 
 
 class Session:
-    """A base with its adapters, for any number of comparisons at a time.
+    """Holds a base with its adapters, for any number of comparisons at a time.
 
     Comparisons share no state: those of two threads take turns, a token each.
 
@@ -105,7 +105,7 @@ class Session:
         self._turn = threading.Lock()
 
     def can(self, name: str | None, capability: Capability) -> bool:
-        """Whether an adapter's signal can do one of these."""
+        """Says whether an adapter's signal can do one of these."""
         return name in self.signals and bool(self.signals[name].capabilities & capability)
 
     def takes(self, shown: str, steering: str | None, method: str | None) -> list[str]:
@@ -162,8 +162,8 @@ class Session:
         yield compared()  # what a loop takes is known at its end
 
     def bytes_of(self, names: Collection[str]) -> tuple[int, int]:
-        """Bytes of the base's parameters, and of what adapters insert: their parameters, and the up projections folded
-        with the unembedding that are kept beside them."""
+        """Counts bytes of the base's parameters, and of what adapters insert: their parameters, and the up projections
+        folded with the unembedding that are kept beside them."""
         base, inserted = self._model.base_model, 0
         vocabulary = base.get_output_embeddings().weight.shape[0]
         for adapter in map(self._model.adapter, names):

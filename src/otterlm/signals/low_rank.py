@@ -1,4 +1,4 @@
-"""A number for every token of the vocabulary from a low-rank map of the state: E[v] . up(down(s)), E the base's own
+"""Scores every token of the vocabulary by a low-rank map of the state: E[v] . up(down(s)), E the base's
 unembedding, so that a head over 49,152 tokens takes a few ten thousand parameters."""
 
 from collections.abc import Callable
@@ -31,11 +31,11 @@ class LowRankHead(nn.Module):
         nn.init.zeros_(self.up.weight)
 
     def forward(self, state: Tensor, unembedding: Tensor) -> Tensor:
-        """The scores of all tokens, `[..., d + d']` to `[..., V]` float32. Without a gradient to `up`."""
+        """Returns the scores of all tokens, `[..., d + d']` to `[..., V]` float32. Without a gradient to `up`."""
         return F.linear(self.down(state), self._fold(self.up.weight, unembedding)).float()
 
     def direction(self, state: Tensor) -> Tensor:
-        """u(s), `[..., d]`: what is added to the base's state before its unembedding."""
+        """Returns u(s), `[..., d]`: what is added to the base's state before its unembedding."""
         return self.up(self.down(state))
 
     def of_tokens(self, state: Tensor, tokens: Tensor, unembedding: Tensor) -> Tensor:

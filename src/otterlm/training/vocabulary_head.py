@@ -47,7 +47,7 @@ def read_steps(
     model: OtterModel,
     examples: Sequence[Example],
     k: int = 8,
-    places: int = 8,
+    count: int = 8,
     seed: int = 0,
     batch_size: int = 8,
     adapter_name: str | None = None,
@@ -58,7 +58,7 @@ def read_steps(
         model: with the trained adapter.
         examples: pairs or scored texts.
         k: candidates a position.
-        places: positions of each example with candidates.
+        count: positions of each example with candidates.
         seed: of the positions.
         batch_size: examples a pass.
         adapter_name: whose reward; may be left out where there is one.
@@ -70,7 +70,7 @@ def read_steps(
         OtterError: the base cannot read candidates side by side.
     """
     check_branches(model)
-    reader = _Reader(model, model.adapter_name(adapter_name, Capability.ADDS), k, places, seed)
+    reader = _Reader(model, model.adapter_name(adapter_name, Capability.ADDS), k, count, seed)
     for group in track(list(length_buckets(examples, batch_size)), "reading candidates"):
         reader.read(collate(group).to(model.device))
     return _joined(reader.followed), _joined(reader.candidates)
@@ -79,10 +79,10 @@ def read_steps(
 class _Reader:
     """Reads batches, and collects the steps."""
 
-    def __init__(self, model: OtterModel, name: str, k: int, places: int, seed: int) -> None:
+    def __init__(self, model: OtterModel, name: str, k: int, count: int, seed: int) -> None:
         self.followed: list[Steps] = []
         self.candidates: list[Steps] = []
-        self._model, self._name, self._k, self._places = model, name, k, places
+        self._model, self._name, self._k, self._count = model, name, k, count
         self._generator = torch.Generator().manual_seed(seed)
 
     def read(self, batch: Batch) -> None:
@@ -97,12 +97,12 @@ class _Reader:
                 batch.rows[row], state[row, parent], tokens[:, None], torch.zeros_like(gains)[:, None], gains[:, None]
             )
         )
-        chosen = _choose(batch, self._places, self._generator)  # [B, places]
+        chosen = _choose(batch, self._count, self._generator)  # [B, count]
         rows, k = torch.arange(len(chosen), device=chosen.device)[:, None], self._k
         logits = self._model.base_model.get_output_embeddings()(hidden[rows, chosen])
-        log_probs, likely = logits.float().log_softmax(dim=-1).topk(k, dim=-1)  # [B, places, k]
+        log_probs, likely = logits.float().log_softmax(dim=-1).topk(k, dim=-1)  # [B, count, k]
         # Each candidate sees what its position sees, and itself.
-        seen = mask[rows, 0, chosen].repeat_interleave(k, dim=1)[:, None]  # [B, 1, places k, T]
+        seen = mask[rows, 0, chosen].repeat_interleave(k, dim=1)[:, None]  # [B, 1, count k, T]
         itself = additive(torch.eye(likely[0].numel(), dtype=torch.bool, device=mask.device), mask.dtype)
         after = (batch.position_ids[rows, chosen] + 1).repeat_interleave(k, dim=1)
         mask = torch.cat((seen, itself.expand(len(chosen), 1, -1, -1)), dim=-1)
@@ -142,8 +142,8 @@ def _joined(steps: Sequence[Steps]) -> Steps:
     return Steps(*(torch.cat([getattr(each, name) for each in steps]) for name in names))
 
 
-def _choose(batch: Batch, places: int, generator: torch.Generator) -> Tensor:
-    """Chooses random tokens that a response token follows, `[B, places]`; with repeats where there are fewer."""
+def _choose(batch: Batch, count: int, generator: torch.Generator) -> Tensor:
+    """Chooses random tokens that a response token follows, `[B, count]`; with repeats where there are fewer."""
     row, _, parent = followed_tokens(batch)
     chosen = []
     for index in range(len(batch.rows)):
@@ -151,5 +151,5 @@ def _choose(batch: Batch, places: int, generator: torch.Generator) -> Tensor:
         if not len(positions):
             positions = torch.zeros(1, dtype=torch.long)
         order = torch.randperm(len(positions), generator=generator)
-        chosen.append(positions[order.repeat(-(-places // len(positions)))[:places]])
+        chosen.append(positions[order.repeat(-(-count // len(positions)))[:count]])
     return torch.stack(chosen).to(batch.input_ids.device)

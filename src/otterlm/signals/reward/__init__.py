@@ -1,4 +1,4 @@
-"""The reward signal."""
+"""The reward signal gives a number for every prefix."""
 
 from otterlm.signals.base import SignalType
 from otterlm.signals.reward.config import RewardConfig

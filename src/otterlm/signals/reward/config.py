@@ -1,4 +1,4 @@
-"""The reward signal's configuration, and what its numbers mean."""
+"""Configures the reward signal, and says what its numbers mean."""
 
 import itertools
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ docs/benchmarks/steering.md."""
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What rewards mean, see `otterlm.training.evaluation.calibration`.
+    """Says what rewards mean, see `otterlm.training.evaluation.calibration`.
 
     Attributes:
         curve: points (reward, score), both rising; between them the line.
@@ -40,7 +40,7 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class RewardConfig(SignalConfig):
-    """The reward signal: a number for every prefix, and for every possible next token.
+    """The reward signal gives a number for every prefix, and for every possible next token.
 
     Attributes:
         vocabulary_rank: rank of the vocabulary head; 0 for the prefix head alone.
@@ -75,7 +75,7 @@ class RewardConfig(SignalConfig):
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:
-        """See `SignalConfig`. Heads were linear before they had a hidden width."""
+        """Reads a file, see `SignalConfig`. Heads were linear before they had a hidden width."""
         return cls(**{"vocabulary_hidden": 0, **values})
 
     @property
@@ -86,19 +86,19 @@ class RewardConfig(SignalConfig):
 
     @property
     def typical_range(self) -> tuple[float, float] | None:
-        """See `SignalConfig`: two spreads below the mean and two above it."""
+        """Returns two spreads below the mean and two above it."""
         if self.mean is None or self.spread is None:
             return None
         return self.mean - 2 * self.spread, self.mean + 2 * self.spread
 
     @property
     def unit(self) -> float:
-        """See `SignalConfig`: guidance of weight 1 adds `NATS` to the logit of a token that is one advantage spread
-        better than the expected."""
+        """Returns what a weight of 1 stands for: guidance then adds `NATS` to the logit of a token that is one
+        advantage spread better than the expected."""
         return 1.0 if self.advantage_spread is None else self.advantage_spread / NATS
 
     def limits(self, width: int, vocabulary: int) -> dict[str, tuple[int, int]]:
-        """See `SignalConfig`."""
+        """Returns the limits, see `SignalConfig`."""
         return {"vocabulary_rank": (self.vocabulary_rank, width)}
 
     def derived_parameters(self, vocabulary: int) -> int:

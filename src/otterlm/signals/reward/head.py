@@ -45,12 +45,12 @@ class RewardHead(nn.Module):
             self.vocabulary.initialize()
 
     def forward(self, state: Tensor, unembedding: Tensor) -> "RewardSignal":
-        """`[B, T, d + d']` and the base's unembedding, `[V, d]`, to the rewards."""
+        """Reads the rewards from `[B, T, d + d']` and the base's unembedding, `[V, d]`."""
         return RewardSignal(self, state, unembedding)
 
 
 class RewardSignal:
-    """The rewards of one forward pass. Both heads are computed when asked for.
+    """Holds the rewards of one forward pass. Both heads are computed when asked for.
 
     Attributes:
         state: [h, h'] after the final norm, `[B, T, d + d']`.
@@ -63,7 +63,7 @@ class RewardSignal:
 
     @property
     def prefix(self) -> Tensor:
-        """The reward of every prefix that ends in this pass, `[B, T]` float32."""
+        """Returns the reward of every prefix that ends in this pass, `[B, T]` float32."""
         return self._head.prefix(self.state).squeeze(-1).float()
 
     def beside(self, token: int, before: "RewardSignal") -> float:
@@ -72,7 +72,7 @@ class RewardSignal:
 
     @property
     def calibrated(self) -> Tensor:
-        """The expected score of every prefix, `[B, T]` float32: `prefix` through the calibration's curve.
+        """Returns the expected score of every prefix, `[B, T]` float32: `prefix` through the calibration's curve.
 
         Raises:
             OtterError: the adapter was not calibrated.
@@ -88,7 +88,7 @@ class RewardSignal:
         return y[left] + share * (y[right] - y[left])
 
     def vocabulary(self, tokens: Tensor | None = None, position: int = -1) -> Tensor:
-        """The expected reward after each next token.
+        """Returns the expected reward after each next token.
 
         Args:
             tokens: `[B, k]` token ids to score; None: the whole vocabulary.
@@ -108,7 +108,7 @@ class RewardSignal:
         return gain.add_(self.prefix[:, position, None])
 
     def gain(self, state: Tensor, tokens: Tensor) -> Tensor:
-        """How much each token is expected to change the reward of the prefix that ends in a state.
+        """Returns how much each token is expected to change the reward of the prefix that ends in a state.
 
         Args:
             state: `[..., 1, d + d']`, or `[n, d + d']` with one token each.

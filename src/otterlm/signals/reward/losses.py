@@ -1,4 +1,5 @@
-"""Losses over packed batches. `rewards` is always `[B, T]`, one prefix reward per token of the packed sequence."""
+"""Computes losses over packed batches. `rewards` is always `[B, T]`, one prefix reward per token of the packed
+sequence."""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +9,7 @@ from otterlm.training.data.packing import CHOSEN, REJECTED, Batch
 
 
 def branch_rewards(rewards: Tensor, segments: Tensor, segment: int) -> tuple[Tensor, Tensor]:
-    """The rewards of one branch, left-aligned.
+    """Returns the rewards of one branch, left-aligned.
 
     Args:
         rewards: `[B, T]`.
@@ -27,12 +28,12 @@ def branch_rewards(rewards: Tensor, segments: Tensor, segment: int) -> tuple[Ten
 
 
 def final_rewards(rewards: Tensor, segments: Tensor, segment: int) -> Tensor:
-    """The reward at the last token of a branch, `[B]`."""
+    """Returns the reward at the last token of a branch, `[B]`."""
     return branch_rewards(rewards, segments, segment)[0][:, -1]
 
 
 def bradley_terry(rewards: Tensor, batch: Batch, prefixes: bool) -> Tensor:
-    """-log sigmoid(reward of chosen - reward of rejected) (Bradley and Terry, 1952).
+    """Computes -log sigmoid(reward of chosen - reward of rejected) (Bradley and Terry, 1952).
 
     Args:
         rewards: `[B, T]`.
@@ -62,7 +63,7 @@ def _extend(values: Tensor, length: int) -> Tensor:
 
 
 def preference_accuracy(rewards: Tensor, batch: Batch) -> Tensor:
-    """The fraction of pairs whose whole chosen response has the higher reward; a tie counts half."""
+    """Computes the fraction of pairs whose whole chosen response has the higher reward; a tie counts half."""
     margin = final_rewards(rewards, batch.segments, CHOSEN) - final_rewards(rewards, batch.segments, REJECTED)
     return ((margin > 0).float() + (margin == 0).float() / 2).mean()
 
@@ -95,7 +96,7 @@ def _errors(values: Tensor, lengths: Tensor, scores: Tensor, prefixes: bool, tra
 
 
 def lambda_returns(values: Tensor, lengths: Tensor, scores: Tensor, trace: float) -> Tensor:
-    """What TD(lambda) has each prefix predict, of texts that are scored at their end.
+    """Returns what TD(lambda) has each prefix predict, of texts that are scored at their end.
 
     Args:
         values: `[B, N]`, predicted.
@@ -109,7 +110,7 @@ def lambda_returns(values: Tensor, lengths: Tensor, scores: Tensor, trace: float
     if trace == 1:
         return scores[:, None].expand_as(values)
     returns = [scores]
-    for place in range(values.shape[1] - 2, -1, -1):
-        step = (1 - trace) * values[:, place + 1] + trace * returns[-1]
-        returns.append(torch.where(place < lengths - 1, step, scores))
+    for position in range(values.shape[1] - 2, -1, -1):
+        step = (1 - trace) * values[:, position + 1] + trace * returns[-1]
+        returns.append(torch.where(position < lengths - 1, step, scores))
     return torch.stack(returns[::-1], dim=1)

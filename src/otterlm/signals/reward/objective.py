@@ -1,4 +1,4 @@
-"""The reward signal's objective: what a batch of pairs or scored texts teaches an adapter."""
+"""The reward signal's objective says what a batch of pairs or scored texts teaches an adapter."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +23,7 @@ Compare = Literal["prefixes", "last"]
 
 @dataclass(frozen=True, slots=True)
 class RewardTrainingConfig:
-    """What the reward is trained to do.
+    """Says what the reward is trained to do.
 
     Attributes:
         compare: `prefixes`: the reward of every prefix of a response is trained (PARGS, arXiv 2406.07780); `last`: only
@@ -55,7 +55,7 @@ class RewardTrainingConfig:
 
 
 class RewardObjective(nn.Module):
-    """Loss and metrics of one adapter on packed batches.
+    """Computes loss and metrics of one adapter on packed batches.
 
     Args:
         model: the base with the adapter.
@@ -81,7 +81,7 @@ class RewardObjective(nn.Module):
         self.identity = of_adapter(model, self.name) | losses | {"vocabulary": self._learns_vocabulary}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Scalars, means over the batch: `loss`, `preference` or `regression`, `vocabulary`, and `accuracy` for
+        """Returns scalars, means over the batch: `loss`, `preference` or `regression`, `vocabulary`, and `accuracy` for
         pairs."""
         signal = read_batch(self.model, self.source, batch, self.name)
         rewards = signal.prefix  # [B, T]
@@ -98,7 +98,8 @@ class RewardObjective(nn.Module):
         return {"loss": loss} | {name: value.detach() for name, value in metrics.items()}
 
     def _vocabulary_loss(self, signal: RewardSignal, rewards: Tensor, batch: Batch) -> Tensor:
-        """Squared error between score(token | its prefix) and the prefix reward after the token, on response tokens."""
+        """Computes the squared error between score(token | its prefix) and the prefix reward after the token, on
+        response tokens."""
         row, position, parent = followed_tokens(batch)
         gain = signal.gain(signal.state[row, parent], batch.input_ids[row, position])
         return (rewards[row, parent] + gain - rewards[row, position]).square().sum() / max(1, len(row))
@@ -115,11 +116,12 @@ def start_from_probe(objective: RewardObjective, examples: Sequence[Example], ba
 
 @torch.no_grad()
 def last_states(objective: RewardObjective, examples: Sequence[Example], batch_size: int = 8) -> tuple[Tensor, Tensor]:
-    """The base's last hidden state (after the final norm) at the end of each response of each pair, `[N, d]` twice.
+    """Reads the base's last hidden state (after the final norm) at the end of each response of each pair, `[N, d]`
+    twice.
 
     The pairs come in the order of `examples`.
     """
-    place = {example.row: index for index, example in enumerate(examples)}
+    index_of = {example.row: index for index, example in enumerate(examples)}
     states: list[tuple[Tensor, Tensor] | None] = [None] * len(examples)
     device = objective.model.device
     for group in track(list(length_buckets(examples, batch_size)), "reading hidden states"):
@@ -131,9 +133,9 @@ def last_states(objective: RewardObjective, examples: Sequence[Example], batch_s
         rows = torch.arange(len(group))
         for index, example in enumerate(group):
             pair = [reader.normed[rows[index], end[index]].float().cpu() for end in ends]
-            states[place[example.row]] = (pair[0], pair[1])
-    found = [pair for pair in states if pair is not None]
-    return torch.stack([pair[0] for pair in found]), torch.stack([pair[1] for pair in found])
+            states[index_of[example.row]] = (pair[0], pair[1])
+    pairs = [pair for pair in states if pair is not None]
+    return torch.stack([pair[0] for pair in pairs]), torch.stack([pair[1] for pair in pairs])
 
 
 def _ends(batch: Batch, segment: int) -> Tensor:

@@ -17,7 +17,8 @@ CHOSEN, REJECTED = 1, 2
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A row as tokens: a shared prefix and one branch (a text), two (chosen, rejected) or more (scored responses).
+    """Holds a row as tokens: a shared prefix and one branch (a text), two (chosen, rejected) or more (scored
+    responses).
 
     Attributes:
         row: its index in the data it came from.
@@ -40,23 +41,23 @@ class Example:
 
     @property
     def is_pair(self) -> bool:
-        """Whether its two texts are a chosen and a rejected one."""
+        """Says whether its two texts are a chosen and a rejected one."""
         return len(self.branches) == 2 and not self.scores
 
     @property
     def longest(self) -> int:
-        """The tokens of its longest text."""
+        """Counts the tokens of its longest text."""
         return len(self.prefix) + max(map(len, self.branches))
 
     @property
     def starts(self) -> tuple[int, ...]:
-        """Where the response of each text, prefix + branch, begins."""
+        """Returns where the response of each text, prefix + branch, begins."""
         return self.prompts or (len(self.prefix),) * len(self.branches)
 
     @property
     def responses(self) -> tuple[tuple[int, ...], ...]:
-        """The whole response of each text."""
-        return tuple((self.prefix + own)[start:] for own, start in zip(self.branches, self.starts, strict=True))
+        """Returns the whole response of each text."""
+        return tuple((self.prefix + branch)[start:] for branch, start in zip(self.branches, self.starts, strict=True))
 
 
 @dataclass(slots=True)
@@ -85,13 +86,13 @@ class Batch:
     pairs: bool
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on `device`."""
+        """Returns the same batch on `device`."""
         parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         parts = {name: part.to(device) for name, part in parts.items() if isinstance(part, Tensor)}
         return replace(self, **parts)
 
     def inputs(self, dtype: torch.dtype) -> dict[str, Any]:
-        """What a model of this dtype is called with, so that branches do not see each other."""
+        """Returns what a model of this dtype is called with, so that branches do not see each other."""
         return {
             "input_ids": self.input_ids,
             "position_ids": self.position_ids,
@@ -139,7 +140,7 @@ def _scores(examples: Sequence[Example]) -> Tensor:
 def length_buckets(
     examples: Sequence[Example], batch_size: int, seed: int | None = None, pool: int = 16
 ) -> Iterator[list[Example]]:
-    """Batches of examples of like length, so that little is spent on padding.
+    """Makes batches of examples of like length, so that little is spent on padding.
 
     Args:
         examples: what to batch.
@@ -165,8 +166,8 @@ def length_buckets(
 
 
 def followed_tokens(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """The response tokens that follow another token: their rows, their positions and their parents' positions, `[n]`
-    each. (The first token of a text without a prompt is predicted by nothing.)"""
+    """Returns the response tokens that follow another token: their rows, their positions and their parents' positions,
+    `[n]` each. (The first token of a text without a prompt is predicted by nothing.)"""
     row, position = (batch.segments >= CHOSEN).nonzero(as_tuple=True)
     parent = batch.parents[row, position]
     follows = parent != position

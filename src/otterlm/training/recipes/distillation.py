@@ -63,7 +63,7 @@ class DistillationRecipe:
         config: OtterConfig,
         run: Run,
     ) -> dict[str, float]:
-        """See `otterlm.training.recipes.base.Recipe`."""
+        """Trains the adapter, see `otterlm.training.recipes.base.Recipe`."""
         base, name = on_device(base), self.scorer
         rate = load_scorer(name)
         run.begin(base, config, RewardObjective)
@@ -76,10 +76,10 @@ class DistillationRecipe:
         held = run.held_out(range(len(data)))
         model = OtterModel(base, config)
         metrics = learn_reward(model, tokenizer, examples, held, self.learning, run)
-        kept = [example for example in examples if example.row not in held]
+        train_examples = [example for example in examples if example.row not in held]
         measure_spread(model, examples)
-        metrics |= learn_to_steer(model, kept, self.learning, run.training.seed)
+        metrics |= learn_to_steer(model, train_examples, self.learning, run.training.seed)
         settings = {"scorer": name} | asdict(sampling) | asdict(self.learning)
         title = f"the base's own responses to {len(data)} prompts, scored by {name}"
-        save_reward(model, run, title, (len(kept), len(held)), metrics, settings)
+        save_reward(model, run, title, (len(train_examples), len(held)), metrics, settings)
         return metrics

@@ -68,7 +68,7 @@ class RewardRecipe:
         config: OtterConfig,
         run: Run,
     ) -> dict[str, float]:
-        """See `otterlm.training.recipes.base.Recipe`."""
+        """Trains the adapter, see `otterlm.training.recipes.base.Recipe`."""
         run.begin(base, config, RewardObjective)
         rows, more = data
         held = set(range(len(rows) - more, len(rows)))
@@ -76,7 +76,7 @@ class RewardRecipe:
             held = hold_out(rows, run.eval_fraction, run.training.seed)
         examples = tokenize(rows, tokenizer, self.limits)
         settings = {f"max_{name}_tokens": value for name, value in asdict(self.limits).items()} | asdict(self.learning)
-        kept, held_out = run.split(examples, base, held)
+        train_examples, held_out = run.split(examples, base, held)
         model, seed = OtterModel(on_device(base), config), run.training.seed
         metrics = learn_reward(model, tokenizer, examples, held, self.learning, run)
         prompts = prompts_of(rows, held) if self.values.values else []
@@ -87,6 +87,6 @@ class RewardRecipe:
             metrics |= {name: value for name, value in again.items() if isinstance(value, float)}
             settings |= asdict(self.values)
         else:
-            metrics |= learn_to_steer(model, kept, self.learning, seed)
-        save_reward(model, run, source_name(self.data), (len(kept), len(held)), metrics, settings)
+            metrics |= learn_to_steer(model, train_examples, self.learning, seed)
+        save_reward(model, run, source_name(self.data), (len(train_examples), len(held)), metrics, settings)
         return metrics

@@ -1,4 +1,4 @@
-"""The stages that make a reward adapter: learning from examples, fitting the vocabulary head, saving."""
+"""Takes the stages that make a reward adapter: learning from examples, fitting the vocabulary head, saving."""
 
 import random
 from collections.abc import Sequence

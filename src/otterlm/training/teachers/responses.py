@@ -122,9 +122,9 @@ def scored_responses(
         steering=steering_identity,
         **asdict(sampling),
     )
-    asked = list(zip(prompts, encoded, strict=True))
+    requests = list(zip(prompts, encoded, strict=True))
     size = sampling.batch_size
-    groups = {_part(folder, start // size): asked[start : start + size] for start in range(0, len(asked), size)}
+    groups = {_part(folder, start // size): requests[start : start + size] for start in range(0, len(requests), size)}
     _check_mark(folder, this)
     if not all(path.exists() for path in groups):
         with hold(folder / MARK):
@@ -149,7 +149,7 @@ def _part(folder: Path, number: int) -> Path:
 
 
 def _check_mark(folder: Path, this: Identity) -> bool:
-    """Whether a folder is marked as of this run. One of another run is refused."""
+    """Says whether a folder is marked as of this run. One of another run is refused."""
     mark = folder / MARK
     if not mark.exists():
         if _part(folder, 0).exists():
@@ -184,7 +184,7 @@ def _sample(
 ) -> list[Response]:
     repeated = [both for both in prompts for _ in range(sampling.per_prompt)]
     prompt, seen = pad_left([encoded for _, encoded in prompts], tokenizer.pad_token_id or 0, generator.device)
-    ids, mask = (given.repeat_interleave(sampling.per_prompt, dim=0) for given in (prompt, seen))
+    ids, mask = (each.repeat_interleave(sampling.per_prompt, dim=0) for each in (prompt, seen))
     torch.manual_seed(sampling.seed * 1_000_003 + number)
     output: Any = generator.generate(
         ids,
