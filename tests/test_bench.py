@@ -10,6 +10,7 @@ import torch
 from conftest import refused
 from transformers import LlamaConfig
 
+import otterlm.cli.bench.overhead  # noqa: F401 - its help lists the shapes, and must not see the one that is added here
 from otterlm.bench import overhead, shapes
 from otterlm.bench.overhead import ARGS_ANEW, ARGS_CACHED, BASE, GUIDANCE, METHODS, Setting, measure
 from otterlm.bench.shapes import random_base
