@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from otterlm.bases import load_base, load_tokenizer
-from otterlm.bench.bootstrap import Statistic, interval
 from otterlm.bench.judges import Perplexity, Toxicity
 from otterlm.decoding import RewardGuidance
 from otterlm.decoding.prompt import read_once
@@ -36,6 +35,7 @@ from otterlm.resumable import run_resumable
 from otterlm.training.data.packing import Example
 from otterlm.training.data.prompts import read_prompts
 from otterlm.training.data.tokens import prompt_tokens
+from otterlm.training.evaluation.bootstrap import Statistic, interval
 from otterlm.training.evaluation.scoring import correlations, score_examples
 from otterlm.training.teachers.continuations import pad_left, responses_of
 

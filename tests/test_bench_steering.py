@@ -11,7 +11,6 @@ from conftest import close, refused, reward_model, tiny_base, tiny_otter
 from word_tokenizer import TEMPLATE, WORDS, tokenizer
 
 from otterlm.bench import report
-from otterlm.bench.bootstrap import interval, mean_of
 from otterlm.bench.judges import Perplexity
 from otterlm.bench.steering import SAMPLES, answers_of, samples_of
 from otterlm.bench.steering_methods import BASE, GUIDANCE, FinalReward
@@ -20,6 +19,7 @@ from otterlm.decoding.scoring import score_sequences
 from otterlm.model import OtterModel
 from otterlm.signals.reward.config import RewardConfig
 from otterlm.training.data.tokens import encode_prompts
+from otterlm.training.evaluation.bootstrap import interval, mean_of
 
 PROMPTS = [(("user", " ".join(WORDS[10 : 12 + n])),) for n in range(5)]
 METHODS = [

@@ -15,6 +15,7 @@ from otterlm.signals import register_signal, signal_names, signal_type
 from otterlm.signals.base import NOTHING, Capability, SignalConfig, SignalType, describe
 from otterlm.signals.contrast.config import ContrastConfig
 from otterlm.signals.draft.config import DraftConfig
+from otterlm.signals.guard.config import GuardConfig
 from otterlm.signals.reward.config import RewardConfig
 
 
@@ -42,6 +43,9 @@ def test_what_each_signal_can_do() -> None:
     assert RewardConfig(vocabulary_rank=0).capabilities == beside | Capability.PREFIX
     assert ContrastConfig().capabilities == beside | Capability.REPLACES
     assert DraftConfig().capabilities == Capability.DRAFTS
+    watches = beside | Capability.PREFIX | Capability.CLASSES
+    assert GuardConfig().capabilities == watches | Capability.ADDS
+    assert GuardConfig(vocabulary_rank=0).capabilities == watches
     assert describe(Capability.DRAFTS) == "drafts tokens"
     assert describe(NOTHING) == "predicts anything"
 
@@ -52,7 +56,7 @@ def test_a_registered_signal_is_read_and_written() -> None:
     config = OtterConfig(signal=Surprise(3))
     assert OtterConfig.from_json(config.to_json()) == config
     assert signal_type("surprise") is SURPRISE
-    assert signal_names() == ["reward", "contrast", "draft", "surprise"]
+    assert signal_names() == ["reward", "contrast", "draft", "guard", "surprise"]
 
 
 def test_configurations_are_also_where_scripts_of_0_1_import_them_from() -> None:
@@ -65,7 +69,7 @@ def test_names_do_not_clash() -> None:
 
 
 def test_an_unknown_signal_lists_the_known() -> None:
-    refused(lambda: signal_type("mood"), "unknown signal 'mood'", "reward, contrast, draft")
+    refused(lambda: signal_type("mood"), "unknown signal 'mood'", "reward, contrast, draft, guard")
 
 
 def points(value: str) -> EntryPoints:

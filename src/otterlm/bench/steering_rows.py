@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from otterlm.bench.bootstrap import Statistic, interval, mean_of
 from otterlm.bench.judges import distinct
 from otterlm.bench.steering import Answers, answers_of, samples_of, trained_spread
 from otterlm.bench.steering_methods import BASE, Label
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
 from otterlm.training.data.conversations import Prompt
+from otterlm.training.evaluation.bootstrap import Statistic, interval, mean_of
 from otterlm.training.teachers.scorers import Scorer
 
 

@@ -15,12 +15,12 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from otterlm.errors import OtterError, reason
-from otterlm.signals import contrast, draft, reward
+from otterlm.signals import contrast, draft, guard, reward
 from otterlm.signals.base import SignalConfig, SignalType
 
 GROUP = "otterlm.signals"
 
-_registered = {signal.name: signal for signal in (reward.SIGNAL, contrast.SIGNAL, draft.SIGNAL)}
+_registered = {signal.name: signal for signal in (reward.SIGNAL, contrast.SIGNAL, draft.SIGNAL, guard.SIGNAL)}
 
 
 def register_signal(signal: SignalType) -> None:

@@ -26,6 +26,7 @@ class Capability(enum.Flag):
         ADDS: it steers: a score of every next token is added to the token's logit (`AddedSignal`).
         REPLACES: it steers: two next-token distributions move the logits by their difference (`ReplacedSignal`).
         DRAFTS: it guesses at the tokens after the next one (`otterlm.signals.draft.head.Drafter`).
+        CLASSES: probabilities of classes stand beside every token: a text can be judged as it grows (`ClassSignal`).
     """
 
     BESIDE = enum.auto()
@@ -33,6 +34,7 @@ class Capability(enum.Flag):
     ADDS = enum.auto()
     REPLACES = enum.auto()
     DRAFTS = enum.auto()
+    CLASSES = enum.auto()
 
 
 NOTHING = Capability(0)
@@ -52,6 +54,7 @@ _WORDS = {
     Capability.ADDS: "scores every next token (a reward does with a vocabulary head)",
     Capability.REPLACES: "moves the logits by two distributions",
     Capability.DRAFTS: "drafts tokens",
+    Capability.CLASSES: "gives the probabilities of labels (a guard does)",
 }
 
 
@@ -122,6 +125,46 @@ class PrefixSignal(Signal, Protocol):
     @property
     def prefix(self) -> Tensor:
         """Returns the number of every prefix that ends in this pass, `[B, T]` float32."""
+
+
+class ClassConfig(Protocol):
+    """The configuration is that of a signal with `Capability.CLASSES`.
+
+    Attributes:
+        labels: the names of the classes.
+        alarms: the probability of each class that raises an alarm from which on a token is a hit.
+        thresholds: the probability of each of them from which on a whole text counts.
+        hits, window: the alarm rings when so many of the latest `window` tokens are hits.
+    """
+
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+
+    @property
+    def alarms(self) -> Mapping[str, float]: ...
+
+    @property
+    def thresholds(self) -> Mapping[str, float]: ...
+
+    @property
+    def hits(self) -> int: ...
+
+    @property
+    def window(self) -> int: ...
+
+
+class ClassSignal(Signal, Protocol):
+    """The signal has `Capability.CLASSES`. Its `beside` is a probability: that no class raises an alarm.
+
+    Attributes:
+        labels: the names of the classes, L of them.
+    """
+
+    labels: tuple[str, ...]
+
+    @property
+    def probabilities(self) -> Tensor:
+        """Returns that of every class after every prefix that ends in this pass, `[B, T, L]` float32."""
 
 
 class AddedSignal(Signal, Protocol):

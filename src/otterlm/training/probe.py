@@ -1,4 +1,4 @@
-"""Fits a linear probe on the base's last hidden state: the strongest cheap rival, and the reward head's start."""
+"""Fits linear probes on the base's hidden states: the strongest cheap rivals, and the reward head's start."""
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,40 @@ def fit_probe(chosen: Tensor, rejected: Tensor, folds: int = 5, seed: int = 0) -
         `[d]`: `weight . state` is a Bradley-Terry reward.
     """
     difference = chosen - rejected
-    spread = difference.std(dim=0, correction=0)
-    scale = torch.where(spread > 1e-6, spread, 1.0)
+    scale = _spread(difference)
     scaled = difference / scale
+    return _cross_validated(scaled, folds, seed) / scale
+
+
+def fit_classifier(
+    states: Tensor, truth: Tensor, penalty: float | None = None, folds: int = 5, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Fits a logistic regression on hidden states.
+
+    Args:
+        states: `[N, d]` float.
+        truth: `[N]` bool.
+        penalty: of L2; None: chosen by cross-validation.
+        folds, seed: of the cross-validation.
+
+    Returns:
+        The weight, `[d]`, and the bias, a scalar: `weight . state + bias` is the logit of being true.
+    """
+    mean, scale = states.mean(dim=0), _spread(states)
+    scaled = torch.cat(((states - mean) / scale, torch.ones_like(states[:, :1])), dim=1)
+    signed = scaled * torch.where(truth, 1.0, -1.0).to(states)[:, None]  # so that a positive logit is right
+    fitted = _cross_validated(signed, folds, seed) if penalty is None else _logistic(signed, penalty)
+    weight = fitted[:-1] / scale
+    return weight, fitted[-1] - weight @ mean
+
+
+def _spread(states: Tensor) -> Tensor:
+    spread = states.std(dim=0, correction=0)
+    return torch.where(spread > 1e-6, spread, 1.0)
+
+
+def _cross_validated(scaled: Tensor, folds: int, seed: int) -> Tensor:
+    """Returns the weight with the penalty that is best on parts held out."""
     fold = torch.randperm(len(scaled), generator=torch.Generator().manual_seed(seed)) % folds
 
     def held_out_loss(penalty: float) -> float:
@@ -32,7 +63,7 @@ def fit_probe(chosen: Tensor, rejected: Tensor, folds: int = 5, seed: int = 0) -
         return total
 
     best = min(PENALTIES, key=held_out_loss) if len(scaled) >= 2 * folds else PENALTIES[-1]
-    return _logistic(scaled, best) / scale
+    return _logistic(scaled, best)
 
 
 def _logistic(difference: Tensor, penalty: float) -> Tensor:

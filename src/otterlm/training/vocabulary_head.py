@@ -1,13 +1,13 @@
-"""Fits a reward's vocabulary head to what next tokens change in the reward.
+"""Fits vocabulary heads to what next tokens change in a signal's numbers: a reward, or the logits of a guard's labels.
 
-In training the vocabulary head only meets tokens that the data goes on with. Guidance asks it about others. What it
+In training a vocabulary head only meets tokens that the data goes on with. Guidance asks it about others. What it
 should say of them the prefix head knows: so at some positions of every text the base's k likeliest next tokens are
-read, side by side and unseen by each other, and the head is fitted to how much each changes the reward, and to what the
+read, side by side and unseen by each other, and the head is fitted to how much each changes the number, and to what the
 text's own tokens change. The stream stays as it is, so its states are read once and the fit itself takes a minute.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,14 +25,14 @@ from otterlm.training.data.packing import Batch, Example, collate, followed_toke
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """Holds what one more token changes in the reward.
+    """Holds what one more token changes in L numbers of a signal, such as the reward alone.
 
     Attributes:
         examples: `[n]` int64, whose position it is: an example's number.
         states: `[n, d + d']`, the widened states of the positions.
         tokens: `[n, k]` int64, next tokens there.
         log_probs: `[n, k]` float32, the base's.
-        gains: `[n, k]` float32, the prefix reward after each token, less that of the position.
+        gains: `[n, k, L]` float32, the numbers after each token, less those of the position; of one number, `[n, k]`.
     """
 
     examples: Tensor
@@ -40,6 +40,10 @@ class Steps:
     tokens: Tensor
     log_probs: Tensor
     gains: Tensor
+
+    def of(self, number: int) -> "Steps":
+        """Returns the steps of one of the numbers, with gains `[n, k]`."""
+        return replace(self, gains=self.gains[..., number])
 
 
 @torch.no_grad()
@@ -56,12 +60,12 @@ def read_steps(
 
     Args:
         model: with the trained adapter.
-        examples: pairs or scored texts.
+        examples: pairs or texts.
         k: candidates a position.
         count: positions of each example with candidates.
         seed: of the positions.
         batch_size: examples a pass.
-        adapter_name: whose reward; may be left out where there is one.
+        adapter_name: of the signal; may be left out where there is one.
 
     Returns:
         Of every response token, one step; of random positions, the base's k likeliest.
@@ -88,14 +92,12 @@ class _Reader:
     def read(self, batch: Batch) -> None:
         """Reads the texts, then the candidates behind some of their positions."""
         cache, mask = DynamicCache(), branch_mask(batch.segments, self._model.base_model.dtype)
-        hidden, state, rewards = self._pass(batch.input_ids, batch.position_ids, mask, cache)
+        hidden, state, numbers = self._pass(batch.input_ids, batch.position_ids, mask, cache)
         row, position, parent = followed_tokens(batch)
-        gains = rewards[row, position] - rewards[row, parent]
+        gains = numbers[row, position] - numbers[row, parent]  # [n, L]
         tokens = batch.input_ids[row, position]
         self.followed.append(
-            _steps(
-                batch.rows[row], state[row, parent], tokens[:, None], torch.zeros_like(gains)[:, None], gains[:, None]
-            )
+            _steps(batch.rows[row], state[row, parent], tokens[:, None], torch.zeros_like(gains[:, :1]), gains[:, None])
         )
         chosen = _choose(batch, self._count, self._generator)  # [B, count]
         rows, k = torch.arange(len(chosen), device=chosen.device)[:, None], self._k
@@ -107,7 +109,7 @@ class _Reader:
         after = (batch.position_ids[rows, chosen] + 1).repeat_interleave(k, dim=1)
         mask = torch.cat((seen, itself.expand(len(chosen), 1, -1, -1)), dim=-1)
         _, _, rivals = self._pass(likely.flatten(1), after, mask, cache)
-        gains = rivals.view(likely.shape) - rewards[rows, chosen][..., None]
+        gains = rivals.view(*likely.shape, -1) - numbers[rows, chosen][:, :, None]  # [B, places, k, L]
         self.candidates.append(
             _steps(
                 batch.rows[:, None].expand(chosen.shape).flatten(),
@@ -121,7 +123,7 @@ class _Reader:
     def _pass(
         self, input_ids: Tensor, positions: Tensor, mask: Tensor, cache: DynamicCache
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the base's states, `[B, T, d]`, the widened ones and the rewards, `[B, T]` float32."""
+        """Returns the base's states, `[B, T, d]`, the widened ones and the numbers, `[B, T, L]` float32."""
         model, stream = self._model, self._model.stream_passes([self._name])[self._name]
         with model.visit(stream):
             hidden = decoder_of(model.base_model)(
@@ -129,7 +131,7 @@ class _Reader:
             ).last_hidden_state
         assert stream.state is not None
         signal: Any = model.read_signals({self._name: stream.state})[self._name]
-        return hidden, stream.state, signal.prefix
+        return hidden, stream.state, signal.numbers
 
 
 def _steps(examples: Tensor, states: Tensor, *parts: Tensor) -> Steps:

@@ -7,13 +7,12 @@ are small networks, or linear maps.
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from otterlm.errors import OtterError
-from otterlm.signals.low_rank import LowRankHead
+from otterlm.signals.curve import on_curve
 from otterlm.signals.reward.config import RewardConfig
-from otterlm.signals.two_towers import TwoTowerHead
+from otterlm.signals.vocabulary import VocabularyHead, vocabulary_head
 
 
 class RewardHead(nn.Module):
@@ -31,11 +30,7 @@ class RewardHead(nn.Module):
         self.config = config
         self.prefix = nn.Linear(width, 1, **factory)
         rank, hidden = config.vocabulary_rank, config.vocabulary_hidden
-        self.vocabulary: LowRankHead | TwoTowerHead | None = None
-        if rank and hidden:
-            self.vocabulary = TwoTowerHead(width, hidden, rank, base_width, **factory)
-        elif rank:
-            self.vocabulary = LowRankHead(width, rank, base_width, **factory)
+        self.vocabulary = vocabulary_head(width, rank, hidden, base_width, **factory)
 
     def initialize(self) -> None:
         """Every reward starts at 0."""
@@ -66,6 +61,11 @@ class RewardSignal:
         """Returns the reward of every prefix that ends in this pass, `[B, T]` float32."""
         return self._head.prefix(self.state).squeeze(-1).float()
 
+    @property
+    def numbers(self) -> Tensor:
+        """Returns what the vocabulary head predicts one token later, `[B, T, 1]` float32: the reward."""
+        return self.prefix[..., None]
+
     def beside(self, token: int, before: "RewardSignal") -> float:
         """Returns the reward of the prefix that ends with the token."""
         return float(self.prefix[0, -1])
@@ -80,12 +80,7 @@ class RewardSignal:
         calibration = self._head.config.calibration
         if calibration is None:
             raise OtterError("this adapter was not calibrated: run otter calibrate")
-        rewards = self.prefix
-        x, y = rewards.new_tensor(calibration.curve).T.contiguous()  # [n] each
-        right = torch.searchsorted(x, rewards.contiguous()).clamp(1, max(1, len(x) - 1)).clamp_max(len(x) - 1)
-        left = (right - 1).clamp_min(0)
-        share = ((rewards - x[left]) / (x[right] - x[left]).clamp_min(1e-12)).clamp(0, 1)
-        return y[left] + share * (y[right] - y[left])
+        return on_curve(calibration.curve, self.prefix)
 
     def vocabulary(self, tokens: Tensor | None = None, position: int = -1) -> Tensor:
         """Returns the expected reward after each next token.
@@ -120,7 +115,7 @@ class RewardSignal:
         return self._vocabulary_head.of_tokens(state, tokens, self._unembedding)
 
     @property
-    def _vocabulary_head(self) -> LowRankHead | TwoTowerHead:
+    def _vocabulary_head(self) -> VocabularyHead:
         if self._head.vocabulary is None:
             raise OtterError("this adapter has no vocabulary head (vocabulary_rank is 0): use search, or train one")
         return self._head.vocabulary

@@ -59,13 +59,18 @@ def read_labelled(
 
 def _read(source: Records, column: str, label: str | None) -> Iterator[tuple[str, str]]:
     for where, record in numbered_records(source):
-        text = _field(record, column, where)
+        text = read_field(record, column, where)
         if not isinstance(text, str) or not text.strip():
             raise OtterError(f"{where}: {column} is empty or not a text")
-        yield clean(text, where), "" if label is None else str(_field(record, label, where))
+        yield clean(text, where), "" if label is None else str(read_field(record, label, where))
 
 
-def _field(record: Mapping[str, Any], column: str, where: str) -> Any:
+def read_field(record: Mapping[str, Any], column: str, where: str) -> Any:
+    """The value of a column of a record; `a.b` is field b of column a.
+
+    Raises:
+        OtterError: it is missing or null.
+    """
     value: Any = record
     for name in column.split("."):
         if not isinstance(value, Mapping) or value.get(name) is None:

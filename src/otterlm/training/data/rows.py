@@ -4,7 +4,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from otterlm.errors import OtterError
 from otterlm.training.data.context import join, read_context, repeats
@@ -162,7 +162,14 @@ def check_fraction(fraction: float) -> None:
         raise OtterError(f"the part held out must be from 0 to below 1, got {fraction}")
 
 
-def hold_out(rows: Sequence[Row], fraction: float, seed: int) -> set[int]:
+class TextRow(Protocol):
+    """The row is of one dialogue."""
+
+    @property
+    def text(self) -> Dialogue: ...
+
+
+def hold_out(rows: Sequence[PairRow | TextRow], fraction: float, seed: int) -> set[int]:
     """Holds out a part of the rows. Rows with one prompt stay on one side, so nothing leaks through it.
 
     Args:

@@ -79,10 +79,10 @@ def learn_to_steer(
     head = adapter.head.vocabulary
     if head is None or not learning.candidates or not model.family.branches:
         return {}
-    some = _at_most(examples, POSITIONS, seed)
+    some = at_most(examples, POSITIONS, seed)
     followed, candidates = read_steps(model, some, learning.candidates, learning.places, seed)
     unembedding = weight_of(model.base_model.get_output_embeddings())
-    explained, spread = fit_vocabulary(head, unembedding, followed, candidates, FitConfig(seed=seed))
+    explained, spread = fit_vocabulary(head, unembedding, followed.of(0), candidates.of(0), FitConfig(seed=seed))
     if spread > 0:
         _set(model, advantage_spread=spread)
     return {EXPLAINED: explained}
@@ -100,7 +100,7 @@ def _set(model: OtterModel, **values: float) -> None:
     adapter.config = replace(adapter.config, signal=replace(adapter.config.signal, **values))
 
 
-def _at_most(examples: Sequence[Example], tokens: int, seed: int) -> list[Example]:
+def at_most(examples: Sequence[Example], tokens: int, seed: int) -> list[Example]:
     """Chooses random examples whose responses have no more than so many tokens together, one at least."""
     chosen: list[Example] = []
     for example in random.Random(seed).sample(list(examples), len(examples)):

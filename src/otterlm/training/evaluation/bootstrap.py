@@ -1,18 +1,19 @@
-"""Computes intervals by the bootstrap over prompts."""
+"""Computes intervals by the bootstrap over prompts or texts."""
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 Statistic = Callable[[Tensor], float]
-"""A statistic takes row indices of prompts, `[n]`, and returns a number of these prompts."""
+"""A statistic takes row indices of prompts or texts, `[n]`, and returns a number of these; NaN where it has none."""
 
 
 def interval(prompts: int, statistic: Statistic, rounds: int = 1000) -> list[float]:
     """Returns the middle 95% of a statistic of prompts that are drawn with replacement, always the same ones.
 
-    This is the percentile interval (Efron and Tibshirani 1993).
+    This is the percentile interval (Efron and Tibshirani 1993). Draws without a number are left out; NaN if all are.
 
     Args:
         prompts: how many there are, and are drawn.
@@ -20,8 +21,9 @@ def interval(prompts: int, statistic: Statistic, rounds: int = 1000) -> list[flo
         rounds: how often they are drawn.
     """
     generator = torch.Generator().manual_seed(0)
-    drawn = sorted(statistic(torch.randint(prompts, (prompts,), generator=generator)) for _ in range(rounds))
-    return [drawn[int(share * rounds)] for share in (0.025, 0.975)]
+    numbers = (statistic(torch.randint(prompts, (prompts,), generator=generator)) for _ in range(rounds))
+    drawn = sorted(number for number in numbers if not math.isnan(number))
+    return [drawn[int(share * len(drawn))] if drawn else math.nan for share in (0.025, 0.975)]
 
 
 def mean_of(values: Tensor) -> Statistic:

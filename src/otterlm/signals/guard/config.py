@@ -1,0 +1,148 @@
+"""Configures the guard signal, and says what its probabilities mean."""
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from otterlm.errors import OtterError
+from otterlm.settings import check_settings, setting
+from otterlm.signals.base import Capability, SignalConfig
+
+
+@dataclass(frozen=True, slots=True)
+class LabelCalibration:
+    """A calibration says what the probabilities of one label mean, as measured on texts that were held out.
+
+    See `otterlm.training.evaluation.guard_calibration`.
+
+    Attributes:
+        label: its name.
+        curve: points (probability, share of the texts that have the label), both rising; between them the line.
+        threshold: from this probability on a whole text counts as labelled: the highest F1.
+        alarm: the probability from which on a token counts as a hit for the alarm of a running text.
+        false_alarm_rate: the share of texts without the label in which the alarm was allowed to ring.
+        span: from this probability on a token counts as inside a span; None where no spans were learned.
+    """
+
+    label: str
+    curve: tuple[tuple[float, float], ...]
+    threshold: float
+    alarm: float
+    false_alarm_rate: float
+    span: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "curve", tuple(tuple(point) for point in self.curve))
+        pairs = 1 <= len(self.curve) <= 1000 and all(len(point) == 2 for point in self.curve)
+        if not pairs or not all(a[0] <= b[0] and a[1] <= b[1] for a, b in itertools.pairwise(self.curve)):
+            raise OtterError("a label's curve is 1 to 1000 points (probability, share), both rising")
+        numbers = [value for point in self.curve for value in point]
+        numbers += [self.threshold, self.alarm, self.false_alarm_rate, *([] if self.span is None else [self.span])]
+        if not all(isinstance(value, int | float) and 0 <= value <= 1 for value in numbers):
+            raise OtterError("a label's calibration holds numbers from 0 to 1")
+
+
+@dataclass(frozen=True, slots=True)
+class GuardConfig(SignalConfig):
+    """The guard signal is the probability of each label for every position.
+
+    Attributes:
+        labels: their names. Without `harmless` they are independent of each other, and each is an offence.
+        harmless: the labels that are no offence. Where there are any, the labels exclude each other (softmax), and a
+            text has one of them.
+        spans: the offences whose passages are marked, too, see `otterlm.signals.guard.head.GuardHead`.
+        vocabulary_rank: rank of each label's vocabulary head; 0: the guard watches and does not steer.
+        vocabulary_hidden: width of the head's two small networks, see `otterlm.signals.two_towers`; 0 for linear maps.
+        hits, window: the alarm rings when so many of the latest `window` tokens reach the alarm's probability.
+        calibrations: of each offence; empty: not measured.
+        harmless_names: what harmless texts were called in the data, so that other data are read alike.
+    """
+
+    type: ClassVar[str] = "guard"
+    labels: tuple[str, ...] = ("unsafe",)
+    harmless: tuple[str, ...] = ()
+    spans: tuple[str, ...] = ()
+    vocabulary_rank: int = setting(32, "Rank of each label's vocabulary head; 0 for none.", minimum=0)
+    vocabulary_hidden: int = setting(256, "Hidden width of the vocabulary heads; 0 for linear ones.", minimum=0)
+    hits: int = setting(1, "The alarm rings when so many tokens of --window reach its probability.", minimum=1)
+    window: int = setting(1, "Latest tokens that the alarm looks at.", minimum=1)
+    calibrations: tuple[LabelCalibration, ...] = ()
+    harmless_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("labels", "harmless", "harmless_names", "spans"):
+            object.__setattr__(self, name, _names(name, getattr(self, name)))
+        made = (each if isinstance(each, LabelCalibration) else _calibration(each) for each in self.calibrations)
+        object.__setattr__(self, "calibrations", tuple(made))
+        check_settings(self)
+        if not self.offences or not set(self.harmless) <= set(self.labels):
+            raise OtterError(f"harmless must be some of the labels, not all: {', '.join(self.labels) or 'none'}")
+        if not set(self.spans) <= set(self.offences):
+            raise OtterError(f"spans are of offences ({', '.join(self.offences)}), got {', '.join(self.spans)}")
+        if self.hits > self.window:
+            raise OtterError(f"hits ({self.hits}) must not exceed the window ({self.window})")
+        calibrated = tuple(each.label for each in self.calibrations)
+        if calibrated and calibrated != self.offences:
+            raise OtterError(f"calibrations are of {', '.join(self.offences)} in this order, got {calibrated}")
+
+    @property
+    def exclusive(self) -> bool:
+        """Says whether a text has exactly one of the labels."""
+        return bool(self.harmless)
+
+    @property
+    def offences(self) -> tuple[str, ...]:
+        """Returns the labels that raise an alarm, in the order of `labels`."""
+        return tuple(label for label in self.labels if label not in self.harmless)
+
+    @property
+    def alarms(self) -> dict[str, float]:
+        """Returns the probability of each offence from which on a token is a hit; 0.5 where it was not measured."""
+        return dict.fromkeys(self.offences, 0.5) | {each.label: each.alarm for each in self.calibrations}
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """Returns the probability of each offence from which on a whole text counts; 0.5 where it was not measured."""
+        return dict.fromkeys(self.offences, 0.5) | {each.label: each.threshold for each in self.calibrations}
+
+    @property
+    def span_thresholds(self) -> dict[str, float]:
+        """Returns the same for a token inside a span, of each label of `spans`."""
+        measured = {each.label: each.span for each in self.calibrations if each.span is not None}
+        return dict.fromkeys(self.spans, 0.5) | measured
+
+    @property
+    def capabilities(self) -> Capability:
+        """Returns what can be done; steering needs the vocabulary heads."""
+        adds = Capability.ADDS if self.vocabulary_rank else Capability(0)
+        return Capability.BESIDE | Capability.PREFIX | Capability.CLASSES | adds
+
+    @property
+    def typical_range(self) -> tuple[float, float]:
+        """Returns the range of the probability that a text is harmless, which stands beside tokens."""
+        return 0.0, 1.0
+
+    def limits(self, width: int, vocabulary: int) -> dict[str, tuple[int, int]]:
+        """Returns the limit of the rank, see `SignalConfig`."""
+        return {"vocabulary_rank": (self.vocabulary_rank, width)}
+
+    def derived_parameters(self, vocabulary: int) -> int:
+        """Counts each label's up projection folded with the unembedding."""
+        return vocabulary * self.vocabulary_rank * len(self.labels)
+
+
+def _names(field: str, names: Iterable[str]) -> tuple[str, ...]:
+    listed = () if isinstance(names, str) else tuple(names)
+    if isinstance(names, str) or not all(isinstance(name, str) and name.strip() for name in listed):
+        raise OtterError(f"{field} must be a list of names, got {names!r}")
+    if len(set(listed)) < len(listed):
+        raise OtterError(f"{field} holds a name twice: {', '.join(listed)}")
+    return listed
+
+
+def _calibration(values: object) -> LabelCalibration:
+    """Makes a calibration of what JSON holds."""
+    if not isinstance(values, dict):
+        raise OtterError(f"a calibration must be an object, got {values!r}")
+    return LabelCalibration(**values)

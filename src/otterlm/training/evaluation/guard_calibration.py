@@ -1,0 +1,113 @@
+"""Measures what a guard's probabilities mean, on labelled texts that it was not trained on."""
+
+from collections.abc import Sequence
+
+import torch
+
+from otterlm.errors import OtterError
+from otterlm.signals.guard.config import GuardConfig, LabelCalibration
+from otterlm.training.data.labelled import LabelledRow
+from otterlm.training.data.labels import OFFENCE
+from otterlm.training.data.targets import span_labels
+from otterlm.training.evaluation.calibration import isotonic
+from otterlm.training.evaluation.detection import (
+    alarm_at_rate,
+    alarm_levels,
+    best_threshold,
+    character_f1,
+)
+from otterlm.training.evaluation.guard_reading import GuardReading
+
+GRID = [step / 20 for step in range(1, 20)]
+"""Thresholds that are tried for passages."""
+
+
+def has_label(row: LabelledRow, label: str, config: GuardConfig) -> bool | None:
+    """Says whether a text has an offence of the guard, by its labels or by its passages; None: not known.
+
+    An offence that has another name in the data is that of a guard with only one.
+    """
+    if row.marks is not None:
+        if row.marks.offences and len(config.offences) == 1:
+            return True
+        vague = any(name not in config.offences and name.lower() in OFFENCE for name in row.marks.offences)
+        return None if vague and label not in row.marks.offences else row.marks.has(label)
+    return None if row.spans is None else label in {name for _, name in span_labels(row, config)}
+
+
+def check_labels(rows: Sequence[LabelledRow], config: GuardConfig, use: str = "to calibrate on") -> None:
+    """Checks that rows can teach or calibrate a guard: some have each offence, and some have not.
+
+    Args:
+        rows: the labelled texts.
+        config: the guard's.
+        use: what they are for, in an error.
+
+    Raises:
+        OtterError: they cannot.
+    """
+    for label in config.offences:
+        seen = {has_label(row, label, config) for row in rows}
+        if not {True, False} <= seen:
+            missing = "with" if True not in seen else "without"
+            raise OtterError(
+                f"of {len(rows)} rows {use}, none is {missing} the label {label!r}: give more rows, or hold out "
+                "another part (--eval-fraction, --eval-data)"
+            )
+
+
+def calibrate_guard(
+    readings: Sequence[GuardReading], false_alarm_rate: float, knots: int = 20
+) -> tuple[LabelCalibration, ...]:
+    """Measures curves, thresholds and alarms of every offence.
+
+    Args:
+        readings: of texts held out.
+        false_alarm_rate: the share of texts without a label in which its alarm may ring.
+        knots: points of a curve, at most.
+
+    Raises:
+        OtterError: the rate is out of range, or a label is not there, or is everywhere.
+    """
+    if not 0 < false_alarm_rate < 1:
+        raise OtterError(f"the false-alarm rate must be between 0 and 1, got {false_alarm_rate}")
+    config = readings[0].config
+    check_labels([each.labelled.row for each in readings], config)
+    return tuple(_calibrate(readings, label, false_alarm_rate, knots) for label in config.offences)
+
+
+def _calibrate(readings: Sequence[GuardReading], label: str, rate: float, knots: int) -> LabelCalibration:
+    config = readings[0].config
+    known = [(each, held) for each in readings if (held := has_label(each.labelled.row, label, config)) is not None]
+    final = torch.stack([each.of(label)[-1] for each, _ in known])  # [n]
+    truth = torch.tensor([held for _, held in known])
+    peaks = [alarm_levels(each.of(label), config.hits, config.window).max() for each, held in known if not held]
+    return LabelCalibration(
+        label=label,
+        curve=isotonic(final.tolist(), truth.float().tolist(), knots),
+        threshold=best_threshold(final, truth),
+        alarm=alarm_at_rate(torch.stack(peaks), rate),
+        false_alarm_rate=rate,
+        span=_span_threshold(readings, label) if label in config.spans else None,
+    )
+
+
+def _span_threshold(readings: Sequence[GuardReading], label: str) -> float | None:
+    """Returns the threshold with the highest mean F1 of characters; None where no passages are marked."""
+    marked = [each for each in readings if each.labelled.characters is not None]
+    truths = [true_characters(each, label) for each in marked]
+    if not marked:
+        return None
+
+    def quality(threshold: float) -> tuple[float, float]:
+        """Returns the sum of the F1, and of equally good thresholds prefers those near a half."""
+        pairs = zip(marked, truths, strict=True)
+        return sum(character_f1(each.marked(label, threshold), truth) for each, truth in pairs), -abs(threshold - 0.5)
+
+    return max(GRID, key=quality)
+
+
+def true_characters(reading: GuardReading, label: str) -> set[int]:
+    """Returns the characters of a text that stand in marked passages of a label."""
+    spans = [span for span, name in span_labels(reading.labelled.row, reading.config) if name == label]
+    return {index for span in spans for index in range(span.start, span.end)}

@@ -1,0 +1,176 @@
+"""`otter train guard` turns labelled texts into a guard adapter."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from otterlm.config import OtterConfig
+from otterlm.errors import OtterError
+from otterlm.families.parts import weight_of
+from otterlm.model import OtterModel
+from otterlm.settings import setting
+from otterlm.signals.guard.config import GuardConfig
+from otterlm.signals.guard.objective import GuardObjective, GuardTrainingConfig
+from otterlm.training.data.label_sets import label_set
+from otterlm.training.data.labelled import LabelledRow, read_labelled_rows
+from otterlm.training.data.labelled_tokens import LabelledExample, tokenize_labelled
+from otterlm.training.data.labels import LabelNames
+from otterlm.training.data.packing import Example
+from otterlm.training.data.records import source_name
+from otterlm.training.data.rows import hold_out
+from otterlm.training.data.targets import Targets, targets_of
+from otterlm.training.data.tokens import Limits
+from otterlm.training.evaluation.guard_calibration import calibrate_guard, check_labels
+from otterlm.training.evaluation.guard_metrics import held_out_metrics
+from otterlm.training.evaluation.guard_reading import read_guard
+from otterlm.training.recipes.common import Run, on_device
+from otterlm.training.recipes.reward_fit import EXPLAINED, POSITIONS, at_most
+from otterlm.training.sources import LiveBase
+from otterlm.training.vocabulary_fit import FitConfig, fit_vocabulary
+from otterlm.training.vocabulary_head import read_steps
+
+
+@dataclass(frozen=True, slots=True)
+class GuardRecipe:
+    """Trains a guard: the probabilities of labels beside every token.
+
+    Attributes:
+        data: see `otterlm.training.data.labelled.read_labelled_rows`.
+        eval_data: rows to evaluate and to calibrate on; without it, a part of `data` is held out.
+        false_alarm_rate: see `otterlm.training.evaluation.guard_calibration.calibrate_guard`.
+        names: which columns are read, and what the labels mean.
+        learning: what is learned.
+        limits: tokens of a prompt and of a response.
+    """
+
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "epochs": 2,
+        "batch_size": 16,
+        "evaluations_per_epoch": 4,
+        "patience": 6,
+    }
+
+    data: str = setting(help="Labelled texts (text or prompt and response; label, labels or spans): file or dataset.")
+    eval_data: str | None = setting(None, "Rows to evaluate and calibrate on; else a part of --data.")
+    false_alarm_rate: float = setting(0.05, "Share of texts without a label in which its alarm may ring.")
+    names: LabelNames = LabelNames()
+    learning: GuardTrainingConfig = GuardTrainingConfig()
+    limits: Limits = Limits()
+
+    def __post_init__(self) -> None:
+        if not 0 < self.false_alarm_rate < 1:
+            raise OtterError(f"the false-alarm rate must be between 0 and 1, got {self.false_alarm_rate}")
+
+    def read(self) -> tuple[list[LabelledRow], int]:
+        """Returns all rows, and how many of them, the last ones, are those to evaluate on. Errors as for
+        `read_labelled_rows`."""
+        rows = read_labelled_rows(self.data, self.names)
+        more = [] if self.eval_data is None else read_labelled_rows(self.eval_data, self.names)
+        return [*rows, *more], len(more)
+
+    def train(
+        self,
+        base: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        data: tuple[list[LabelledRow], int],
+        config: OtterConfig,
+        run: Run,
+    ) -> dict[str, float]:
+        """Trains a guard with the labels of the data, see `otterlm.training.recipes.base.Recipe`."""
+        rows, more = data
+        shape = config.signal
+        assert isinstance(shape, GuardConfig)
+        signal = replace(shape, **label_set(rows), calibrations=())
+        config = replace(config, signal=signal)
+        run.begin(base, config, GuardObjective)
+        held = set(range(len(rows) - more, len(rows)))
+        if not more:
+            held = hold_out(rows, run.eval_fraction, run.training.seed)
+        check_labels([row for index, row in enumerate(rows) if index not in held], signal, "to train on")
+        check_labels([rows[index] for index in sorted(held)], signal)
+        examples = tokenize_labelled(rows, tokenizer, self.limits)
+        settings = {f"max_{name}_tokens": value for name, value in asdict(self.limits).items()}
+        settings |= {"data": source_name(self.data), "false_alarm_rate": self.false_alarm_rate}
+        return fit_guard(base, tokenizer, examples, held, config, self.learning, run, settings)
+
+
+def fit_guard(
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[LabelledExample],
+    held: set[int],
+    config: OtterConfig,
+    learning: GuardTrainingConfig,
+    run: Run,
+    settings: dict[str, Any],
+    targets: Mapping[int, Targets] | None = None,
+) -> dict[str, float]:
+    """Trains a guard on labelled texts, calibrates it on those held out, and saves it into `run.out`.
+
+    Args:
+        base, tokenizer, config, run: see `otterlm.training.recipes.base.Recipe`; the signal has the labels.
+        examples: what to learn from and to evaluate on.
+        held: rows of the latter.
+        learning: what is learned.
+        settings: what else the card lists, with `data`, what the examples are called, and `false_alarm_rate`.
+        targets: of every example, by its row; None: those of its labels and passages.
+
+    Returns:
+        The metrics of the saved weights on the held-out rows, see `held_out_metrics`; `vocabulary_explained` as for a
+        reward, a mean over the labels.
+    """
+    by_row = {each.example.row: each for each in examples}
+    train_examples, eval_examples = run.split([each.example for each in examples], base, held)
+    model = OtterModel(on_device(base), config).train()
+    signal = config.signal
+    assert isinstance(signal, GuardConfig)
+    taught = targets_of(examples, signal) if targets is None else targets
+    objective = GuardObjective(model, LiveBase(model), learning, taught)
+    run.prepare(objective, train_examples, eval_examples)
+    metrics = run.train(objective, train_examples, eval_examples, tokenizer)
+    model.eval()
+    metrics |= learn_to_steer(model, train_examples, learning, run.training.seed)
+    held_out = [by_row[example.row] for example in eval_examples]
+    readings = read_guard(model, held_out, run.training.batch_size)
+    calibrations = calibrate_guard(readings, settings["false_alarm_rate"])
+    signal = replace(signal, calibrations=calibrations)
+    model.adapter().config = replace(config, signal=signal)
+    metrics = metrics | held_out_metrics([replace(each, config=signal) for each in readings])
+    labels = ", ".join(signal.offences)
+    data_used = (
+        f"Labels: {labels}. Trained on {len(train_examples)} rows of `{settings['data']}`, {len(eval_examples)} held "
+        "out. Thresholds were chosen on the rows held out, too."
+    )
+    run.save(model, "A guard", data_used, metrics, asdict(learning) | settings)
+    return metrics
+
+
+def learn_to_steer(
+    model: OtterModel, examples: Sequence[Example], learning: GuardTrainingConfig, seed: int
+) -> dict[str, float]:
+    """Fits the vocabulary head of each label, as that of a reward is fitted.
+
+    Args:
+        model: the base with the trained guard.
+        examples: the heads are fitted to positions of these.
+        learning: how many candidates and positions.
+        seed: of the positions.
+
+    Returns:
+        `vocabulary_explained`, see `fit_vocabulary`, a mean over the labels; nothing where there are no heads, or no
+        candidates are asked for.
+    """
+    heads: Any = model.adapter().head.vocabulary
+    if not heads or not learning.candidates:
+        return {}
+    followed, candidates = read_steps(
+        model, at_most(examples, POSITIONS, seed), learning.candidates, learning.positions, seed
+    )
+    unembedding = weight_of(model.base_model.get_output_embeddings())
+    explained = [
+        fit_vocabulary(head, unembedding, followed.of(number), candidates.of(number), FitConfig(seed=seed))[0]
+        for number, head in enumerate(heads)
+    ]
+    return {EXPLAINED: sum(explained) / len(explained)}
