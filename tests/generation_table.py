@@ -15,9 +15,10 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerFast
 from otterlm.model import OtterModel
 from otterlm.signals.contrast.config import ContrastConfig
 from otterlm.signals.draft.config import DraftConfig
+from otterlm.signals.guard.config import GuardConfig
 from otterlm.training.teachers.reward_model import SeparateRewardModel
 
-NEW, END, REPLACEMENT, THRESHOLD = 5, 40, [50, 51], -0.2
+NEW, END, REPLACEMENT, THRESHOLD, ALARM = 5, 40, [50, 51], -0.2, 0.7
 
 
 @cache
@@ -26,6 +27,14 @@ def otter() -> OtterModel:
     add_tiny_adapter(model, "reward")
     add_tiny_adapter(model, "contrast", seed=2, signal=ContrastConfig(4))
     add_tiny_adapter(model, "draft", seed=3, signal=DraftConfig(heads=3, width=24, rank=8, vocabulary_size=60))
+    return model.eval()
+
+
+@cache
+def guarding() -> OtterModel:
+    """The same base with a guard."""
+    model = OtterModel(tiny_base(num_hidden_layers=2, max_position_embeddings=64))
+    add_tiny_adapter(model, "guard", seed=4, signal=GuardConfig(("rude", "threat"), vocabulary_rank=4))
     return model.eval()
 
 
@@ -86,10 +95,11 @@ def spread(prompt: dict[str, Tensor]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def turn_before(prompt: dict[str, Tensor]) -> dict[str, Any]:
+def turn_before(prompt: dict[str, Tensor], model: OtterModel | None = None) -> dict[str, Any]:
     """Returns a cache that holds the prompt's first tokens."""
-    cache = DynamicCache(config=otter().config)
-    otter()(**{name: part[:, :3] for name, part in prompt.items()}, past_key_values=cache)
+    model = model or otter()
+    cache = DynamicCache(config=model.config)
+    model(**{name: part[:, :3] for name, part in prompt.items()}, past_key_values=cache)
     return {"past_key_values": cache}
 
 
@@ -110,11 +120,12 @@ def config_object(prompt: dict[str, Tensor]) -> dict[str, Any]:
 
 
 SAMPLING = frozenset({"best-of-n", "rejection", "cards"})
-LOOPS = frozenset({"search", "replace", "speculative", "medusa", "stream"}) | SAMPLING
-CROPS_CACHE = frozenset({"search", "speculative", "medusa", "rejection", "cards"})
-UNEVEN_ROWS = frozenset({"speculative", "medusa", "rejection", "cards"})
-ALL = LOOPS | {"guidance", "guidance, top-k", "contrast", "stop", "ARGS", "DExperts"}
-TOKEN_READERS = frozenset({"best-of-n", "rejection", "cards", "ARGS", "DExperts"})
+LOOPS = frozenset({"search", "replace", "speculative", "medusa", "stream", "rollback"}) | SAMPLING
+CROPS_CACHE = frozenset({"search", "speculative", "medusa", "rejection", "cards", "rollback"})
+UNEVEN_ROWS = frozenset({"speculative", "medusa", "rejection", "cards", "rollback"})
+STOPS = frozenset({"stop", "guard"})
+ALL = LOOPS | STOPS | {"guidance", "guidance, top-k", "contrast", "ARGS", "DExperts"}
+TOKEN_READERS = frozenset({"best-of-n", "rejection", "cards", "ARGS", "DExperts", "rollback"})
 
 same = lambda **settings: lambda _: settings  # noqa: E731
 
@@ -136,7 +147,7 @@ SETTINGS = {
     ),
     "max_time": Setting(same(max_time=1e3)),
     "no pad_token_id": Setting(
-        same(pad_token_id=None), refused=frozenset({"replace", "stop"}), says="with 2 responses and no pad_token_id:"
+        same(pad_token_id=None), refused=STOPS | {"replace", "rollback"}, says="with 2 responses and no pad_token_id:"
     ),
     # Processors
     "repetition_penalty": Setting(same(repetition_penalty=1.7)),
@@ -167,12 +178,12 @@ SETTINGS = {
         says="with num_return_sequences=2:",
     ),
     # Other ways of decoding
-    "num_beams": Setting(same(num_beams=3), refused=LOOPS | {"stop"}, says="with num_beams=3:"),
+    "num_beams": Setting(same(num_beams=3), refused=LOOPS | STOPS, says="with num_beams=3:"),
     "num_beams, sampled": Setting(
-        same(num_beams=3, do_sample=True), sampled=True, refused=LOOPS | {"stop"}, says="with num_beams=3:"
+        same(num_beams=3, do_sample=True), sampled=True, refused=LOOPS | STOPS, says="with num_beams=3:"
     ),
     "num_beams, all returned": Setting(
-        same(num_beams=2, num_return_sequences=2), refused=LOOPS | {"stop"}, says="with num_beams=2:"
+        same(num_beams=2, num_return_sequences=2), refused=LOOPS | STOPS, says="with num_beams=2:"
     ),
     "num_beam_groups": Setting(
         same(num_beams=4, num_beam_groups=2, diversity_penalty=1.0), refused=ALL, says="with num_beam_groups:"
@@ -186,26 +197,26 @@ SETTINGS = {
     ),
     # Drafts
     "assistant_model": Setting(
-        lambda _: {"assistant_model": other_base(5)}, rows=1, refused=LOOPS | {"stop"}, says="with assistant_model:"
+        lambda _: {"assistant_model": other_base(5)}, rows=1, refused=LOOPS | STOPS, says="with assistant_model:"
     ),
     "the base as assistant": Setting(
         lambda _: {"assistant_model": otter().base_model},
         rows=1,
-        refused=LOOPS | {"stop"},
+        refused=LOOPS | STOPS,
         says="with assistant_model:",
     ),
     "the model as assistant": Setting(
-        lambda _: {"assistant_model": otter()}, rows=1, refused=LOOPS | {"stop"}, says="with assistant_model:"
+        lambda _: {"assistant_model": otter()}, rows=1, refused=LOOPS | STOPS, says="with assistant_model:"
     ),
     "assistant_model, eos": Setting(
         lambda _: {"assistant_model": other_base(5), "eos_token_id": END},
         rows=1,
-        refused=LOOPS | {"stop"},
+        refused=LOOPS | STOPS,
         says="with assistant_model:",
         ends=(END,),
     ),
     "prompt_lookup_num_tokens": Setting(
-        same(prompt_lookup_num_tokens=3), rows=1, refused=LOOPS | {"stop"}, says="with prompt_lookup_num_tokens:"
+        same(prompt_lookup_num_tokens=3), rows=1, refused=LOOPS | STOPS, says="with prompt_lookup_num_tokens:"
     ),
     "prompt lookup, a batch": Setting(
         same(prompt_lookup_num_tokens=3),

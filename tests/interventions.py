@@ -8,26 +8,32 @@ from typing import Any
 import references
 import torch
 from generation_table import (
+    ALARM,
     END,
     NEW,
     REPLACEMENT,
     SAMPLING,
     THRESHOLD,
     Setting,
+    guarding,
     other_base,
     otter,
     prompts,
     rewarding,
     tokenizer,
+    turn_before,
 )
 from references import Steered, Stopped, Texts, plain
 from torch import Tensor
+from transformers import DynamicCache
 
 from otterlm.decoding import (
     BestOfN,
     CandidateSearch,
     ContrastGuidance,
     DraftTree,
+    GuardRollback,
+    GuardStop,
     RejectionSampling,
     ReplaceStopped,
     RewardGuidance,
@@ -127,6 +133,19 @@ def stopped(call: Call) -> tuple[Tensor, Tensor]:
     return sequences, stop.stopped
 
 
+def guarded(call: Call) -> Tensor:
+    settings = plain(call.settings)
+    texts = replace(call.texts, otter=guarding())
+    stop = references.Alarmed(texts, ALARM, call.ends, padded=settings["pad_token_id"] is not None)
+    criteria = [*settings.pop("stopping_criteria", []), stop]
+    return guarding().base_model.generate(**settings, stopping_criteria=criteria)
+
+
+def rolled_back(call: Call) -> Tensor:
+    loop = references.rolled_back(replace(call.texts, otter=guarding()), ALARM, 1, 2, 3.0)
+    return base_with(custom_generate=lambda _: loop)(call)
+
+
 def replaced(call: Call) -> Tensor:
     sequences, gone = stopped(call)
     start = 0 if call.settings["input_ids"] is None else call.settings["input_ids"].shape[1]
@@ -179,6 +198,14 @@ INTERVENTIONS: dict[str, tuple[Callable[[Call], Any], Callable[[Call], Tensor]]]
         lambda call: otter().generate(**call.settings, stopping_criteria=[RewardStop(otter(), THRESHOLD)]),
         lambda call: stopped(call)[0],
     ),
+    "guard": (
+        lambda call: guarding().generate(**call.settings, stopping_criteria=[GuardStop(guarding(), ALARM)]),
+        guarded,
+    ),
+    "rollback": (
+        lambda call: guarding().generate(**call.settings, custom_generate=GuardRollback(3.0, 1, 2, ALARM)),
+        rolled_back,
+    ),
     "replace": (loop(lambda _: ReplaceStopped(THRESHOLD, REPLACEMENT)), replaced),
     "search": (
         loop(lambda _: CandidateSearch(2.0, 4, min_p=0.0)),
@@ -200,6 +227,9 @@ def call_of(intervention: str, setting: Setting) -> Call:
     prompt = prompts(1 if intervention == "stream" else setting.rows)
     settings: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     changed = setting.arguments(prompt)
+    past = changed.get("past_key_values")
+    if intervention in ("guard", "rollback") and isinstance(past, DynamicCache) and past.get_seq_length():
+        changed |= {"past_key_values": turn_before(prompt, guarding())["past_key_values"]}
     settings |= prompt | changed
     if intervention in SAMPLING and not setting.sampled:
         settings |= {"do_sample": True, "top_k": 0}

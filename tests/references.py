@@ -30,7 +30,7 @@ class Texts:
         otter: reads.
         ids, mask: `[B, P]`, the prompts.
         positions: `[B, P]`, where they are not counted from 0.
-        given: how many of the prompt's tokens `input_ids` hold: none where the prompt is given as embeddings.
+        known: how many of the prompt's tokens `input_ids` hold: none where the prompt is given as embeddings.
     """
 
     otter: OtterModel
@@ -158,3 +158,75 @@ def best_of(texts: Texts, settings: dict[str, Any], n: int, ends: tuple[int, ...
     last = (after == 0).sum(dim=1) - 1
     final = texts.rewards(sequences).gather(1, last[:, None]).view(-1, n)
     return sequences.view(-1, n, sequences.shape[1])[torch.arange(len(final)), final.argmax(dim=1)]
+
+
+class Alarmed(StoppingCriteria):
+    """Ends a row in which a label has reached the alarm, the latest token aside."""
+
+    def __init__(self, texts: Texts, alarm: float, ends: tuple[int, ...], padded: bool) -> None:
+        self.texts, self.alarm, self.ends = texts, alarm, ends
+        if padded:
+            self.eos_token_id = None  # has Transformers pad what has ended
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        start = self.texts.ids.shape[1] if self.texts.known is None else self.texts.known
+        ended = torch.isin(input_ids[:, start:-1], torch.tensor(self.ends)).any(dim=1)
+        shares = self.texts.read(input_ids).signals["guard"].probabilities[:, self.texts.ids.shape[1] : -1]
+        return (shares >= self.alarm).flatten(1).any(dim=1) & ~ended
+
+
+def rolled_back(texts: Texts, alarm: float, back: int, attempts: int, weight: float) -> Callable[..., Tensor]:
+    """A loop for the base's `generate` in which each row goes back from an alarm and steers against its label."""
+
+    def loop(_: Any, input_ids: Tensor, *, generation_config: Any, **given: Any) -> Tensor:
+        rows = [_Guarded(texts, index, input_ids) for index in range(len(input_ids))]
+        while not all(row.ended for row in rows):
+            for row in (row for row in rows if not row.ended):  # all of a step before the next
+                row.tokens.append(row.next_token(weight, generation_config, given["logits_processor"], len(rows)))
+            for row in (row for row in rows if not row.ended):
+                row.judge(alarm, back, attempts, given["stopping_criteria"])
+        whole = [torch.cat((row.prompt, row.prompt.new_tensor(row.tokens))) for row in rows]
+        padding = int(_pad(generation_config))
+        return torch.nn.utils.rnn.pad_sequence(whole, batch_first=True, padding_value=padding)
+
+    return loop
+
+
+class _Guarded:
+    def __init__(self, texts: Texts, index: int, input_ids: Tensor) -> None:
+        row = index * len(texts.ids) // len(input_ids)  # the prompts may be repeated
+        positions = None if texts.positions is None else texts.positions[row : row + 1]
+        self.texts = Texts(texts.otter, texts.ids[row : row + 1], texts.mask[row : row + 1], positions)
+        self.index, self.prompt, self.tokens = index, input_ids[index], list[int]()
+        self.steered: dict[str, int] = {}
+        self.rollbacks, self.final, self.ended = 0, 0, False
+
+    def read(self, count: int) -> Any:
+        whole = torch.cat((self.texts.ids[0], self.prompt.new_tensor(self.tokens[:count])))
+        return self.texts.read(whole[None])
+
+    def next_token(self, weight: float, config: Any, processors: Any, batch: int) -> int:
+        output = self.read(len(self.tokens))
+        scores = output.logits[0, -1]
+        for label, times in self.steered.items():
+            scores = scores + weight * 2 ** (times - 1) * output.signals["guard"].vocabulary(label=label)[0]
+        whole = torch.cat((self.prompt, self.prompt.new_tensor(self.tokens)))
+        scores = processors(whole.expand(batch, -1), scores.expand(batch, -1))[self.index]
+        return int(torch.multinomial(scores.softmax(-1), 1)) if config.do_sample else int(scores.argmax())
+
+    def judge(self, alarm: float, back: int, attempts: int, criteria: Any) -> None:
+        signal = self.read(len(self.tokens)).signals["guard"]
+        shares = signal.probabilities[0, -1]
+        if not bool((shares >= alarm).any()):
+            self.final = max(self.final, len(self.tokens) - back)
+            whole = torch.cat((self.prompt, self.prompt.new_tensor(self.tokens)))
+            self.ended = bool(criteria(whole[None], None).all())
+            return
+        place = len(self.tokens) - 1
+        if self.rollbacks == attempts:
+            self.ended = True
+        else:
+            label = signal.labels[int((shares >= alarm).int().argmax())]
+            self.rollbacks, self.steered[label] = self.rollbacks + 1, self.steered.get(label, 0) + 1
+            place -= back
+        del self.tokens[max(self.final, place) :]

@@ -7,7 +7,19 @@ from typing import Any
 import pytest
 import torch
 from conftest import Listener, refused, tiny_base, tiny_otter, tokens
-from generation_table import CROPS_CACHE, GREEDY, NEW, THRESHOLD, Setting, otter, prompt, same, texts, tokenizer
+from generation_table import (
+    CROPS_CACHE,
+    GREEDY,
+    NEW,
+    THRESHOLD,
+    Setting,
+    guarding,
+    otter,
+    prompt,
+    same,
+    texts,
+    tokenizer,
+)
 from interventions import INTERVENTIONS, call_of, contrasted
 from references import Steered, Stopped
 from references import search as search_written_out
@@ -67,15 +79,16 @@ def test_a_stream_of_text_ends(loop: Any) -> None:
 @pytest.mark.parametrize("first", [0, 4])
 def test_the_next_turn_is_as_from_an_empty_cache(name: str, first: int) -> None:
     """With the cache that this turn was given, empty or with the turn before in it."""
-    cache = DynamicCache(config=otter().config)
+    model = guarding() if name in ("guard", "rollback") else otter()
+    cache = DynamicCache(config=model.config)
     call = call_of(name, Setting(same(past_key_values=cache), rows=1))
     if first:
         with torch.no_grad():
-            otter()(call.settings["input_ids"][:, :first], past_key_values=cache)
+            model(call.settings["input_ids"][:, :first], past_key_values=cache)
     turn = INTERVENTIONS[name][0](call)
     following = torch.cat((turn, tokens(1, 3, seed=5)), dim=-1)
-    second = otter().generate(following, past_key_values=cache, **GREEDY)
-    assert torch.equal(second, otter().generate(following, **GREEDY))
+    second = model.generate(following, past_key_values=cache, **GREEDY)
+    assert torch.equal(second, model.generate(following, **GREEDY))
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "static", "quantized"])

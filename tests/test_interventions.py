@@ -41,6 +41,7 @@ from otterlm.signals import load_part
 from otterlm.signals.base import Capability
 from otterlm.signals.contrast.config import ContrastConfig
 from otterlm.signals.draft.config import DraftConfig
+from otterlm.signals.guard.config import GuardConfig
 from otterlm.signals.reward.config import RewardConfig
 
 
@@ -88,9 +89,12 @@ def test_what_a_signal_can_be_used_for() -> None:
 
     assert names(RewardConfig().capabilities) == ["guidance", "search", "best-of-n", "rejection", "stop"]
     assert names(RewardConfig(vocabulary_rank=0).capabilities) == ["search", "best-of-n", "rejection", "stop"]
+    watches = ["search", "best-of-n", "rejection", "stop", "guard"]
+    assert names(GuardConfig().capabilities) == ["guidance", *watches, "rollback"]
+    assert names(GuardConfig(vocabulary_rank=0).capabilities) == watches
     assert names(ContrastConfig().capabilities) == ["contrast"]
     assert names(DraftConfig().capabilities) == ["drafts"]
-    assert methods() == ["guidance", "search", "best-of-n", "rejection"]
+    assert methods() == ["guidance", "search", "best-of-n", "rejection", "rollback"]
 
 
 @pytest.mark.parametrize(
@@ -162,6 +166,9 @@ def test_a_number_that_cannot_steer_is_only_read() -> None:
         ({"alpha": math.inf}, "alpha must be"),
         ({"threshold": math.nan}, "threshold must be"),
         ({"top_p": 2.0}, "top_p must be"),
+        ({"alarm": -0.5}, "alarm must be a probability"),
+        ({"hits": 0}, "hits must be"),
+        ({"back": -1}, "back must be"),
         ({"confidence": -1.0}, "confidence must be"),
         ({"temperature": 0.0}, "temperature must be"),
         ({"top_k": 0}, "top_k must be a whole number of at least 1"),

@@ -72,6 +72,18 @@ def check_threshold(name: str, value: Any) -> float:
     return number
 
 
+def check_alarm(name: str, value: Any) -> float:
+    """Checks that a value is a probability, or a number above 1, which no probability reaches.
+
+    Raises:
+        OtterError: it is not.
+    """
+    number = _float(value)
+    if not number >= 0:
+        raise OtterError(f"{name} must be a probability (above 1: it never rings), got {shown(value)}")
+    return number
+
+
 def check_positive(name: str, value: Any) -> float:
     """Checks that a value is a finite number above 0.
 

@@ -9,7 +9,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from otterlm.checks import LARGEST_PATIENCE, check_chance, check_positive, check_share, check_threshold, check_weight
+from otterlm.checks import (
+    LARGEST_PATIENCE,
+    check_alarm,
+    check_chance,
+    check_positive,
+    check_share,
+    check_threshold,
+    check_weight,
+)
 from otterlm.errors import OtterError
 from otterlm.settings import check_settings, setting
 from otterlm.signals import load_part
@@ -32,12 +40,14 @@ class InterventionSettings:
     """What can be set of interventions; each takes some of these.
 
     Attributes:
-        weight: of a reward; 1 is recommended, 0 is the base's own decoding.
+        weight: of a reward, or of a rollback's steering; 1 is recommended, 0 is the base's own decoding.
         top_k: candidates a step (guidance, search) at most, or responses (best-of-n).
         min_p: guidance and search choose from tokens with at least this share of the likeliest one's probability.
         alpha, top_p: of a contrast, see `ContrastGuidance`.
         threshold: of a reward. A stop ends a response that falls under it; rejection samples until one reaches it.
         patience: of a stop, see `RewardStop`.
+        alarm, hits, window: of a guard, see `GuardStop`; None: the adapter's.
+        back: of a rollback, see `GuardRollback`.
         drafts, confidence: see `SpeculativeDecoding`.
         temperature: of a search that samples; None for a greedy one.
     """
@@ -73,6 +83,19 @@ class InterventionSettings:
         maximum=LARGEST_PATIENCE,
         slider=(1, 16, 1),
     )
+    alarm: float | None = setting(
+        None,
+        "Probability at which a token is a hit for a guard; by default as it was calibrated.",
+        check=check_alarm,
+        slider=(0.0, 1.0, 0.01),
+    )
+    hits: int | None = setting(
+        None, "Hits of the window that end a response; by default the guard's.", minimum=1, slider=(0, 16, 1)
+    )
+    window: int | None = setting(
+        None, "Latest tokens that a guard looks at; by default the guard's.", minimum=1, slider=(0, 32, 1)
+    )
+    back: int = setting(4, "Tokens before an offence that a rollback takes back, too.", minimum=0, slider=(0, 32, 1))
     drafts: int = setting(3, "Drafts that a pass verifies at most.", minimum=1, slider=(1, 16, 1))
     confidence: float = setting(
         0.0, "Chance that a draft needs to be verified; 0 verifies all.", check=check_chance, slider=(0.0, 1.0, 0.05)
@@ -160,6 +183,20 @@ _registered = {
         ),
         InterventionType(
             "stop", Capability.PREFIX, "stopping_criteria", ("threshold", "patience"), "otterlm.decoding.stop:make"
+        ),
+        InterventionType(
+            "guard",
+            Capability.CLASSES,
+            "stopping_criteria",
+            ("alarm", "hits", "window"),
+            "otterlm.decoding.guard_stop:make",
+        ),
+        InterventionType(
+            "rollback",
+            Capability.CLASSES | Capability.ADDS,
+            "custom_generate",
+            ("weight", "back", "alarm", "hits", "window"),
+            "otterlm.decoding.rollback:make",
         ),
         InterventionType(
             "contrast", Capability.REPLACES, "logits_processor", ("alpha", "top_p"), "otterlm.decoding.contrast:make"

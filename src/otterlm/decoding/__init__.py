@@ -3,10 +3,12 @@
 from otterlm.decoding.best_of_n import BestOfN
 from otterlm.decoding.contrast import ContrastGuidance
 from otterlm.decoding.draft_tree import DraftTree
+from otterlm.decoding.guard_stop import GuardStop, ReplaceGuarded, Verdict, judge_prompt
 from otterlm.decoding.guidance import RewardGuidance
 from otterlm.decoding.read_along import ReadAlongModel, TwoModelContrast
 from otterlm.decoding.rejection import RejectionOutput, RejectionSampling
-from otterlm.decoding.scoring import score_sequences
+from otterlm.decoding.rollback import GuardRollback, RollbackOutput
+from otterlm.decoding.scoring import label_sequences, score_sequences
 from otterlm.decoding.search import CandidateSearch
 from otterlm.decoding.speculative import SpeculativeDecoding, SpeculativeOutput
 from otterlm.decoding.stop import ReplaceStopped, RewardStop
@@ -17,16 +19,23 @@ __all__ = [
     "CandidateSearch",
     "ContrastGuidance",
     "DraftTree",
+    "GuardRollback",
+    "GuardStop",
     "ReadAlongModel",
     "RejectionOutput",
     "RejectionSampling",
+    "ReplaceGuarded",
     "ReplaceStopped",
     "RewardGuidance",
     "RewardStop",
+    "RollbackOutput",
     "SpeculativeDecoding",
     "SpeculativeOutput",
     "StreamedToken",
     "TwoModelContrast",
+    "Verdict",
+    "judge_prompt",
+    "label_sequences",
     "score_sequences",
     "stream_tokens",
 ]

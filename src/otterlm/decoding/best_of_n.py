@@ -7,10 +7,10 @@ import torch
 from transformers import DynamicCache
 
 from otterlm.checks import check_count, check_weight
+from otterlm.decoding.ending import SignalStop
 from otterlm.decoding.loop import Loop, Run
 from otterlm.decoding.output import RewardedOutput
 from otterlm.decoding.scoring import score_sequences
-from otterlm.decoding.stop import RewardStop
 from otterlm.errors import OtterError
 from otterlm.generation import Request
 from otterlm.interventions import InterventionSettings
@@ -84,8 +84,8 @@ class BestOfN(Loop):
         final = rewards.gather(1, lengths[:, None] - 1).view(-1, self.n)  # [B, n]
         best = (self.weight * final).argmax(dim=1) + self.n * torch.arange(len(final), device=final.device)  # [B]
         for criterion in run.criteria:
-            if isinstance(criterion, RewardStop) and criterion.stopped is not None:
-                criterion.stopped = criterion.stopped[best]
+            if isinstance(criterion, SignalStop):
+                criterion.keep(best)
         run.show_all(sequences[best, prompt:])
         return RewardedOutput(sequences=sequences[best], rewards=rewards[best, prompt:])
 

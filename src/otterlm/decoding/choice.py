@@ -20,10 +20,12 @@ STEERING = "guidance"
 """What a number that steers is used for where nothing is asked for."""
 
 
+NUMBER = Capability.PREFIX | Capability.ADDS
+
+
 def methods() -> list[str]:
-    """Returns the names of the interventions that a number of every prefix is used for, one at a time."""
-    number = Capability.PREFIX | Capability.ADDS
-    return [each.name for each in interventions(number) if each.plug != "stopping_criteria"]
+    """Returns the names of the interventions that a number of every prefix, or a guard, is used for, one at a time."""
+    return [each.name for each in interventions(NUMBER | Capability.CLASSES) if each.plug != "stopping_criteria"]
 
 
 def check_method(method: str | None, allowed: Sequence[str]) -> str | None:
@@ -98,16 +100,33 @@ def plug_in(
 def _uses(
     model: OtterModel, name: str, settings: InterventionSettings, method: str | None
 ) -> list[tuple[str, InterventionType]]:
-    """Returns what an adapter is used for."""
-    can = model.adapter(name).config.signal.capabilities
+    """Returns what an adapter is used for. A guard watches, and steers only where the method asks for it."""
+    can = _can(model, name)
     uses = [each.name for each in interventions(can) if each.needs in (Capability.REPLACES, Capability.DRAFTS)]
-    number = bool(can & (Capability.PREFIX | Capability.ADDS))
-    if number and method is not None:
+    number, guards = bool(can & NUMBER), Capability.CLASSES in can
+    takes = () if method is None else intervention_type(method).takes
+    if number and method is not None and _is_meant(model, name, method):
         model.adapter_name(name, intervention_type(method).needs)
         uses.append(method)
-    elif Capability.ADDS in can:
+    elif Capability.ADDS in can and not guards:
         uses.append(STEERING)
-    aimed = method is not None and "threshold" in intervention_type(method).takes
-    if number and not aimed and settings.threshold > float("-inf"):
+    takes_back = "threshold" in takes or "alarm" in takes  # which no stop can follow
+    if guards and not takes_back:
+        uses.append("guard")
+    elif number and not guards and not takes_back and settings.threshold > float("-inf"):
         uses.append("stop")
     return [(name, intervention_type(use)) for use in uses]
+
+
+def _is_meant(model: OtterModel, name: str, method: str) -> bool:
+    """Says whether a method is for an adapter: one of guards for each guard, and another one for the adapters that only
+    give numbers, or for a guard where there are no such."""
+    guard = Capability.CLASSES in _can(model, name)
+    if Capability.CLASSES in intervention_type(method).needs:
+        return guard
+    numbers = [_can(model, other) for other in model.active_adapters if _can(model, other) & NUMBER]
+    return not guard or all(Capability.CLASSES in can for can in numbers)
+
+
+def _can(model: OtterModel, name: str) -> Capability:
+    return model.adapter(name).config.signal.capabilities

@@ -1,4 +1,6 @@
-"""Computes the rewards of existing texts, in one pass over whole sequences."""
+"""Computes the rewards and labels of existing texts, in one pass over whole sequences."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +31,29 @@ def score_sequences(
         `[B, T]` float32; NaN at padding.
     """
     name = model.adapter_name(adapter_name, Capability.PREFIX)
+    signal = _read(model, sequences, attention_mask, position_ids, name)
+    return signal.prefix.masked_fill(attention_mask == 0, torch.nan)
+
+
+@torch.no_grad()
+def label_sequences(
+    model: OtterModel,
+    sequences: Tensor,
+    attention_mask: Tensor,
+    adapter_name: str | None = None,
+    position_ids: Tensor | None = None,
+) -> Tensor:
+    """Returns the probability of every label after every prefix, `[B, T, L]` float32, NaN at padding.
+
+    Arguments are as for `score_sequences`.
+    """
+    name = model.adapter_name(adapter_name, Capability.CLASSES)
+    signal = _read(model, sequences, attention_mask, position_ids, name)
+    return signal.probabilities.masked_fill(attention_mask[..., None] == 0, torch.nan)
+
+
+def _read(model: OtterModel, sequences: Tensor, attention_mask: Tensor, position_ids: Tensor | None, name: str) -> Any:
+    """Reads an adapter's signal in one pass."""
     model(
         input_ids=sequences,
         attention_mask=attention_mask,
@@ -36,4 +61,4 @@ def score_sequences(
         use_cache=False,
         logits_to_keep=1,
     )
-    return model.signal(name).prefix.masked_fill(attention_mask == 0, torch.nan)
+    return model.signal(name)

@@ -91,7 +91,7 @@ class SpeculativeDecoding(Loop):
         super().check(model, request)
         if request.guarded and request.responses > 1:
             raise OtterError(
-                "rows of a batch grow at their own pace here, and RewardStop counts them together: one row"
+                f"rows of a batch grow at their own pace here, and {request.guarded} counts them together: one row"
             )
 
     def decode(self, run: Run) -> SpeculativeOutput:

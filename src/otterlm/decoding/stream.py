@@ -1,7 +1,7 @@
 """Streams tokens as an iterator of (token, text, signals)."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,13 +21,20 @@ class StreamedToken:
     Attributes:
         token: its id.
         text: what it adds to the text; empty while a character is incomplete.
-        signals: by the name of the adapter, of those that are on: the reward of the prefix that ends in this token, or
-            a contrast's expert logit - anti-expert logit of this token. A draft has no number for it.
+        signals: by the name of the adapter, of those that are on: the reward of the prefix that ends in this token, a
+            guard's probability that it is harmless, or a contrast's expert logit - anti-expert logit of this token. A
+            draft has no number for it.
+        labels: of each guard, by its name: the probability of every label.
     """
 
     token: int
     text: str
     signals: dict[str, float]
+    labels: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def verdict(self, adapter_name: str) -> tuple[str, float]:
+        """Returns a guard's likeliest label, and its probability."""
+        return max(self.labels[adapter_name].items(), key=lambda item: item[1])
 
 
 class TokenTexts:
@@ -70,6 +77,24 @@ def numbers_beside(
     }
 
 
+def labels_beside(model: OtterModel, signals: Mapping[str, Signal]) -> dict[str, dict[str, float]]:
+    """Returns the probabilities of labels after the last token of one text, by the name of the adapter.
+
+    Args:
+        model: with its adapters.
+        signals: of the pass that read the token last.
+    """
+    labels: dict[str, dict[str, float]] = {}
+    for name, signal in signals.items():
+        if Capability.CLASSES in model.adapter(name).config.signal.capabilities:
+            classes: Any = signal
+            labels[name] = dict(zip(classes.labels, classes.probabilities[0, -1].tolist(), strict=True))
+    return labels
+
+
+_Step = tuple[int, dict[str, float], dict[str, dict[str, float]]]
+
+
 def stream_tokens(
     model: OtterModel,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -102,8 +127,8 @@ def stream_tokens(
         raise OtterError("streaming is a decoding loop itself: leave custom_generate out")
     arguments = {"tokenizer": tokenizer} | generate_kwargs | {"input_ids": input_ids, "custom_generate": _Stream()}
     texts = TokenTexts(tokenizer)
-    for token, signals in model.generate(**arguments):
-        yield StreamedToken(token, texts.add(token), signals)
+    for token, signals, labels in model.generate(**arguments):
+        yield StreamedToken(token, texts.add(token), signals, labels)
 
 
 class _Stream(Intervention):
@@ -136,7 +161,7 @@ class _Stream(Intervention):
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
         **inputs: Any,
-    ) -> Iterator[tuple[int, dict[str, float]]]:
+    ) -> Iterator[_Step]:
         """Returns the generator. `generate` calls this, and is over before the first step."""
         assert model.generation is not None
         return self._steps(
@@ -152,7 +177,7 @@ class _Stream(Intervention):
         criteria: StoppingCriteriaList,
         config: GenerationConfig,
         inputs: dict[str, Any],
-    ) -> Iterator[tuple[int, dict[str, float]]]:
+    ) -> Iterator[_Step]:
         """Yields the tokens. Each step may run in another thread, between those of other streams."""
         with model.generating(generation), torch.no_grad():
             output, after = model._prefill(input_ids, config, inputs), model.signals
@@ -172,4 +197,5 @@ class _Stream(Intervention):
                 output = model(**model.prepare_inputs_for_generation(input_ids, next_sequence_length=length, **inputs))
                 after = model.signals
                 values = numbers_beside(model, int(token), after, before)
-            yield int(token), values
+                labels = labels_beside(model, after)
+            yield int(token), values, labels

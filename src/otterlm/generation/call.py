@@ -137,7 +137,7 @@ class _Call:
         config, _ = self._base._prepare_generation_config(arguments.get("generation_config"), **settings)
         mode = config.get_generation_mode(arguments.get("assistant_model"))
         arguments["synced_gpus"] = self._mode_arguments()["synced_gpus"]
-        guarded = any(intervention.guards for intervention in self.interventions)
+        guarded = ", ".join(each.name for each in self.interventions if each.guards)
         return Request(config, mode, arguments, guarded)
 
     def _mode_arguments(self) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class Intervention:
         supports: what it can be combined with.
         model: the model whose signals it reads; None: the model that generates, or none.
         off: whether it leaves the base's decoding unchanged, at weight 0 for instance.
-        guards: whether it ends rows by their reward.
+        guards: whether it ends rows by a signal.
         name: its name in errors.
     """
 

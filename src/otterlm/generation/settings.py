@@ -31,7 +31,7 @@ class Supports:
         synced: `synced_gpus`.
         streamer: `streamer`.
         batch_streamer: `streamer` with several responses.
-        guard: a `RewardStop` among the stopping criteria.
+        guard: a stop by a signal (`RewardStop`, `GuardStop`) among the stopping criteria.
         unpadded: several responses that end apart, without a `pad_token_id`.
     """
 
@@ -59,13 +59,13 @@ class Request:
         config: its generation config, the base's defaults filled in.
         mode: how the base alone would decode.
         arguments: of the call, by name.
-        guarded: whether a criterion ends rows by their reward.
+        guarded: the names of the interventions that end rows by a signal; empty: none.
     """
 
     config: GenerationConfig
     mode: GenerationMode
     arguments: dict[str, Any]
-    guarded: bool
+    guarded: str
 
     @property
     def prompt(self) -> Tensor | None:
@@ -201,14 +201,10 @@ def _batch_streamer(request: Request) -> str:
     return f"a streamer of {request.responses} responses" if _streamer(request) and request.responses > 1 else ""
 
 
-def _guard(request: Request) -> str:
-    return "RewardStop" if request.guarded else ""
-
-
 def _unpadded(request: Request) -> str:
     config, arguments = request.config, request.arguments
     padded = config.pad_token_id is not None or config.eos_token_id is not None
-    ends = request.guarded or config.stop_strings or arguments.get("stopping_criteria")
+    ends = bool(request.guarded) or config.stop_strings or arguments.get("stopping_criteria")
     several = request.responses > 1 and ends and not padded
     return f"{request.responses} responses and no pad_token_id" if several else ""
 
@@ -232,7 +228,7 @@ _SETTINGS: tuple[tuple[str | None, Callable[[Request], str], str], ...] = (
     ("synced", lambda request: "synced_gpus" if request.arguments.get("synced_gpus") else "", "it runs on its own"),
     ("streamer", _streamer, "it streams by itself"),
     ("batch_streamer", _batch_streamer, "rows grow at their own pace; stream one response"),
-    ("guard", _guard, "it takes tokens back, or reads several texts at once; leave RewardStop out"),
+    ("guard", lambda request: request.guarded, "it takes tokens back, or reads several texts at once; leave it out"),
     ("unpadded", _unpadded, "a response that ends early is padded; give pad_token_id"),
 )
 """An entry has a field of `Supports` (None: no intervention honours it), a function that names the setting where the

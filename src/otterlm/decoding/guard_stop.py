@@ -1,0 +1,245 @@
+"""Decides by a guard: the alarm ends a running response, or replaces it; a prompt is judged before the first token."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+from otterlm.checks import check_alarm, check_count
+from otterlm.decoding.ending import Replacing, SignalStop
+from otterlm.decoding.scoring import label_sequences
+from otterlm.errors import OtterError
+from otterlm.generation import Generation
+from otterlm.interventions import InterventionSettings
+from otterlm.model import OtterModel
+from otterlm.signals.base import Capability, ClassConfig, ClassSignal
+
+Alarm = float | Mapping[str, float] | None
+"""From which probability on a token is a hit: of all labels, of some labels by name, or as the adapter has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class AlarmSettings:
+    """An alarm rings when `hits` of the latest `window` tokens reach the probability of one label.
+
+    Attributes:
+        alarms: the labels that raise it, with their probabilities; above 1 it never rings.
+        hits, window: see there.
+    """
+
+    alarms: dict[str, float]
+    hits: int
+    window: int
+
+    @property
+    def off(self) -> bool:
+        """Says whether it never rings."""
+        return all(alarm > 1 for alarm in self.alarms.values())
+
+    def hit(self, probabilities: Tensor, labels: Sequence[str]) -> Tensor:
+        """Returns which labels of the alarm a token's probabilities reach.
+
+        Args:
+            probabilities: `[..., L]`.
+            labels: their names, L of them.
+
+        Returns:
+            `[..., A]` bool, in the order of `alarms`.
+        """
+        columns = probabilities[..., [labels.index(name) for name in self.alarms]]
+        return columns >= columns.new_tensor(list(self.alarms.values()))
+
+
+def alarm_settings(
+    config: ClassConfig, alarm: Alarm = None, hits: int | None = None, window: int | None = None
+) -> AlarmSettings:
+    """Makes the settings of an alarm, completed with those of an adapter.
+
+    Args:
+        config: of the adapter's signal.
+        alarm: see `Alarm`; labels that a mapping leaves out raise no alarm.
+        hits, window: None: the adapter's.
+
+    Raises:
+        OtterError: a setting is out of range, or there is no such label.
+    """
+    labels = config.alarms
+    if alarm is None:
+        alarms = dict(labels)
+    elif isinstance(alarm, Mapping):
+        unknown = [name for name in alarm if name not in config.labels]
+        if unknown or not alarm:
+            raise OtterError(f"there is no label {unknown[0]!r}" if unknown else "the alarm names no label")
+        alarms = {name: check_alarm(f"the alarm of {name}", value) for name, value in alarm.items()}
+    else:
+        alarms = dict.fromkeys(labels, check_alarm("alarm", alarm))
+    window = config.window if window is None else check_count("window", window)
+    hits = config.hits if hits is None else check_count("hits", hits)
+    if hits > window:
+        raise OtterError(f"hits ({hits}) must not exceed the window ({window})")
+    return AlarmSettings(alarms, hits, window)
+
+
+def never_rings(alarm: Alarm) -> bool:
+    """Says whether an alarm cannot ring, as far as that is known without an adapter."""
+    alarms = alarm.values() if isinstance(alarm, Mapping) else () if alarm is None else (alarm,)
+    return bool(alarms) and all(isinstance(each, Real) and each > 1 for each in alarms)
+
+
+class GuardStop(SignalStop):
+    """Ends each sequence in which the alarm rings: `hits` of its latest `window` tokens reach a label's probability.
+
+    For `generate(..., stopping_criteria=[GuardStop(model)])`. The labels of a token are known when the next has been
+    chosen, so the end comes one token late. Every call of `generate` starts again.
+
+    Args:
+        model: the model that generates.
+        alarm: from which probability on a token is a hit: a number for all labels, or labels to numbers; None: as the
+            adapter was calibrated. Above 1 it never rings, and the tokens are the base's.
+        hits, window: None: the adapter's.
+        adapter_name: of the guard; may be left out where there is one.
+
+    Attributes:
+        stopped: `[B]` bool, which sequences of the latest call were ended by the guard.
+        labels: of each sequence of the latest call, the label that ended it, or None.
+
+    Raises:
+        OtterError: a setting is out of range, or there is no such label.
+    """
+
+    def __init__(
+        self,
+        model: OtterModel,
+        alarm: Alarm = None,
+        hits: int | None = None,
+        window: int | None = None,
+        adapter_name: str | None = None,
+    ) -> None:
+        super().__init__(model, adapter_name, Capability.CLASSES)
+        config: ClassConfig = self.model.adapter(self.adapter_name).config.signal  # type: ignore[assignment]
+        self.settings = alarm_settings(config, alarm, hits, window)
+        self.off = self.settings.off
+        self.labels: list[str | None] = []
+
+    def begin(self, generation: Generation) -> None:
+        """Forgets the previous call."""
+        super().begin(generation)
+        self.labels = []
+
+    def start(self, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Returns what is remembered, see `SignalStop`: which of the latest tokens were hits, `[B, window, A]` bool;
+        and the index of the label that ended each row, `[B]`, -1 where none has."""
+        self.labels = [None] * rows
+        hits = torch.zeros(rows, self.settings.window, len(self.settings.alarms), dtype=torch.bool, device=device)
+        return hits, torch.full((rows,), -1, device=device)
+
+    def judge(self, remembered: tuple[Tensor, Tensor], signal: ClassSignal) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Judges a token, see `SignalStop`."""
+        before, ended_by = remembered
+        new = self.settings.hit(signal.probabilities[:, -1], signal.labels)  # [B, A]
+        hits = torch.cat((before[:, 1:], new[:, None]), dim=1)
+        return (hits, ended_by), (hits.sum(dim=1) >= self.settings.hits).any(dim=-1)
+
+    def end(self, remembered: tuple[Tensor, Tensor], new: Tensor) -> tuple[Tensor, Tensor]:
+        """Names the labels, see `SignalStop`: of several the one with the most hits ends a row."""
+        hits, ended_by = remembered
+        ended_by = torch.where(new, hits.sum(dim=1).argmax(dim=-1), ended_by)
+        names: list[str | None] = [*self.settings.alarms, None]
+        self.labels = [names[index] for index in ended_by.tolist()]
+        return hits, ended_by
+
+    def keep(self, rows: Tensor) -> None:
+        """Keeps some rows, see `SignalStop`."""
+        super().keep(rows)
+        self.labels = [self.labels[row] for row in rows.tolist()] if self.labels else []
+
+
+class ReplaceGuarded(Replacing):
+    """The loop replaces a response that `GuardStop` ends: `generate(..., custom_generate=ReplaceGuarded(tokens))`.
+
+    See `otterlm.decoding.ending.Replacing` for streamers and caches.
+
+    Args:
+        replacement: token ids of the response that replaces it.
+        alarm, hits, window, adapter_name: as for `GuardStop`.
+
+    Raises:
+        OtterError: a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        replacement: Sequence[int],
+        alarm: Alarm = None,
+        hits: int | None = None,
+        window: int | None = None,
+        adapter_name: str | None = None,
+    ) -> None:
+        super().__init__(replacement)
+        self.alarm, self.hits, self.window = alarm, hits, window
+        self.adapter_name = adapter_name
+        self.off = never_rings(alarm)
+
+    def reads(self, model: OtterModel) -> str:
+        """Returns the name of its adapter."""
+        return model.adapter_name(self.adapter_name, Capability.CLASSES)
+
+    def stop(self, model: OtterModel) -> GuardStop:
+        """Makes the stop, see `Replacing`."""
+        return GuardStop(model, self.alarm, self.hits, self.window, self.adapter_name)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A verdict is what a guard says of a whole text.
+
+    Attributes:
+        label: the likeliest label that raises an alarm.
+        probability: of it.
+        flagged: whether it, or another one, reaches its threshold.
+        probabilities: of all labels.
+    """
+
+    label: str
+    probability: float
+    flagged: bool
+    probabilities: dict[str, float]
+
+
+def judge_prompt(
+    model: OtterModel,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    adapter_name: str | None = None,
+) -> list[Verdict]:
+    """Judges prompts before anything is generated, in one pass over them.
+
+    Args:
+        model: with the guard.
+        input_ids: `[B, T]`, as `generate` is given them, padded on the left.
+        attention_mask: `[B, T]`, 0 at padding; all ones by default.
+        adapter_name: of the guard; may be left out where there is one.
+
+    Returns:
+        A verdict a prompt, by the thresholds for whole texts.
+    """
+    name = model.adapter_name(adapter_name, Capability.CLASSES)
+    config: ClassConfig = model.adapter(name).config.signal  # type: ignore[assignment]
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    final = label_sequences(model, input_ids, mask, name)[:, -1]  # [B, L]
+    return [verdict(dict(zip(config.labels, row, strict=True)), config) for row in final.tolist()]
+
+
+def verdict(probabilities: dict[str, float], config: ClassConfig) -> Verdict:
+    """Returns what a guard's probabilities mean for a whole text, by its thresholds."""
+    thresholds = config.thresholds
+    label = max(thresholds, key=lambda name: probabilities[name])
+    flagged = any(probabilities[name] >= threshold for name, threshold in thresholds.items())
+    return Verdict(label, probabilities[label], flagged, probabilities)
+
+
+def make(model: OtterModel, adapter_name: str, settings: InterventionSettings) -> GuardStop:
+    """Makes the guard's stop of the registry, see `otterlm.interventions`."""
+    return GuardStop(model, settings.alarm, settings.hits, settings.window, adapter_name)
