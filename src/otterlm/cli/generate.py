@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from otterlm.bases import check_context, load_tokenizer
 from otterlm.checks import check_count
 from otterlm.cli.groups import Machine, grouped
+from otterlm.cli.guarded import guard_report, show_report
 from otterlm.cli.options import AsJson, Base, Seed, named_adapters
 from otterlm.cli.terminal import console, print_json, show_coloured
 from otterlm.colour import coloured
@@ -22,6 +23,9 @@ from otterlm.model import OtterModel
 from otterlm.settings import option_name
 from otterlm.signals.base import Capability
 from otterlm.training.data.tokens import prompt_tokens
+
+Shown = tuple[list[float], float, float]
+"""Numbers beside tokens, and those that are red and green."""
 
 
 @grouped
@@ -35,7 +39,10 @@ def command(
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as a text rather than answer it.")] = False,
     method: Annotated[
-        str | None, typer.Option(help=f"What a reward does: {', '.join(methods())}; default guidance, if it can.")
+        str | None,
+        typer.Option(
+            help=f"What a reward or a guard does: {', '.join(methods())}; default guidance, and a guard watches."
+        ),
     ] = None,
     settings: InterventionSettings = InterventionSettings(),
     max_new_tokens: Annotated[int, typer.Option(help="Length of the response.")] = 128,
@@ -74,11 +81,11 @@ def command(
         steering = replace(settings, temperature=temperature if sample else None)
         sampling |= generate_arguments(model, steering, method, requested)
     torch.manual_seed(seed)
-    result, rewards = _generate(model, tokenizer, ids, list(adapters), **arguments, **sampling)
+    result, shown = _generate(model, tokenizer, ids, list(adapters), **arguments, **sampling)
     if as_json:
         print_json(result)
         return
-    _show(tokenizer, result, rewards)
+    _show(tokenizer, result, shown)
 
 
 def _requested(context: typer.Context, sampled: bool) -> list[str]:
@@ -111,34 +118,44 @@ def _read(prompt: str, raw: bool, tokenizer: PreTrainedTokenizerBase) -> list[in
 
 def _generate(
     model: Any, tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor, adapters: list[str], **arguments: Any
-) -> tuple[dict[str, Any], dict[str, list[float]]]:
-    """Generates; returns what --json prints, and the numbers beside every new token by adapter."""
+) -> tuple[dict[str, Any], dict[str, Shown]]:
+    """Generates; returns what --json prints, and what gives the new tokens their colours, by adapter."""
     started = time.perf_counter()
     output = model.generate(ids, attention_mask=torch.ones_like(ids), return_dict_in_generate=True, **arguments)
     seconds = time.perf_counter() - started
     prompt, sequences = ids.shape[1], output.sequences
     new = sequences[0, prompt:].tolist()
-    numbers = [name for name in adapters if Capability.PREFIX in model.adapter(name).config.signal.capabilities]
-    rewards = {
-        name: score_sequences(model, sequences, torch.ones_like(sequences), name)[0, prompt:].tolist()
-        for name in numbers
-    }
     result: dict[str, Any] = {"text": tokenizer.decode(new, skip_special_tokens=True), "tokens": new}
+    can = {name: model.adapter(name).config.signal.capabilities for name in adapters}
+    guards = [name for name in adapters if Capability.CLASSES in can[name]]
+    numbers = {
+        name: score_sequences(model, sequences, torch.ones_like(sequences), name)[0, prompt:]
+        for name in adapters
+        if Capability.PREFIX in can[name]
+    }
+    rewards = {name: values.tolist() for name, values in numbers.items() if name not in guards}
     result |= {"rewards": rewards if len(rewards) > 1 else next(iter(rewards.values()), []), "seconds": seconds}
+    if guards:
+        result |= guard_report(model, guards, sequences, prompt, output, arguments.get("stopping_criteria", []))
     if isinstance(output, SpeculativeOutput):
         result["acceptance_length"] = output.acceptance_length
-    return result, rewards
+    # A guard's number is the logarithm of a probability, which has a scale for colours.
+    shown = {name: (numbers[name].exp().tolist(), *model.adapter(name).config.signal.typical_range) for name in guards}
+    ranges = {name: (values, min(values, default=0.0), max(values, default=0.0)) for name, values in rewards.items()}
+    return result, ranges | shown
 
 
-def _show(tokenizer: PreTrainedTokenizerBase, result: dict[str, Any], rewards: dict[str, list[float]]) -> None:
-    """Prints a response, once for each reward, whose colours it has."""
+def _show(tokenizer: PreTrainedTokenizerBase, result: dict[str, Any], shown: dict[str, Shown]) -> None:
+    """Prints a response, once for each adapter that gives it colours."""
     new, text = result["tokens"], result["text"]
-    for name, values in rewards.items():
-        if len(rewards) > 1:
+    for name, (values, low, high) in shown.items():
+        if len(shown) > 1:
             console.print(f"{name}:", style="dim")
-        show_coloured(coloured(tokenizer, new, values), text)
-    if not rewards:
+        show_coloured(coloured(tokenizer, new, values, low, high), text)
+    if not shown:
         print(text)
+    if "labels" in result:
+        show_report(result)
     drafted = f", {result['acceptance_length'] or 1:.2f} tokens a pass" if "acceptance_length" in result else ""
     speed = len(new) / result["seconds"]
     console.print(f"{len(new)} tokens, {speed:.1f} tokens/s{drafted}", style="dim", soft_wrap=True)

@@ -9,7 +9,7 @@ the fields. A mapping as the default, by field, changes some defaults of the cla
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -20,7 +20,7 @@ from otterlm.bases import load_base, parse_dtype
 from otterlm.cli.options import parse_device
 from otterlm.errors import OtterError
 from otterlm.settings import option_name
-from otterlm.training.data.rows import Row, hold_out
+from otterlm.training.data.rows import PairRow, TextRow, hold_out
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
@@ -131,7 +131,7 @@ class HeldOut:
     ] = None
     seed: Annotated[int, typer.Option(help="See --eval-fraction.", min=0)] = 0
 
-    def choose(self, rows: list[Row]) -> list[int]:
+    def choose(self, rows: Sequence[PairRow | TextRow]) -> list[int]:
         """Returns the indices of all rows, or of those that training held out.
 
         Raises:

@@ -10,15 +10,21 @@ from typing import Annotated, Any
 import typer
 from transformers import PreTrainedTokenizerBase
 
+from otterlm import adapter_files
+from otterlm.cli import labelled
 from otterlm.cli.groups import HeldOut, Machine, grouped
+from otterlm.cli.labelled import LabelledData, is_guard, read_data
 from otterlm.cli.options import AsJson, Base, OneAdapter, one_adapter
 from otterlm.cli.scored import score_rows
 from otterlm.cli.terminal import print_json
 from otterlm.colour import coloured_html, page
 from otterlm.errors import OtterError
 from otterlm.files import write_text
+from otterlm.training.data.labels import LabelNames
 from otterlm.training.data.rows import read_rows
 from otterlm.training.data.tokens import Limits
+from otterlm.training.evaluation.guard_reading import GuardReading
+from otterlm.training.evaluation.guard_summary import summarize_guard
 from otterlm.training.evaluation.scoring import Scored, summarize
 
 
@@ -26,12 +32,15 @@ from otterlm.training.evaluation.scoring import Scored, summarize
 def command(
     base: Base,
     adapter: OneAdapter,
-    data: Annotated[str, typer.Option(help="Pairs or scored texts: file, folder or hub dataset.")],
-    out: Annotated[Path | None, typer.Option(help="Write each row's rewards here, as JSON lines.")] = None,
+    data: Annotated[
+        str, typer.Option(help="Pairs or scored texts, of a guard labelled texts: file, folder or hub dataset.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Write each row's rewards or labels here, as JSON lines.")] = None,
     html: Annotated[
         Path | None, typer.Option(help="Write the texts here as a page, tokens coloured by reward.")
     ] = None,
-    tokens: Annotated[bool, typer.Option(help="With --out: also the reward after every token.")] = False,
+    tokens: Annotated[bool, typer.Option(help="With --out: also what stands beside every token.")] = False,
+    names: LabelNames = LabelNames(),
     limits: Limits = Limits(),
     held_out: HeldOut = HeldOut(),
     limit: Annotated[int | None, typer.Option(help="Only the first rows.", min=1)] = None,
@@ -39,11 +48,21 @@ def command(
     machine: Machine = Machine(),
     as_json: AsJson = False,
 ) -> None:
-    """Scores texts; for pairs, says how often the chosen one scores higher, with its 95% interval."""
+    """Scores texts; for pairs, says how often the chosen one scores higher, with its 95% interval.
+
+    A guard's labelled texts: AUC, average precision and F1, or the F1 of marked passages, with intervals.
+    """
     if tokens and out is None:
         raise OtterError("--tokens writes into the rows: give --out FILE too")
     _check_files(data, out, html)
-    name, folder = one_adapter(adapter)
+    name, where = one_adapter(adapter)
+    folder = adapter_files.locate(where)
+    config = adapter_files.read_config(folder)
+    if is_guard(config, names):
+        what = LabelledData(data, names, held_out, limits, batch_size, limit)
+        readings, tokenizer = read_data(what, base, folder, name, config, machine)
+        _report(readings, tokenizer, out, html, tokens, data, as_json)
+        return
     everything = read_rows(data)
     numbers = held_out.choose(everything)[:limit]
     rows = [everything[index] for index in numbers]
@@ -64,6 +83,27 @@ def command(
     if out is None:
         for row in scored[:10]:
             print(f"row {row.example.row + 1}: " + "  ".join(f"{values[-1]:+.3f}" for values in row.rewards))
+
+
+def _report(
+    readings: Sequence[GuardReading],
+    tokenizer: PreTrainedTokenizerBase,
+    out: Path | None,
+    html: Path | None,
+    tokens: bool,
+    data: str,
+    as_json: bool,
+) -> None:
+    """Writes and prints what a guard says of labelled texts."""
+    summary = summarize_guard(readings)
+    if out is not None:
+        write_text(out, "".join(labelled.line(each, tokenizer, tokens) for each in readings))
+    if html is not None:
+        write_text(html, page(f"{Path(data).name}, scored", labelled.sections(readings, tokenizer)))
+    if as_json:
+        print_json(summary)
+    else:
+        print("\n".join(labelled.in_words(summary)))
 
 
 def _check_files(data: str, out: Path | None, html: Path | None) -> None:

@@ -1,0 +1,54 @@
+"""Tells what guards say of a response that was generated, and what they did about it."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from otterlm.decoding import GuardStop, RollbackOutput, label_sequences
+from otterlm.decoding.guard_stop import verdict
+from otterlm.model import OtterModel
+
+
+def guard_report(
+    model: OtterModel, guards: Sequence[str], sequences: Tensor, prompt: int, output: Any, criteria: Sequence[Any]
+) -> dict[str, Any]:
+    """Returns what --json prints of guards.
+
+    Args:
+        model: that generated.
+        guards: the names of its guards.
+        sequences: `[1, T]` tokens.
+        prompt: how many of them are the prompt's.
+        output: what `generate` gave.
+        criteria: the stopping criteria of the call.
+
+    Returns:
+        By guard, `prompt`, its verdict on the prompt, and `labels`, the probability of each label after every new
+        token; and `stopped`, the label that ended the response, and `rollbacks`, those that decoding went back for.
+    """
+    report: dict[str, Any] = {"prompt": {}, "labels": {}}
+    for name in guards:
+        shares = label_sequences(model, sequences, torch.ones_like(sequences), name)[0]  # [T, L]
+        config: Any = model.adapter(name).config.signal
+        report["prompt"][name] = asdict(
+            verdict(dict(zip(config.labels, shares[prompt - 1].tolist(), strict=True)), config)
+        )
+        report["labels"][name] = dict(zip(config.labels, shares[prompt:].T.tolist(), strict=True))
+    if isinstance(output, RollbackOutput):
+        return report | {"stopped": (output.stopped or [None])[0], "rollbacks": (output.rollbacks or [[]])[0]}
+    ended = [label for each in criteria if isinstance(each, GuardStop) for label in each.labels]
+    return report | {"stopped": next((label for label in ended if label is not None), None)}
+
+
+def show_report(report: dict[str, Any]) -> None:
+    """Prints what the guards did, a line each."""
+    for name, before in report["prompt"].items():
+        if before["flagged"]:
+            print(f"{name} flags the prompt: {before['label']}, {before['probability']:.2f}")
+    if report.get("rollbacks"):
+        print(f"went back {len(report['rollbacks'])} times: {', '.join(report['rollbacks'])}")
+    if report["stopped"] is not None:
+        print(f"stopped by the guard: {report['stopped']}")
