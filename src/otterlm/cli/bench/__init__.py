@@ -11,6 +11,7 @@ VERBS = {
         "alignment": "Measures rewards by a judge, win rates, diversity and coherence of responses, and their cost.",
         "steering": "Measures what guidance, search and best-of-n add to an adapter's own reward, and what they cost.",
         "detox": "Measures toxicity, fluency and diversity of sampled continuations, five of 20 tokens a prompt.",
+        "guard": "Measures who detects offences, after how many tokens, beside rivals on the same base and data.",
         "speed": "Measures tokens a second and acceptance length of greedy decoding, one sequence at a time.",
     }.items()
 }

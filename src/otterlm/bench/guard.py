@@ -1,0 +1,161 @@
+"""Measures a guard beside its rivals, on the same base, data and run: who detects an offence, and how early.
+
+False alarms are the share of harmless texts that a detector flags at its threshold, misses the share of offensive ones
+that it does not.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from otterlm.bench.guard_rivals import Detector, Verdicts
+from otterlm.bench.report import new_figure, write_figure
+from otterlm.errors import OtterError
+from otterlm.model import OtterModel
+from otterlm.signals.base import Capability
+from otterlm.signals.guard.config import GuardConfig
+from otterlm.training.data.labelled_tokens import LabelledExample
+from otterlm.training.evaluation.bootstrap import interval
+from otterlm.training.evaluation.detection import auc, average_precision, f1
+from otterlm.training.evaluation.guard_metrics import PERCENTS, at_percent
+from otterlm.training.evaluation.guard_reading import reaches, read_guard
+
+
+@dataclass(frozen=True, slots=True)
+class GuardRow:
+    """A row is one detector; `..._ci95` are the two ends of a 95% interval.
+
+    Attributes:
+        method: its name.
+        texts: how many there are.
+        auc, average_precision, f1: of whole texts.
+        aucs: after 25, 50, 75 and 100% of the tokens.
+        false_alarms, misses: at the threshold.
+        extra_parameters: beside the base.
+    """
+
+    method: str
+    texts: int
+    auc: float
+    auc_ci95: list[float]
+    average_precision: float
+    average_precision_ci95: list[float]
+    f1: float
+    f1_ci95: list[float]
+    aucs: list[float]
+    false_alarms: float
+    misses: float
+    extra_parameters: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the row for JSON."""
+        return asdict(self)
+
+
+def truth_of(examples: Sequence[LabelledExample]) -> Tensor:
+    """Returns whether each text is offensive, `[n]` bool.
+
+    Raises:
+        OtterError: of a text it is not known, or all are of one kind.
+    """
+    truths = []
+    for each in examples:
+        marks, spans = each.row.marks, each.row.spans
+        if marks is None and spans is None:
+            raise OtterError(f"{each.row.where}: the bench needs a label of every text")
+        truths.append(bool(marks.offences) if marks is not None else bool(spans))
+    if len(set(truths)) < 2:
+        raise OtterError("the bench needs offensive texts and harmless ones")
+    return torch.tensor(truths)
+
+
+def otter_detector(model: OtterModel) -> Detector:
+    """Makes the detector that is a guard: the probability of any offence; a text is flagged where a label reaches its
+    threshold.
+
+    Raises:
+        OtterError: the adapter is no guard.
+    """
+    name = model.adapter_name(None, Capability.CLASSES)
+    config = model.adapter(name).config.signal
+    assert isinstance(config, GuardConfig)
+
+    def judge(examples: Sequence[LabelledExample]) -> Verdicts:
+        readings = read_guard(model, examples)
+        scores = [torch.stack([at_percent(each.offence, percent) for percent in PERCENTS]) for each in readings]
+        return torch.stack(scores), torch.stack([reaches(each.probabilities[-1], config) for each in readings])
+
+    extra = model.adapter(name).extra_parameters(model.config.get_text_config(decoder=True).vocab_size)
+    return Detector("Otter", judge, extra)
+
+
+def measure(
+    detectors: Sequence[Detector], examples: Sequence[LabelledExample]
+) -> tuple[list[GuardRow], dict[str, Any]]:
+    """Measures detectors on the same texts.
+
+    Returns:
+        A row each; and by detector the curve of false alarms against misses, over all thresholds.
+    """
+    truth = truth_of(examples)
+    rows, curves = [], {}
+    for detector in detectors:
+        scores, flagged = detector.judge(examples)  # [n, 4], [n]
+        final = scores[:, -1]
+        measures = {
+            "auc": partial(_of_rows, auc, final, truth),
+            "average_precision": partial(_of_rows, average_precision, final, truth),
+            "f1": partial(_of_rows, f1, flagged, truth),
+        }
+        everything = torch.arange(len(truth))
+        values: dict[str, Any] = {name: of(everything) for name, of in measures.items()}
+        values |= {f"{name}_ci95": interval(len(truth), of) for name, of in measures.items()}
+        rows.append(
+            GuardRow(
+                method=detector.name,
+                texts=len(truth),
+                aucs=[auc(scores[:, part], truth) for part in range(len(PERCENTS))],
+                false_alarms=float(flagged[~truth].float().mean()),
+                misses=float((~flagged)[truth].float().mean()),
+                extra_parameters=detector.extra_parameters,
+                **values,
+            )
+        )
+        curves[detector.name] = trade_off(final, truth)
+    return rows, curves
+
+
+def _of_rows(measure: Any, values: Tensor, truth: Tensor, rows: Tensor) -> float:
+    return float(measure(values[rows], truth[rows]))
+
+
+def trade_off(scores: Tensor, truth: Tensor, points: int = 100) -> list[tuple[float, float]]:
+    """Returns (false alarms, misses) at thresholds between the scores, at most so many."""
+    levels = scores.unique()
+    levels = levels[torch.linspace(0, len(levels) - 1, min(points, len(levels))).long()]
+    return [
+        (float((scores[~truth] >= level).float().mean()), float((scores[truth] < level).float().mean()))
+        for level in levels
+    ]
+
+
+def draw(path: Path, rows: Sequence[GuardRow], curves: dict[str, list[tuple[float, float]]]) -> None:
+    """Draws detection against tokens seen, and false alarms against misses.
+
+    Raises:
+        OtterError: matplotlib is not installed, or nothing can be written.
+    """
+    figure = new_figure(10, 4.5)
+    seen, alarms = figure.subplots(1, 2)
+    for row in rows:
+        seen.plot(PERCENTS, row.aucs, marker="o", label=row.method)
+        alarms.plot(*zip(*curves[row.method], strict=True), label=row.method)
+    seen.set(xlabel="tokens seen, %", ylabel="AUC", xticks=PERCENTS)
+    alarms.set(xlabel="false alarms", ylabel="misses")
+    seen.legend(fontsize="small")
+    write_figure(path, figure)
