@@ -3,7 +3,13 @@
 from pathlib import Path
 
 import pytest
+from conftest import tiny_base, tiny_otter
 from readability import ROOT
+from word_tokenizer import TEMPLATE, WORDS, tokenizer
+
+from otterlm.cli.demo import guard
+from otterlm.interventions import InterventionSettings
+from otterlm.signals.guard.config import GuardConfig
 
 
 def test_all_three_parts(answer, refusal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,6 +27,21 @@ def test_all_three_parts(answer, refusal, tmp_path: Path, monkeypatch: pytest.Mo
         assert 1 + sum(1 + accepted for accepted in entry["drafted"]["accepted"]) >= 8
     assert "no such adapter" in refusal("demo", "--adapters", tmp_path)
     assert "--method must be one of guidance, search" in refusal("demo", "--method", "rejection")
+
+
+def test_the_part_of_a_guard(capsys) -> None:
+    """Its adapter may be missing: here a tiny one says what it can."""
+    model = tiny_otter(tiny_base(vocab_size=len(WORDS)), signal=GuardConfig(("rude",), vocabulary_rank=4))
+    part = guard.run(model, tokenizer(TEMPLATE), "guidance", InterventionSettings(2.0), 16)
+    for entry in part["prompts"]:
+        original, stopped, back = (entry[name] for name in ("original", "stopped", "taken back"))
+        assert len(original["harmless"]) == len(original["tokens"]) == 8
+        assert stopped["tokens"] == original["tokens"][: len(stopped["tokens"])]
+        assert (stopped["label"] == "rude") == (len(stopped["tokens"]) < 8)
+        assert all(0 <= share <= 1 for share in back["harmless"])
+        assert set(back["rollbacks"]) <= {"rude"}
+    guard.show(part, tokenizer(TEMPLATE))
+    assert "Guard: He looked at me" in capsys.readouterr().out
 
 
 def test_the_table_on_a_terminal(otter, monkeypatch: pytest.MonkeyPatch) -> None:

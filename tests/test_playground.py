@@ -34,7 +34,7 @@ from otterlm.decoding import (
 from otterlm.decoding.loop import Loop
 from otterlm.decoding.stream_loop import shown_tokens
 from otterlm.errors import OtterError
-from otterlm.interventions import InterventionSettings
+from otterlm.interventions import InterventionSettings, intervention_type
 from otterlm.model import OtterModel
 from otterlm.playground import render
 from otterlm.playground.choices import Choices
@@ -42,6 +42,7 @@ from otterlm.playground.controls import controls
 from otterlm.playground.session import Comparison, Session, Settings
 from otterlm.signals.contrast.config import ContrastConfig
 from otterlm.signals.draft.config import DraftConfig
+from otterlm.signals.guard.config import GuardConfig
 from otterlm.signals.reward.config import RewardConfig
 from otterlm.training.data.tokens import prompt_tokens
 
@@ -243,6 +244,53 @@ def test_the_threshold_stops_the_guided_response_alone(session) -> None:
     assert not last(session, replace(SEARCH, values={"threshold": -math.inf})).stopped
 
 
+@pytest.fixture(scope="module")
+def guarded() -> Session:
+    """A guard on a base."""
+    otter = tiny_otter(tiny_base(vocab_size=len(WORDS)), signal=GuardConfig(("rude",), vocabulary_rank=4))
+    return Session(otter, tokenizer(TEMPLATE))
+
+
+def test_a_guard_is_shown_from_0_to_1_and_stops(guarded) -> None:
+    settings = Settings("reward", "reward", values={"weight": 2.0, "alarm": 1.0}, max_new_tokens=8)
+    result = last(guarded, settings)
+    assert not result.stopped
+    assert all(
+        token.labels["reward"]["rude"] == pytest.approx(1 - token.signals["reward"]) for token in result.original
+    )
+    original, _ = render.responses(result, "reward")
+    assert "rude 0." in original
+    ended = last(guarded, replace(settings, values={"alarm": 0.0}))
+    assert ended.stopped
+    assert len(ended.guided) < len(result.guided)
+    assert "alarm rang" in render.responses(ended, "reward")[1]
+
+
+def test_a_guard_takes_back(guarded) -> None:
+    settings = Settings("reward", "reward", "rollback", {"alarm": 0.6, "back": 1}, max_new_tokens=8)
+    result = last(guarded, settings)
+    assert all(token.labels["reward"]["rude"] < 0.6 for token in result.guided)
+    assert any(token.labels["reward"]["rude"] >= 0.6 for token in result.original)
+    choices = Choices(guarded)
+    assert "reward: rollback" in choices.guides
+    *_, (_, _, _, curve) = choices.compare(
+        PROMPT,
+        "reward",
+        "reward: rollback",
+        4,
+        0,
+        *(0.7 if each.name == "alarm" else each.start for each in choices.controls),
+    )
+    assert "stroke-dasharray" in curve  # what the alarm leaves for harmless
+    for guide, names in (
+        ("reward: rollback", "weight alarm hits window back"),
+        ("reward: guidance", "weight top_k min_p alarm hits window"),
+        ("reward: rejection", "threshold"),
+    ):
+        offered = choices.offered("reward", guide)
+        assert [each.name for each, of_use in zip(choices.controls, offered, strict=True) if of_use] == names.split()
+
+
 @pytest.mark.parametrize(
     ("prompt", "wrong", "named"),
     [
@@ -278,7 +326,9 @@ def test_every_method_is_offered(session) -> None:
         "calm: contrast",
         "quick: drafts",
     ]
-    assert [each.name for each in choices.controls] == [field.name for field in fields(InterventionSettings)]
+    of_guards = intervention_type("rollback").takes[1:]
+    expected = [field.name for field in fields(InterventionSettings) if field.name not in of_guards]
+    assert [each.name for each in choices.controls] == expected
     alone = tiny_otter(tiny_base(), signal=DraftConfig(heads=2, width=16, rank=4, vocabulary_size=10))
     refused(lambda: Session(alone, tokenizer()), "nothing to colour with")
     contrast = Choices(Session(tiny_otter(tiny_base(), signal=ContrastConfig(rank=4)), tokenizer()))
@@ -313,7 +363,7 @@ def test_sliders_are_made_from_the_registry() -> None:
         assert control.start == control.low
         assert control.value(control.low) == getattr(defaults, name)
         assert control.value(1.0) == 1.0
-        assert control.info.endswith("Far left: off.")
+        assert control.info.endswith("Far left: not set.")
     InterventionSettings(**{name: control.value(control.start) for name, control in made.items()})
 
 

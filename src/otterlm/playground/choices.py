@@ -63,7 +63,7 @@ class Choices:
                 yield (
                     *render.responses(comparison, shown),
                     render.cost(comparison, *sizes),
-                    render.curve(comparison, shown, values.get("threshold", -math.inf), max_new_tokens),
+                    render.curve(comparison, shown, _level(values), max_new_tokens),
                 )
         except OtterError as error:
             yield "", "", render.problem(str(error)), ""
@@ -79,3 +79,9 @@ class Choices:
         if guide not in self._guides:
             raise OtterError(f"choose what guides: {', '.join(self.guides) or 'no adapter here can'}")
         return self._guides[guide]
+
+
+def _level(values: dict[str, Any]) -> float:
+    """Returns what a curve must not fall under: a reward's threshold, or what a guard's alarm leaves for harmless."""
+    alarm = values.get("alarm")
+    return values.get("threshold", -math.inf) if alarm is None else 1 - alarm

@@ -35,7 +35,7 @@ class Control:
         low, high, step = field.metadata["slider"]
         default: Any = field.default
         off = default is None or not low <= default <= high
-        info = f"{field.metadata['help']} Far left: off." if off else field.metadata["help"]
+        info = f"{field.metadata['help']} Far left: not set." if off else field.metadata["help"]
         return cls(field.name, info, low, high, step, low if off else default, default, off)
 
     @property

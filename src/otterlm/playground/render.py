@@ -13,11 +13,15 @@ ORIGINAL, GUIDED = "#8a8f98", "#d9822b"
 
 
 def responses(comparison: Comparison, shown: str) -> tuple[str, str]:
-    """Renders the original and the guided response. Both are coloured on one scale, that of all their values."""
+    """Renders the original and the guided response. Both are coloured on one scale: that of all their values, or of a
+    guard's probabilities from 0 to 1."""
     both = comparison.original, comparison.guided
-    values = [token.signals[shown] for tokens in both for token in tokens]
+    everything = [token for tokens in both for token in tokens]
+    guard = any(shown in token.labels for token in everything)
+    values = [0.0, 1.0] if guard else [token.signals[shown] for token in everything]
     original, guided = (_response(tokens, shown, min(values), max(values)) for tokens in both)
-    stopped = "<p><em>stopped: the reward fell under the threshold</em></p>" if comparison.stopped else ""
+    what = "the guard's alarm rang" if guard else "the reward fell under the threshold"
+    stopped = f"<p><em>stopped: {what}</em></p>" if comparison.stopped else ""
     return original, guided + stopped
 
 
@@ -28,12 +32,19 @@ def _response(tokens: Sequence[StreamedToken], shown: str, low: float, high: flo
             token.signals[shown],
             low,
             high,
-            ", ".join(f"{name} {value:+.3f}" for name, value in token.signals.items()),
+            _title(token),
         )
         for token in tokens
         if token.text
     )
     return f'<div class="response">{text}</div>'
+
+
+def _title(token: StreamedToken) -> str:
+    """Returns what a token says when pointed at: the number of each adapter, and each label of a guard."""
+    numbers = [f"{name} {value:+.3f}" for name, value in token.signals.items()]
+    labels = [f"{label} {share:.2f}" for shares in token.labels.values() for label, share in shares.items()]
+    return ", ".join([*numbers, *labels])
 
 
 def curve(comparison: Comparison, shown: str, threshold: float, length: int) -> str:

@@ -12,8 +12,9 @@ from transformers.generation.streamers import BaseStreamer
 
 from otterlm.bases import check_context
 from otterlm.checks import check_count
-from otterlm.decoding import RewardStop, StreamedToken, stream_tokens
+from otterlm.decoding import StreamedToken, stream_tokens
 from otterlm.decoding.choice import plug_in
+from otterlm.decoding.ending import SignalStop
 from otterlm.decoding.stream_loop import TokenReader, shown_tokens
 from otterlm.errors import OtterError
 from otterlm.interventions import (
@@ -28,7 +29,7 @@ from otterlm.playground.responses import Draws, Response
 from otterlm.signals.base import Capability
 from otterlm.training.data.tokens import prompt_tokens
 
-STOP = intervention_type("stop")
+STOP, GUARD = intervention_type("stop"), intervention_type("guard")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Settings:
     """Holds what can be chosen for a comparison.
 
     Attributes:
-        shown: the adapter whose signal colours the tokens; a reward also stops the guided response.
+        shown: the adapter whose signal colours the tokens; a reward or a guard also stops the guided response.
         steering: the adapter that guides; None: none.
         method: the intervention that it guides by; None: the first that it can be used for.
         values: settings of the method and of the stop, by their names in `InterventionSettings`; the others have their
@@ -61,7 +62,7 @@ class Comparison:
         original: what the base says, the adapters only read.
         guided: what it says when it is steered.
         exact: whether the original so far is what the base alone, no adapter on, says in the same run.
-        stopped: whether the threshold ended the guided response.
+        stopped: whether the threshold or a guard's alarm ended the guided response.
         slowdown: extra time a token of the guided response, as a share of what a token of the base alone takes; see
             `Response.slowdown`.
     """
@@ -134,7 +135,7 @@ class Session:
         refuse_unused(settings.values, [use for _, use in uses], interventions())
         values = InterventionSettings(**settings.values)
         steering = plug_in(self._model, uses, values)
-        stop: RewardStop | None = next(iter(steering.get(STOP.plug, ())), None)
+        stop: SignalStop | None = next(iter(steering.get(STOP.plug, ())), None)
         sampling: dict[str, Any] = {"do_sample": False}
         if values.temperature is not None or any(use.samples for _, use in uses):
             sampling = {"do_sample": True, "temperature": values.temperature or 1.0, "top_k": 0}
@@ -179,7 +180,8 @@ class Session:
         return torch.tensor([tokens], device=self._model.device)  # [1, T]
 
     def _uses(self, shown: str, steering: str | None, method: str | None) -> list[tuple[str, InterventionType]]:
-        """The adapters with what each is used for: the method, and a stop unless the method has its threshold."""
+        """The adapters with what each is used for: the method, and a stop unless the method has its threshold or takes
+        back what it would end."""
         uses = []
         if steering is not None:
             known = {use.name: use for use in self.methods.get(steering, ())}
@@ -187,8 +189,10 @@ class Session:
             if name not in known:
                 raise OtterError(f"{steering!r} cannot guide by {name}; there is: {', '.join(known) or 'nothing'}")
             uses.append((steering, known[name]))
-        if self.can(shown, STOP.needs) and not any("threshold" in use.takes for _, use in uses):
-            uses.append((shown, STOP))
+        stop = GUARD if self.can(shown, GUARD.needs) else STOP
+        taken = {name for _, use in uses for name in use.takes}
+        if self.can(shown, stop.needs) and not taken & {"threshold", "alarm"}:
+            uses.append((shown, stop))
         return uses
 
     def _respond(

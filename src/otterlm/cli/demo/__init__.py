@@ -1,4 +1,4 @@
-"""`otter demo` shows what the three shipped adapters do, and what each costs."""
+"""`otter demo` shows what the shipped adapters do, and what each costs."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,26 +7,38 @@ import torch
 import typer
 
 from otterlm.bases import load_base, load_tokenizer
-from otterlm.cli.demo import contrast, draft, reward
+from otterlm.cli.demo import contrast, draft, guard, reward
 from otterlm.cli.options import AsJson
 from otterlm.cli.terminal import print_json
 from otterlm.decoding.choice import check_method, methods
 from otterlm.errors import OtterError
 from otterlm.interventions import InterventionSettings, intervention_type
 from otterlm.model import OtterModel
+from otterlm.signals.base import Capability
 from otterlm.smollm2 import SMOLLM2
 
-METHODS = [name for name in methods() if not intervention_type(name).samples]
+METHODS = [
+    name
+    for name in methods()
+    if not intervention_type(name).samples and Capability.CLASSES not in intervention_type(name).needs
+]
 """What a reward does here: the responses are greedy."""
 SHIPPED = Path("adapters")
-PARTS = {"reward": reward, "contrast": contrast, "draft": draft}
-FOLDERS = {"reward": "smollm2-135m-harmless", "contrast": "smollm2-135m-detox", "draft": "smollm2-135m-draft"}
+PARTS = {"reward": reward, "contrast": contrast, "draft": draft, "guard": guard}
+FOLDERS = {
+    "reward": "smollm2-135m-harmless",
+    "contrast": "smollm2-135m-detox",
+    "draft": "smollm2-135m-draft",
+    "guard": "smollm2-135m-guard",
+}
+OPTIONAL = {"guard"}
+"""The parts that are left out where their adapter is not there."""
 
 
 def command(
-    adapters: Annotated[Path, typer.Option(help="Folder with the three adapters for smollm2-135m.")] = SHIPPED,
+    adapters: Annotated[Path, typer.Option(help="Folder with the adapters for smollm2-135m.")] = SHIPPED,
     method: Annotated[str, typer.Option(help=f"How a reward steers: {', '.join(METHODS)}.")] = "guidance",
-    weight: Annotated[float, typer.Option(help="Of the reward.")] = 1.0,
+    weight: Annotated[float, typer.Option(help="Of the reward, and of the guard.")] = 1.0,
     alpha: Annotated[float, typer.Option(help="Of the contrast.")] = 2.0,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 48,
     as_json: AsJson = False,
@@ -34,14 +46,15 @@ def command(
     """Steers SmolLM2-135M by a reward and by a contrast, and speeds it up by drafts: each beside the base alone."""
     check_method(method, METHODS)
     steering = InterventionSettings(weight, alpha=alpha)  # which checks them, before anything is loaded
-    for name in FOLDERS.values():
-        if not (adapters / name).is_dir():
-            raise OtterError(f"{adapters / name}: no such adapter; run in Otter's checkout, or give --adapters")
+    there = {name: part for name, part in PARTS.items() if (adapters / FOLDERS[name]).is_dir()}
+    for name, folder in FOLDERS.items():
+        if name not in there and name not in OPTIONAL:
+            raise OtterError(f"{adapters / folder}: no such adapter; run in Otter's checkout, or give --adapters")
     tokenizer, base = load_tokenizer(SMOLLM2), load_base(SMOLLM2)
     base.generate(torch.tensor([[1]]), max_new_tokens=4, do_sample=False)  # warm up, so that the first is timed fairly
     settings: dict[str, Any] = {"method": method, "steering": steering, "max_new_tokens": max_new_tokens}
     report: dict[str, Any] = {}
-    for name, part in PARTS.items():
+    for name, part in there.items():
         model = OtterModel.from_pretrained(base, adapters / FOLDERS[name])
         report[name] = part.run(model, tokenizer, **settings)
         if not as_json:
