@@ -97,13 +97,16 @@ def prepare(arguments: argparse.Namespace) -> None:
     """Splits the sets, by the seed, and writes them."""
     train: list[Record] = []
     valid: list[Record] = []
-    for name in arguments.sets:
+    for entry in arguments.sets:
+        name, _, limit = entry.partition(":")
+        if name not in SETS:
+            raise SystemExit(f"No set is named {name}; there are {', '.join(SETS)}.")
         rows = SETS[name](arguments.data)
         random.Random(arguments.seed).shuffle(rows)
         if name in TESTED:
             write(arguments.out / f"test-{name}.jsonl", rows[:TEST])
             rows = rows[TEST:]
-        rows = rows[: arguments.limit]
+        rows = rows[: int(limit)] if limit else rows
         held = round(len(rows) * arguments.valid)
         valid += rows[:held]
         train += rows[held:]
@@ -147,8 +150,13 @@ def parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("prepare", help="split the data")
     verb.add_argument("--data", type=Path, required=True, help="folder with the sets")
     verb.add_argument("--out", type=Path, required=True)
-    verb.add_argument("--sets", nargs="+", choices=list(SETS), default=["jigsaw", "toxic_spans", "tweets", "prompts"])
-    verb.add_argument("--limit", type=int, help="rows of each set at most")
+    verb.add_argument(
+        "--sets",
+        nargs="+",
+        metavar="SET[:ROWS]",
+        default=["jigsaw:7000", "toxic_spans:7000", "tweets:1500", "prompts:2000"],
+        help=f"sets to learn from, each with the most rows to take: {', '.join(SETS)}",
+    )
     verb.add_argument("--valid", type=float, default=0.08, help="part of the rest to evaluate on")
     verb.add_argument("--seed", type=int, default=0)
     verb.set_defaults(run=prepare)
