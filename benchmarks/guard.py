@@ -5,7 +5,7 @@
         --out runs/guard/adapter --layers 11-29:2 --max-response-tokens 160
     python benchmarks/guard.py finetune --data runs/guard --out runs/guard/classifier --max-response-tokens 160
     otter bench guard --base smollm2-135m --adapter runs/guard/adapter --train runs/guard/train.jsonl \\
-        --data runs/guard/test-jigsaw.jsonl --classifier runs/guard/classifier/model --max-response-tokens 160
+        --data jigsaw=runs/guard/test-jigsaw.jsonl --classifier runs/guard/classifier/model --max-response-tokens 160
 
 `prepare` writes `train.jsonl` and `valid.jsonl`, and `test-*.jsonl`, which nothing learns from. `finetune` trains a
 copy of the base on the same rows and at the same prefixes as the guard; an interrupted run is gone on with.

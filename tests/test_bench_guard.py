@@ -11,8 +11,9 @@ import torch
 from conftest import close, refused, tiny_base, tiny_otter
 from word_tokenizer import TEMPLATE, WORDS, tokenizer
 
+from otterlm.bench.attention_probe import fit_attention_probe
 from otterlm.bench.guard import measure, otter_detector, trade_off, truth_of
-from otterlm.bench.guard_rivals import Detector, held_out, linear_probes, over, part_ends
+from otterlm.bench.guard_rivals import Detector, held_out, over, part_ends, probes
 from otterlm.peers.classifier import SeparateClassifier, offence_targets
 from otterlm.signals.guard.config import GuardConfig
 from otterlm.training.data.labelled import read_labelled_rows
@@ -86,13 +87,28 @@ def test_logistic_regression_with_a_bias() -> None:
 def test_probes_find_what_is_there() -> None:
     base = tiny_base(vocab_size=len(WORDS))
     learned, unseen = texts(300), texts(60, seed=1)
-    last, best = linear_probes(base, learned, truth_of(learned))
-    rows, _ = measure([last, best], unseen)
+    rows, _ = measure(probes(base, learned, truth_of(learned)), unseen)
+    assert [row.method.partition(",")[0] for row in rows] == ["linear probe", "linear probe", "attention probe"]
     assert "last block" in rows[0].method
-    assert "best block" in rows[1].method
     assert rows[1].auc > 0.9
+    assert rows[2].auc > 0.9
     assert rows[1].aucs[0] < rows[1].aucs[-1]
     assert int(held_out(100).sum()) == 20
+
+
+def test_an_attention_probe_reads_what_came_before() -> None:
+    generator = torch.Generator().manual_seed(0)
+    states = [torch.randn(int(length), 6, generator=generator) for length in torch.randint(3, 9, (300,))]
+    truth = torch.arange(300) % 2 == 0
+    for each, offensive in zip(states, truth.tolist(), strict=True):
+        each[1, 0] = 8.0 if offensive else 0.0  # one token tells, and the later ones do not
+    probe = fit_attention_probe(states, truth, torch.arange(300) % 5 == 0)
+    with torch.no_grad():
+        after = torch.stack([probe(each[None])[0, [0, -1]] for each in states])  # [n, 2]
+        alone, padded = probe(states[0][None]), probe(torch.cat([states[0], torch.zeros(4, 6)])[None])
+    assert float(((after[:, 1] > 0) == truth).float().mean()) > 0.95
+    assert float(((after[:, 0] > 0) == truth).float().mean()) < 0.7
+    close(padded[:, : len(states[0])], alone)
 
 
 def test_a_guard_is_a_detector() -> None:
@@ -142,14 +158,15 @@ def test_command(answer, refusal, base, tmp_path) -> None:
     rivals = ("--rival", "probes", "--classifier", tmp_path / "classifier")
     result = answer(*command, *rivals, "--quick", "--out", tmp_path / "out")
     assert [row["method"].split(",")[0] for row in result["rows"]] == [
-        *("Otter", "linear probe", "linear probe", "separate classifier")
+        *("Otter", "linear probe", "linear probe", "attention probe", "separate classifier")
     ]
-    assert result["rows"][3]["extra_parameters"] > result["rows"][0]["extra_parameters"] > 0
+    assert result["rows"][4]["extra_parameters"] > result["rows"][0]["extra_parameters"] > 0
     saved = json.loads((tmp_path / "out" / "guard.json").read_text())
     assert saved["rows"] == result["rows"]
-    assert set(saved["curves"]) == {row["method"] for row in result["rows"]}
-    assert (tmp_path / "out" / "guard.png").stat().st_size > 1000
+    assert set(saved["curves"]["b"]) == {row["method"] for row in result["rows"]}
+    assert (tmp_path / "out" / "guard-b.png").stat().st_size > 1000
     assert "--rival must be" in refusal(*command, "--rival", "magic")
+    assert "are named 'b'" in refusal(*command, "--data", tmp_path / "b.jsonl")
     small = SeparateRewardModel.of(tiny_base(vocab_size=30))
     small.save_pretrained(tmp_path / "small")
     assert "it is no copy of the base" in refusal(*command, "--rival", "probes", "--classifier", tmp_path / "small")

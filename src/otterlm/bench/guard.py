@@ -31,7 +31,8 @@ class GuardRow:
     """A row is one detector; `..._ci95` are the two ends of a 95% interval.
 
     Attributes:
-        method: its name.
+        data: the name of the texts.
+        method: the detector's name.
         texts: how many there are.
         auc, average_precision, f1: of whole texts.
         aucs: after 25, 50, 75 and 100% of the tokens.
@@ -39,6 +40,7 @@ class GuardRow:
         extra_parameters: beside the base.
     """
 
+    data: str
     method: str
     texts: int
     auc: float
@@ -95,9 +97,9 @@ def otter_detector(model: OtterModel) -> Detector:
 
 
 def measure(
-    detectors: Sequence[Detector], examples: Sequence[LabelledExample]
+    detectors: Sequence[Detector], examples: Sequence[LabelledExample], data: str = ""
 ) -> tuple[list[GuardRow], dict[str, Any]]:
-    """Measures detectors on the same texts.
+    """Measures detectors on the same texts, which have a name.
 
     Returns:
         A row each; and by detector the curve of false alarms against misses, over all thresholds.
@@ -117,6 +119,7 @@ def measure(
         values |= {f"{name}_ci95": interval(len(truth), of) for name, of in measures.items()}
         rows.append(
             GuardRow(
+                data=data,
                 method=detector.name,
                 texts=len(truth),
                 aucs=[auc(scores[:, part], truth) for part in range(len(PERCENTS))],

@@ -1,9 +1,9 @@
-"""Makes detectors of offences beside a guard: linear probes on its base, a bag of words, and a separate classifier.
+"""Makes detectors of offences beside a guard: probes on its base, a bag of words, and a separate classifier.
 
 Each gives every text a score after 25, 50, 75 and 100% of its tokens, and flags whole texts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from otterlm.bench.attention_probe import fit_attention_probe
 from otterlm.errors import OtterError
 from otterlm.progress import track
 from otterlm.training.data.labelled_tokens import LabelledExample
@@ -57,9 +58,9 @@ def over(score: Callable[[Sequence[LabelledExample]], Tensor], threshold: float)
     return judge
 
 
-def part_ends(length: int, percents: Sequence[int] = PERCENTS) -> list[int]:
+def part_ends(length: int) -> list[int]:
     """Returns the index of the token that ends each part of a text."""
-    return [max(1, length * percent // 100) - 1 for percent in percents]
+    return [max(1, length * percent // 100) - 1 for percent in PERCENTS]
 
 
 def held_out(count: int) -> Tensor:
@@ -68,32 +69,34 @@ def held_out(count: int) -> Tensor:
     return order % HELD == 0
 
 
+def _beside_tokens(
+    read: Callable[[Batch], Tensor], examples: Sequence[LabelledExample], device: Any
+) -> Iterator[tuple[int, Tensor]]:
+    """Reads something, `[B, T, ...]`, beside the tokens of every text; yields the text's index and `[N, ...]` float."""
+    order = {each.example.row: index for index, each in enumerate(examples)}
+    for group in track(list(length_buckets([each.example for each in examples], 8)), "reading texts"):
+        values = read(collate(group).to(device))
+        for row, example in enumerate(group):
+            yield order[example.row], values[row, len(example.prefix) : len(example)].float()
+
+
 def _read(
-    read: Callable[[Batch], Tensor],
-    examples: Sequence[LabelledExample],
-    device: Any,
-    kinds: Sequence[str],
-    percents: Sequence[int] = PERCENTS,
+    read: Callable[[Batch], Tensor], examples: Sequence[LabelledExample], device: Any, kinds: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Reads something beside every token after each part of every text: `[n, parts, ...]` bfloat16.
+    """Reads something beside every token after each part of every text: by kind `[n, 4, ...]` bfloat16.
 
     Args:
         read: gives it, `[B, T, ...]`.
         examples: the texts.
         device: to read on.
         kinds: `LAST`, at the last token, or `MEAN`, over all tokens so far.
-        percents: the parts.
     """
-    order = {each.example.row: index for index, each in enumerate(examples)}
     collected: dict[str, list[Any]] = {kind: [None] * len(examples) for kind in kinds}
-    for group in track(list(length_buckets([each.example for each in examples], 8)), "reading texts"):
-        values = read(collate(group).to(device))
-        for row, example in enumerate(group):
-            inside = values[row, len(example.prefix) : len(example)].float()  # [N, ...]
-            ends = part_ends(len(inside), percents)
-            for kind in kinds:
-                part = inside[ends] if kind == LAST else torch.stack([inside[: end + 1].mean(dim=0) for end in ends])
-                collected[kind][order[example.row]] = part.bfloat16().cpu()
+    for index, inside in _beside_tokens(read, examples, device):
+        ends = part_ends(len(inside))
+        for kind in kinds:
+            part = inside[ends] if kind == LAST else torch.stack([inside[: end + 1].mean(dim=0) for end in ends])
+            collected[kind][index] = part.bfloat16().cpu()
     return {kind: torch.stack(parts) for kind, parts in collected.items()}
 
 
@@ -109,11 +112,12 @@ def _blocks(base: PreTrainedModel, chosen: Sequence[int]) -> Callable[[Batch], T
     return read
 
 
-def linear_probes(base: PreTrainedModel, examples: Sequence[LabelledExample], truth: Tensor) -> list[Detector]:
-    """Fits logistic regressions on the base's states: of its last block, and of its best one.
+def probes(base: PreTrainedModel, examples: Sequence[LabelledExample], truth: Tensor) -> list[Detector]:
+    """Fits probes on the base's states: linear ones on its last block and on its best one, and one with attention.
 
-    Block and pooling (the last token, or the mean so far) are chosen on a fifth of the texts; then the probe is fitted
-    to the states after all parts of the texts.
+    Block and pooling (the last token, or the mean so far) are chosen on a fifth of the texts. The linear probes are
+    logistic regressions, fitted to the states after all parts of the other texts. The probe with attention reads all
+    states of the block whose mean detects best. The base reads the texts twice.
 
     Args:
         base: the frozen base.
@@ -122,34 +126,54 @@ def linear_probes(base: PreTrainedModel, examples: Sequence[LabelledExample], tr
     """
     last = base.config.get_text_config(decoder=True).num_hidden_layers
     held = held_out(len(examples))
-    states = _read(_blocks(base, range(last + 1)), examples, base.device, (LAST, MEAN), (100,))
+    states = _read(_blocks(base, range(last + 1)), examples, base.device, (LAST, MEAN))
     areas: dict[tuple[int, str], float] = {}
     for kind, values in states.items():
         for block in range(last + 1):
-            whole = values[:, 0, block].float()  # [n, d]
+            whole = values[:, -1, block].float()  # [n, d]
             weight, bias = fit_classifier(whole[~held], truth[~held], PENALTY)
             areas[block, kind] = auc(whole[held] @ weight + bias, truth[held])
-    best = max(areas, key=lambda choice: areas[choice])
+    block, kind = max(areas, key=lambda choice: areas[choice])
     pooling = max((LAST, MEAN), key=lambda kind: areas[last, kind])
-    return [
-        _probe(base, examples, truth, last, pooling, f"linear probe, last block ({pooling})"),
-        _probe(base, examples, truth, *best, f"linear probe, best block ({best[0]}, {best[1]})"),
+    made = [
+        _linear_probe(base, states[pooling][:, :, last], truth, last, pooling, f"linear probe, last block ({pooling})"),
+        _linear_probe(base, states[kind][:, :, block], truth, block, kind, f"linear probe, block {block} ({kind})"),
     ]
+    del states
+    return [*made, _attention_probe(base, examples, truth, max(range(last + 1), key=lambda block: areas[block, MEAN]))]
 
 
-def _probe(
-    base: PreTrainedModel, examples: Sequence[LabelledExample], truth: Tensor, block: int, kind: str, name: str
-) -> Detector:
-    read, held = _blocks(base, [block]), held_out(len(examples))
-
-    def states(texts: Sequence[LabelledExample]) -> Tensor:
-        return _read(read, texts, base.device, (kind,))[kind][:, :, 0].float()  # [n, 4, d]
-
-    seen = states(examples)
+def _linear_probe(base: PreTrainedModel, seen: Tensor, truth: Tensor, block: int, kind: str, name: str) -> Detector:
+    """Fits a linear probe to the states of one block after each part of the texts, `[n, 4, d]`."""
+    read, held, seen = _blocks(base, [block]), held_out(len(seen)), seen.float()
     parts = truth[~held].repeat_interleave(len(PERCENTS))
     weight, bias = fit_classifier(seen[~held].flatten(0, 1), parts)
     threshold = best_threshold(seen[held, -1] @ weight + bias, truth[held])
-    return Detector(name, over(lambda texts: states(texts) @ weight + bias, threshold), len(weight) + 1)
+
+    def score(texts: Sequence[LabelledExample]) -> Tensor:
+        return _read(read, texts, base.device, (kind,))[kind][:, :, 0].float() @ weight + bias  # [n, 4]
+
+    return Detector(name, over(score, threshold), len(weight) + 1)
+
+
+def _attention_probe(base: PreTrainedModel, examples: Sequence[LabelledExample], truth: Tensor, block: int) -> Detector:
+    read, held = _blocks(base, [block]), held_out(len(examples))
+
+    def states(texts: Sequence[LabelledExample]) -> list[Tensor]:
+        by_text = dict(_beside_tokens(read, texts, base.device))
+        return [by_text[index][:, 0].bfloat16().cpu() for index in range(len(texts))]  # each [N, d]
+
+    seen = states(examples)
+    probe = fit_attention_probe(seen, truth, held)
+
+    @torch.no_grad()
+    def scores(some: Sequence[Tensor]) -> Tensor:
+        return torch.stack([probe(each[None].float())[0, part_ends(len(each))] for each in some])  # [n, 4]
+
+    decided = [each for each, out in zip(seen, held.tolist(), strict=True) if out]
+    threshold = best_threshold(scores(decided)[:, -1], truth[held])
+    size = sum(parameter.numel() for parameter in probe.parameters())
+    return Detector(f"attention probe, block {block}", over(lambda texts: scores(states(texts)), threshold), size)
 
 
 def bag_of_words(tokenizer: PreTrainedTokenizerBase, examples: Sequence[LabelledExample], truth: Tensor) -> Detector:

@@ -1,4 +1,4 @@
-"""Defines `otter bench guard`, which sets a guard beside linear probes, a bag of words and a separate classifier."""
+"""Defines `otter bench guard`, which sets a guard beside probes, a bag of words and a separate classifier."""
 
 import json
 from dataclasses import replace
@@ -10,7 +10,7 @@ import typer
 from otterlm import adapter_files
 from otterlm.bases import check_context, load_tokenizer
 from otterlm.bench import guard, report
-from otterlm.bench.guard_rivals import bag_of_words, linear_probes, separate_classifier
+from otterlm.bench.guard_rivals import bag_of_words, probes, separate_classifier
 from otterlm.cli.groups import Machine, grouped
 from otterlm.cli.options import AsJson, Base, OneAdapter, one_adapter
 from otterlm.cli.terminal import print_json, show_table
@@ -30,7 +30,10 @@ def command(
     base: Base,
     adapter: OneAdapter,
     train: Annotated[str, typer.Option(help="Labelled texts that the guard was trained on; its rivals are, too.")],
-    data: Annotated[str, typer.Option(help="Labelled texts to measure on, which nothing was trained on.")],
+    data: Annotated[
+        list[str],
+        typer.Option(help="FILE or NAME=FILE, labelled texts that nothing was trained on; may be repeated."),
+    ],
     rival: Annotated[list[str] | None, typer.Option(help=f"{' or '.join(RIVALS)}; may be repeated; all.")] = None,
     classifier: Annotated[
         str | None, typer.Option(help="Folder of the separate classifier, see benchmarks/guard.py.")
@@ -52,37 +55,57 @@ def command(
     names = replace(names, known=getattr(signal, "harmless_names", ()))
     limit = 60 if quick else limit
     tokenizer = load_tokenizer(base)
-    learned, measured = (
-        tokenize_labelled(read_labelled_rows(file, names)[:limit], tokenizer, limits) for file in (train, data)
+    files = _named(data)
+    learned, *measured = (
+        tokenize_labelled(read_labelled_rows(file, names)[:limit], tokenizer, limits)
+        for file in (train, *files.values())
     )
     truth = guard.truth_of(learned)
-    guard.truth_of(measured)
+    for texts in measured:
+        guard.truth_of(texts)
     model = machine.load(base)
-    check_context(model.config, max(each.example.longest for each in (*learned, *measured)))
+    check_context(model.config, max(each.example.longest for texts in (learned, *measured) for each in texts))
     detectors = [guard.otter_detector(OtterModel.from_pretrained(model, folder, name))]
     for kind in rival or RIVALS:
-        made = linear_probes(model, learned, truth) if kind == "probes" else [bag_of_words(tokenizer, learned, truth)]
+        made = probes(model, learned, truth) if kind == "probes" else [bag_of_words(tokenizer, learned, truth)]
         detectors += made
     if classifier is not None:
         detectors.append(separate_classifier(classifier, model, learned, truth))
-    rows, curves = guard.measure(detectors, measured)
-    results = [row.to_dict() for row in rows]
+    reports = {name: guard.measure(detectors, texts, name) for name, texts in zip(files, measured, strict=True)}
+    results = [row.to_dict() for rows, _ in reports.values() for row in rows]
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        used: dict[str, Any] = {"base": base, "adapter": folder, "train": train, "data": data, "rows": len(learned)}
         result = {
             "task": "guard",
-            "settings": used,
+            "settings": {"base": base, "adapter": folder, "train": train, "data": files, "rows": len(learned)},
             "machine": report.machine(),
             "rows": results,
-            "curves": curves,
+            "curves": {name: curves for name, (_, curves) in reports.items()},
         }
         write_text(out / "guard.json", json.dumps(result, indent=2) + "\n")
-        guard.draw(out / "guard.png", rows, curves)
+        for name, (rows, curves) in reports.items():
+            guard.draw(out / f"guard-{name}.png", rows, curves)
     if as_json:
         print_json({"rows": results, "machine": report.machine()})
     else:
-        _show(rows)
+        for rows, _ in reports.values():
+            _show(rows)
+
+
+def _named(data: list[str]) -> dict[str, str]:
+    """Returns the files by name, from NAME=FILE, or from a file, which is named after itself.
+
+    Raises:
+        OtterError: two have the same name.
+    """
+    files: dict[str, str] = {}
+    for spec in data:
+        name, _, file = spec.rpartition("=")
+        name = name or Path(file).name.partition(".")[0]
+        if name in files:
+            raise OtterError(f"two files of --data are named {name!r}: give NAME=FILE")
+        files[name] = file
+    return files
 
 
 def _show(rows: list[guard.GuardRow]) -> None:
@@ -100,4 +123,4 @@ def _show(rows: list[guard.GuardRow]) -> None:
         for row in rows
     ]
     columns = ("", "AUC, 25%", "50%", "75%", "100%", "95%", "AP", "F1", "false alarms", "misses", "parameters")
-    show_table(f"{rows[0].texts} texts; AUC after parts of the tokens", columns, cells)
+    show_table(f"{rows[0].data}: {rows[0].texts} texts; AUC after parts of the tokens", columns, cells)
