@@ -13,7 +13,8 @@ from word_tokenizer import TEMPLATE, WORDS, tokenizer
 
 from otterlm.bench.attention_probe import fit_attention_probe
 from otterlm.bench.guard import measure, otter_detector, trade_off, truth_of
-from otterlm.bench.guard_rivals import Detector, held_out, over, part_ends, probes
+from otterlm.bench.guard_probes import probes
+from otterlm.bench.guard_rivals import Detector, held_out, over, part_ends
 from otterlm.peers.classifier import SeparateClassifier, offence_targets
 from otterlm.signals.guard.config import GuardConfig
 from otterlm.training.data.labelled import read_labelled_rows

@@ -10,7 +10,8 @@ import typer
 from otterlm import adapter_files
 from otterlm.bases import check_context, load_tokenizer
 from otterlm.bench import guard, report
-from otterlm.bench.guard_rivals import bag_of_words, probes, separate_classifier
+from otterlm.bench.guard_probes import probes
+from otterlm.bench.guard_rivals import bag_of_words, separate_classifier
 from otterlm.cli.groups import Machine, grouped
 from otterlm.cli.options import AsJson, Base, OneAdapter, one_adapter
 from otterlm.cli.terminal import print_json, show_table
