@@ -77,7 +77,7 @@ def beside_tokens(
 
 
 def pooled(inside: Tensor, kind: str) -> Tensor:
-    """Pools what stands beside a text's tokens, `[N, ...]`, after each part of the text, `[4, ...]`.
+    """Computes what stands beside a text's tokens, `[N, ...]`, at the end of each part, `[4, ...]`.
 
     Args:
         inside: float.

@@ -1,0 +1,130 @@
+"""Fits probes on the base's states to compare a guard with: linear ones, and one with attention."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from otterlm.bench.attention_probe import fit_attention_probe
+from otterlm.bench.guard_rivals import (
+    LAST,
+    MEAN,
+    Detector,
+    beside_tokens,
+    held_out,
+    over,
+    part_ends,
+    pooled,
+    read_parts,
+)
+from otterlm.training.data.labelled_tokens import LabelledExample
+from otterlm.training.data.packing import Batch
+from otterlm.training.evaluation.detection import auc, best_threshold
+from otterlm.training.evaluation.guard_metrics import PERCENTS
+from otterlm.training.probe import fit_classifier
+
+PENALTY = 1e-2
+"""Of the linear probes while blocks are compared."""
+
+Texts = Sequence[LabelledExample]
+
+
+def block_states(base: PreTrainedModel, blocks: Sequence[int]) -> Callable[[Batch], Tensor]:
+    """Makes a reader of the states after some blocks, `[B, T, n, d]`. 0 is the embedding; the last is normed."""
+    decoder = base.get_decoder()
+
+    @torch.no_grad()
+    def read(batch: Batch) -> Tensor:
+        states = decoder(**batch.inputs(base.dtype), output_hidden_states=True).hidden_states
+        return torch.stack([states[block] for block in blocks], dim=2)
+
+    return read
+
+
+class TokenStates:
+    """Reads the states of some blocks beside all tokens. It remembers the latest texts, so that probes share a reading.
+
+    Args:
+        base: the frozen base.
+        blocks: see `block_states`.
+    """
+
+    def __init__(self, base: PreTrainedModel, blocks: Sequence[int]) -> None:
+        self.blocks = list(dict.fromkeys(blocks))
+        self._base = base
+        self._texts: Texts | None = None
+        self._states: list[Tensor] = []
+
+    def of(self, texts: Texts, block: int) -> list[Tensor]:
+        """Returns the states of each text, `[N, d]` bfloat16."""
+        if texts is not self._texts:
+            self._texts = None
+            read = beside_tokens(block_states(self._base, self.blocks), texts, self._base.device)
+            by_text = {index: inside.bfloat16().cpu() for index, inside in read}
+            self._states = [by_text[index] for index in range(len(texts))]  # each [N, n, d]
+            self._texts = texts
+        return [each[:, self.blocks.index(block)] for each in self._states]
+
+
+def probes(base: PreTrainedModel, examples: Texts, truth: Tensor) -> list[Detector]:
+    """Fits linear probes on the base's last block and on its best one, and a probe with attention.
+
+    Block and pooling (the last token, or the mean so far) are chosen on a fifth of the texts. The linear probes are
+    logistic regressions, fitted to the states after all parts of the other texts. The probe with attention reads all
+    states of the block whose mean detects best. The base reads the texts twice.
+
+    Args:
+        base: the frozen base.
+        examples: what to learn from.
+        truth: `[n]` bool.
+    """
+    last = base.config.get_text_config(decoder=True).num_hidden_layers
+    held = held_out(len(examples))
+    parts = read_parts(block_states(base, range(last + 1)), examples, base.device, (LAST, MEAN))
+    areas: dict[tuple[int, str], float] = {}
+    for kind, values in parts.items():
+        for block in range(last + 1):
+            whole = values[:, -1, block].float()  # [n, d]
+            weight, bias = fit_classifier(whole[~held], truth[~held], PENALTY)
+            areas[block, kind] = auc(whole[held] @ weight + bias, truth[held])
+    best, kind = max(areas, key=lambda choice: areas[choice])
+    pooling = max((LAST, MEAN), key=lambda kind: areas[last, kind])
+    attended = max(range(last + 1), key=lambda block: areas[block, MEAN])
+    states = TokenStates(base, (last, best, attended))
+    made = [
+        _linear(states, parts[pooling][:, :, last], truth, last, pooling, f"linear probe, last block ({pooling})"),
+        _linear(states, parts[kind][:, :, best], truth, best, kind, f"linear probe, block {best} ({kind})"),
+    ]
+    del parts
+    return [*made, _attention(states, examples, truth, attended)]
+
+
+def _linear(states: TokenStates, seen: Tensor, truth: Tensor, block: int, kind: str, name: str) -> Detector:
+    """Fits a linear probe to the states of one block after each part of the texts, `[n, 4, d]`."""
+    held, seen = held_out(len(seen)), seen.float()
+    labels = truth[~held].repeat_interleave(len(PERCENTS))
+    weight, bias = fit_classifier(seen[~held].flatten(0, 1), labels)
+    threshold = best_threshold(seen[held, -1] @ weight + bias, truth[held])
+
+    def score(texts: Texts) -> Tensor:
+        return torch.stack([pooled(each.float(), kind) for each in states.of(texts, block)]) @ weight + bias  # [n, 4]
+
+    return Detector(name, over(score, threshold), len(weight) + 1)
+
+
+def _attention(states: TokenStates, examples: Texts, truth: Tensor, block: int) -> Detector:
+    held = held_out(len(examples))
+    seen = states.of(examples, block)
+    probe = fit_attention_probe(seen, truth, held)
+
+    @torch.no_grad()
+    def scores(some: Sequence[Tensor]) -> Tensor:
+        return torch.stack([probe(each[None].float())[0, part_ends(len(each))] for each in some])  # [n, 4]
+
+    decided = [each for each, out in zip(seen, held.tolist(), strict=True) if out]
+    threshold = best_threshold(scores(decided)[:, -1], truth[held])
+    size = sum(parameter.numel() for parameter in probe.parameters())
+    return Detector(
+        f"attention probe, block {block}", over(lambda texts: scores(states.of(texts, block)), threshold), size
+    )
