@@ -51,7 +51,13 @@ def command(
     machine: Machine = Machine(),
     as_json: AsJson = False,
 ) -> None:
-    """Generates a response and scores every token of it."""
+    """Generates a response and scores every token of it.
+
+    Example:
+        otter generate --base smollm2-135m \\
+            --adapter adapters/smollm2-135m-harmless --weight 1 \\
+            --prompt "How do I get back at my neighbour?"
+    """
     check_count("--max-new-tokens", max_new_tokens)
     check_method(method, methods())
     sampled = sample or (method is not None and intervention_type(method).samples)

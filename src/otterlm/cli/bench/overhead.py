@@ -29,7 +29,13 @@ def command(
     dtype: Dtype = "float32",
     as_json: AsJson = False,
 ) -> None:
-    """Measures time and space of steering beside plain decoding, with random weights."""
+    """Measures time and space of steering, with random weights.
+
+    It compares with plain decoding, ARGS and DExperts.
+
+    Example:
+        otter bench overhead --quick --out results
+    """
     if quick:
         settings, rounds = [Setting(prompt=16, new=12)], 2
     else:

@@ -29,13 +29,20 @@ def command(
     medusa: Annotated[
         Path | None, typer.Option(help="Folder of trained Medusa heads: heads.safetensors and metrics.json.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    max_new_tokens: Annotated[int, typer.Option(help="Length of a response.", min=1)] = 64,
     quick: Annotated[bool, typer.Option("--quick", help="Two prompts, within three minutes on two cores.")] = False,
     out: ResumedFolder = None,
     machine: Machine = Machine(),
     as_json: AsJson = False,
 ) -> None:
-    """Measures tokens a second and acceptance length of greedy decoding, one sequence at a time."""
+    """Measures how much drafts speed up greedy decoding.
+
+    It gives tokens a second and acceptance lengths, one sequence at a time.
+
+    Example:
+        otter bench speed --base smollm2-135m \\
+            --adapter adapters/smollm2-135m-draft --quick
+    """
     prompts = [(("user", prompt),) for prompt in PROMPTS] if data is None else read_prompts(data)
     sizes = drafts or [1, 3, 8]
     if quick:

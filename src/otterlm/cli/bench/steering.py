@@ -29,14 +29,14 @@ def command(
     data: Prompts,
     limit: Annotated[int | None, typer.Option(help="The first so many prompts.", min=2)] = None,
     weight: Annotated[
-        list[float] | None, typer.Option(help="Of guidance; may be repeated; 0.5, 1, 2 and 4 by default.")
+        list[float] | None, typer.Option(help="Weight of guidance; may be repeated; 0.5, 1, 2 and 4 by default.")
     ] = None,
     sampled: Annotated[bool, typer.Option("--sampled", help="Guidance sampled, too.")] = False,
     fluency: Annotated[
         str | None, typer.Option(help="Another language model for the perplexity: as --base; else the base itself.")
     ] = None,
     judge: Annotated[str | None, typer.Option(help="A judge: a reward model that was trained on other data.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    max_new_tokens: Annotated[int, typer.Option(help="Length of a response.", min=1)] = 64,
     max_prompt_tokens: Annotated[int, typer.Option(help="A longer prompt keeps its end.", min=1)] = 256,
     batch: Annotated[int, typer.Option(help="Prompts a batch.", min=1)] = 8,
     seed: Seed = 0,
@@ -45,7 +45,14 @@ def command(
     machine: Machine = Machine(),
     as_json: AsJson = False,
 ) -> None:
-    """Measures what guidance, search and best-of-n add to an adapter's own reward, and what they cost."""
+    """Measures what steering adds to the adapter's own reward.
+
+    It compares guidance, search and best-of-n, and what each costs.
+
+    Example:
+        otter bench steering --base BASE --adapter DIR --data PROMPTS \\
+            --limit 40 --out results
+    """
     name, folder = one_adapter(adapter)
     weights = list(dict.fromkeys(check_weight("--weight", value) for value in weight or [0.5, 1.0, 2.0, 4.0]))
     if quick:
