@@ -1,7 +1,7 @@
 """Shows progress on stderr, so that stdout stays the command's result: bars on a terminal, else a line now and then."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -75,10 +75,10 @@ def bar(disable: bool = False) -> progress.Progress:
     return progress.Progress(*columns, console=_STDERR, transient=True, speed_estimate_period=REMEMBERED)
 
 
-def track(items: Sequence[T], description: str) -> Iterator[T]:
-    """Yields the items, with a bar."""
+def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+    """Yields the items, with a bar. `total` is how many there are, of items that do not know their number."""
     with bar() as shown:
-        yield from shown.track(items, description=description)
+        yield from shown.track(items, total=total, description=description)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from otterlm.bench.judges import Coherence
 from otterlm.checks import check_weight
 from otterlm.cli.groups import Machine, grouped
 from otterlm.cli.options import AsJson, Base, OneAdapter, Prompts, ResumedFolder, Seed, one_adapter
-from otterlm.cli.terminal import print_json, show_table
+from otterlm.cli.terminal import print_json, show_table, with_interval
 from otterlm.training.data.prompts import read_prompts
 from otterlm.training.data.tokens import Limits
 from otterlm.training.teachers.reward_model import Preference
@@ -90,7 +90,7 @@ def _show(rows: list[dict[str, Any]], title: str) -> None:
             f"{row['win_rate']:.1%} ± {row['win_rate_ci95']:.1%}",
             f"{row['diversity']:.3f}",
             "" if row["coherence"] is None else f"{row['coherence']:.3f}",
-            f"{row['time_over_base']:.2f}x",
+            with_interval(row, "time_over_base", ".2f"),
             f"{row['extra_parameters']:,}",
         )
         for row in rows

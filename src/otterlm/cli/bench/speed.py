@@ -10,7 +10,7 @@ from otterlm.bench import report
 from otterlm.bench.speed import PROMPTS, measure, methods_of
 from otterlm.cli.groups import Machine, grouped
 from otterlm.cli.options import AsJson, Base, NamedAdapters, ResumedFolder, named_adapters
-from otterlm.cli.terminal import print_json, show_table
+from otterlm.cli.terminal import print_json, show_table, with_interval
 from otterlm.training.data.prompts import read_prompts
 
 
@@ -63,11 +63,11 @@ def command(
             row["method"],
             f"{row['extra_parameters']:,}",
             f"{row['tokens_per_second']:.1f}",
-            f"{row['speed_over_base']:.2f}x",
+            with_interval(row, "speed_over_base", ".2f"),
             "" if row["acceptance_length"] is None else f"{row['acceptance_length']:.2f}",
             f"{row['identical']} of {row['prompts']}",
         )
         for row in rows
     ]
-    columns = ("", "parameters", "tokens/s", "over the base", "tokens a pass", "same tokens")
+    columns = ("", "parameters", "tokens/s", "of the base's", "tokens a pass", "same tokens")
     show_table(f"{len(prompts)} prompts, {max_new_tokens} tokens, greedy", columns, cells)

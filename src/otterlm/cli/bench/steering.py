@@ -13,7 +13,7 @@ from otterlm.bench.steering_rows import rows_of, spread_of
 from otterlm.checks import check_weight
 from otterlm.cli.groups import Machine, grouped
 from otterlm.cli.options import AsJson, Base, OneAdapter, Prompts, ResumedFolder, Seed, one_adapter
-from otterlm.cli.terminal import print_json, show_table
+from otterlm.cli.terminal import print_json, show_table, with_interval
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
 from otterlm.signals.base import Capability
@@ -90,16 +90,16 @@ def _show(rows: list[dict[str, Any]], used: dict[str, Any], title: str) -> None:
     cells = [
         (
             row["method"] if row["weight"] is None else f"{row['method']}, weight {row['weight']:g}",
-            _with_interval(row, "reward_gain", "+.2f"),
-            _with_interval(row, "share_up", ".0%"),
+            with_interval(row, "reward_gain", "+.2f"),
+            with_interval(row, "share_up", ".0%"),
             f"{row['share_same']:.0%}",
             "" if row["perplexity"] is None else f"{row['perplexity']:.1f}",
-            _with_interval(row, "perplexity_ratio", ".2f"),
+            with_interval(row, "perplexity_ratio", ".2f"),
             f"{row['tokens']:.0f}",
             "" if row["distinct_2"] is None else f"{row['distinct_2']:.2f}",
-            _with_interval(row, "judge", "+.3f"),
-            _with_interval(row, "judge_at_equal_length", "+.3f"),
-            f"{row['time_over_base']:.2f}x",
+            with_interval(row, "judge", "+.3f"),
+            with_interval(row, "judge_at_equal_length", "+.3f"),
+            with_interval(row, "time_over_base", ".2f"),
         )
         for row in rows
     ]
@@ -107,10 +107,3 @@ def _show(rows: list[dict[str, Any]], used: dict[str, Any], title: str) -> None:
     title += f"; gain in spreads of {used['spread']:.3g}, from {used['spread_from']}"
     title += f"; perplexity under {used['perplexity_under']}; 95% intervals"
     show_table(title, (*columns, "judge", "at equal length", "time"), cells)
-
-
-def _with_interval(row: dict[str, Any], name: str, form: str) -> str:
-    value, bounds = row[name], row[f"{name}_ci95"]
-    if value is None or bounds is None:
-        return "" if value is None else f"{value:{form}}"
-    return f"{value:{form}} ({bounds[0]:{form}} to {bounds[1]:{form}})"

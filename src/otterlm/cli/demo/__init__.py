@@ -72,3 +72,17 @@ def command(
         speeds = ", ".join(f"{speed:.1f} tokens/s {what}" for what, speed in part["tokens_per_second"].items())
         inserted, of = part["plan"]["inserted_parameters"], part["plan"]["base_parameters"]
         print(f"{name}: {inserted:,} inserted parameters beside {of:,} ({inserted / of:.1%}); {speeds}")
+    _close(report)
+
+
+def _close(report: dict[str, Any]) -> None:
+    """Prints three lines: what was measured, that nothing was changed, and where to read on."""
+    prompts = report["reward"]["prompts"]
+    higher = sum(entry["guided"]["rewards"][-1] > entry["original"]["rewards"][-1] for entry in prompts)
+    drafted = [entry["drafted"]["acceptance_length"] for entry in report["draft"]["prompts"]]
+    print(
+        f"\nYou saw: guidance ended with a higher reward on {higher} of {len(prompts)} prompts, and drafts gave "
+        f"{sum(drafted) / len(drafted):.2f} tokens a pass."
+    )
+    print("The base was frozen all the time: `otter verify --quick` proves that its logits stay the same.")
+    print("Go on with your own data (docs/tutorial.md), in a browser (otter playground) or with the README's Python.")
