@@ -95,7 +95,7 @@ def test_a_response_in_colours(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     terminal = type(console)(markup=False, emoji=False, highlight=False, force_terminal=True, width=20, no_color=False)
     monkeypatch.setattr(generate, "show_coloured", lambda coloured, plain: terminal.print(coloured, soft_wrap=True))
     shown = {"reward": ([0.5] * len(tokens), 0.5, 0.5)}
-    generate._show(tokenizer, {"tokens": tokens, "text": text, "seconds": 1.0}, shown)
+    generate._show(tokenizer, {"tokens": tokens, "text": text, "seconds": 1.0, "final": {}}, shown)
     out = capsys.readouterr().out
     assert "\x1b[" in out
     assert re.sub(r"\x1b\[[0-9;]*m", "", out).startswith(f"{text}\n")

@@ -52,19 +52,19 @@ class OtterConfig:
     """
 
     hidden_size: int = setting(64, "d', inserted hidden channels.")
-    num_attention_heads: int = setting(3, "H', extra attention heads a block.", option="--heads")
-    num_key_value_heads: int = setting(1, "Extra key/value heads a block.", option="--kv-heads")
+    num_attention_heads: int = setting(3, "H', extra attention heads a block.", option="--heads", advanced=True)
+    num_key_value_heads: int = setting(1, "Extra key/value heads a block.", option="--kv-heads", advanced=True)
     head_dim: int | None = None
-    intermediate_size: int = setting(128, "f', extra FFN units a block.")
+    intermediate_size: int = setting(128, "f', extra FFN units a block.", advanced=True)
     layers: tuple[int, ...] | None = setting(
         None, "Widened blocks, such as 4,8,12 or 11-29:2 (every second); default all.", parse=parse_layers
     )
-    embedding: Embedding = setting("projection", "projection, or table (the paper's).")
-    initialization: Initialization = setting("copy", "copy, random or normal.")
+    embedding: Embedding = setting("projection", "projection, or table (the paper's).", advanced=True)
+    initialization: Initialization = setting("copy", "copy, random or normal.", advanced=True)
     taps: Taps | None = setting(
-        None, "Where blocks are read: inside, or edge; default inside where the family is known."
+        None, "Where blocks are read: inside, or edge; default inside where the family is known.", advanced=True
     )
-    signal: SignalConfig = field(default_factory=RewardConfig)
+    signal: SignalConfig = field(default_factory=RewardConfig, metadata={"advanced": True})
     base_model_name_or_path: str | None = None
     base_fingerprint: tuple[float, ...] | None = None
     version: int = FORMAT_VERSION

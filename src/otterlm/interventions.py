@@ -53,7 +53,7 @@ class InterventionSettings:
     """
 
     weight: float = setting(
-        1.0, "Of a reward; 0 gives the base's tokens.", check=check_weight, slider=(-10.0, 10.0, 0.1)
+        1.0, "Strength of a reward; 0 gives the base's tokens.", check=check_weight, slider=(-10.0, 10.0, 0.1)
     )
     top_k: int = setting(
         10, "Candidates a step (guidance, search) or responses (best-of-n).", minimum=1, slider=(1, 100, 1)
@@ -65,7 +65,7 @@ class InterventionSettings:
         slider=(0.0, 1.0, 0.01),
     )
     alpha: float = setting(
-        2.0, "Of a contrast; 0 gives the base's tokens.", check=check_weight, slider=(-10.0, 10.0, 0.1)
+        2.0, "Strength of a contrast; 0 gives the base's tokens.", check=check_weight, slider=(-10.0, 10.0, 0.1)
     )
     top_p: float = setting(
         0.9, "The nucleus of the base that a contrast chooses from.", check=check_share, slider=(0.05, 1.0, 0.05)
@@ -102,7 +102,7 @@ class InterventionSettings:
     )
     temperature: float | None = setting(
         None,
-        "Of what is sampled; 1 leaves the probabilities as they are.",
+        "Temperature of the samples; 1 leaves the probabilities as they are.",
         check=check_positive,
         slider=(0.0, 2.0, 0.1),
     )

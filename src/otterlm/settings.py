@@ -25,6 +25,7 @@ def setting(
     slider: tuple[float, float, float] | None = None,
     option: str | None = None,
     parse: Callable[[Any], Any] | None = None,
+    advanced: bool = False,
 ) -> Any:
     """Makes a field of a configuration's dataclass.
 
@@ -37,11 +38,13 @@ def setting(
             what the slider's lowest value stands for.
         option: the option's name where the field's name would clash, such as `--draft-heads`.
         parse: makes the field's value from an option's text; None: the text is read as the field's type.
+        advanced: whether the command line lists the option below those that most users need. Of a field that is a
+            dataclass it concerns all its options.
     """
     if minimum is not None:
         check = partial(check_count, least=minimum, most=maximum)
     metadata = {"help": help, "minimum": minimum, "maximum": maximum, "check": check, "slider": slider}
-    return field(default=default, metadata=metadata | {"option": option, "parse": parse})
+    return field(default=default, metadata=metadata | {"option": option, "parse": parse, "advanced": advanced})
 
 
 def option_name(name: str) -> str:

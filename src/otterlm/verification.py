@@ -3,6 +3,7 @@ them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.model import OtterModel
+from otterlm.progress import bar
 
 PROMPTS = ("The otter dives", "Once upon a time there was a river, and in the river there lived")
 
@@ -80,7 +82,6 @@ def verify(
     tokenizer: PreTrainedTokenizerBase,
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16),
     attentions: tuple[str, ...] = ("eager", "sdpa"),
-    on_check: Callable[[Check], None] = lambda check: None,
 ) -> list[Check]:
     """Compares logits (and generated tokens) of the base, before anything is attached to it, with those beside the
     adapter.
@@ -90,28 +91,28 @@ def verify(
         adapter: a folder.
         tokenizer: the base's, padding on the left.
         dtypes, attentions: what to try.
-        on_check: called with every result as it comes.
 
     Raises:
         OtterError: the adapter cannot be loaded on this base.
     """
     batch = tokenizer(list(PROMPTS), return_tensors="pt", padding=True, padding_side="left")
+    settings = list(product(attentions, CASES.items()))
     checks = []
-    for dtype in dtypes:
-        # PyTorch may take another kernel for a weight that requires a gradient; OtterModel freezes its base.
-        base = load(dtype).requires_grad_(False)
-        ids, mask = batch.input_ids.to(base.device), batch.attention_mask.to(base.device)
-        expected = {}
-        for attention in attentions:
-            base.set_attn_implementation(attention)
-            for case, run in CASES.items():
+    with bar() as shown:
+        task = shown.add_task("comparing", total=2 * len(dtypes) * len(settings))
+        for dtype in dtypes:
+            # PyTorch may take another kernel for a weight that requires a gradient; OtterModel freezes its base.
+            base = load(dtype).requires_grad_(False)
+            ids, mask = batch.input_ids.to(base.device), batch.attention_mask.to(base.device)
+            expected = {}
+            for attention, (case, run) in settings:
+                base.set_attn_implementation(attention)
                 expected[attention, case] = run(base, ids, mask)
-        model = OtterModel.from_pretrained(base, adapter)
-        for attention in attentions:
-            base.set_attn_implementation(attention)
-            for case, run in CASES.items():
+                shown.advance(task)
+            model = OtterModel.from_pretrained(base, adapter)
+            for attention, (case, run) in settings:
+                base.set_attn_implementation(attention)
                 exact = torch.equal(run(model, ids, mask), expected[attention, case])
-                check = Check(str(dtype).removeprefix("torch."), attention, case, exact)
-                checks.append(check)
-                on_check(check)
+                checks.append(Check(str(dtype).removeprefix("torch."), attention, case, exact))
+                shown.advance(task)
     return checks

@@ -22,6 +22,9 @@ from own_signal.objective import UncertaintyObjective
 class UncertaintyRecipe:
     """Trains a signal that says how unsure the base is going to be.
 
+    Example:
+        otter train uncertainty --base BASE --prompts prompts.jsonl --out DIR
+
     Attributes:
         prompts: what the base continues.
         limit: only the first prompts; None: all.

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from otterlm.bench.alignment_methods import BASE
-from otterlm.bench.answering import Method, median_ratio, pace, respond
+from otterlm.bench.answering import Method, pace, respond, time_over
 from otterlm.bench.judges import Coherence, diversity
 from otterlm.bench.report import half_interval, machine
 from otterlm.identity import identity, of_data
@@ -38,7 +38,7 @@ class AlignmentRow:
         diversity, coherence: see `otterlm.bench.judges`; coherence None: not measured.
         tokens: mean length of a response.
         seconds_per_step: median over the batches of seconds / tokens of the longest response.
-        time_over_base: median over the batches of its seconds a step / those of the base.
+        time_over_base: median over the batches of its seconds a step / those of the base; `_ci95` is its interval.
         extra_time_saved: 1 - extra seconds a step / those of ARGS at the same k, with a KV cache.
         extra_parameters: beside the base.
         extra_space_saved: 1 - those / those of the separate reward model.
@@ -55,6 +55,7 @@ class AlignmentRow:
     tokens: float
     seconds_per_step: float
     time_over_base: float
+    time_over_base_ci95: list[float]
     extra_time_saved: float
     extra_parameters: int
     extra_space_saved: float
@@ -151,6 +152,7 @@ def judge(
     rows = []
     for name, method in methods.items():
         wins = (rewards[name] > rewards[BASE]).double() + 0.5 * (rewards[name] == rewards[BASE]).double()
+        slower, between = time_over(paces[name], paces[BASE])
         rows.append(
             AlignmentRow(
                 method=name,
@@ -163,7 +165,8 @@ def judge(
                 coherence=None if coherence is None else statistics.mean(coherence(last_turns, texts[name])),
                 tokens=statistics.mean(len(tokens) for batch in batches for tokens in batch[name]["responses"]),
                 seconds_per_step=statistics.median(paces[name]),
-                time_over_base=median_ratio(paces[name], paces[BASE]),
+                time_over_base=slower,
+                time_over_base_ci95=between,
                 extra_time_saved=1 - extra[name] / args,
                 extra_parameters=method.extra_parameters,
                 extra_space_saved=1 - method.extra_parameters / copy,

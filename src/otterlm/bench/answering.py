@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from otterlm.decoding.prompt import read_once
 from otterlm.identity import Identity
 from otterlm.model import OtterModel
+from otterlm.training.evaluation.bootstrap import median_interval
 from otterlm.training.teachers.continuations import responses_of
 
 SAMPLING: dict[str, Any] = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
@@ -67,6 +68,7 @@ def pace(answered: Mapping[str, Any]) -> float:
     return answered["seconds"] / max(map(len, answered["responses"]))
 
 
-def median_ratio(paces: Sequence[float], base_paces: Sequence[float]) -> float:
-    """Returns the median over batches of a method's seconds a step / those of the base."""
-    return statistics.median(steered / plain for steered, plain in zip(paces, base_paces, strict=True))
+def time_over(paces: Sequence[float], base_paces: Sequence[float]) -> tuple[float, list[float]]:
+    """Returns the median over batches of a method's seconds a step / those of the base, and its 95% interval."""
+    ratios = [steered / plain for steered, plain in zip(paces, base_paces, strict=True)]
+    return statistics.median(ratios), median_interval(ratios)

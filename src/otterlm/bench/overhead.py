@@ -4,6 +4,7 @@ Weights are random: nothing here depends on them. Every method generates the sam
 same random prompts.
 """
 
+import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -19,6 +20,7 @@ from otterlm.model import OtterModel
 from otterlm.peers.args import ARGS
 from otterlm.peers.dexperts import DExperts
 from otterlm.plan import plan
+from otterlm.training.evaluation.bootstrap import median_interval
 from otterlm.training.teachers.reward_model import SeparateRewardModel
 
 
@@ -55,7 +57,8 @@ class OverheadRow:
         extra_time_saved_over_cache: 1 - extra seconds / those of ARGS with a KV cache for its reward model.
         predicted_slowdown: 1 + extra bytes read a step / the base's: the floor where memory is the limit; None for
             methods with passes of another size.
-        measured_slowdown: seconds / those of plain decoding.
+        measured_slowdown: median over the rounds of the seconds / those of plain decoding.
+        measured_slowdown_ci95: its interval.
         spread: (slowest - fastest round) / median.
     """
 
@@ -76,6 +79,7 @@ class OverheadRow:
     extra_time_saved_over_cache: float
     predicted_slowdown: float | None
     measured_slowdown: float
+    measured_slowdown_ci95: list[float]
     spread: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -166,7 +170,8 @@ def _rows(setting: Setting, taken: dict[str, Seconds], dtype: torch.dtype) -> li
             extra_time_saved=saved(name, ARGS_ANEW),
             extra_time_saved_over_cache=saved(name, ARGS_CACHED),
             predicted_slowdown=predicted.get(name),
-            measured_slowdown=seconds.median / plain,
+            measured_slowdown=statistics.median(seconds.over(taken[BASE])),
+            measured_slowdown_ci95=median_interval(seconds.over(taken[BASE])),
             spread=seconds.spread,
         )
         for name, seconds in taken.items()

@@ -29,6 +29,7 @@ from otterlm.signals.base import Capability
 from otterlm.signals.draft.objective import measured_accuracy
 from otterlm.training.data.conversations import Prompt
 from otterlm.training.data.tokens import encode_prompts
+from otterlm.training.evaluation.bootstrap import median_interval
 from otterlm.training.teachers.continuations import of_generation
 
 BASE = "base"
@@ -70,6 +71,7 @@ class SpeedRow:
         extra_space_saved: 1 - those / those of a separate model of the base's size.
         tokens_per_second, base_tokens_per_second: medians over the prompts.
         speed_over_base: median over the prompts of the base's seconds / the method's.
+        speed_over_base_ci95: its interval.
         extra_time_saved: 1 - 1 / speed_over_base, of the base's time.
         acceptance_length: mean tokens a pass; None where passes are not counted.
         identical: prompts with the base's tokens.
@@ -82,6 +84,7 @@ class SpeedRow:
     tokens_per_second: float
     base_tokens_per_second: float
     speed_over_base: float
+    speed_over_base_ci95: list[float]
     extra_time_saved: float
     acceptance_length: float | None
     identical: int
@@ -208,7 +211,8 @@ def _row(name: str, method: SpeedMethod, results: list[dict[str, Any]], base: An
     def speed(of: str) -> float:
         return statistics.median(len(each[of]["tokens"]) / each[of]["seconds"] for each in results)
 
-    ratio = statistics.median(each[BASE]["seconds"] / each[name]["seconds"] for each in results)
+    ratios = [each[BASE]["seconds"] / each[name]["seconds"] for each in results]
+    ratio = statistics.median(ratios)
     lengths = [each[name]["acceptance_length"] for each in results if each[name]["acceptance_length"]]
     return SpeedRow(
         method=name,
@@ -217,6 +221,7 @@ def _row(name: str, method: SpeedMethod, results: list[dict[str, Any]], base: An
         tokens_per_second=speed(name),
         base_tokens_per_second=speed(BASE),
         speed_over_base=ratio,
+        speed_over_base_ci95=median_interval(ratios),
         extra_time_saved=1 - 1 / ratio,
         acceptance_length=statistics.mean(lengths) if lengths else None,
         identical=sum(each[name]["tokens"] == each[BASE]["tokens"] for each in results),

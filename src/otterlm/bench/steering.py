@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.bases import check_context
-from otterlm.bench.answering import SAMPLING, Method, median_ratio, pace, respond
+from otterlm.bench.answering import SAMPLING, Method, pace, respond
 from otterlm.bench.report import machine
 from otterlm.bench.steering_methods import BASE, FinalReward, Label
 from otterlm.identity import identity, of_data, of_weights
@@ -46,10 +46,6 @@ class Answers:
     responses: list[list[int]]
     rewards: Tensor
     paces: list[float]
-
-    def time_over(self, base: "Answers") -> float:
-        """Returns the median over the batches of the seconds a step / those of the base."""
-        return median_ratio(self.paces, base.paces)
 
 
 def answer_all(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from otterlm.bench.answering import time_over
 from otterlm.bench.judges import distinct
 from otterlm.bench.steering import Answers, answers_of, samples_of, trained_spread
 from otterlm.bench.steering_methods import BASE, Label
@@ -39,7 +40,7 @@ class SteeringRow:
             none.
         judge: mean of the judge's reward more than the base's; None: no judge.
         judge_at_equal_length: see `at_equal_length`.
-        time_over_base: median over the batches of seconds a step / those of the base.
+        time_over_base: median over the batches of seconds a step / those of the base; `_ci95` is its interval.
     """
 
     method: str
@@ -60,6 +61,7 @@ class SteeringRow:
     judge_at_equal_length: float | None
     judge_at_equal_length_ci95: list[float] | None
     time_over_base: float
+    time_over_base_ci95: list[float]
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the row for JSON."""
@@ -136,10 +138,15 @@ def rows_of(
             tokens=float(_lengths(each.responses).mean()),
             distinct_2=_distinct_bigrams(texts[label]),
             **_judgement(judged, label, each, answers[base]),
-            time_over_base=each.time_over(answers[base]),
+            **_time(each, answers[base]),
         )
         for label, each in answers.items()
     ]
+
+
+def _time(answers: Answers, base: Answers) -> dict[str, Any]:
+    ratio, interval = time_over(answers.paces, base.paces)
+    return {"time_over_base": ratio, "time_over_base_ci95": interval}
 
 
 def at_equal_length(more: Tensor, longer: Tensor, lengths: Tensor, ratings: Tensor) -> Statistic:

@@ -21,6 +21,10 @@ class Seconds:
         """Returns the median of the rounds."""
         return statistics.median(self.rounds)
 
+    def over(self, others: "Seconds") -> list[float]:
+        """Returns the seconds of each round / those of another method in the same round."""
+        return [mine / theirs for mine, theirs in zip(self.rounds, others.rounds, strict=True)]
+
     @property
     def spread(self) -> float:
         """Returns (longest - shortest) / median."""

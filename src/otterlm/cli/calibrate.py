@@ -40,13 +40,18 @@ def command(
     names: LabelNames = LabelNames(),
     limits: Limits = Limits(),
     held_out: HeldOut = HeldOut(),
-    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    batch_size: Annotated[int, typer.Option(help="Texts a pass.", min=1)] = 8,
     machine: Machine = Machine(),
     as_json: AsJson = False,
 ) -> None:
-    """Fits a curve from rewards to scores and an alarm's threshold on half of the data, and measures on the other.
+    """Measures what rewards or labels mean, and sets an alarm.
 
-    Of a guard: curves, thresholds and alarms of its labels.
+    Half of the data gives a curve from rewards to scores and the alarm's threshold, the other half measures them. Of a
+    guard: curves, thresholds and alarms of its labels.
+
+    Example:
+        otter calibrate --base BASE --adapter DIR --data HELD_OUT \\
+            --false-alarm-rate 0.02
     """
     if bad_below is not None and not math.isfinite(bad_below):
         raise OtterError(f"--bad-below must be a number, got {bad_below}")

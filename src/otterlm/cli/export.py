@@ -16,7 +16,14 @@ def command(
     out: Annotated[Path, typer.Option(help="Folder to write; the base's files are linked into it.")],
     as_json: AsJson = False,
 ) -> None:
-    """Writes a model folder: the base's own files, linked, and the inserted tensors beside them."""
+    """Writes a base and its adapters as one model folder.
+
+    The base's own files are linked into it, and the inserted tensors lie beside them. Transformers and vLLM load it.
+
+    Example:
+        otter export --base smollm2-135m \\
+            --adapter adapters/smollm2-135m-harmless --out served
+    """
     adapters = named_adapters(adapter)
     export(base, adapters, out)
     if as_json:

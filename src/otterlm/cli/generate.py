@@ -20,6 +20,7 @@ from otterlm.decoding.choice import check_method, generate_arguments, methods
 from otterlm.errors import OtterError
 from otterlm.interventions import InterventionSettings, intervention_type, interventions, refuse_unused
 from otterlm.model import OtterModel
+from otterlm.progress import counted_passes
 from otterlm.settings import option_name
 from otterlm.signals.base import Capability
 from otterlm.training.data.tokens import prompt_tokens
@@ -51,7 +52,13 @@ def command(
     machine: Machine = Machine(),
     as_json: AsJson = False,
 ) -> None:
-    """Generates a response and scores every token of it."""
+    """Generates a response and scores every token of it.
+
+    Example:
+        otter generate --base smollm2-135m \\
+            --adapter adapters/smollm2-135m-harmless --weight 1 \\
+            --prompt "How do I get back at my neighbour?"
+    """
     check_count("--max-new-tokens", max_new_tokens)
     check_method(method, methods())
     sampled = sample or (method is not None and intervention_type(method).samples)
@@ -121,7 +128,8 @@ def _generate(
 ) -> tuple[dict[str, Any], dict[str, Shown]]:
     """Generates; returns what --json prints, and what gives the new tokens their colours, by adapter."""
     started = time.perf_counter()
-    output = model.generate(ids, attention_mask=torch.ones_like(ids), return_dict_in_generate=True, **arguments)
+    with counted_passes(model.base_model if adapters else model, arguments["max_new_tokens"], "generating"):
+        output = model.generate(ids, attention_mask=torch.ones_like(ids), return_dict_in_generate=True, **arguments)
     seconds = time.perf_counter() - started
     prompt, sequences = ids.shape[1], output.sequences
     new = sequences[0, prompt:].tolist()
@@ -135,6 +143,11 @@ def _generate(
     }
     rewards = {name: values.tolist() for name, values in numbers.items() if name not in guards}
     result |= {"rewards": rewards if len(rewards) > 1 else next(iter(rewards.values()), []), "seconds": seconds}
+    result["final"] = {
+        name: final_reward(values[-1], model.adapter(name).config.signal.typical_range)
+        for name, values in rewards.items()
+        if values
+    }
     if guards:
         result |= guard_report(model, guards, sequences, prompt, output, arguments.get("stopping_criteria", []))
     if isinstance(output, SpeculativeOutput):
@@ -143,6 +156,26 @@ def _generate(
     shown = {name: (numbers[name].exp().tolist(), *model.adapter(name).config.signal.typical_range) for name in guards}
     ranges = {name: (values, min(values, default=0.0), max(values, default=0.0)) for name, values in rewards.items()}
     return result, ranges | shown
+
+
+def final_reward(reward: float, typical: tuple[float, float] | None) -> dict[str, float | None]:
+    """Returns the reward of a whole response, and how many spreads it is above the mean of the base's responses.
+
+    Args:
+        reward: after the last token.
+        typical: the mean less two spreads and the mean plus two; None: not known.
+    """
+    if typical is None:
+        return {"reward": reward, "spreads": None}
+    low, high = typical
+    return {"reward": reward, "spreads": (reward - (low + high) / 2) / ((high - low) / 4)}
+
+
+def reward_in_words(final: dict[str, float | None]) -> str:
+    """Says what `final_reward` returns."""
+    spreads = final["spreads"]
+    where = "" if spreads is None else f", {spreads:+.1f} spreads from the base's average response"
+    return f"final reward {final['reward']:+.2f}{where}"
 
 
 def _show(tokenizer: PreTrainedTokenizerBase, result: dict[str, Any], shown: dict[str, Shown]) -> None:
@@ -154,6 +187,8 @@ def _show(tokenizer: PreTrainedTokenizerBase, result: dict[str, Any], shown: dic
         show_coloured(coloured(tokenizer, new, values, low, high), text)
     if not shown:
         print(text)
+    for name, final in result["final"].items():
+        print(f"{name}: {reward_in_words(final)}")
     if "labels" in result:
         show_report(result)
     drafted = f", {result['acceptance_length'] or 1:.2f} tokens a pass" if "acceptance_length" in result else ""

@@ -17,7 +17,8 @@ import typer
 from transformers import PreTrainedModel
 
 from otterlm.bases import load_base, parse_dtype
-from otterlm.cli.options import parse_device
+from otterlm.cli.help import ADVANCED
+from otterlm.cli.options import DTYPE_HELP, parse_device
 from otterlm.errors import OtterError
 from otterlm.settings import option_name
 from otterlm.training.data.rows import PairRow, TextRow, hold_out
@@ -46,7 +47,9 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def options_of(group: type, instance: Any = None, defaults: Any = None) -> list[inspect.Parameter]:
+def options_of(
+    group: type, instance: Any = None, defaults: Any = None, advanced: bool = False
+) -> list[inspect.Parameter]:
     """Makes a parameter of every field that is an option: one with a help text (`otterlm.settings.setting`), one that
     typer describes, and those of the dataclasses inside.
 
@@ -54,20 +57,22 @@ def options_of(group: type, instance: Any = None, defaults: Any = None) -> list[
         group: a dataclass.
         instance: its values are the defaults; None: those of the class.
         defaults: other defaults, by field, also of the dataclasses inside; anything but a mapping is none.
+        advanced: whether all of them go into the panel of advanced options, as `setting(advanced=True)` says of one.
     """
     others: Mapping[str, Any] = defaults if isinstance(defaults, Mapping) else {}
     hints, parameters = get_type_hints(group, include_extras=True), []
     for field, default in _defaults(group, instance):
         default = others.get(field.name, default)
+        hidden = advanced or field.metadata.get("advanced", False)
         if is_dataclass(default):
-            parameters += options_of(type(default), default, others)
+            parameters += options_of(type(default), default, others, hidden)
         elif _is_option(field, hints[field.name]):
             parameters.append(
                 inspect.Parameter(
                     field.name,
                     inspect.Parameter.KEYWORD_ONLY,
                     default=inspect.Parameter.empty if default is MISSING else default,
-                    annotation=_annotation(field, hints[field.name]),
+                    annotation=_annotation(field, hints[field.name], ADVANCED if hidden else None),
                 )
             )
     return parameters
@@ -109,8 +114,8 @@ def _is_option(field: Field[Any], hint: Any) -> bool:
     return bool(field.metadata.get("help")) or get_origin(hint) is Annotated
 
 
-def _annotation(field: Field[Any], hint: Any) -> Any:
-    """Returns the type and the description that typer reads."""
+def _annotation(field: Field[Any], hint: Any, panel: str | None) -> Any:
+    """Returns the type and the description that typer reads. A panel is for a field that typer does not describe."""
     if get_origin(hint) is Annotated:
         return hint
     # The configuration checks a choice, and names the choices in its error. An option that is parsed is a text.
@@ -119,7 +124,7 @@ def _annotation(field: Field[Any], hint: Any) -> Any:
     kind = (str | None if optional else str) if choice or field.metadata["parse"] else hint
     names = [field.metadata["option"]] if field.metadata["option"] else []
     limits = {"min": field.metadata["minimum"], "max": field.metadata["maximum"]}
-    return Annotated[kind, typer.Option(*names, help=field.metadata["help"], **limits)]
+    return Annotated[kind, typer.Option(*names, help=field.metadata["help"], rich_help_panel=panel, **limits)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +155,7 @@ class Machine:
     """The group says where and in what precision the base runs."""
 
     device: Annotated[str, typer.Option(help="Where to run.")] = "cpu"
-    dtype: Annotated[str, typer.Option(help="Of the parameters: float32, bfloat16 or float16.")] = "float32"
+    dtype: Annotated[str, typer.Option(help=DTYPE_HELP)] = "float32"
 
     def __post_init__(self) -> None:
         parse_device(self.device)

@@ -26,16 +26,16 @@ def guard_report(
         criteria: the stopping criteria of the call.
 
     Returns:
-        By guard, `prompt`, its verdict on the prompt, and `labels`, the probability of each label after every new
-        token; and `stopped`, the label that ended the response, and `rollbacks`, those that decoding went back for.
+        By guard, `prompt` and `response`, its verdicts on both, and `labels`, the probability of each label after every
+        new token; and `stopped`, the label that ended the response, and `rollbacks`, those that decoding went back for.
     """
-    report: dict[str, Any] = {"prompt": {}, "labels": {}}
+    report: dict[str, Any] = {"prompt": {}, "response": {}, "labels": {}}
     for name in guards:
         shares = label_sequences(model, sequences, torch.ones_like(sequences), name)[0]  # [T, L]
         config: Any = model.adapter(name).config.signal
-        report["prompt"][name] = asdict(
-            verdict(dict(zip(config.labels, shares[prompt - 1].tolist(), strict=True)), config)
-        )
+        for part, position in (("prompt", prompt - 1), ("response", -1)):
+            by_label = dict(zip(config.labels, shares[position].tolist(), strict=True))
+            report[part][name] = asdict(verdict(by_label, config))
         report["labels"][name] = dict(zip(config.labels, shares[prompt:].T.tolist(), strict=True))
     if isinstance(output, RollbackOutput):
         return report | {"stopped": (output.stopped or [None])[0], "rollbacks": (output.rollbacks or [[]])[0]}
@@ -45,9 +45,10 @@ def guard_report(
 
 def show_report(report: dict[str, Any]) -> None:
     """Prints what the guards did, a line each."""
-    for name, before in report["prompt"].items():
-        if before["flagged"]:
-            print(f"{name} flags the prompt: {before['label']}, {before['probability']:.2f}")
+    for part in ("prompt", "response"):
+        for name, judged in report[part].items():
+            flagged = "flagged" if judged["flagged"] else "not flagged"
+            print(f"{name}: the {part} is {flagged}: {judged['label']} {judged['probability']:.2f}")
     if report.get("rollbacks"):
         print(f"went back {len(report['rollbacks'])} times: {', '.join(report['rollbacks'])}")
     if report["stopped"] is not None:

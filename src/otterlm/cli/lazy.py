@@ -10,6 +10,7 @@ from typing import Any, Self
 import typer
 from typer.core import TyperGroup
 
+from otterlm.cli.help import HelpCommand, HelpGroup, split_example
 from otterlm.cli.interrupts import ending_at_once
 from otterlm.cli.terminal import quieten_libraries
 
@@ -55,7 +56,7 @@ def lazy_group(verbs: Callable[[], Mapping[str, Verb]], default: str | None = No
         default: the verb that gets options without a verb; None: none.
     """
 
-    class LazyGroup(TyperGroup):
+    class LazyGroup(HelpGroup):
         def __init__(self, **settings: Any) -> None:
             super().__init__(**settings)
             self.verbs = verbs()
@@ -81,9 +82,17 @@ def lazy_group(verbs: Callable[[], Mapping[str, Verb]], default: str | None = No
 
 
 def as_command(name: str, function: Callable[..., Any], help: str | None = None, panel: str | None = None) -> Any:
-    """Makes a command of a function."""
+    """Makes a command of a function.
+
+    Args:
+        name: of the command.
+        function: what it runs.
+        help: a text that may end with an `Example:`, which is shown below the options.
+        panel: the heading under which the command is listed.
+    """
+    text, example = split_example(help)
     app = typer.Typer(add_completion=False)
-    app.command(name, help=help, rich_help_panel=panel)(function)
+    app.command(name, cls=HelpCommand, help=text, epilog=example, rich_help_panel=panel)(function)
     return typer.main.get_command(app)
 
 

@@ -21,9 +21,10 @@ NamedAdapters = Annotated[
 ResumedFolder = Annotated[
     Path | None, typer.Option("--out", help="Folder for the results; an interrupted run found there is gone on with.")
 ]
-Seed = Annotated[int, typer.Option(help="Of what is drawn at random.", min=0, max=2**32 - 1)]
+Seed = Annotated[int, typer.Option(help="Seed of what is drawn at random.", min=0, max=2**32 - 1)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
-Dtype = Annotated[str, typer.Option(help="Of the parameters: float32, bfloat16 or float16.")]
+DTYPE_HELP = "Precision of the parameters: float32, bfloat16 or float16."
+Dtype = Annotated[str, typer.Option(help=DTYPE_HELP)]
 
 
 def parse_device(name: str) -> torch.device:

@@ -24,7 +24,13 @@ def command(
     dtype: Dtype = "float32",
     as_json: AsJson = False,
 ) -> None:
-    """Counts parameters, bytes, KV bytes and FLOPs per token, of the base and inserted, from configurations alone."""
+    """Counts what an adapter costs, before anything is loaded.
+
+    It counts parameters, bytes, KV bytes and FLOPs per token, of the base and inserted, from configurations alone.
+
+    Example:
+        otter plan --base meta-llama/Llama-3.2-1B --layers 2-15:2
+    """
     config = adapter_files.read_config(adapter_files.locate(one_adapter(adapter)[1])) if adapter else shape
     result = plan(load_config(base), config, parse_dtype(dtype), context)
     if as_json:

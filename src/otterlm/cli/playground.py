@@ -22,7 +22,14 @@ def command(
     machine: Machine = Machine(),
     as_json: AsJson = False,
 ) -> None:
-    """Serves a local page: the original response beside the guided one, each token coloured by its reward."""
+    """Serves a page that compares original and guided responses.
+
+    Each token is coloured by its reward.
+
+    Example:
+        otter playground --base smollm2-135m \\
+            --adapter adapters/smollm2-135m-harmless
+    """
     try:
         from otterlm.playground.page import serve
     except ModuleNotFoundError as error:

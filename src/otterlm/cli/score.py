@@ -44,13 +44,18 @@ def command(
     limits: Limits = Limits(),
     held_out: HeldOut = HeldOut(),
     limit: Annotated[int | None, typer.Option(help="Only the first rows.", min=1)] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    batch_size: Annotated[int, typer.Option(help="Texts a pass.", min=1)] = 8,
     machine: Machine = Machine(),
     as_json: AsJson = False,
 ) -> None:
-    """Scores texts; for pairs, says how often the chosen one scores higher, with its 95% interval.
+    """Scores texts, and measures how well an adapter ranks them.
 
-    A guard's labelled texts: AUC, average precision and F1, or the F1 of marked passages, with intervals.
+    Of pairs: how often the chosen one scores higher, with its 95% interval. Of a guard's labelled texts: AUC, average
+    precision and F1, or the F1 of marked passages, with intervals.
+
+    Example:
+        otter score --base BASE --adapter DIR --data PAIRS \\
+            --out rewards.jsonl --html page.html
     """
     if tokens and out is None:
         raise OtterError("--tokens writes into the rows: give --out FILE too")

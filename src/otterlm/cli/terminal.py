@@ -6,10 +6,11 @@ import json
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -31,15 +32,50 @@ def show_coloured(coloured: Text, plain: str) -> None:
         print(plain)
 
 
-def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:
-    """Prints a table under a line of title. Its first column is of words, the others are of numbers."""
-    table = Table()
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left")
-    for row in rows:
-        table.add_row(*row)
+Cell = str | Text
+
+
+def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
+    """Prints a table under a line of title. Its first column is of words, the others are of numbers.
+
+    What is wider than the terminal goes below, in tables that repeat the first column.
+    """
+    shown = console if console.is_terminal else Console(**AS_IT_IS, width=WIDE)
     print(title)
-    (console if console.is_terminal else Console(**AS_IT_IS, width=WIDE)).print(table)
+    for numbers in _parts(columns, rows, shown.width):
+        table = Table()
+        for index in (0, *numbers):
+            table.add_column(columns[index], justify="right" if index else "left")
+        for row in rows:
+            table.add_row(*(row[index] for index in (0, *numbers)))
+        shown.print(table)
+
+
+def _parts(columns: Sequence[str], rows: Sequence[Sequence[Cell]], width: int) -> list[list[int]]:
+    """Splits the columns of numbers, by index, into tables that fit a width."""
+
+    def columns_wide(index: int) -> int:
+        cells = (columns[index], *(str(row[index]) for row in rows))
+        return 3 + max(cell_len(line) for cell in cells for line in cell.split("\n"))  # with its frame
+
+    parts: list[list[int]] = [[]]
+    first = used = 1 + columns_wide(0)
+    for index in range(1, len(columns)):
+        wide = columns_wide(index)
+        if parts[-1] and used + wide > width:
+            parts.append([])
+            used = first
+        parts[-1].append(index)
+        used += wide
+    return parts
+
+
+def with_interval(row: Mapping[str, Any], name: str, form: str) -> str:
+    """Returns a number of a row with its 95% interval, `name_ci95`, such as 1.04 (0.98 to 1.09)."""
+    value, bounds = row[name], row[f"{name}_ci95"]
+    if value is None or bounds is None:
+        return "" if value is None else f"{value:{form}}"
+    return f"{value:{form}} ({bounds[0]:{form}} to {bounds[1]:{form}})"
 
 
 def print_json(value: Any) -> None:

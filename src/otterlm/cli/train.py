@@ -3,20 +3,23 @@
 import inspect
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import typer
 
 from otterlm.bases import load_base, load_tokenizer, parse_dtype
 from otterlm.cli.groups import grouped
+from otterlm.cli.help import ADVANCED
 from otterlm.cli.lazy import Verb, as_command, lazy_group
-from otterlm.cli.options import AsJson, Base, Dtype, show_result
+from otterlm.cli.options import DTYPE_HELP, AsJson, Base, show_result
 from otterlm.config import OtterConfig
 from otterlm.errors import OtterError
 from otterlm.files import make_folder
 from otterlm.signals import load_part, signal_names, signal_type
 from otterlm.training.recipes import Run
+
+AdvancedDtype = Annotated[str, typer.Option(help=DTYPE_HELP, rich_help_panel=ADVANCED)]
 
 
 def verbs(verb: str) -> Mapping[str, Verb]:
@@ -49,7 +52,7 @@ def command_of(name: str, verb: str) -> Any:
         recipe: recipe_class,
         run: Run = recipe_class.defaults,
         config: OtterConfig = shape,
-        dtype: Dtype = "float32",
+        dtype: AdvancedDtype = "float32",
         as_json: AsJson = False,
     ) -> None:
         make_folder(run.out)  # before a base is loaded for it

@@ -16,38 +16,38 @@ VERBS = {
     "distill": Verb.of("otterlm.cli.train:distill", "Trains an adapter on what other models say.", TRAIN),
     "calibrate": Verb.of(
         "otterlm.cli.calibrate:command",
-        "Fits a curve from rewards to scores and an alarm's threshold on half of the data, and measures on the other.",
+        "Measures what rewards or labels mean, and sets an alarm.",
         TRAIN,
     ),
     "generate": Verb.of("otterlm.cli.generate:command", "Generates a response and scores every token of it.", USE),
     "playground": Verb.of(
         "otterlm.cli.playground:command",
-        "Serves a local page: the original response beside the guided one, each token coloured by its reward.",
+        "Serves a page that compares original and guided responses.",
         USE,
     ),
     "export": Verb.of(
         "otterlm.cli.export:command",
-        "Writes a model folder: the base's own files, linked, and the inserted tensors beside them.",
+        "Writes a base and its adapters as one model folder.",
         USE,
     ),
     "demo": Verb.of(
         "otterlm.cli.demo:command",
-        "Steers SmolLM2-135M by a reward and by a contrast, and speeds it up by drafts: each beside the base alone.",
+        "Shows the shipped adapters, each beside the base alone.",
         USE,
     ),
     "score": Verb.of(
         "otterlm.cli.score:command",
-        "Scores texts; for pairs, says how often the chosen one scores higher, with its 95% interval.",
+        "Scores texts, and measures how well an adapter ranks them.",
         MEASURE,
     ),
     "plan": Verb.of(
         "otterlm.cli.plan:command",
-        "Counts parameters, bytes, KV bytes and FLOPs per token, of the base and inserted, from configurations alone.",
+        "Counts what an adapter costs, before anything is loaded.",
         MEASURE,
     ),
     "verify": Verb.of(
         "otterlm.cli.verify:command",
-        "Compares the base alone with the base that carries the adapter, bit by bit; exits with 1 if one bit differs.",
+        "Proves that the adapter leaves the base's logits unchanged.",
         MEASURE,
     ),
     "bench": Verb.of("otterlm.cli.bench:app", "Measures Otter and its rivals side by side.", MEASURE),
@@ -57,6 +57,7 @@ app = typer.Typer(
     cls=lazy_group(lambda: VERBS),
     name="otter",
     help="Predicts rewards alongside tokens, with the base model's logits unchanged to the bit.",
+    epilog="`otter VERB --help` shows the options of a verb, with an example.",
     add_completion=False,
     pretty_exceptions_enable=False,  # a fault of the program has a plain traceback
 )

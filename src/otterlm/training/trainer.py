@@ -46,14 +46,14 @@ class TrainingConfig:
 
     epochs: int = setting(1, "Passes over the data.", minimum=1)
     batch_size: int = setting(8, "Examples a step, over all processes.", minimum=1)
-    learning_rate: float = setting(1e-3, "The peak, after the warm-up.")
-    weight_decay: float = setting(0.01, "AdamW's.")
-    warmup: float = setting(0.06, "Fraction of the steps.")
+    learning_rate: float = setting(1e-3, "Peak of the learning rate, after the warm-up.")
+    weight_decay: float = setting(0.01, "Weight decay of AdamW.", advanced=True)
+    warmup: float = setting(0.06, "Warm-up, as a fraction of the steps.", advanced=True)
     max_grad_norm: float = 1.0
-    evaluations_per_epoch: int = setting(2, "How often the held-out part is scored.", minimum=1)
+    evaluations_per_epoch: int = setting(2, "How often the held-out part is scored.", minimum=1, advanced=True)
     checkpoint_every: int = setting(50, minimum=1)
-    patience: int = setting(4, "Evaluations without a lower loss before training stops.", minimum=1)
-    seed: int = setting(0, "Of what is held out, of the order and of the initialisation.")
+    patience: int = setting(4, "Evaluations without a lower loss before training stops.", minimum=1, advanced=True)
+    seed: int = setting(0, "Seed of what is held out, of the order and of the initialisation.", advanced=True)
 
     def __post_init__(self) -> None:
         check_settings(self)

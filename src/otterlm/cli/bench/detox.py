@@ -41,7 +41,14 @@ def command(
     machine: Machine = Machine(),
     as_json: AsJson = False,
 ) -> None:
-    """Measures toxicity, fluency and diversity of sampled continuations, five of 20 tokens a prompt."""
+    """Measures toxicity, fluency and diversity of continuations.
+
+    It samples five continuations of 20 tokens a prompt.
+
+    Example:
+        otter bench detox --base BASE --adapter DIR \\
+            --data toxic=PROMPTS --quick
+    """
     if (expert is None) != (anti_expert is None):
         raise OtterError("DExperts needs both --expert and --anti-expert")
     _, folder = one_adapter(adapter)

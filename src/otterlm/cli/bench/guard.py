@@ -47,7 +47,14 @@ def command(
     machine: Machine = Machine(),
     as_json: AsJson = False,
 ) -> None:
-    """Measures who detects offences, after how many tokens, beside rivals on the same base and data."""
+    """Measures who detects offences, and after how many tokens.
+
+    The guard's rivals have the same base and data.
+
+    Example:
+        otter bench guard --base BASE --adapter DIR \\
+            --train LABELLED --data HELD_OUT --quick
+    """
     for kind in rival or ():
         if kind not in RIVALS:
             raise OtterError(f"--rival must be {' or '.join(RIVALS)}, got {kind!r}")

@@ -11,7 +11,7 @@ from otterlm.bench import report
 from otterlm.bench.overhead import Setting, measure
 from otterlm.bench.shapes import SHAPES, check_shape
 from otterlm.cli.options import AsJson, Dtype, parse_device
-from otterlm.cli.terminal import print_json, show_table
+from otterlm.cli.terminal import print_json, show_table, with_interval
 
 
 def command(
@@ -29,7 +29,13 @@ def command(
     dtype: Dtype = "float32",
     as_json: AsJson = False,
 ) -> None:
-    """Measures time and space of steering beside plain decoding, with random weights."""
+    """Measures time and space of steering, with random weights.
+
+    It compares with plain decoding, ARGS and DExperts.
+
+    Example:
+        otter bench overhead --quick --out results
+    """
     if quick:
         settings, rounds = [Setting(prompt=16, new=12)], 2
     else:
@@ -55,12 +61,18 @@ def command(
             str(row.prompt),
             str(row.top_k),
             f"{row.tokens_per_second:.1f}",
-            f"{row.measured_slowdown:.2f}x",
-            "" if row.predicted_slowdown is None else f"{row.predicted_slowdown:.2f}x",
+            with_interval(result, "measured_slowdown", ".2f"),
+            "" if row.predicted_slowdown is None else f"{row.predicted_slowdown:.2f}",
             f"{row.extra_space_saved:.1%}",
-            f"{row.extra_time_saved:.1%}",
-            f"{row.extra_time_saved_over_cache:.1%}",
+            _saved(row.extra_time_saved),
+            _saved(row.extra_time_saved_over_cache),
         )
-        for row in rows
+        for row, result in zip(rows, results, strict=True)
     ]
-    show_table(f"{dtype} on {device}; medians of {rounds}", columns, lines)
+    title = f"{dtype} on {device}; medians of {rounds} rounds with 95% intervals; time as a multiple of the base's"
+    show_table(title, columns, lines)
+
+
+def _saved(share: float) -> str:
+    """Returns the share of a rival's extra time that is saved. A method that is slower saves none."""
+    return f"{share:.1%}" if share > 0 else "none"

@@ -13,7 +13,7 @@ from otterlm.bench.steering_rows import rows_of, spread_of
 from otterlm.checks import check_weight
 from otterlm.cli.groups import Machine, grouped
 from otterlm.cli.options import AsJson, Base, OneAdapter, Prompts, ResumedFolder, Seed, one_adapter
-from otterlm.cli.terminal import print_json, show_table
+from otterlm.cli.terminal import print_json, show_table, with_interval
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
 from otterlm.signals.base import Capability
@@ -29,14 +29,14 @@ def command(
     data: Prompts,
     limit: Annotated[int | None, typer.Option(help="The first so many prompts.", min=2)] = None,
     weight: Annotated[
-        list[float] | None, typer.Option(help="Of guidance; may be repeated; 0.5, 1, 2 and 4 by default.")
+        list[float] | None, typer.Option(help="Weight of guidance; may be repeated; 0.5, 1, 2 and 4 by default.")
     ] = None,
     sampled: Annotated[bool, typer.Option("--sampled", help="Guidance sampled, too.")] = False,
     fluency: Annotated[
         str | None, typer.Option(help="Another language model for the perplexity: as --base; else the base itself.")
     ] = None,
     judge: Annotated[str | None, typer.Option(help="A judge: a reward model that was trained on other data.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    max_new_tokens: Annotated[int, typer.Option(help="Length of a response.", min=1)] = 64,
     max_prompt_tokens: Annotated[int, typer.Option(help="A longer prompt keeps its end.", min=1)] = 256,
     batch: Annotated[int, typer.Option(help="Prompts a batch.", min=1)] = 8,
     seed: Seed = 0,
@@ -45,7 +45,14 @@ def command(
     machine: Machine = Machine(),
     as_json: AsJson = False,
 ) -> None:
-    """Measures what guidance, search and best-of-n add to an adapter's own reward, and what they cost."""
+    """Measures what steering adds to the adapter's own reward.
+
+    It compares guidance, search and best-of-n, and what each costs.
+
+    Example:
+        otter bench steering --base BASE --adapter DIR --data PROMPTS \\
+            --limit 40 --out results
+    """
     name, folder = one_adapter(adapter)
     weights = list(dict.fromkeys(check_weight("--weight", value) for value in weight or [0.5, 1.0, 2.0, 4.0]))
     if quick:
@@ -83,16 +90,16 @@ def _show(rows: list[dict[str, Any]], used: dict[str, Any], title: str) -> None:
     cells = [
         (
             row["method"] if row["weight"] is None else f"{row['method']}, weight {row['weight']:g}",
-            _with_interval(row, "reward_gain", "+.2f"),
-            _with_interval(row, "share_up", ".0%"),
+            with_interval(row, "reward_gain", "+.2f"),
+            with_interval(row, "share_up", ".0%"),
             f"{row['share_same']:.0%}",
             "" if row["perplexity"] is None else f"{row['perplexity']:.1f}",
-            _with_interval(row, "perplexity_ratio", ".2f"),
+            with_interval(row, "perplexity_ratio", ".2f"),
             f"{row['tokens']:.0f}",
             "" if row["distinct_2"] is None else f"{row['distinct_2']:.2f}",
-            _with_interval(row, "judge", "+.3f"),
-            _with_interval(row, "judge_at_equal_length", "+.3f"),
-            f"{row['time_over_base']:.2f}x",
+            with_interval(row, "judge", "+.3f"),
+            with_interval(row, "judge_at_equal_length", "+.3f"),
+            with_interval(row, "time_over_base", ".2f"),
         )
         for row in rows
     ]
@@ -100,10 +107,3 @@ def _show(rows: list[dict[str, Any]], used: dict[str, Any], title: str) -> None:
     title += f"; gain in spreads of {used['spread']:.3g}, from {used['spread_from']}"
     title += f"; perplexity under {used['perplexity_under']}; 95% intervals"
     show_table(title, (*columns, "judge", "at equal length", "time"), cells)
-
-
-def _with_interval(row: dict[str, Any], name: str, form: str) -> str:
-    value, bounds = row[name], row[f"{name}_ci95"]
-    if value is None or bounds is None:
-        return "" if value is None else f"{value:{form}}"
-    return f"{value:{form}} ({bounds[0]:{form}} to {bounds[1]:{form}})"

@@ -38,12 +38,18 @@ OPTIONAL = {"guard"}
 def command(
     adapters: Annotated[Path, typer.Option(help="Folder with the adapters for smollm2-135m.")] = SHIPPED,
     method: Annotated[str, typer.Option(help=f"How a reward steers: {', '.join(METHODS)}.")] = "guidance",
-    weight: Annotated[float, typer.Option(help="Of the reward, and of the guard.")] = 1.0,
-    alpha: Annotated[float, typer.Option(help="Of the contrast.")] = 2.0,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 48,
+    weight: Annotated[float, typer.Option(help="Strength of the reward, and of the guard.")] = 1.0,
+    alpha: Annotated[float, typer.Option(help="Strength of the contrast.")] = 2.0,
+    max_new_tokens: Annotated[int, typer.Option(help="Length of a response.", min=1)] = 48,
     as_json: AsJson = False,
 ) -> None:
-    """Steers SmolLM2-135M by a reward and by a contrast, and speeds it up by drafts: each beside the base alone."""
+    """Shows the shipped adapters, each beside the base alone.
+
+    A reward and a contrast steer SmolLM2-135M, and drafts speed it up.
+
+    Example:
+        otter demo --method search --weight 2
+    """
     check_method(method, METHODS)
     steering = InterventionSettings(weight, alpha=alpha)  # which checks them, before anything is loaded
     there = {name: part for name, part in PARTS.items() if (adapters / FOLDERS[name]).is_dir()}
@@ -66,3 +72,17 @@ def command(
         speeds = ", ".join(f"{speed:.1f} tokens/s {what}" for what, speed in part["tokens_per_second"].items())
         inserted, of = part["plan"]["inserted_parameters"], part["plan"]["base_parameters"]
         print(f"{name}: {inserted:,} inserted parameters beside {of:,} ({inserted / of:.1%}); {speeds}")
+    _close(report)
+
+
+def _close(report: dict[str, Any]) -> None:
+    """Prints three lines: what was measured, that nothing was changed, and where to read on."""
+    prompts = report["reward"]["prompts"]
+    higher = sum(entry["guided"]["rewards"][-1] > entry["original"]["rewards"][-1] for entry in prompts)
+    drafted = [entry["drafted"]["acceptance_length"] for entry in report["draft"]["prompts"]]
+    print(
+        f"\nYou saw: guidance ended with a higher reward on {higher} of {len(prompts)} prompts, and drafts gave "
+        f"{sum(drafted) / len(drafted):.2f} tokens a pass."
+    )
+    print("The base was frozen all the time: `otter verify --quick` proves that its logits stay the same.")
+    print("Go on with your own data (docs/tutorial.md), in a browser (otter playground) or with the README's Python.")

@@ -9,6 +9,7 @@ from otterlm.cli.demo.common import answer_of, heading, panel, report, timed
 from otterlm.decoding import ContrastGuidance
 from otterlm.interventions import InterventionSettings
 from otterlm.model import OtterModel
+from otterlm.progress import track
 
 PROMPTS = (
     "He looked at me and said: you are such a",
@@ -25,7 +26,7 @@ def run(
 ) -> dict[str, Any]:
     """Returns the continuations and the cost. The original samples from the same nucleus."""
     results = []
-    for prompt in PROMPTS:
+    for prompt in track(PROMPTS, "contrast"):
         ids = tokenizer(prompt, return_tensors="pt").input_ids
         answers = {}
         variants: list[tuple[str, Any, list[LogitsProcessor], dict[str, Any]]] = [

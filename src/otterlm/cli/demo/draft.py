@@ -9,6 +9,7 @@ from otterlm.cli.demo.common import answer_of, chat_ids, heading, panel, report,
 from otterlm.decoding import SpeculativeDecoding
 from otterlm.interventions import InterventionSettings
 from otterlm.model import OtterModel
+from otterlm.progress import track
 
 PROMPTS = (
     "Explain how rain is made.",
@@ -26,7 +27,7 @@ def run(
 ) -> dict[str, Any]:
     """Returns the responses, how many tokens each pass gave, and the cost."""
     results = []
-    for prompt in PROMPTS:
+    for prompt in track(PROMPTS, "draft"):
         ids = chat_ids(tokenizer, prompt)
         _, original, original_speed = timed(model.base_model, ids, max_new_tokens=max_new_tokens)
         output, drafted, speed = timed(model, ids, max_new_tokens=max_new_tokens, custom_generate=SpeculativeDecoding())

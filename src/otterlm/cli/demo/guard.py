@@ -11,6 +11,7 @@ from otterlm.colour import coloured
 from otterlm.decoding import GuardRollback, GuardStop, score_sequences
 from otterlm.interventions import InterventionSettings
 from otterlm.model import OtterModel
+from otterlm.progress import track
 
 
 def run(
@@ -22,7 +23,7 @@ def run(
 ) -> dict[str, Any]:
     """Returns the continuations, what the guard says beside each token, what it did, and the cost."""
     results = []
-    for prompt in PROMPTS:
+    for prompt in track(PROMPTS, "guard"):
         ids = tokenizer(prompt, return_tensors="pt").input_ids
         answers = {}
         stop = GuardStop(model)

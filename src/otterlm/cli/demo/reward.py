@@ -6,11 +6,13 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from otterlm.cli.demo.common import answer_of, chat_ids, heading, panel, report, timed
+from otterlm.cli.generate import final_reward, reward_in_words
 from otterlm.colour import coloured
 from otterlm.decoding import score_sequences
 from otterlm.decoding.choice import generate_arguments
 from otterlm.interventions import InterventionSettings
 from otterlm.model import OtterModel
+from otterlm.progress import track
 
 PROMPTS = (
     "What is the easiest way to steal a bicycle?",
@@ -33,7 +35,7 @@ def run(
     guided = generate_arguments(model, steering, method)
     length = {"max_new_tokens": max_new_tokens, "min_new_tokens": max_new_tokens // 2}
     results = []
-    for prompt in PROMPTS:
+    for prompt in track(PROMPTS, "reward"):
         ids = chat_ids(tokenizer, prompt)
         answers = {}
         for name, generator, settings in (("original", model.base_model, {}), ("guided", model, guided)):
@@ -54,12 +56,5 @@ def show(part: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
         heading(f"Reward: {entry['prompt']}")
         for name in SIDES:
             answer = entry[name]
-            panel(
-                coloured(tokenizer, answer["tokens"], answer["rewards"], low, high), name, _summary(answer, low, high)
-            )
-
-
-def _summary(answer: dict[str, Any], low: float, high: float) -> str:
-    """Says where the final reward lies among the base's responses."""
-    final, mean, spread = answer["rewards"][-1], (low + high) / 2, (high - low) / 4
-    return f"final reward {final:+.2f}, {(final - mean) / spread:+.1f} spreads from the base's average response"
+            text = coloured(tokenizer, answer["tokens"], answer["rewards"], low, high)
+            panel(text, name, reward_in_words(final_reward(answer["rewards"][-1], part["range"])))

@@ -34,8 +34,8 @@ class GuardTrainingConfig:
         candidates, positions: as for a reward, see `otterlm.training.vocabulary_head`.
     """
 
-    span_weight: float = setting(1.0, "Of the loss of marked passages.")
-    vocabulary_weight: float = setting(0.1, "Of the vocabulary heads' loss.")
+    span_weight: float = setting(1.0, "Weight of the loss of marked passages.")
+    vocabulary_weight: float = setting(0.1, "Weight of the vocabulary heads' loss.")
     balance: float = setting(0.5, "How much rare labels count: 0 as often as they are, 1 as much as the others.")
     candidates: int = setting(
         6, "Likeliest next tokens a position that the vocabulary heads are fitted to; 0: not.", minimum=0

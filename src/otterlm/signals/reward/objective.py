@@ -38,9 +38,11 @@ class RewardTrainingConfig:
     """
 
     compare: Compare = setting("prefixes", "Train the reward of all prefixes, or of the last token only.")
-    vocabulary_weight: float = setting(0.5, "Of the vocabulary head's loss.")
+    vocabulary_weight: float = setting(0.5, "Weight of the vocabulary head's loss.")
     probe_start: bool = setting(True, "Start the head from a linear probe (pairs only).")
-    trace: float = setting(1.0, "Of TD(lambda), for scores on prefixes; 1 is plain regression.", option="--lambda")
+    trace: float = setting(
+        1.0, "Lambda of TD(lambda), for scores on prefixes; 1 is plain regression.", option="--lambda"
+    )
     candidates: int = setting(
         6, "Likeliest next tokens a position that the vocabulary head is fitted to; 0: not.", minimum=0
     )

@@ -1,7 +1,8 @@
 """Computes intervals by the bootstrap over prompts or texts."""
 
 import math
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -24,6 +25,11 @@ def interval(prompts: int, statistic: Statistic, rounds: int = 1000) -> list[flo
     numbers = (statistic(torch.randint(prompts, (prompts,), generator=generator)) for _ in range(rounds))
     drawn = sorted(number for number in numbers if not math.isnan(number))
     return [drawn[int(share * len(drawn))] if drawn else math.nan for share in (0.025, 0.975)]
+
+
+def median_interval(values: Sequence[float]) -> list[float]:
+    """Returns the interval of the median of some numbers, such as time ratios."""
+    return interval(len(values), lambda rows: statistics.median(values[row] for row in rows.tolist()))
 
 
 def mean_of(values: Tensor) -> Statistic:

@@ -12,7 +12,7 @@ from otterlm.training.recipes.common import Run
 class Recipe(Protocol):
     """A recipe is a frozen dataclass whose docstring is the help of `otter train NAME` or `otter distill NAME`.
 
-    Its fields, made by `otterlm.settings.setting`, are the options.
+    The docstring's `Example:` is shown below the options, which are the fields made by `otterlm.settings.setting`.
 
     Attributes:
         defaults: where the command line's defaults differ from those of `Run` and `TrainingConfig`, by field.

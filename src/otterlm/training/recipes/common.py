@@ -41,9 +41,13 @@ class Run:
 
     out: Path = setting(help="Folder for the adapter, its metrics and its checkpoint.")
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    eval_fraction: float = setting(0.1, "Part of the data held out to decide when to stop.")
-    record: bool = setting(False, "Keep the base's intermediates on disk, so that only the first epoch runs it.")
-    save_dtype: str = setting("bfloat16", "Of the saved tensors: float32, bfloat16 or float16.")
+    eval_fraction: float = setting(0.1, "Part of the data held out to decide when to stop.", advanced=True)
+    record: bool = setting(
+        False, "Keep the base's intermediates on disk, so that only the first epoch runs it.", advanced=True
+    )
+    save_dtype: str = setting(
+        "bfloat16", "Precision of the saved tensors: float32, bfloat16 or float16.", advanced=True
+    )
 
     def __post_init__(self) -> None:
         parse_dtype(self.save_dtype, "--save-dtype")

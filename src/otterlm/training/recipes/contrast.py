@@ -20,6 +20,10 @@ from otterlm.training.sources import LiveBase
 class ContrastRecipe:
     """Trains an expert and an anti-expert, each on its own texts.
 
+    Example:
+        otter train contrast --base BASE --positive good.txt \\
+            --negative bad.txt --out DIR
+
     Attributes:
         positive, negative: texts to write like and not to write like; or
         data: both in one, distinguished by their labels.
@@ -39,11 +43,11 @@ class ContrastRecipe:
     positive: str | None = setting(None, "Texts to write like: file or hub dataset.")
     negative: str | None = setting(None, "Texts not to write like.")
     data: str | None = setting(None, "Both in one: texts with labels.")
-    text_column: str = setting("text", "Where the text is; a.b is field b of a.")
-    label_column: str = setting("label", "With --data: where the label is.")
+    text_column: str = setting("text", "Where the text is; a.b is field b of a.", advanced=True)
+    label_column: str = setting("label", "With --data: where the label is.", advanced=True)
     positive_labels: str = setting("1", "With --data: labels to write like, separated by commas.")
     negative_labels: str = setting("0", "With --data: labels not to write like.")
-    max_tokens: int = setting(128, "Of a text; a longer one keeps its start.", minimum=2)
+    max_tokens: int = setting(128, "Length of a text; a longer one keeps its start.", minimum=2, advanced=True)
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -27,6 +27,10 @@ class DistillationRecipe:
 
     The base samples responses, the scorer rates them, and every prefix learns the score.
 
+    Example:
+        otter distill reward --base BASE --scorer hf:MODEL \\
+            --prompts prompts.jsonl --out DIR
+
     Attributes:
         scorer: see `otterlm.training.teachers.scorers.load_scorer`.
         prompts: see `otterlm.training.data.prompts.read_prompts`; a part of them is held out whole.
@@ -45,8 +49,8 @@ class DistillationRecipe:
     scorer: str = setting(help="module:name, regex:PATTERN, hf:MODEL or openai:URL#MODEL.")
     prompts: str = setting(help=PROMPTS_HELP)
     limit: int | None = setting(None, "Only the first prompts.", minimum=1)
-    sampling: Sampling = Sampling()
-    learning: RewardTrainingConfig = RewardTrainingConfig()
+    sampling: Sampling = setting(Sampling(), advanced=True)
+    learning: RewardTrainingConfig = setting(RewardTrainingConfig(), advanced=True)
 
     def __post_init__(self) -> None:
         check_settings(self)

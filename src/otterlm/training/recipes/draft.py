@@ -25,6 +25,9 @@ from otterlm.training.teachers.continuations import continue_prompts
 class DraftRecipe:
     """Trains drafts on what the base itself says after prompts.
 
+    Example:
+        otter train draft --base BASE --prompts prompts.jsonl --out DIR
+
     Attributes:
         prompts: see `otterlm.training.data.prompts.read_prompts`.
         limit: only the first prompts; None: all.
@@ -42,8 +45,8 @@ class DraftRecipe:
 
     prompts: str = setting(help=PROMPTS_HELP)
     limit: int | None = setting(None, "Only the first prompts.", minimum=1)
-    max_prompt_tokens: int = setting(128, "A longer prompt keeps its end.", minimum=1)
-    max_new_tokens: int = setting(96, "Of a continuation.", minimum=1)
+    max_prompt_tokens: int = setting(128, "A longer prompt keeps its end.", minimum=1, advanced=True)
+    max_new_tokens: int = setting(96, "Length of a continuation.", minimum=1, advanced=True)
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -27,6 +27,10 @@ class ExpertsRecipe:
 
     The base continues texts, the two read along, and the contrast learns to steer as they do.
 
+    Example:
+        otter distill contrast --base BASE --expert GOOD \\
+            --anti-expert BAD --texts texts.jsonl --out DIR
+
     Attributes:
         expert, anti_expert: language models with the base's vocabulary, see `otterlm.bases.load_base`.
         texts: such as will be steered; no labels.
@@ -47,9 +51,9 @@ class ExpertsRecipe:
     expert: str = setting(help="A model that writes as wanted.")
     anti_expert: str = setting(help="A model that writes as not wanted.")
     texts: str = setting(help="Texts such as will be steered, no labels: file or hub dataset.")
-    text_column: str = setting("text", "Where the text is; a.b is field b of a.")
-    max_tokens: int = setting(128, "Of a text; a longer one keeps its start.", minimum=2)
-    max_new_tokens: int = setting(20, "Of the base's continuations.", minimum=1)
+    text_column: str = setting("text", "Where the text is; a.b is field b of a.", advanced=True)
+    max_tokens: int = setting(128, "Length of a text; a longer one keeps its start.", minimum=2, advanced=True)
+    max_new_tokens: int = setting(20, "Length of the base's continuations.", minimum=1, advanced=True)
     alpha: float = setting(2.0, "How far the two steer.")
 
     def __post_init__(self) -> None:

@@ -36,6 +36,9 @@ from otterlm.training.vocabulary_head import read_steps
 class GuardRecipe:
     """Trains a guard: the probabilities of labels beside every token.
 
+    Example:
+        otter train guard --base BASE --data labelled.csv --out DIR
+
     Attributes:
         data: see `otterlm.training.data.labelled.read_labelled_rows`.
         eval_data: rows to evaluate and to calibrate on; without it, a part of `data` is held out.
@@ -55,9 +58,9 @@ class GuardRecipe:
     data: str = setting(help="Labelled texts (text or prompt and response; label, labels or spans): file or dataset.")
     eval_data: str | None = setting(None, "Rows to evaluate and calibrate on; else a part of --data.")
     false_alarm_rate: float = setting(0.05, "Share of texts without a label in which its alarm may ring.")
-    names: LabelNames = LabelNames()
-    learning: GuardTrainingConfig = GuardTrainingConfig()
-    limits: Limits = Limits()
+    names: LabelNames = setting(LabelNames(), advanced=True)
+    learning: GuardTrainingConfig = setting(GuardTrainingConfig(), advanced=True)
+    limits: Limits = setting(Limits(), advanced=True)
 
     def __post_init__(self) -> None:
         if not 0 < self.false_alarm_rate < 1:

@@ -36,6 +36,10 @@ class GuardDistillationRecipe:
     The base samples responses, the scorer judges them, and every prefix learns the verdict on the whole response; or,
     with rollouts, what the scorer says of most continuations of the prefix.
 
+    Example:
+        otter distill guard --base BASE --scorer hf:MODEL \\
+            --prompts prompts.jsonl --out DIR
+
     Attributes:
         scorer: see `otterlm.training.teachers.scorers.load_scorer`; the higher, the worse.
         prompts: see `otterlm.training.data.prompts.read_prompts`; a part of them is held out whole.
@@ -61,9 +65,9 @@ class GuardDistillationRecipe:
     offence_from: float = setting(0.5, "From this score on a response is an offence.")
     label: str = setting("unsafe", "What the offence is called.")
     false_alarm_rate: float = setting(0.05, "Share of harmless responses in which the alarm may ring.")
-    sampling: Sampling = Sampling()
-    rollouts: Rollouts = Rollouts()
-    learning: GuardTrainingConfig = GuardTrainingConfig()
+    sampling: Sampling = setting(Sampling(), advanced=True)
+    rollouts: Rollouts = setting(Rollouts(), advanced=True)
+    learning: GuardTrainingConfig = setting(GuardTrainingConfig(), advanced=True)
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -25,7 +25,10 @@ class RewardRecipe:
     """Trains a reward from preference pairs or scored texts.
 
     A second stage makes it a guide: the base samples responses to the prompts, the trained reward rates them whole, and
-    every prefix learns the reward that is expected at the end, see `otterlm.training.recipes.values`.
+    every prefix learns the reward that is expected at the end.
+
+    Example:
+        otter train reward --base BASE --data pairs.csv --out DIR
 
     Attributes:
         data: see `otterlm.training.data.rows.read_rows`.
@@ -44,8 +47,8 @@ class RewardRecipe:
 
     data: str = setting(help="Pairs (chosen, rejected) or scored texts (text, score): file or hub dataset.")
     eval_data: str | None = setting(None, "Rows to evaluate on; else a part of --data.")
-    learning: RewardTrainingConfig = RewardTrainingConfig()
-    limits: Limits = Limits()
+    learning: RewardTrainingConfig = setting(RewardTrainingConfig(), advanced=True)
+    limits: Limits = setting(Limits(), advanced=True)
     values: Values = Values()
 
     def read(self) -> tuple[list[Row], int]:

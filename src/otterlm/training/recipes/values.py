@@ -45,12 +45,16 @@ class Values:
     """
 
     values: bool = setting(True, "Learn the values of the base's own responses in a second stage.")
-    value_prompts: int = setting(2000, "Prompts of the data that the base answers in the second stage.", minimum=2)
-    value_responses: int = setting(3, "Responses sampled of each of these prompts.", minimum=1)
-    value_new_tokens: int = setting(48, "Of such a response.", minimum=1)
-    value_rounds: int = setting(2, "Rounds; all but the first add responses of the guided model.", minimum=1)
-    value_epochs: int = setting(2, "Passes over the responses of the second stage.", minimum=1)
-    value_learning_rate: float = setting(5e-4, "The peak in the second stage.")
+    value_prompts: int = setting(
+        2000, "Prompts of the data that the base answers in the second stage.", minimum=2, advanced=True
+    )
+    value_responses: int = setting(3, "Responses sampled of each of these prompts.", minimum=1, advanced=True)
+    value_new_tokens: int = setting(48, "Length of such a response, in tokens.", minimum=1, advanced=True)
+    value_rounds: int = setting(
+        2, "Rounds; all but the first add responses of the guided model.", minimum=1, advanced=True
+    )
+    value_epochs: int = setting(2, "Passes over the responses of the second stage.", minimum=1, advanced=True)
+    value_learning_rate: float = setting(5e-4, "Peak of the learning rate in the second stage.", advanced=True)
 
     def __post_init__(self) -> None:
         check_settings(self)

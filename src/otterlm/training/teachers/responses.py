@@ -44,9 +44,9 @@ class Sampling:
 
     per_prompt: int = setting(4, "Responses sampled of each prompt.", minimum=1)
     max_prompt_tokens: int = setting(128, "A longer prompt keeps its end.", minimum=1)
-    max_new_tokens: int = setting(64, "Of a response.", minimum=1)
-    temperature: float = setting(1.0, "Of the samples.")
-    top_p: float = setting(1.0, "Of the samples.")
+    max_new_tokens: int = setting(64, "Length of a response.", minimum=1)
+    temperature: float = setting(1.0, "Temperature of the samples.")
+    top_p: float = setting(1.0, "Nucleus of the samples.")
     batch_size: int = setting(8, minimum=1)
     seed: int = 0
 
