@@ -7,7 +7,7 @@ import itertools
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerFast
 from vllm import LLM, SamplingParams
 from vllm.exceptions import VLLMValidationError
 
-from otterlm import ContrastConfig, DraftConfig, OtterModel
+from otterlm import ContrastConfig, DraftConfig, GuardConfig, OtterModel
 from otterlm.engines import client
 from otterlm.engines.exported import export
 
@@ -43,7 +43,10 @@ SIGNALS: dict[str, dict[str, Any]] = {
     "guard": {"seed": 2, "head_dim": 32},
     "contrast": {"signal": ContrastConfig(rank=8)},
     "draft": {"signal": DraftConfig(heads=3, width=16, rank=8, vocabulary_size=64)},
+    "moderator": {"seed": 3, "signal": GuardConfig(("rude", "threat"), spans=("threat",), vocabulary_rank=4)},
 }
+PLAIN = ("reward", "guard", "contrast", "draft")
+"""Adapters without labels. The one that is called guard is a reward."""
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -60,7 +63,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def make_folder(out: Path, model_type: str = "llama", signals: tuple[str, ...] = tuple(SIGNALS), **sizes: Any) -> Path:
+def make_folder(out: Path, model_type: str = "llama", signals: tuple[str, ...] = PLAIN, **sizes: Any) -> Path:
     """Makes a base in `out/base`, adapters beside it, and all of it exported to `out/export`."""
     base = tiny_base(model_type, **(SIZES | sizes))
     base.save_pretrained(out / "base")
@@ -82,6 +85,9 @@ class Answer:
     rewards: dict[str, list[float]]
     logprobs: list[dict[int, float]]
     stop_reason: Any = None
+    guards: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    spans: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    at_prompt: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, output: Any) -> Self:
@@ -89,7 +95,8 @@ class Answer:
         first = output.outputs[0]
         logprobs = [{token: entry.logprob for token, entry in step.items()} for step in first.logprobs or []]
         prompt, tokens = list(output.prompt_token_ids), list(first.token_ids)
-        return cls(prompt, tokens, client.rewards(first), logprobs, first.stop_reason)
+        labelled = client.guards(first), client.spans(first), client.prompt(first)
+        return cls(prompt, tokens, client.rewards(first), logprobs, first.stop_reason, *labelled)
 
 
 def engine(folder: Path, **settings: Any) -> LLM:

@@ -325,9 +325,10 @@ def test_the_second_runners_interface(folder, llm) -> None:
 
     numbers = upstream._attach(lambda *_: Pending(), runner, None).get_output().otter
     assert numbers.keys() == {"2", "3"}
-    assert numbers["2"]["reward"] == pytest.approx(reward.prefix[:1, 0].tolist(), abs=1e-5)
-    assert numbers["2"]["guard"] == pytest.approx(guard.prefix[:1, 0].tolist(), abs=1e-5)
-    assert numbers["3"] == {"guard": pytest.approx(guard.prefix[1:3, 0].tolist(), abs=1e-5)}
+    near = lambda numbers: [pytest.approx([number], abs=1e-5) for number in numbers.tolist()]  # noqa: E731
+    assert numbers["2"]["reward"] == near(reward.prefix[:1, 0])
+    assert numbers["2"]["guard"] == near(guard.prefix[:1, 0])
+    assert numbers["3"] == {"guard": near(guard.prefix[1:3, 0])}
     assert not hasattr(upstream._attach(lambda *_: SimpleNamespace(), runner, None), "otter")
     model.watcher.schedule([], ["0", "1", "2", "3"])
 
@@ -341,7 +342,7 @@ def test_outputs_that_are_fetched_late_are_merged_with_their_numbers(aggregate):
 
     def completion(index, tokens, numbers):
         made = CompletionOutput(index, "", tokens, None, None)
-        made.otter = {"reward": numbers}
+        made.otter = {"rewards": {"reward": numbers}}
         return made
 
     merged = output(completion(0, [5], [1.0]))

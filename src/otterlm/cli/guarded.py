@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from otterlm.decoding import GuardStop, RollbackOutput, label_sequences
-from otterlm.decoding.guard_stop import verdict
 from otterlm.model import OtterModel
+from otterlm.signals.alarm import verdict
 
 
 def guard_report(

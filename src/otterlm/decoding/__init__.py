@@ -3,7 +3,7 @@
 from otterlm.decoding.best_of_n import BestOfN
 from otterlm.decoding.contrast import ContrastGuidance
 from otterlm.decoding.draft_tree import DraftTree
-from otterlm.decoding.guard_stop import GuardStop, ReplaceGuarded, Verdict, judge_prompt
+from otterlm.decoding.guard_stop import GuardStop, ReplaceGuarded, judge_prompt
 from otterlm.decoding.guidance import RewardGuidance
 from otterlm.decoding.read_along import ReadAlongModel, TwoModelContrast
 from otterlm.decoding.rejection import RejectionOutput, RejectionSampling
@@ -13,6 +13,7 @@ from otterlm.decoding.search import CandidateSearch
 from otterlm.decoding.speculative import SpeculativeDecoding, SpeculativeOutput
 from otterlm.decoding.stop import ReplaceStopped, RewardStop
 from otterlm.decoding.stream import StreamedToken, stream_tokens
+from otterlm.signals.alarm import Verdict
 
 __all__ = [
     "BestOfN",

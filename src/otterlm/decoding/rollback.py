@@ -9,7 +9,6 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from otterlm.checks import check_count, check_weight
-from otterlm.decoding.guard_stop import Alarm, AlarmSettings, alarm_settings, never_rings
 from otterlm.decoding.loop import Loop, Run
 from otterlm.decoding.prompt import read_prompt
 from otterlm.decoding.rows import Reading, join_rows, process_row
@@ -18,6 +17,7 @@ from otterlm.generation.settings import check
 from otterlm.interventions import InterventionSettings
 from otterlm.masks import additive
 from otterlm.model import OtterModel
+from otterlm.signals.alarm import Alarm, AlarmSettings, alarm_settings, never_rings
 from otterlm.signals.base import Capability, ClassConfig
 
 ATTEMPTS = 8

@@ -4,15 +4,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from otterlm.signals import signal_type
-from otterlm.signals.base import Capability
+from otterlm.signals.base import SignalConfig
 
 
-def capabilities(signal: Mapping[str, Any]) -> Capability:
-    """Says what can be done with a signal, by its configuration (the `signal` of an `adapter_config.json`).
+def signal_config(signal: Mapping[str, Any]) -> SignalConfig:
+    """Reads the configuration of a signal, which says what can be done with it.
+
+    Args:
+        signal: the `signal` of an `adapter_config.json`.
 
     Raises:
         OtterError: the signal is unknown.
     """
     values = dict(signal)
-    config = signal_type(values.pop("type")).config
-    return config(**values).capabilities
+    return signal_type(values.pop("type")).config(**values)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from otterlm.engines.requests import PREFIX, Served
-from otterlm.engines.rewards import Numbers
+from otterlm.engines.rewards import PROMPT, Numbers
 from otterlm.errors import OtterError, reason
 
 
@@ -33,26 +33,62 @@ def request(folder: str | Path, **settings: Any) -> dict[str, Any]:
     return {"extra_args": arguments}
 
 
-def rewards(output: Any) -> Numbers:
+def rewards(output: Any) -> dict[str, list[float]]:
     """Returns the rewards beside the tokens of an offline `CompletionOutput` whose request had `rewards=1`.
 
     They are by adapter. The reward of a token is that of the text the token was chosen after.
     """
-    numbers: Numbers | None = getattr(output, "otter", None)
-    return numbers or {}
+    return _numbers(output).get("rewards", {})
+
+
+def guards(output: Any) -> dict[str, dict[str, list[float]]]:
+    """Returns the probabilities beside the tokens of a `CompletionOutput` whose request had `guards=1`.
+
+    They are by adapter and label, of the text that each token was chosen after.
+    """
+    return _numbers(output).get("guards", {})
+
+
+def spans(output: Any) -> dict[str, dict[str, list[float]]]:
+    """Returns the same of the last token of that text being inside a passage, by adapter and label."""
+    return _numbers(output).get("spans", {})
+
+
+def prompt(output: Any) -> dict[str, Any]:
+    """Returns what the signals say of the prompt, of a `CompletionOutput` whose request had `prompt=1`.
+
+    `rewards` has a number for each adapter. `guards` has a verdict for each: `label`, the likeliest that raises an
+    alarm, its `probability`, whether the prompt is `flagged`, and the `probabilities` of all labels.
+    """
+    return _numbers(output).get(PROMPT, {})
+
+
+def _numbers(output: Any) -> Numbers:
+    return getattr(output, "otter", None) or {}
 
 
 class Piece(NamedTuple):
-    """A piece is a part of a streamed choice."""
+    """A piece is a part of a streamed choice.
+
+    Attributes:
+        choice: its index.
+        text: of this part.
+        rewards, guards, spans: beside its tokens, as in the functions of these names.
+        stop_reason: why the choice ends here, if it does.
+        prompt: what the signals say of the prompt, with the first piece.
+    """
 
     choice: int
     text: str
-    rewards: Numbers
+    rewards: dict[str, list[float]]
     stop_reason: str | int | None
+    guards: dict[str, dict[str, list[float]]]
+    spans: dict[str, dict[str, list[float]]]
+    prompt: dict[str, Any]
 
 
 def read(stream: Iterable[Any]) -> Iterator[Piece]:
-    """Yields the pieces of a stream of the `openai` package, whose request had `otter_rewards`.
+    """Yields the pieces of a stream of the `openai` package, whose request had `otter_rewards`, for example.
 
     Args:
         stream: what `client.chat.completions.create(..., stream=True, extra_body={"vllm_xargs": {"otter_rewards": 1}})`
@@ -62,7 +98,8 @@ def read(stream: Iterable[Any]) -> Iterator[Piece]:
         for choice in chunk.choices:
             text = choice.delta.content if hasattr(choice, "delta") else choice.text
             extra = choice.model_extra or {}
-            numbers = (extra.get("otter") or {}).get("rewards", {})
+            numbers = extra.get("otter") or {}
             stop_reason = extra.get("stop_reason")
             if text or numbers or stop_reason is not None:
-                yield Piece(choice.index, text or "", numbers, stop_reason)
+                beside = (numbers.get(name, {}) for name in ("guards", "spans", PROMPT))
+                yield Piece(choice.index, text or "", numbers.get("rewards", {}), stop_reason, *beside)

@@ -1,46 +1,75 @@
-"""Decides what an engine does with the numbers of a request: which it returns, and where a guard ends the response."""
+"""Decides what an engine does with the numbers of a request: which it returns, and where a guard ends the response.
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+The numbers of a text are known when its next token is chosen, so that token is never returned. The prompt does not end
+a response, and a response is not ended before it has the tokens that the request wants at least.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, Protocol
 
 from otterlm.decoding.steering import count_under
+from otterlm.engines.readings import Layout, Readings, Row
 from otterlm.engines.requests import Served, Settings
-from otterlm.engines.rewards import Numbers, part
+from otterlm.engines.rewards import PROMPT, STOPPED, Numbers, stop_reason
+from otterlm.signals.alarm import AlarmSettings, verdict
 
 
-class Guard:
-    """Decides where a guarded response ends.
+class Guard(Protocol):
+    """A guard judges a response token by token.
 
-    The reward of a text is known when its next token is chosen, so that token is never returned. The prompt is not
-    judged, and a response is not ended before it has the tokens that the request wants at least.
-
-    Args:
-        settings: of the request, with a guard.
-        least: tokens that the request wants at least.
+    Attributes:
+        reason: the stop reason of the response that it ended.
     """
 
-    def __init__(self, settings: Settings, least: int = 0) -> None:
+    reason: str
+
+    def judge(self, row: Row) -> bool:
+        """Judges the text that a row is of. Returns whether it is to end."""
+
+
+class RewardGuard:
+    """Ends a response when its reward has been under a threshold for some tokens in a row.
+
+    Args:
+        settings: of the request.
+    """
+
+    reason = STOPPED
+
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._least = least
         self._under = 0
 
-    def judge(self, length: int, rewards: Sequence[float]) -> int | None:
-        """Judges the tokens that were chosen now.
+    def judge(self, row: Row) -> bool:
+        """Judges a text, see `Guard`; the first number of the row is its reward."""
+        self._under = count_under(self._under, row[0], self._settings.threshold)
+        return self._under >= self._settings.patience
 
-        Args:
-            length: of the response before them, in tokens.
-            rewards: of the text before each of them.
 
-        Returns:
-            How many of them stay in the response, if it ends here; None if it goes on.
-        """
-        for index, reward in enumerate(rewards):
-            if length + index == 0:
-                continue
-            self._under = count_under(self._under, reward, self._settings.threshold)
-            if self._under >= self._settings.patience and length + index >= self._least:
-                return index
-        return None
+class LabelGuard:
+    """Ends a response when an alarm rings, as `otterlm.decoding.guard_stop.GuardStop` does.
+
+    Args:
+        settings: of the alarm.
+        layout: of the rows.
+    """
+
+    def __init__(self, settings: AlarmSettings, layout: Layout) -> None:
+        self._settings = settings
+        self._layout = layout
+        self._latest: deque[list[bool]] = deque(maxlen=settings.window)
+        self.reason = ""
+
+    def judge(self, row: Row) -> bool:
+        """Judges a text, see `Guard`. Of several labels the one with the most hits ends it."""
+        probabilities, alarms = self._layout.probabilities(row), self._settings.alarms
+        self._latest.append([probabilities[name] >= alarm for name, alarm in alarms.items()])
+        hits = dict(zip(alarms, map(sum, zip(*self._latest, strict=True)), strict=True))
+        label = max(hits, key=lambda name: hits[name])
+        self.reason = stop_reason(label)
+        return hits[label] >= self._settings.hits
 
 
 class Track:
@@ -50,18 +79,77 @@ class Track:
         served: what the engine serves.
         arguments: extra arguments of the request, checked before.
         least: tokens that the request wants at least.
+
+    Attributes:
+        reason: the stop reason of the response, once it is ended here.
     """
 
     def __init__(self, served: Served, arguments: Mapping[str, Any] | None, least: int) -> None:
-        settings = served.settings(arguments)
-        self._leaving = served.numbers if settings.rewards else ()
-        self._name = settings.guard
-        self._guard = Guard(settings, least)
+        self._served = served
+        self._settings = settings = served.settings(arguments)
+        self._least = least
+        self._layouts = {name: Layout.of(served, name) for name in served.watched(settings)}
+        self._guard: Guard | None = None
+        if settings.guard is not None:
+            alarm, layout = settings.alarm, self._layouts[settings.guard]
+            self._guard = RewardGuard(settings) if alarm is None else LabelGuard(alarm, layout)
+        self._waiting: Numbers = {}  # of the prompt
+        self.reason: str | None = None
 
-    def judge(self, length: int, numbers: Mapping[str, Sequence[float]], count: int) -> int | None:
-        """Judges `count` tokens that were chosen after a response of `length`, see `Guard.judge`."""
-        return None if self._name is None else self._guard.judge(length, numbers[self._name][:count])
+    def judge(self, length: int, readings: Readings, count: int) -> int | None:
+        """Judges the tokens that were chosen now.
 
-    def leaving(self, numbers: Mapping[str, Sequence[float]], count: int) -> Numbers:
-        """Returns the numbers that the request wants, of the first `count` tokens."""
-        return part({name: numbers[name] for name in self._leaving}, 0, count)
+        Args:
+            length: of the response before them, in tokens.
+            readings: what was read of the text before each of them.
+            count: how many they are; there may be more rows.
+
+        Returns:
+            How many of them stay in the response, if it ends here; None if it goes on.
+        """
+        if count and length == 0 and self._refuses({name: rows[0] for name, rows in readings.items()}):
+            return 0
+        if self._guard is None or self._settings.guard is None:
+            return None
+        for index, row in enumerate(readings[self._settings.guard][:count]):
+            if length + index > 0 and self._guard.judge(row) and length + index >= self._least:
+                self.reason = self._guard.reason
+                return index
+        return None
+
+    def _refuses(self, rows: Mapping[str, Row]) -> bool:
+        """Judges the prompt. Returns whether the response is to have no token."""
+        if self._settings.prompt:
+            self._waiting = {PROMPT: {"rewards": {name: rows[name][0] for name in self._served.numbers}}}
+            if guards := self._served.guards:
+                verdicts = {name: verdict(self._probabilities(name, rows), each) for name, each in guards.items()}
+                self._waiting[PROMPT]["guards"] = {name: asdict(each) for name, each in verdicts.items()}
+        if (name := self._settings.refuse) is None:
+            return False
+        probabilities = self._probabilities(name, rows)
+        flagged = [
+            label for label, least in self._served.guards[name].thresholds.items() if probabilities[label] >= least
+        ]
+        if flagged:
+            self.reason = stop_reason(max(flagged, key=lambda label: probabilities[label]), of_prompt=True)
+        return bool(flagged)
+
+    def _probabilities(self, name: str, rows: Mapping[str, Row]) -> dict[str, float]:
+        return self._layouts[name].probabilities(rows[name])
+
+    def waiting(self) -> Numbers:
+        """Returns the numbers of the prompt, once, if the request wants them."""
+        numbers, self._waiting = self._waiting, {}
+        return numbers
+
+    def leaving(self, readings: Readings, count: int) -> Numbers:
+        """Returns the numbers that the request wants, of the first `count` tokens; once, those of the prompt."""
+        numbers = self.waiting()
+        if self._settings.rewards:
+            numbers["rewards"] = {name: [row[0] for row in readings[name][:count]] for name in self._served.numbers}
+        if self._settings.guards:
+            of = {name: (self._layouts[name], readings[name][:count]) for name in self._served.guards}
+            numbers["guards"] = {name: layout.by_label(rows) for name, (layout, rows) in of.items()}
+            if spans := {name: layout.by_span(rows) for name, (layout, rows) in of.items() if layout.spans}:
+                numbers["spans"] = spans
+        return numbers

@@ -8,27 +8,37 @@
     otter_top_p      with a contrast: the base's nucleus that stays possible
     otter_threshold  end the response when its reward falls under this
     otter_patience   for so many tokens in a row
-    otter_guard      the adapter whose reward that is; may be left out where there is one
+    otter_guard      the adapter whose reward that is, or the guard that ends the response by its alarm; may be left out
+                     where there is one
+    otter_alarm      the probability at which a token is a hit for the guard: of all labels, or JSON text of an object,
+                     labels to probabilities
+    otter_hits       end the response when so many tokens
+    otter_window     of the latest so many are hits
+    otter_refuse     1: a prompt that the guard flags gets no token
     otter_rewards    1: the reward of every reward adapter beside every token
+    otter_guards     1: the probability of each label of every guard beside every token
+    otter_prompt     1: both, of the prompt, before the first token
 
 Nothing here needs torch or Transformers.
 """
 
+import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from otterlm.checks import check_number, shown
-from otterlm.engines.capabilities import capabilities
+from otterlm.engines.capabilities import signal_config
 from otterlm.engines.spelling import resembles_prefix
 from otterlm.errors import OtterError
 from otterlm.interventions import InterventionSettings, InterventionType, intervention_type, refuse_unused
 from otterlm.settings import rule
-from otterlm.signals.base import STEERS, Capability
+from otterlm.signals.alarm import Alarm, AlarmSettings, alarm_settings
+from otterlm.signals.base import STEERS, Capability, ClassConfig
 
 PREFIX = "otter_"
 STEERING = (intervention_type("guidance"), intervention_type("contrast"))
-STOP = intervention_type("stop")
+STOP, GUARD = intervention_type("stop"), intervention_type("guard")
 
 
 def _arguments_of(*used: InterventionType) -> tuple[str, ...]:
@@ -36,7 +46,10 @@ def _arguments_of(*used: InterventionType) -> tuple[str, ...]:
     return tuple(dict.fromkeys("weight" if name == "alpha" else name for use in used for name in use.takes))
 
 
-NAMES = tuple(dict.fromkeys(("weight", "signal", *_arguments_of(*STEERING, STOP), "guard", "rewards")))
+RETURNED = ("rewards", "guards", "prompt")
+"""What may be asked for that makes responses have more fields."""
+STOPPING = (*_arguments_of(STOP), "guard", *GUARD.takes, "refuse")
+NAMES = tuple(dict.fromkeys(("weight", "signal", *_arguments_of(*STEERING), *STOPPING, *RETURNED)))
 """What may be asked for, without the prefix."""
 DEFAULTS = InterventionSettings()
 """Those of all of Otter. Two are a request's alone: nothing steers unless it asks, and then over all tokens."""
@@ -44,7 +57,10 @@ DEFAULTS = InterventionSettings()
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Holds the checked settings of a request. `steer` and `guard` name adapters; None: not asked for."""
+    """Holds the checked settings of a request. `steer`, `guard` and `refuse` name adapters; None: not asked for.
+
+    A guard ends the response by its labels where there is an alarm, and else by its reward.
+    """
 
     steer: str | None = None
     weight: float = 0.0
@@ -54,12 +70,21 @@ class Settings:
     guard: str | None = None
     threshold: float = DEFAULTS.threshold
     patience: int = DEFAULTS.patience
+    alarm: AlarmSettings | None = None
+    refuse: str | None = None
     rewards: bool = False
+    guards: bool = False
+    prompt: bool = False
+
+    @property
+    def returns(self) -> bool:
+        """Says whether the response is to have more fields."""
+        return self.rewards or self.guards or self.prompt
 
     @property
     def asks(self) -> bool:
         """Says whether the request asks for anything that the base alone would not do."""
-        return self.steer is not None or self.guard is not None or self.rewards
+        return self.returns or any(name is not None for name in (self.steer, self.guard, self.refuse))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,23 +95,34 @@ class Served:
         signals: what can be done with each adapter, by name; empty for a model without adapters.
         vocabulary_size: the base's.
         speculates: the engine verifies drafts, and so does not steer.
+        guards: the configurations of the adapters that have labels.
     """
 
     signals: Mapping[str, Capability]
     vocabulary_size: int
     speculates: bool = False
+    guards: Mapping[str, ClassConfig] = field(default_factory=dict)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], speculates: bool = False) -> Self:
         """Reads the `config.json` of an exported folder, or of a model without adapters."""
         adapters = config.get("otter") or {}
-        signals = {name: capabilities(values["signal"]) for name, values in adapters.items()}
-        return cls(signals, config.get("vocab_size", 0), speculates)
+        configs: dict[str, Any] = {name: signal_config(values["signal"]) for name, values in adapters.items()}
+        signals = {name: each.capabilities for name, each in configs.items()}
+        guards = {name: each for name, each in configs.items() if Capability.CLASSES in signals[name]}
+        return cls(signals, config.get("vocab_size", 0), speculates, guards)
 
     @property
     def numbers(self) -> tuple[str, ...]:
         """Returns the adapters that have a number beside every token."""
         return tuple(name for name, each in self.signals.items() if Capability.PREFIX in each)
+
+    def watched(self, settings: Settings) -> tuple[str, ...]:
+        """Returns the adapters that are to be read beside every token of a request."""
+        names = [name for name in (settings.guard, settings.refuse) if name is not None]
+        names += self.numbers if settings.rewards or settings.prompt else ()
+        names += self.guards if settings.guards or settings.prompt else ()
+        return tuple(dict.fromkeys(names))
 
     def settings(self, arguments: Mapping[str, Any] | None) -> Settings:
         """Checks the extra arguments of a request.
@@ -109,9 +145,9 @@ def refuse_stray(fields: Iterable[str]) -> None:
     Raises:
         OtterError: one is a setting, or nearly.
     """
-    for field in fields:
-        if resembles_prefix(field):
-            raise OtterError(f"{field} is no field of the request: settings go into vllm_xargs ({_known()})")
+    for name in fields:
+        if resembles_prefix(name):
+            raise OtterError(f"{name} is no field of the request: settings go into vllm_xargs ({_known()})")
 
 
 def _ours(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,6 +158,10 @@ def _ours(arguments: Mapping[str, Any]) -> dict[str, Any]:
         elif resembles_prefix(name):
             raise OtterError(f"unknown argument {name}; there are: {_known()}")
     return settings
+
+
+def _spelled(name: str) -> str:
+    return PREFIX + name
 
 
 def _known() -> str:
@@ -138,12 +178,27 @@ class _Reader:
     def read(self) -> Settings:
         if self.arguments and not self.served.signals:
             raise OtterError(f"the model that is served has no adapters: otter_{min(self.arguments)} has no effect")
-        rewards = self.arguments.get("rewards", 0)
-        if isinstance(rewards, bool) or rewards not in (0, 1):
-            raise OtterError(f"otter_rewards must be 0 or 1, got {shown(rewards)}")
+        rewards, guards, prompt = (self.flag(name) for name in RETURNED)
         if rewards and not self.served.numbers:
             raise OtterError("otter_rewards needs a reward adapter; the model that is served has none")
-        return Settings(**self.steering(), **self.guarding(), rewards=rewards == 1)
+        if guards and not self.served.guards:
+            raise OtterError("otter_guards needs a guard adapter; the model that is served has none")
+        if prompt and not (self.served.numbers or self.served.guards):
+            raise OtterError("otter_prompt needs a reward or guard adapter; the model that is served has none")
+        return Settings(
+            **self.steering(),
+            **self.guarding(),
+            refuse=self.refusing(),
+            rewards=rewards,
+            guards=guards,
+            prompt=prompt,
+        )
+
+    def flag(self, name: str) -> bool:
+        value = self.arguments.get(name, 0)
+        if isinstance(value, bool) or value not in (0, 1):
+            raise OtterError(f"{PREFIX}{name} must be 0 or 1, got {shown(value)}")
+        return value == 1
 
     def steering(self) -> dict[str, Any]:
         if "weight" not in self.arguments:
@@ -156,7 +211,7 @@ class _Reader:
             return {}
         steer = self.adapter("signal", lambda each: bool(each & STEERS))
         used = [each for each in STEERING if each.needs in self.served.signals[steer]]
-        refuse_unused(values, used, STEERING, lambda name: PREFIX + name)
+        refuse_unused(values, used, STEERING, _spelled)
         if weight == 0:
             return values
         if self.served.speculates:
@@ -164,10 +219,48 @@ class _Reader:
         return {"steer": steer, "weight": weight, **values}
 
     def guarding(self) -> dict[str, Any]:
-        if "threshold" not in self.arguments:
-            self.goes_with((*_arguments_of(STOP), "guard"), "otter_threshold")
+        if "threshold" in self.arguments:
+            refuse_unused((name for name in GUARD.takes if name in self.arguments), [STOP], [STOP, GUARD], _spelled)
+            return {"guard": self.adapter("guard", lambda each: STOP.needs in each), **self.values(STOP)}
+        self.goes_with(_arguments_of(STOP), "otter_threshold")
+        if not any(name in self.arguments for name in ("guard", *GUARD.takes)):
             return {}
-        return {"guard": self.adapter("guard", lambda each: STOP.needs in each), **self.values(STOP)}
+        if self.arguments.get("guard") in self.only_rewards and self.arguments.keys().isdisjoint(GUARD.takes):
+            self.goes_with(("guard",), "otter_threshold")
+        guard = self.adapter("guard", lambda each: GUARD.needs in each)
+        numbers = {name: self.value(name) for name in ("hits", "window") if name in self.arguments}
+        return {"guard": guard, "alarm": alarm_settings(self.served.guards[guard], self.alarm(), **numbers)}
+
+    @property
+    def only_rewards(self) -> tuple[str, ...]:
+        """Returns the adapters that have a number beside every token, and no labels."""
+        return tuple(name for name in self.served.numbers if name not in self.served.guards)
+
+    def alarm(self) -> Alarm:
+        if "alarm" not in self.arguments:
+            return None
+        value = self.arguments["alarm"]
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except ValueError as error:
+                example = '{"insult": 0.9}'
+                raise OtterError(
+                    f"otter_alarm must be a probability, or JSON text such as {example}, got {shown(value)}"
+                ) from error
+        if isinstance(value, Mapping):
+            return value
+        return float(rule(InterventionSettings, "alarm")("otter_alarm", value))
+
+    def refusing(self) -> str | None:
+        if not self.flag("refuse"):
+            return None
+        guards = tuple(self.served.guards)
+        if (named := self.arguments.get("guard")) in guards:
+            return str(named)
+        if len(guards) != 1:
+            raise OtterError(f"otter_refuse: name a guard in otter_guard; there are: {', '.join(guards) or 'none'}")
+        return guards[0]
 
     def goes_with(self, names: tuple[str, ...], what: str) -> None:
         for name in names:

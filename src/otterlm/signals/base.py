@@ -135,6 +135,7 @@ class ClassConfig(Protocol):
         alarms: the probability of each class that raises an alarm from which on a token is a hit.
         thresholds: the probability of each of them from which on a whole text counts.
         hits, window: the alarm rings when so many of the latest `window` tokens are hits.
+        spans: the classes whose passages are marked, too.
     """
 
     @property
@@ -152,6 +153,9 @@ class ClassConfig(Protocol):
     @property
     def window(self) -> int: ...
 
+    @property
+    def spans(self) -> tuple[str, ...]: ...
+
 
 class ClassSignal(Signal, Protocol):
     """The signal has `Capability.CLASSES`. Its `beside` is a probability: that no class raises an alarm.
@@ -165,6 +169,11 @@ class ClassSignal(Signal, Protocol):
     @property
     def probabilities(self) -> Tensor:
         """Returns that of every class after every prefix that ends in this pass, `[B, T, L]` float32."""
+
+    @property
+    def span_probabilities(self) -> Tensor:
+        """Returns that of every prefix's last token being inside a passage, `[B, T, S]` float32, of each class of
+        `ClassConfig.spans`."""
 
 
 class AddedSignal(Signal, Protocol):

@@ -1,12 +1,12 @@
-"""Checks settings where a request enters the server, and joins rewards to the response where it is made.
+"""Checks settings where a request enters the server, and joins numbers to the response where it is made.
 
 Both happen on the handlers of vLLM's server, which the HTTP routes (under any path) and `vllm run-batch` share. In a
 response, each choice has
 
     choice["otter"] = {"rewards": {NAME: [one number a token]}}
 
-beside its text or delta. A response of `/v1/responses` has no choices: there it is `response["otter"]`, and in a stream
-also `otter` beside each delta.
+beside its text or delta, and what else `otterlm.engines.rewards` has. A response of `/v1/responses` has no choices:
+there it is `response["otter"]`, and in a stream also `otter` beside each delta.
 """
 
 import contextlib
@@ -14,8 +14,8 @@ import json
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
-from otterlm.engines.requests import Served, refuse_stray
-from otterlm.engines.rewards import STOPPED, Joiner
+from otterlm.engines.requests import PREFIX, RETURNED, Served, refuse_stray
+from otterlm.engines.rewards import Joiner, Numbers, is_ours
 from otterlm.errors import OtterError
 
 Read = Callable[[Any], Served]
@@ -29,14 +29,15 @@ async def enter(read: Read, original: Any, handler: Any, request: Any, http: Any
         settings = read(handler.engine_client.vllm_config).settings(_arguments(request))
         if settings.asks and getattr(request, "use_beam_search", False):
             raise OtterError("beam search cannot be steered, guarded or given rewards: leave use_beam_search off")
-        if settings.rewards and type(handler).__name__ in NO_REWARDS:
-            raise OtterError("this route has no field for otter_rewards: use /v1/completions or /v1/chat/completions")
+        if settings.returns and type(handler).__name__ in NO_FIELDS:
+            name = next(name for name in RETURNED if getattr(settings, name))
+            raise OtterError(f"this route has no field for otter_{name}: use /v1/completions or /v1/chat/completions")
     except OtterError as error:
         return handler.create_error_response(str(error))
     return await original(handler, request, http, *rest)
 
 
-NO_REWARDS = ("AnthropicServingMessages", "CohereServingChatV2", "ServingTokens")
+NO_FIELDS = ("AnthropicServingMessages", "CohereServingChatV2", "ServingTokens")
 """The responses of these handlers can have no further fields."""
 
 
@@ -54,7 +55,7 @@ async def _unknown_fields(request: Any, http: Any) -> Iterable[str]:
 
 
 def _wants(request: Any) -> bool:
-    return bool(_arguments(request).get("otter_rewards"))
+    return any(_arguments(request).get(PREFIX + name) for name in RETURNED)
 
 
 # -- responses with choices --------------------------------------------------------------------------------------------
@@ -160,9 +161,9 @@ class _Turns:
         self._append(output)
 
     def fill(self, response: Any) -> Any:
-        extra: dict[str, Any] = self.all.take(0) or {}
-        if self.stop_reason == STOPPED:
-            extra["stop_reason"] = STOPPED
+        extra: Numbers = self.all.take(0) or {}
+        if is_ours(self.stop_reason):
+            extra["stop_reason"] = self.stop_reason
         if extra:
             response.otter = extra
         return response

@@ -3,7 +3,7 @@
 That is where names come from, which methods are wrapped, and which attributes of vLLM's objects are read and set. No
 other file imports from vLLM. Numbers travel on vLLM's objects, beside what it puts there:
 
-    worker      `ModelRunnerOutput.otter`             by request, as they were sampled
+    worker      `ModelRunnerOutput.otter`             by request, rows as they were sampled
     scheduler   `EngineCoreOutput.kv_transfer_params` under `otter`, a field that every transport carries
     front end   `RequestState.otter`                  since the request began
                 `CompletionOutput.otter`              as long as its `token_ids`
@@ -11,7 +11,7 @@ other file imports from vLLM. Numbers travel on vLLM's objects, beside what it p
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -20,8 +20,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from otterlm.engines.guard import Track
+from otterlm.engines.readings import Readings
 from otterlm.engines.requests import Served
-from otterlm.engines.rewards import STOPPED, extend, part
+from otterlm.engines.rewards import extend, part
 from otterlm.engines.vllm import routes
 from otterlm.engines.vllm.architectures import ARCHITECTURES
 from otterlm.engines.vllm.refusals import refuse_config
@@ -204,7 +205,7 @@ def _update(original: Any, scheduler: Any, scheduled: Any, output: Any) -> Any:
         if track and (leaving := track.leaving(numbers[each.request_id], len(each.new_token_ids))):
             each.kv_transfer_params = {**(each.kv_transfer_params or {}), FIELD: leaving}
     for name in ended:
-        _end(scheduler, requests[name], updates)
+        _end(scheduler, requests[name], tracks[name], updates)
     return updates
 
 
@@ -216,7 +217,7 @@ def _track(scheduler: Any, request: Any) -> Track:
     return tracks[request]
 
 
-def _cut(request: Any, track: Track, output: Any, numbers: Mapping[str, list[float]]) -> bool:
+def _cut(request: Any, track: Track, output: Any, numbers: Readings) -> bool:
     """Removes the tokens that come after a response's end. Returns whether its guard ended it."""
     if request.is_finished():
         return False
@@ -229,18 +230,20 @@ def _cut(request: Any, track: Track, output: Any, numbers: Mapping[str, list[flo
     return length is not None
 
 
-def _end(scheduler: Any, request: Any, updates: Any) -> None:
+def _end(scheduler: Any, request: Any, track: Track, updates: Any) -> None:
     """Finishes a request that its guard ended, as vLLM finishes those whose grammar fails."""
     engine, status = import_module("vllm.v1.engine"), import_module("vllm.v1.request").RequestStatus
     if not scheduler.finish_requests(request.request_id, status.FINISHED_STOPPED):
         return  # one of the tokens before ended it already
     update = updates.setdefault(request.client_index, engine.EngineCoreOutputs())
+    waiting = track.waiting()
     update.outputs.append(
         engine.EngineCoreOutput(
             request_id=request.request_id,
             new_token_ids=[],
             finish_reason=request.get_finished_reason(),
-            stop_reason=STOPPED,
+            stop_reason=track.reason,
+            kv_transfer_params={FIELD: waiting} if waiting else None,
             events=request.take_events(),
             trace_headers=request.trace_headers,
         )

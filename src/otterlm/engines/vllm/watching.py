@@ -7,10 +7,11 @@ model's latest `compute_logits`, and are copied to the host while the step goes 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from otterlm.engines.requests import Served
-from otterlm.engines.rewards import Numbers
+from otterlm.signals.base import Capability
 
 
 class Watcher:
@@ -38,10 +39,7 @@ class Watcher:
         for request in leaving:
             self._wanted.pop(request, None)
         for request, arguments in entering:
-            settings = self._served.settings(arguments)
-            guards = (settings.guard,) if settings.guard is not None else ()
-            # The guard's number is watched where it does not leave the engine, too.
-            self._wanted[request] = tuple(dict.fromkeys((*guards, *(self._served.numbers if settings.rewards else ()))))
+            self._wanted[request] = self._served.watched(self._served.settings(arguments))
 
     def sample(self, requests: Sequence[str], drafts: Sequence[int]) -> None:
         """Reads the numbers of the rows that are sampled from now.
@@ -55,11 +53,16 @@ class Watcher:
             for name in self._wanted.get(request, ()):
                 self._rows.setdefault(name, {})[request] = rows
         self._copies = {
-            name: self._model.signal(name, [row for each in rows.values() for row in each])
-            .prefix[:, 0]
-            .to("cpu", non_blocking=True)
-            for name, rows in self._rows.items()
+            name: self._read(name, [row for each in rows.values() for row in each]) for name, rows in self._rows.items()
         }
+
+    def _read(self, name: str, rows: list[int]) -> Tensor:
+        """Reads an adapter's numbers at some rows, `[n, C]`, see `otterlm.engines.readings.Layout`."""
+        signal, can = self._model.signal(name, rows), self._served.signals[name]
+        parts = [signal.prefix] if Capability.PREFIX in can else []
+        if Capability.CLASSES in can:
+            parts += [*signal.probabilities.unbind(dim=-1), *signal.span_probabilities.unbind(dim=-1)]
+        return torch.cat(parts, dim=-1).to("cpu", non_blocking=True)
 
     def take(self) -> "Copies":
         """Returns the numbers of the latest step, once."""
@@ -72,7 +75,7 @@ class Copies:
 
     Args:
         rows: by adapter, by request: the rows of the step.
-        values: by adapter, one number for each of these rows.
+        values: by adapter, `[n, C]`, a row of numbers for each of these rows.
     """
 
     def __init__(self, rows: dict[str, dict[str, range]], values: dict[str, Tensor]) -> None:
@@ -82,9 +85,9 @@ class Copies:
     def __bool__(self) -> bool:
         return bool(self._values)
 
-    def by_request(self) -> dict[str, Numbers]:
-        """Returns the numbers by request; the copies must be complete."""
-        numbers: dict[str, Numbers] = {}
+    def by_request(self) -> dict[str, dict[str, list[list[float]]]]:
+        """Returns the numbers by request, by adapter, see `otterlm.engines.readings`; the copies must be complete."""
+        numbers: dict[str, dict[str, list[list[float]]]] = {}
         for name, rows in self._rows.items():
             values = iter(self._values[name].tolist())
             for request, each in rows.items():
