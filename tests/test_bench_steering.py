@@ -11,6 +11,7 @@ from conftest import close, refused, reward_model, tiny_base, tiny_otter
 from word_tokenizer import TEMPLATE, WORDS, tokenizer
 
 from otterlm.bench import report
+from otterlm.bench.answering import time_over
 from otterlm.bench.judges import Perplexity
 from otterlm.bench.steering import SAMPLES, answers_of, samples_of
 from otterlm.bench.steering_methods import BASE, GUIDANCE, FinalReward
@@ -140,7 +141,7 @@ def test_best_of_n_is_of_the_first_n_samples() -> None:
     assert answers["best-of-16", None].responses == [[9], [9]]
     assert answers["best-of-16", None].rewards.tolist() == [7.0, 7.0]
     assert [answers[f"best-of-{n}", None].paces for n in (4, 16)] == [[2.0], [8.0]]
-    assert answers[GUIDANCE, 1.0].time_over(answers[BASE, None]) == (9 / 3) / (4 / 2)
+    assert time_over(answers[GUIDANCE, 1.0].paces, answers[BASE, None].paces)[0] == (9 / 3) / (4 / 2)
 
 
 def test_rows() -> None:
