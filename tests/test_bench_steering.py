@@ -47,7 +47,8 @@ def test_command(answer, refusal, arguments, base, tmp_path) -> None:
     assert all(row["prompts"] == 5 and row["perplexity"] >= 1 for row in rows.values())
     # Weight 0 is the base: the same greedy text, and the same sample.
     for base_row, steered in ((METHODS[0], METHODS[2]), (METHODS[1], METHODS[4])):
-        same = {**rows[steered], **{key: rows[base_row][key] for key in ("method", "weight", "time_over_base")}}
+        timed = ("method", "weight", "time_over_base", "time_over_base_ci95")
+        same = {**rows[steered], **{key: rows[base_row][key] for key in timed}}
         assert same == rows[base_row]
     alone = rows[BASE, None]
     assert (alone["reward_gain"], alone["share_same"], alone["share_up"]) == (0, 1, 0)
