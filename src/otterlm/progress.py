@@ -23,7 +23,7 @@ _STDERR = Console(stderr=True, markup=False, emoji=False, highlight=False)
 
 
 class Lines(progress.Progress):
-    """Lines take the place of a bar where stderr is no terminal, so that a log says how far a long run is."""
+    """Lines are printed instead of a bar where stderr is no terminal, so that a log says how far a long run is."""
 
     def __init__(self, disable: bool) -> None:
         # Without a thread: a line comes when something is done.

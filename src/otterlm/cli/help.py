@@ -71,7 +71,7 @@ def _options(command: Any, context: Any) -> Panels:
 
 
 def _name(record: str) -> str:
-    """Shortens an option: `--x <int range>` to `--x INT`, `--x / --no-x` to `--[no-]x`."""
+    """Returns an option in its short form: `--x <int range>` to `--x INT`, `--x / --no-x` to `--[no-]x`."""
     record = re.sub(r"^--(\S+) / --no-\1$", r"--[no-]\1", record)
     return re.sub(r"<(\w+)[^>]*>", lambda kind: KINDS.get(kind[1], kind[1].upper()), record)
 

@@ -17,7 +17,7 @@ from otterlm.signals.alarm import AlarmSettings, verdict
 
 
 class Guard(Protocol):
-    """A guard judges a response token by token.
+    """A guard reads a response token by token.
 
     Attributes:
         reason: the stop reason of the response that it ended.
