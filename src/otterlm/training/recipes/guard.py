@@ -26,10 +26,13 @@ from otterlm.training.evaluation.guard_calibration import calibrate_guard, check
 from otterlm.training.evaluation.guard_metrics import held_out_metrics
 from otterlm.training.evaluation.guard_reading import read_guard
 from otterlm.training.recipes.common import Run, on_device
-from otterlm.training.recipes.reward_fit import EXPLAINED, POSITIONS, at_most
+from otterlm.training.recipes.reward_fit import EXPLAINED, at_most
 from otterlm.training.sources import LiveBase
 from otterlm.training.vocabulary_fit import FitConfig, fit_vocabulary
 from otterlm.training.vocabulary_head import read_steps
+
+POSITIONS = 60_000
+"""The steering heads are fitted to at most so many tokens; each costs the base about three."""
 
 
 @dataclass(frozen=True, slots=True)
