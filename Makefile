@@ -55,7 +55,7 @@ docs: setup
 exactness: setup
 	$(BIN)/python tests/exactness_matrix.py > docs/exactness.md
 
-# The recipes of the shipped adapters; about five hours on two cores, and recordings of the base of up to 19 GB each.
+# The recipes of the shipped adapters; about six hours on two cores, and recordings of the base of up to 45 GB each.
 adapters: setup
 	$(BIN)/python benchmarks/preference_accuracy.py --base $(BASE) --data $(PAIRS) \
 		--out runs --methods otter --seeds 0 --values
@@ -64,6 +64,10 @@ adapters: setup
 	cp runs/detox/distilled/adapter_* adapters/smollm2-135m-detox/
 	$(BIN)/python benchmarks/drafting.py --base $(BASE) --data $(DATA) --out runs/draft --methods otter --record
 	cp runs/draft/otter/adapter_* adapters/smollm2-135m-draft/
+	$(BIN)/python benchmarks/guard.py prepare --data $(DATA) --out runs/guard
+	$(BIN)/otter train guard --base $(BASE) --data runs/guard/train.jsonl --eval-data runs/guard/valid.jsonl \
+		--out runs/guard/adapter --layers 11-29:2 --max-response-tokens 160 --record
+	cp runs/guard/adapter/adapter_* adapters/smollm2-135m-guard/
 
 # The judges of the benchmarks, as data: a toxicity classifier and a sentence encoder.
 $(JUDGES)/.ready: $(VENV)/.ready
@@ -89,6 +93,10 @@ bench: setup adapters $(JUDGES)/.ready test-vllm
 		--data nontoxic=runs/detox/nontoxic.jsonl --toxicity $(JUDGES)/package --fluency $$($(BIN)/python tests/real_weights.py gemma3-270m) --out runs/bench
 	$(BIN)/otter bench speed --base $(BASE) --adapter adapters/smollm2-135m-draft --medusa runs/draft/medusa \
 		--data $(DATA)/spec_bench/question.jsonl --limit 39 --drafts 1 --drafts 3 --drafts 4 --out runs/bench
+	$(BIN)/python benchmarks/guard.py finetune --data runs/guard --out runs/guard/classifier --max-response-tokens 160
+	$(BIN)/otter bench guard --base $(BASE) --adapter adapters/smollm2-135m-guard --train runs/guard/train.jsonl \
+		--data jigsaw=runs/guard/test-jigsaw.jsonl --data openai_moderation=runs/guard/test-openai_moderation.jsonl \
+		--classifier runs/guard/classifier/model --max-response-tokens 160 --out runs/bench
 	$(BIN)/otter export --base $(BASE) --adapter adapters/smollm2-135m-harmless --out runs/served
 	.venv-vllm/bin/python benchmarks/serving.py throughput --folder runs/served --base $(BASE)
 
