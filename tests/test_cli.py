@@ -203,6 +203,12 @@ def test_train_draft_and_generate(answer, refusal, base, adapter, tmp_path: Path
     assert "--method guidance" in refusal(*prompt, *both, "--method", "search")
     assert "--drafts" in refusal(*prompt, *both, "--drafts", 0)
     assert "--max-new-tokens" in refusal(*command, "--max-new-tokens", 0)
+    assert "--data" in refusal(*command, "--data", tmp_path / "prompts.txt")
+    ready = [{"prompt_tokens": [10, 11], "response_tokens": [12, 13, 14, row]} for row in range(10, 18)]
+    (tmp_path / "ready.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ready))
+    of_data = ("train", "draft", "--base", base, "--data", tmp_path / "ready.jsonl", "--out", tmp_path / "of_data")
+    answer(*of_data, *settings, *SHAPE, *training, "--record")
+    assert "ready continuations: 6, with 24 tokens; 2 held" in (tmp_path / "of_data" / "README.md").read_text()
     assert answer("verify", "--base", base, "--adapter", tmp_path / "draft", "--dtype", "float32")["exact"]
     plan = answer("plan", "--base", base, "--adapter", tmp_path / "draft")
     assert plan["derived_parameters"] == 20 * 8

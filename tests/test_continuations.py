@@ -8,8 +8,9 @@ import torch
 from conftest import refused, tiny_base
 from word_tokenizer import TEMPLATE, WORDS, tokenizer
 
+from otterlm.training.data.continuations import continuation_examples, read_continuations
 from otterlm.training.data.prompts import read_prompts
-from otterlm.training.data.tokens import prompt_tokens
+from otterlm.training.data.tokens import Limits, prompt_tokens
 from otterlm.training.teachers import continuations
 from otterlm.training.teachers.continuations import continue_prompts, continue_texts
 
@@ -109,3 +110,42 @@ def test_prompts_are_read_once_each(tmp_path: Path) -> None:
         refused(lambda: read_prompts(path), "row 2" if row != [1] else "row", named)
     path.write_text("")
     refused(lambda: read_prompts(path), "no prompts")
+
+
+READY = {"prompt": "a b", "response": "c d e"}
+WORD_TOKENS = {"prompt_tokens": [8, 7, 10], "response_tokens": [12, 13, 14, 2]}
+
+
+def ready(records, limits=Limits()):
+    return continuation_examples(read_continuations(records), tokenizer(TEMPLATE), limits)
+
+
+def test_ready_continuations_are_read_as_text_or_as_tokens() -> None:
+    (text,) = ready([READY])
+    assert text.prefix == tuple(prompt_tokens((("user", "a b"),), tokenizer(TEMPLATE)))
+    assert text.branches == ((12, 13, 14, 2),)
+    for records in ([WORD_TOKENS], [READY | WORD_TOKENS]):
+        (tokens,) = ready(records)
+        assert tokens.prefix == (8, 7, 10)  # as they are, not as the template would make them
+        assert tokens.branches == ((12, 13, 14, 2),)
+    (cut,) = ready([WORD_TOKENS], Limits(2, 3))
+    assert (cut.prefix, cut.branches) == ((7, 10), ((12, 13, 14),))
+    assert len(read_continuations([WORD_TOKENS] * 5, limit=3)) == 3
+    two = ready([WORD_TOKENS, WORD_TOKENS | {"response_tokens": [2]}, WORD_TOKENS])
+    assert [example.row for example in two] == [0, 2]  # nothing is drafted after one token
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (WORD_TOKENS | {"response_tokens": [12, 99]}, "another base"),
+        (READY | WORD_TOKENS | {"response_tokens": [13, 12, 14]}, "another base"),
+        ({"prompt_tokens": [8]}, "response_tokens"),
+        (WORD_TOKENS | {"prompt_tokens": [8.5]}, "list of token ids"),
+        ({"prompt": "a b"}, "no columns prompt and response"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "--prompts"),
+        (WORD_TOKENS | {"response_tokens": [12]}, "two tokens"),
+    ],
+)
+def test_what_is_no_continuation_is_refused(record, message) -> None:
+    refused(lambda: ready([record]), message)

@@ -78,7 +78,8 @@ WRITERS = {
     "a.arrow": lambda path, records: write_arrow(path, records),
     "saved": lambda path, records: Dataset.from_list(records).save_to_disk(path),
     "splits": lambda path, records: DatasetDict({"train": Dataset.from_list(records)}).save_to_disk(path),
-    "shards": lambda path, records: write_shards(path, records),
+    "shards": lambda path, records: write_shards(path, records, "-of-{}"),
+    "shards of any number": lambda path, records: write_shards(path, records, ""),
     "folder": lambda path, records: [path.mkdir(), (path / "a.jsonl").write_text(lines(records))],
 }
 
@@ -89,11 +90,12 @@ def write_arrow(path, records):
         writer.write_table(content)
 
 
-def write_shards(path, records):
+def write_shards(path, records, total):
     path.mkdir()
     (path / "README.md").write_text("# data")
     for number, record in enumerate(records):
-        (path / f"train-{number:05}-of-{len(records):05}.jsonl").write_text(lines([record]))
+        name = f"train-{number:05}{total.format(f'{len(records):05}')}.jsonl"
+        (path / name).write_text(lines([record]))
 
 
 @pytest.mark.parametrize("name", WRITERS)

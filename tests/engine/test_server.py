@@ -12,12 +12,14 @@ from typing import Any
 
 import httpx
 import pytest
-from engines import Answer, assert_rewards, make_folder
+import torch
+from engines import Answer, assert_rewards, make_folder, tokenizer
 from openai import OpenAI
 
+from otterlm.decoding import judge_prompt
 from otterlm.engines import client
 from otterlm.engines.exported import load_exported
-from otterlm.engines.rewards import STOPPED
+from otterlm.engines.rewards import STOPPED, extend
 
 PORT = 8217
 SETTINGS = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "256", "--served-model-name", "otter"]
@@ -26,11 +28,14 @@ GREEDY = {"model": "otter", "temperature": 0, "max_tokens": 8}
 CHAT: dict[str, Any] = {**GREEDY, "messages": [{"role": "user", "content": "Hello"}]}
 REWARDS = {"vllm_xargs": {"otter_rewards": 1}}
 GUARD = {"vllm_xargs": {"otter_threshold": 1e6, "otter_guard": "guard"}}
+LABELS = ("rude", "threat")
+RINGING = {"vllm_xargs": {"otter_alarm": '{"threat": 0}'}}
+"""Every token is a hit."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("served"), signals=("reward", "guard"))
+    return make_folder(tmp_path_factory.mktemp("served"), signals=("reward", "guard", "moderator"))
 
 
 @pytest.fixture(scope="module")
@@ -74,13 +79,18 @@ def post(http: httpx.Client, route: str, *fields: dict[str, Any]) -> Any:
     return response.json()
 
 
-def joined(pieces: list[Any], choice: int = 0) -> dict[str, list[float]]:
-    """Returns the rewards of a streamed choice, over all its pieces."""
-    numbers: dict[str, list[float]] = {}
+def gathered(pieces: list[Any], choice: int = 0) -> dict[str, Any]:
+    """Returns the numbers of a streamed choice, over all its pieces."""
+    numbers: dict[str, Any] = {}
     for each in (each for piece in pieces for each in piece["choices"] if each["index"] == choice):
-        for name, values in each.get("otter", {}).get("rewards", {}).items():
-            numbers.setdefault(name, []).extend(values)
+        extend(numbers, each.get("otter", {}))
     return numbers
+
+
+def joined(pieces: list[Any], choice: int = 0) -> dict[str, list[float]]:
+    """Returns the rewards of a streamed choice."""
+    rewards: dict[str, list[float]] = gathered(pieces, choice).get("rewards", {})
+    return rewards
 
 
 def test_completions(http: httpx.Client, folder: Path) -> None:
@@ -132,6 +142,66 @@ def test_a_guard_leaves_no_trace_of_the_token_after(http: httpx.Client, fields: 
     assert [token for piece in pieces[:-1] for token in piece["choices"][0]["token_ids"]] == choice["token_ids"]
     assert pieces[-2]["choices"][0]["stop_reason"] == STOPPED
     assert pieces[-1]["usage"]["completion_tokens"] == length
+
+
+def test_labels_and_the_prompts_verdict(http: httpx.Client) -> None:
+    """They are in every choice; of a stream, the prompt's in the first piece. An alarm names the label that rang."""
+    everything = {"vllm_xargs": {"otter_guards": 1, "otter_rewards": 1, "otter_prompt": 1}}
+    for route, body in (("/v1/completions", {**GREEDY, "prompt": PROMPT}), ("/v1/chat/completions", CHAT)):
+        (whole,) = post(http, route, body, everything, {"ignore_eos": True})["choices"]
+        numbers = whole["otter"]
+        assert {name: len(values) for name, values in numbers["guards"]["moderator"].items()} == dict.fromkeys(
+            LABELS, 8
+        )
+        assert len(numbers["spans"]["moderator"]["threat"]) == len(numbers["rewards"]["moderator"]) == 8
+        verdict = numbers["prompt"]["guards"]["moderator"]
+        assert verdict["probabilities"] == {label: numbers["guards"]["moderator"][label][0] for label in LABELS}
+        assert numbers["prompt"]["rewards"] == {name: values[0] for name, values in numbers["rewards"].items()}
+        pieces = post(http, route, body, everything, {"ignore_eos": True, "stream": True})
+        assert gathered(pieces) == rounded_to(numbers, gathered(pieces))
+        assert "prompt" in pieces[0]["choices"][0]["otter"]
+        ended = post(http, route, body, RINGING)["choices"][0]
+        assert (ended["finish_reason"], ended["stop_reason"]) == ("stop", "otter: threat")
+        assert post(http, route, body, RINGING, {"stream": True})[-1]["choices"][0]["stop_reason"] == "otter: threat"
+
+
+def rounded_to(numbers: Any, others: Any) -> Any:
+    """Returns what compares equal to numbers that differ by rounding."""
+    if isinstance(numbers, dict):
+        assert numbers.keys() == others.keys()
+        return {name: rounded_to(numbers[name], others[name]) for name in numbers}
+    return numbers if isinstance(numbers, str | bool) else pytest.approx(numbers, abs=1e-4)
+
+
+def test_a_flagged_prompt_gets_no_token(http: httpx.Client, flagged: str) -> None:
+    refusing = {"vllm_xargs": {"otter_refuse": 1, "otter_prompt": 1}}
+    for route, fields in (
+        ("/v1/completions", {**GREEDY, "prompt": flagged, "logprobs": 2, "min_tokens": 2}),
+        ("/v1/chat/completions", {**CHAT, "messages": [{"role": "user", "content": flagged}], "logprobs": True}),
+    ):
+        answer = post(http, route, fields, refusing)
+        (choice,) = answer["choices"]
+        assert choice["finish_reason"] == "stop"
+        assert choice["stop_reason"] in {f"otter: {label} in the prompt" for label in LABELS}
+        assert (choice.get("text") or (choice.get("message") or {}).get("content") or "") == ""
+        assert choice["otter"]["prompt"]["guards"]["moderator"]["flagged"] is True
+        assert answer["usage"]["completion_tokens"] == 0
+        pieces = post(http, route, fields, refusing, {"stream": True})
+        assert gathered(pieces)["prompt"]["guards"]["moderator"]["flagged"] is True
+        assert pieces[-1]["choices"][0]["stop_reason"] == choice["stop_reason"]
+        texts = [
+            each["choices"][0].get("text") or each["choices"][0].get("delta", {}).get("content") for each in pieces
+        ]
+        assert not any(texts)
+
+
+@pytest.fixture(scope="module")
+def flagged(folder: Path) -> str:
+    """Returns a prompt that the moderator flags."""
+    model, encode = load_exported(folder), tokenizer().encode
+    texts = [chr(first) + chr(second) for first in range(97, 123) for second in range(97, 105)]
+    verdicts = judge_prompt(model, torch.tensor([encode(text) for text in texts]), adapter_name="moderator")
+    return max(zip(texts, verdicts, strict=True), key=lambda each: each[1].probability)[0]
 
 
 def test_rewards_under_a_schema(http: httpx.Client) -> None:
@@ -193,6 +263,10 @@ def test_responses(http: httpx.Client) -> None:
     deltas = [number for event in events if "otter" in event for number in event["otter"]["rewards"]["reward"]]
     assert deltas
     assert deltas == rewards["reward"][: len(deltas)]
+    judged = post(http, "/v1/responses", body, {"vllm_xargs": {"otter_prompt": 1, "otter_guards": 1}})
+    assert judged["otter"]["prompt"]["guards"]["moderator"]["label"] in LABELS
+    assert len(judged["otter"]["guards"]["moderator"]["rude"]) == 8
+    assert post(http, "/v1/responses", body, RINGING)["otter"] == {"stop_reason": "otter: threat"}
     ended = post(http, "/v1/responses", body, GUARD)
     assert ended["otter"] == {"stop_reason": STOPPED}
     assert ended["usage"]["output_tokens"] == 1
@@ -217,6 +291,7 @@ def test_what_cannot_be_honoured_is_a_400_that_says_why(http: httpx.Client, rout
         ({"otter_weight": 1}, "go into vllm_xargs"),
         ({"vllm_xargs": {"otter_weight": 1e308, "otter_signal": "reward"}}, "from -1e+06"),
         ({"vllm_xargs": {"otter_signal": "reward"}}, "has no effect"),
+        ({"vllm_xargs": {"otter_alarm": '{"rud": 0.5}'}}, "no label 'rud'"),
     ]
     for fields, message in wrong:
         response = http.post(route, json=body | fields)
@@ -236,6 +311,10 @@ def test_where_there_is_no_field_for_rewards_they_are_refused(http: httpx.Client
         response = http.post(route, json=body)
         assert response.status_code == 400
         assert "use /v1/completions" in response.json()["error"]["message"]
+        for name in ("otter_guards", "otter_prompt"):
+            response = http.post(route, json=json.loads(json.dumps(body).replace("otter_rewards", name)))
+            assert response.status_code == 400
+            assert f"no field for {name}" in response.json()["error"]["message"]
     ended = post(http, "/v1/messages", CHAT, GUARD)
     assert (ended["stop_sequence"], ended["usage"]["output_tokens"]) == (STOPPED, 1)
 

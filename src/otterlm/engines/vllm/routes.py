@@ -54,6 +54,15 @@ async def _unknown_fields(request: Any, http: Any) -> Iterable[str]:
     return [field for field in body if field not in type(request).model_fields]
 
 
+class Unseen(str):
+    """Is the empty text of a choice that has no tokens. It counts as true, as vLLM leaves out pieces without a text."""
+
+    __slots__ = ()
+
+    def __bool__(self) -> bool:
+        return True
+
+
 def _wants(request: Any) -> bool:
     return any(_arguments(request).get(PREFIX + name) for name in RETURNED)
 
@@ -75,6 +84,8 @@ async def _watch(results: AsyncIterator[Any], joiner: Joiner, choices: int = 0, 
             prompt, output = result if isinstance(result, tuple) else (0, result)
             for each in output.outputs:
                 joiner.add(first + prompt * choices + each.index, getattr(each, "otter", None))
+                if is_ours(each.stop_reason) and not each.text and not each.token_ids:
+                    each.text = Unseen()
             yield result
 
 
@@ -100,11 +111,10 @@ def completion_stream(
     _: Read, original: Any, handler: Any, request: Any, inputs: Any, results: Any, *rest: Any, **named: Any
 ) -> Any:
     """Wraps `/v1/completions`, streamed."""
-    if not _wants(request):
-        return original(handler, request, inputs, results, *rest, **named)
     joiner = Joiner()
     results = _watch(results, joiner, choices=request.n or 1)
-    return _rewrite(original(handler, request, inputs, results, *rest, **named), joiner)
+    events = original(handler, request, inputs, results, *rest, **named)
+    return _rewrite(events, joiner) if _wants(request) else events
 
 
 def completion(_: Read, original: Any, handler: Any, batch: Any, request: Any, *rest: Any, **named: Any) -> Any:
@@ -119,10 +129,9 @@ def completion(_: Read, original: Any, handler: Any, batch: Any, request: Any, *
 
 def stream(_: Read, original: Any, handler: Any, request: Any, results: Any, *rest: Any, **named: Any) -> Any:
     """Wraps `/v1/chat/completions`, streamed."""
-    if not _wants(request):
-        return original(handler, request, results, *rest, **named)
     joiner = Joiner()
-    return _rewrite(original(handler, request, _watch(results, joiner), *rest, **named), joiner)
+    events = original(handler, request, _watch(results, joiner), *rest, **named)
+    return _rewrite(events, joiner) if _wants(request) else events
 
 
 async def whole(_: Read, original: Any, handler: Any, request: Any, results: Any, *rest: Any, **named: Any) -> Any:

@@ -103,7 +103,8 @@ def _read_folder(folder: Path, split: str) -> Iterator[Any]:
         yield from read_file(path)
 
 
-_SHARD = re.compile(r"-\d+-of-\d+")
+_SHARD = re.compile(r"-(\d+-of-\d+|\d{5,})(?=\.)")
+"""The shards of one file have names such as `train-00000-of-00002.parquet`, or `text-00000.parquet`."""
 
 
 def _choose_split(splits: Mapping[str, Any], split: str, name: str = "the data") -> Iterable[Any]:

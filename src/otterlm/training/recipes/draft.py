@@ -1,24 +1,34 @@
 """Makes a draft adapter of prompts (`otter train draft`). It learns the base's continuations of them."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, cast
 
 import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.config import OtterConfig
+from otterlm.errors import OtterError
 from otterlm.families.facts import decoder_config
 from otterlm.model import OtterModel
 from otterlm.settings import check_settings, setting
 from otterlm.signals.draft.objective import DraftObjective, frequent_tokens, measured_accuracy
+from otterlm.training.data.continuations import HELP as DATA_HELP
+from otterlm.training.data.continuations import Continuation, continuation_examples, read_continuations
 from otterlm.training.data.conversations import Prompt
+from otterlm.training.data.packing import Example
 from otterlm.training.data.prompts import HELP as PROMPTS_HELP
 from otterlm.training.data.prompts import read_prompts
+from otterlm.training.data.tokens import Limits
 from otterlm.training.recipes.common import Run, on_device
 from otterlm.training.sources import LiveBase
 from otterlm.training.teachers.continuations import continue_prompts
+
+DRAFT_PROMPT, DRAFT_RESPONSE = 128, 96
+"""The limits of prompts and of continuations that the recipe has the base generate, in tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +39,12 @@ class DraftRecipe:
         otter train draft --base BASE --prompts prompts.jsonl --out DIR
 
     Attributes:
-        prompts: see `otterlm.training.data.prompts.read_prompts`.
-        limit: only the first prompts; None: all.
-        max_prompt_tokens: a longer prompt keeps its end.
-        max_new_tokens: length of a continuation.
+        prompts: see `otterlm.training.data.prompts.read_prompts`; the base continues them greedily.
+        data: in their place, continuations that the base has made already; see
+            `otterlm.training.data.continuations.read_continuations`.
+        limit: only the first prompts or continuations; None: all.
+        max_prompt_tokens: a longer prompt keeps its end; None: `DRAFT_PROMPT`, and all of ready ones.
+        max_new_tokens: length of a continuation; None: `DRAFT_RESPONSE`, and all of ready ones.
     """
 
     defaults: ClassVar[Mapping[str, Any]] = {
@@ -43,23 +55,47 @@ class DraftRecipe:
         "eval_fraction": 0.05,
     }
 
-    prompts: str = setting(help=PROMPTS_HELP)
-    limit: int | None = setting(None, "Only the first prompts.", minimum=1)
-    max_prompt_tokens: int = setting(128, "A longer prompt keeps its end.", minimum=1, advanced=True)
-    max_new_tokens: int = setting(96, "Length of a continuation.", minimum=1, advanced=True)
+    prompts: str | None = setting(None, PROMPTS_HELP)
+    data: str | None = setting(None, DATA_HELP)
+    limit: int | None = setting(None, "Only the first prompts or continuations.", minimum=1)
+    max_prompt_tokens: int | None = setting(
+        None, f"A longer prompt keeps its end. By default {DRAFT_PROMPT}; all of ready ones.", minimum=1, advanced=True
+    )
+    max_new_tokens: int | None = setting(
+        None, f"Length of a continuation. By default {DRAFT_RESPONSE}; all of ready ones.", minimum=1, advanced=True
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if (self.prompts is None) == (self.data is None):
+            raise OtterError("give either prompts (--prompts), which the base continues, or its continuations (--data)")
 
-    def read(self) -> list[Prompt]:
-        """Returns the prompts. Errors as in `read_prompts`."""
+    def read(self) -> list[Prompt] | list[Continuation]:
+        """Returns the prompts or the continuations. Errors as in `read_prompts` and `read_continuations`."""
+        if self.data is not None:
+            return read_continuations(self.data, self.limit)
+        assert self.prompts is not None
         return read_prompts(self.prompts)[: self.limit]
+
+    def examples(
+        self,
+        base: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        data: Sequence[Prompt] | Sequence[Continuation],
+        out: Path,
+    ) -> list[Example]:
+        """Returns the texts that are learned. The base generates what is not ready, into `out/continuations.jsonl`."""
+        if self.data is not None:
+            limits = Limits(self.max_prompt_tokens or sys.maxsize, self.max_new_tokens or sys.maxsize)
+            return continuation_examples(cast("Sequence[Continuation]", data), tokenizer, limits)
+        longest = self.max_prompt_tokens or DRAFT_PROMPT, self.max_new_tokens or DRAFT_RESPONSE
+        return continue_prompts(base, tokenizer, cast("Sequence[Prompt]", data), out / "continuations.jsonl", *longest)
 
     def train(
         self,
         base: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        data: list[Prompt],
+        data: list[Prompt] | list[Continuation],
         config: OtterConfig,
         run: Run,
     ) -> dict[str, float]:
@@ -67,8 +103,7 @@ class DraftRecipe:
         base = on_device(base)
         run.begin(base, config, DraftObjective)
         with PartialState().main_process_first():
-            path = run.out / "continuations.jsonl"
-            examples = continue_prompts(base, tokenizer, data, path, self.max_prompt_tokens, self.max_new_tokens)
+            examples = self.examples(base, tokenizer, data, run.out)
         train_examples, eval_examples = run.split(examples, base)
         model = OtterModel(base, config).train()
         adapter = model.adapter()
@@ -82,7 +117,9 @@ class DraftRecipe:
         signal = replace(signal, accuracy=measured_accuracy(metrics, signal.heads))
         adapter.config = replace(adapter.config, signal=signal)
         count, held = len(train_examples), len(eval_examples)
-        data_used = f"Trained on the base's greedy continuations of {count} prompts, {held} held out."
+        kind = "ready continuations" if self.data is not None else "greedy continuations of prompts"
+        tokens = sum(len(example.branches[0]) for example in train_examples)
+        data_used = f"Trained on the base's {kind}: {count}, with {tokens} tokens; {held} held out."
         settings = {"max_prompt_tokens": self.max_prompt_tokens, "max_new_tokens": self.max_new_tokens}
         run.save(model, "A draft", data_used, metrics, settings)
         return metrics
