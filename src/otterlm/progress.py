@@ -1,6 +1,6 @@
 """Shows progress bars on stderr, so that stdout stays the command's result."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from rich import progress
@@ -23,7 +23,7 @@ def bar(disable: bool = False) -> progress.Progress:
     return progress.Progress(*columns, console=_STDERR, transient=True, disable=disable or not _STDERR.is_terminal)
 
 
-def track(items: Sequence[T], description: str) -> Iterator[T]:
-    """Yields the items, with a bar."""
+def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+    """Yields the items, with a bar. `total` is how many there are, of items that do not know their number."""
     with bar() as shown:
-        yield from shown.track(items, description=description)
+        yield from shown.track(items, total=total, description=description)
