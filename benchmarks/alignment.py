@@ -94,8 +94,8 @@ def fit(
 ) -> dict[str, float]:
     """Trains an adapter in one stage, and saves it."""
     learning = RewardTrainingConfig()
-    metrics = learn_reward(model, tokenizer, examples, held, learning, run)
-    rest = [example for example in examples if example.row not in held]
+    rest, held_out = run.split(examples, model.base_model, held)
+    metrics = learn_reward(model, tokenizer, rest, held_out, learning, run)
     measure_spread(model, examples)
     metrics |= learn_to_steer(model, rest, learning, run.training.seed)
     save_reward(model, run, data, (len(rest), len(held)), metrics, settings)

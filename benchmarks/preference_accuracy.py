@@ -82,9 +82,13 @@ def main() -> None:
                 if arguments.values:
                     run = Run(arguments.out / f"{label}-{seed}", TrainingConfig(seed=seed), record=True)
                     learning = RewardTrainingConfig()
-                    result |= learn_values(adapter, tokenizer, prompts_of(rows, held), VALUES, 96, learning, run)
+                    folder, prompts = run.out / "adapter", prompts_of(rows, held, VALUES.value_prompts)
+                    save = functools.partial(adapter.save_pretrained, folder, dtype=torch.bfloat16)
+                    result |= learn_values(
+                        adapter, tokenizer, prompts, VALUES, 96, learning, run, lambda _, save=save: save()
+                    )
                     result |= evaluate(RewardObjective(adapter, source(), learning).eval(), test, 16, Accelerator())
-                    adapter.save_pretrained(run.out / "adapter", dtype=torch.bfloat16)
+                    save()
             line = {"method": label, "seed": seed, "n": len(test), **result}
             print(json.dumps(line), flush=True)
             with (arguments.out / "results.jsonl").open("a") as file:

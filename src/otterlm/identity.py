@@ -41,10 +41,34 @@ def identity(kind: str, **parts: Any) -> Identity:
     return plain
 
 
+class DataDigest:
+    """The digest of data is made item by item: how many there are, and a hash of the `repr` of their list."""
+
+    def __init__(self) -> None:
+        self._count, self._hash = 0, hashlib.sha256(b"[")
+
+    def add(self, item: object) -> None:
+        """Takes one more item."""
+        self._hash.update(f"{', ' if self._count else ''}{item!r}".encode())
+        self._count += 1
+
+    @property
+    def identity(self) -> Identity:
+        """Returns the digest of the items so far."""
+        closed = self._hash.copy()
+        closed.update(b"]")
+        return {"count": self._count, "sha256": closed.hexdigest()}
+
+
 def of_data(items: Iterable[object]) -> Identity:
-    """Returns a digest of data: how many items there are, and a hash of their `repr`."""
-    rows = list(items)
-    return {"count": len(rows), "sha256": hashlib.sha256(repr(rows).encode()).hexdigest()}
+    """Returns a digest of data, see `DataDigest`. Data that knows its digest, as `identity`, is not read for it."""
+    known: Identity | None = getattr(items, "identity", None)
+    if known is not None:
+        return known
+    digest = DataDigest()
+    for item in items:
+        digest.add(item)
+    return digest.identity
 
 
 @torch.no_grad()

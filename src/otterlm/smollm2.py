@@ -20,7 +20,7 @@ SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 def cache_folder() -> Path:
-    """Returns the folder of converted models: `OTTER_HOME`, or `otter` in the user's cache folder."""
+    """Returns the folder of converted models and of tokens: `OTTER_HOME`, or `otter` in the user's cache folder."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "otter"
     return Path(os.environ.get("OTTER_HOME", default))
 

@@ -4,7 +4,7 @@ The base is frozen, so what it computes on an example is the same in every epoch
 once, it need not run again: a step is then only the thin inserted stream.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -151,9 +151,10 @@ class RecordedBase:
         return state if path is None else self._blocks[index].get_submodule(path)(state)
 
 
-def _texts(examples: Sequence[Example]) -> list[object]:
-    """Returns what the base reads of examples: not their scores."""
-    return [(example.row, example.prefix, example.branches) for example in examples]
+def _texts(examples: Sequence[Example]) -> Iterator[object]:
+    """Yields what the base reads of examples: not their scores."""
+    for example in examples:
+        yield example.row, example.prefix, example.branches
 
 
 def _recorded_fields(family: Family | None, edge: bool) -> list[str]:

@@ -13,7 +13,7 @@ from otterlm.errors import OtterError
 from otterlm.files import hold, write_text
 from otterlm.identity import Identity, check
 from otterlm.progress import track
-from otterlm.training.data.packing import Batch, Example, length_buckets
+from otterlm.training.data.packing import Batch, Example, bucket_count, length_buckets
 
 
 class TokenFile:
@@ -55,7 +55,9 @@ class TokenFile:
                     mark.unlink(missing_ok=True)
                     _reserve(path, size)
                     self._rows = _mapped(path, tokens, width, dtype)
-                    for group in track(list(length_buckets(examples, batch_size)), description):
+                    for group in track(
+                        length_buckets(examples, batch_size), description, bucket_count(examples, batch_size)
+                    ):
                         self._write(group, numbers(group))
                     write_text(mark, json.dumps(identity))
         self._rows = _mapped(path, tokens, width, dtype)

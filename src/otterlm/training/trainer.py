@@ -4,6 +4,7 @@ The order of the data is a function of the seed and the epoch, dropout a functio
 that is killed and started again ends with the weights of one that was not.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -284,8 +285,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Returns the mean of every metric of `objective` over `examples`, which the processes share."""
     sums: dict[str, Tensor] = {}
-    batches = list(length_buckets(examples, batch_size))
-    for batch in batches[accelerator.process_index :: accelerator.num_processes]:
+    batches = length_buckets(examples, batch_size)
+    for batch in itertools.islice(batches, accelerator.process_index, None, accelerator.num_processes):
         for name, value in objective(collate(batch, pad_token_id).to(accelerator.device)).items():
             sums[name] = sums.get(name, 0) + value.double() * len(batch)
     if accelerator.num_processes > 1:

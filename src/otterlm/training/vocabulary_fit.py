@@ -94,8 +94,7 @@ class _Inputs:
         self._standard = isinstance(head, TwoTowerHead)
         self._mean, self._deviation, self._scale = torch.tensor(0.0), torch.tensor(1.0), 1.0
         if self._standard:
-            states = steps.states.float()
-            self._mean, self._deviation = states.mean(dim=0), states.std(dim=0) + 1e-3
+            self._mean, self._deviation = _moments(steps.states)
             self._scale = float(unembedding.float().square().mean().sqrt())
             head.initialize()
 
@@ -112,6 +111,15 @@ class _Inputs:
         if isinstance(self._head, TwoTowerHead):
             device = self._unembedding.device
             self._head.standardize(self._mean.to(device), self._deviation.to(device), self._scale)
+
+
+def _moments(states: Tensor, at_once: int = 1 << 14) -> tuple[Tensor, Tensor]:
+    """Returns the mean and the deviation of states `[n, d]`, which may be more than memory holds as float32."""
+    mean = torch.stack([part.sum(dim=0, dtype=torch.float64) for part in states.split(at_once)]).sum(dim=0) / len(
+        states
+    )
+    squares = torch.stack([(part.double() - mean).square().sum(dim=0) for part in states.split(at_once)]).sum(dim=0)
+    return mean.float(), (squares / max(1, len(states) - 1)).sqrt().float() + 1e-3
 
 
 def _held_out(examples: Tensor, seed: int) -> Tensor:

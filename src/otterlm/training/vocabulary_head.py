@@ -6,6 +6,8 @@ read, side by side and unseen by each other, and the head is fitted to how much 
 text's own tokens change. The stream stays as it is, so its states are read once and the fit itself takes a minute.
 """
 
+import mmap
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,11 +18,12 @@ from transformers import DynamicCache
 
 from otterlm.causal import decoder_of
 from otterlm.decoding.prompt import check_branches
+from otterlm.errors import OtterError, reason
 from otterlm.masks import additive, branch_mask
 from otterlm.model import OtterModel
 from otterlm.progress import track
 from otterlm.signals.base import Capability
-from otterlm.training.data.packing import Batch, Example, collate, followed_tokens, length_buckets
+from otterlm.training.data.packing import Batch, Example, bucket_count, collate, followed_tokens, length_buckets
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,7 @@ class Steps:
 
     Attributes:
         examples: `[n]` int64, whose position it is: an example's number.
-        states: `[n, d + d']`, the widened states of the positions.
+        states: `[n, d + d']`, the widened states of the positions; they may be mapped from a file.
         tokens: `[n, k]` int64, next tokens there.
         log_probs: `[n, k]` float32, the base's.
         gains: `[n, k, L]` float32, the numbers after each token, less those of the position; of one number, `[n, k]`.
@@ -75,17 +78,17 @@ def read_steps(
     """
     check_branches(model)
     reader = _Reader(model, model.adapter_name(adapter_name, Capability.ADDS), k, count, seed)
-    for group in track(list(length_buckets(examples, batch_size)), "reading candidates"):
+    buckets = length_buckets(examples, batch_size)
+    for group in track(buckets, "reading candidates", bucket_count(examples, batch_size)):
         reader.read(collate(group).to(model.device))
-    return _joined(reader.followed), _joined(reader.candidates)
+    return reader.followed.steps(), reader.candidates.steps()
 
 
 class _Reader:
     """Reads batches, and collects the steps."""
 
     def __init__(self, model: OtterModel, name: str, k: int, count: int, seed: int) -> None:
-        self.followed: list[Steps] = []
-        self.candidates: list[Steps] = []
+        self.followed, self.candidates = _Collected(), _Collected()
         self._model, self._name, self._k, self._count = model, name, k, count
         self._generator = torch.Generator().manual_seed(seed)
 
@@ -96,8 +99,8 @@ class _Reader:
         row, position, parent = followed_tokens(batch)
         gains = numbers[row, position] - numbers[row, parent]  # [n, L]
         tokens = batch.input_ids[row, position]
-        self.followed.append(
-            _steps(batch.rows[row], state[row, parent], tokens[:, None], torch.zeros_like(gains[:, :1]), gains[:, None])
+        self.followed.add(
+            batch.rows[row], state[row, parent], tokens[:, None], torch.zeros_like(gains[:, :1]), gains[:, None]
         )
         chosen = _choose(batch, self._count, self._generator)  # [B, count]
         rows, k = torch.arange(len(chosen), device=chosen.device)[:, None], self._k
@@ -110,14 +113,12 @@ class _Reader:
         mask = torch.cat((seen, itself.expand(len(chosen), 1, -1, -1)), dim=-1)
         _, _, rivals = self._pass(likely.flatten(1), after, mask, cache)
         gains = rivals.view(*likely.shape, -1) - numbers[rows, chosen][:, :, None]  # [B, places, k, L]
-        self.candidates.append(
-            _steps(
-                batch.rows[:, None].expand(chosen.shape).flatten(),
-                state[rows, chosen].flatten(0, 1),
-                likely.flatten(0, 1),
-                log_probs.flatten(0, 1),
-                gains.flatten(0, 1),
-            )
+        self.candidates.add(
+            batch.rows[:, None].expand(chosen.shape).flatten(),
+            state[rows, chosen].flatten(0, 1),
+            likely.flatten(0, 1),
+            log_probs.flatten(0, 1),
+            gains.flatten(0, 1),
         )
 
     def _pass(
@@ -134,14 +135,37 @@ class _Reader:
         return hidden, stream.state, signal.numbers
 
 
-def _steps(examples: Tensor, states: Tensor, *parts: Tensor) -> Steps:
-    # Half the memory; a fit needs no more digits.
-    return Steps(examples.cpu(), states.to("cpu", torch.bfloat16), *(part.cpu() for part in parts))
+class _Collected:
+    """Steps are collected: their states, which are nearly all of them, in a temporary file that goes with them."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - it is mapped when all is written
+        self._width = 0
+        self._parts: list[tuple[Tensor, ...]] = []
+
+    def add(self, examples: Tensor, states: Tensor, *parts: Tensor) -> None:
+        """Takes some steps: what `Steps` holds of them, in its order."""
+        self._width = states.shape[-1]
+        small = states.to("cpu", torch.bfloat16).contiguous()  # a fit needs no more digits
+        try:
+            self._file.write(small.view(torch.uint8).numpy())
+        except OSError as error:
+            folder = tempfile.gettempdir()
+            raise OtterError(
+                f"states could not be written into {folder}: {reason(error)}; TMPDIR names another folder"
+            ) from error
+        self._parts.append((examples.cpu(), *(part.cpu() for part in parts)))
+
+    def steps(self) -> Steps:
+        """Returns all of them."""
+        examples, *parts = (torch.cat(each) for each in zip(*self._parts, strict=True))
+        self._file.flush()
+        count = self._file.tell()
+        states = torch.frombuffer(mmap.mmap(self._file.fileno(), count), dtype=torch.bfloat16) if count else _NONE
+        return Steps(examples, states.view(-1, self._width), *parts)
 
 
-def _joined(steps: Sequence[Steps]) -> Steps:
-    names = ("examples", "states", "tokens", "log_probs", "gains")
-    return Steps(*(torch.cat([getattr(each, name) for each in steps]) for name in names))
+_NONE = torch.empty(0, dtype=torch.bfloat16)
 
 
 def _choose(batch: Batch, count: int, generator: torch.Generator) -> Tensor:

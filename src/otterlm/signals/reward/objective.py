@@ -1,5 +1,6 @@
 """The reward signal's objective says what a batch of pairs or scored texts teaches an adapter."""
 
+import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
@@ -8,13 +9,23 @@ import torch
 from torch import Tensor, nn
 
 from otterlm.errors import OtterError
+from otterlm.families.facts import decoder_config
 from otterlm.model import OtterModel
 from otterlm.progress import track
 from otterlm.settings import check_settings, setting
 from otterlm.signals.base import Capability
 from otterlm.signals.reward.head import RewardSignal
 from otterlm.signals.reward.losses import bradley_terry, final_rewards, preference_accuracy, regression
-from otterlm.training.data.packing import CHOSEN, REJECTED, Batch, Example, collate, followed_tokens, length_buckets
+from otterlm.training.data.packing import (
+    CHOSEN,
+    REJECTED,
+    Batch,
+    Example,
+    bucket_count,
+    collate,
+    followed_tokens,
+    length_buckets,
+)
 from otterlm.training.probe import fit_probe
 from otterlm.training.sources import FinalState, Source, of_adapter, read_batch
 
@@ -107,9 +118,20 @@ class RewardObjective(nn.Module):
         return (rewards[row, parent] + gain - rewards[row, position]).square().sum() / max(1, len(row))
 
 
+PROBE_PAIRS, PROBE_NUMBERS = 1 << 15, 1 << 26
+"""A probe is fitted to at most so many pairs, and to states of at most so many numbers: they lie in memory."""
+
+
 @torch.no_grad()
 def start_from_probe(objective: RewardObjective, examples: Sequence[Example], batch_size: int = 8) -> None:
-    """Sets the part of the head that reads the base's state to a linear probe fitted on pairs; h' starts unread."""
+    """Sets the part of the head that reads the base's state to a linear probe fitted on pairs; h' starts unread.
+
+    Of more pairs than a probe needs, random ones are read, always the same.
+    """
+    width = decoder_config(objective.model.base_model).hidden_size
+    most = min(PROBE_PAIRS, PROBE_NUMBERS // width)
+    if len(examples) > most:
+        examples = [examples[index] for index in sorted(random.Random(0).sample(range(len(examples)), most))]
     chosen, rejected = last_states(objective, examples, batch_size)
     head = objective.model.adapter(objective.name).head.prefix
     head.weight.zero_()
@@ -124,20 +146,23 @@ def last_states(objective: RewardObjective, examples: Sequence[Example], batch_s
     The pairs come in the order of `examples`.
     """
     index_of = {example.row: index for index, example in enumerate(examples)}
-    states: list[tuple[Tensor, Tensor] | None] = [None] * len(examples)
+    states: Tensor | None = None  # [2, N, d]
     device = objective.model.device
-    for group in track(list(length_buckets(examples, batch_size)), "reading hidden states"):
+    buckets = length_buckets(examples, batch_size)
+    for group in track(buckets, "reading hidden states", bucket_count(examples, batch_size)):
         batch = collate(group).to(device)
         reader = FinalState()
         objective.source.show(batch, reader)
         assert reader.normed is not None
         ends = [_ends(batch, segment) for segment in (CHOSEN, REJECTED)]
         rows = torch.arange(len(group))
-        for index, example in enumerate(group):
-            pair = [reader.normed[rows[index], end[index]].float().cpu() for end in ends]
-            states[index_of[example.row]] = (pair[0], pair[1])
-    pairs = [pair for pair in states if pair is not None]
-    return torch.stack([pair[0] for pair in pairs]), torch.stack([pair[1] for pair in pairs])
+        if states is None:
+            states = torch.empty(2, len(examples), reader.normed.shape[-1])
+        states[:, [index_of[example.row] for example in group]] = torch.stack(
+            [reader.normed[rows, end].float().cpu() for end in ends]
+        )
+    assert states is not None
+    return states[0], states[1]
 
 
 def _ends(batch: Batch, segment: int) -> Tensor:

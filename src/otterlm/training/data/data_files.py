@@ -6,6 +6,7 @@ import csv
 import functools
 import gzip
 import io
+import itertools
 import json
 import lzma
 import sys
@@ -63,18 +64,24 @@ def read_file(path: Path) -> Iterator[Mapping[str, Any]]:
         raise OtterError(f"{path} cannot be read: it is not UTF-8 text ({error}); save it as UTF-8") from error
 
 
-def _decode(file: IO[bytes], path: Path) -> str:
-    """Decodes a file in UTF-8, or in UTF-16 where a byte-order mark says so, as Windows writes it."""
-    content = bytes(file.read())
-    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    text = content.decode("utf-16" if marked else "utf-8-sig")
-    if "\0" in text[:1000]:
+def _text(file: IO[bytes], path: Path, newline: str) -> io.TextIOWrapper:
+    """Opens a file as text in UTF-8, or in UTF-16 where a byte-order mark says so, as Windows writes it.
+
+    Args:
+        file: the bytes.
+        path: for errors.
+        newline: which line ends count, see `io.TextIOWrapper`; they stay as they are.
+    """
+    buffered = io.BufferedReader(file)  # type: ignore[type-var]
+    start = buffered.peek(1000)[:1000]
+    marked = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and not start.startswith(codecs.BOM_UTF32_LE)
+    if not marked and b"\0" in start:
         raise OtterError(f"{path} cannot be read: it is not UTF-8 text; save it as UTF-8")
-    return text
+    return io.TextIOWrapper(buffered, "utf-16" if marked else "utf-8-sig", newline=newline)
 
 
 def _read_csv(file: IO[bytes], path: Path) -> Iterator[Mapping[str, Any]]:
-    lines = io.StringIO(_decode(file, path), newline="")  # keeps the line ends inside cells as they are
+    lines = _text(file, path, newline="")  # keeps the line ends inside cells as they are
     reader = csv.DictReader(lines, delimiter="\t" if suffix_of(path) == ".tsv" else ",", strict=True)
     names = reader.fieldnames or []
     if len(set(names)) < len(names):
@@ -86,32 +93,50 @@ def _read_csv(file: IO[bytes], path: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _read_lines(file: IO[bytes], path: Path) -> Iterator[Mapping[str, Any]]:
-    for line in _decode(file, path).split("\n"):
+    for line in _text(file, path, newline="\n"):
         if line.strip():
-            yield {"text": line.removesuffix("\r")}
+            yield {"text": line.removesuffix("\n").removesuffix("\r")}
+
+
+ROWS_AT_ONCE = 500
+"""So many rows of a parquet file are in memory together."""
 
 
 def _read_parquet(file: IO[bytes], path: Path) -> Iterator[Mapping[str, Any]]:
-    with pyarrow.parquet.ParquetFile(pyarrow.BufferReader(file.read())) as table:
-        for batch in table.iter_batches():
+    whole = path.suffix.lower() not in PACKED and path.is_file()  # else there is no going back to its start
+    with pyarrow.parquet.ParquetFile(file if whole else pyarrow.BufferReader(file.read())) as table:
+        for batch in table.iter_batches(ROWS_AT_ONCE):
             yield from batch.to_pylist()
 
 
 def _read_json(file: IO[bytes], path: Path) -> Iterator[Mapping[str, Any]]:
-    """Reads one array, `{"data": [...]}`, or one object a line, whatever the file's name is."""
-    text = _decode(file, path)
+    """Reads one array, `{"data": [...]}`, or one object a line, whatever the file's name is.
+
+    Only one object a line is read line by line, the others whole.
+    """
     # Not splitlines(): JSON strings may hold U+2028 and friends, which are line ends to it and not to JSON.
-    lines = ((number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip())
-    first = next(lines, None)
+    text = _text(file, path, newline="\n")
+    lines = ((number, line) for number, line in enumerate(text, start=1) if line.strip())
+    first, second = next(lines, None), None
     if first is None:
         return
-    whole = _whole(text, path)
-    if whole is not None:
-        yield from whole
+    if _is_value(first[1]):
+        second = next(lines, None)
+    if second is None:
+        whole = _whole(first[1] + "".join(line for _, line in lines), path)
+        yield from [_parse(first[1], f"{path}, line {first[0]}")] if whole is None else whole
         return
-    yield _parse(first[1], f"{path}, line {first[0]}")
-    for number, line in lines:
+    for number, line in itertools.chain((first, second), lines):
         yield _parse(line, f"{path}, line {number}")
+
+
+def _is_value(line: str) -> bool:
+    """Returns whether a line is one JSON value."""
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _whole(text: str, path: Path) -> list[Any] | None:

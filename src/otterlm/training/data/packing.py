@@ -137,6 +137,17 @@ def _scores(examples: Sequence[Example]) -> Tensor:
     return scores
 
 
+def lengths_of(examples: Sequence[Example]) -> Sequence[int]:
+    """Returns the length of each example. Examples on the disk know them, as `lengths`."""
+    known: Sequence[int] | None = getattr(examples, "lengths", None)
+    return [len(example) for example in examples] if known is None else known
+
+
+def bucket_count(examples: Sequence[Example], batch_size: int) -> int:
+    """Returns how many batches `length_buckets` makes."""
+    return -(-len(examples) // batch_size)
+
+
 def length_buckets(
     examples: Sequence[Example], batch_size: int, seed: int | None = None, pool: int = 16
 ) -> Iterator[list[Example]]:
@@ -148,9 +159,9 @@ def length_buckets(
         seed: shuffles examples and batches, the same way for the same seed; None keeps the given order's buckets.
         pool: lengths are sorted within pools of this many batches, so that shuffled batches still differ by epoch.
     """
-    order = list(range(len(examples)))
+    order, lengths = list(range(len(examples))), lengths_of(examples)
     if seed is None:
-        order.sort(key=lambda index: len(examples[index]))
+        order.sort(key=lengths.__getitem__)
         batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     else:
         shuffle = random.Random(seed)
@@ -158,7 +169,7 @@ def length_buckets(
         span = batch_size * pool
         batches = []
         for begin in range(0, len(order), span):
-            group = sorted(order[begin : begin + span], key=lambda index: len(examples[index]))
+            group = sorted(order[begin : begin + span], key=lengths.__getitem__)
             batches += [group[start : start + batch_size] for start in range(0, len(group), batch_size)]
         shuffle.shuffle(batches)
     for batch in batches:

@@ -1,10 +1,14 @@
 """Reads preference pairs and scored texts from records, and checks them row by row."""
 
+import array
+import hashlib
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+import torch
 
 from otterlm.errors import OtterError
 from otterlm.training.data.context import join, read_context, repeats
@@ -61,12 +65,19 @@ def read_rows(source: Records, split: str = "train") -> list[Row]:
     Raises:
         OtterError: the source cannot be read or is empty, or a row cannot be read; the row is named.
     """
-    rows = [parse_row(record, where) for where, record in numbered_records(source, split)]
-    if not rows:
+    return list(iterate_rows(source, split))
+
+
+def iterate_rows(source: Records, split: str = "train") -> Iterator[Row]:
+    """Reads rows one by one, see `read_rows`."""
+    empty = True
+    for where, record in numbered_records(source, split):
+        empty = False
+        yield parse_row(record, where)
+    if empty:
         raise OtterError(
             f"{source_name(source)} holds no rows; expected columns chosen and rejected, or text and score"
         )
-    return rows
 
 
 def parse_row(record: Mapping[str, Any], where: str) -> Row:
@@ -169,7 +180,7 @@ class TextRow(Protocol):
     def text(self) -> Dialogue: ...
 
 
-def hold_out(rows: Sequence[PairRow | TextRow], fraction: float, seed: int) -> set[int]:
+def hold_out(rows: Collection[PairRow | TextRow], fraction: float, seed: int) -> set[int]:
     """Holds out a part of the rows. Rows with one prompt stay on one side, so nothing leaks through it.
 
     Args:
@@ -184,23 +195,41 @@ def hold_out(rows: Sequence[PairRow | TextRow], fraction: float, seed: int) -> s
         OtterError: the fraction is out of range, or all rows have one prompt.
     """
     check_fraction(fraction)
-    groups: dict[object, list[int]] = {}
-    for index, row in enumerate(rows):
-        text = row.chosen if isinstance(row, PairRow) else row.text
-        groups.setdefault(text.prompt if text.prompt else index, []).append(index)
+    numbers, sizes = _groups(rows)
     wanted = round(fraction * len(rows))
-    if wanted and len(groups) == 1 and len(rows) > 1:
+    if wanted and len(sizes) == 1 and len(rows) > 1:
         raise OtterError(
             f"all {len(rows)} rows have one prompt, and rows of one prompt stay on one side, so no part can be held "
             "out: give rows of other prompts to evaluate on (--eval-data)"
         )
-    order = list(groups.values())
+    order = list(range(len(sizes)))
     random.Random(seed).shuffle(order)
-    order.sort(key=lambda group: len(group) > wanted)  # a prompt with more rows than that only where no other is left
-    held: set[int] = set()
+    order.sort(key=lambda group: sizes[group] > wanted)  # a prompt with more rows than that only where no other is left
+    chosen, count = bytearray(len(sizes)), 0
     for group in order:
-        if len(held) >= wanted:
+        if count >= wanted:
             break
-        if len(held) + len(group) < len(rows):
-            held.update(group)
-    return held
+        if count + sizes[group] < len(rows):
+            chosen[group] = 1
+            count += sizes[group]
+    return {index for index, group in enumerate(numbers) if chosen[group]}
+
+
+def _groups(rows: Iterable[PairRow | TextRow]) -> tuple[Sequence[int], Sequence[int]]:
+    """Returns the number of each row's prompt, in the order of their first rows, and how many rows each has.
+
+    It holds a digest of each prompt, not the prompt: data may be larger than memory.
+    """
+    digests = array.array("q")
+    for index, row in enumerate(rows):
+        text = row.chosen if isinstance(row, PairRow) else row.text
+        alone = repr(tuple(text.prompt) if text.prompt else index)
+        digests.frombytes(hashlib.blake2b(alone.encode("utf-8", "surrogatepass"), digest_size=8).digest())
+    if not digests:
+        return [], []
+    _, groups, sizes = torch.frombuffer(digests, dtype=torch.int64).unique(return_inverse=True, return_counts=True)
+    first = torch.full_like(sizes, len(groups)).scatter_reduce(0, groups, torch.arange(len(groups)), "amin")
+    order = first.argsort()
+    number = torch.empty_like(order)
+    number[order] = torch.arange(len(order))
+    return array.array("q", number[groups].tolist()), sizes[order].tolist()

@@ -1,7 +1,7 @@
 """Computes the rewards of packed examples, their accuracy on pairs, and their correlation with scores."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from otterlm.model import OtterModel
 from otterlm.progress import track
 from otterlm.signals.base import Capability
-from otterlm.training.data.packing import Example, collate, length_buckets
+from otterlm.training.data.packing import Example, bucket_count, collate, length_buckets
 from otterlm.training.sources import LiveBase, read_batch
 
 
@@ -22,16 +22,33 @@ class Scored:
     rewards: tuple[list[float], ...]
 
 
-@torch.no_grad()
 def score_examples(
     model: OtterModel, examples: Sequence[Example], batch_size: int = 8, adapter_name: str | None = None
 ) -> list[Scored]:
     """Scores examples, in their order; a pair's shared prefix is computed once."""
+    return sorted(_scored(model, examples, batch_size, adapter_name), key=lambda row: row.example.row)
+
+
+def score_ends(
+    model: OtterModel, examples: Sequence[Example], batch_size: int = 8, adapter_name: str | None = None
+) -> list[Scored]:
+    """Scores examples, and holds only what `summarize` reads: the rewards of whole responses, without their tokens."""
+    ends = []
+    for each in _scored(model, examples, batch_size, adapter_name):
+        example = Example(each.example.row, (), ((),) * len(each.rewards), each.example.scores)
+        ends.append(Scored(example, tuple([values[-1]] for values in each.rewards)))
+    return sorted(ends, key=lambda row: row.example.row)
+
+
+def _scored(
+    model: OtterModel, examples: Sequence[Example], batch_size: int, adapter_name: str | None
+) -> Iterator[Scored]:
     name = model.adapter_name(adapter_name, Capability.PREFIX)
-    source, scored = LiveBase(model), []
-    for group in track(list(length_buckets(examples, batch_size)), "scoring"):
+    source = LiveBase(model)
+    for group in track(length_buckets(examples, batch_size), "scoring", bucket_count(examples, batch_size)):
         batch = collate(group).to(model.device)
-        rewards = read_batch(model, source, batch, name).prefix.cpu()
+        with torch.no_grad():
+            rewards = read_batch(model, source, batch, name).prefix.cpu()
         for row, example in enumerate(group):
             shared = rewards[row, : len(example.prefix)].tolist()
             branches, begin = [], len(example.prefix)
@@ -39,8 +56,7 @@ def score_examples(
                 whole = shared + rewards[row, begin : begin + len(branch)].tolist()
                 branches.append(whole[start:])
                 begin += len(branch)
-            scored.append(Scored(example, tuple(branches)))
-    return sorted(scored, key=lambda row: row.example.row)
+            yield Scored(example, tuple(branches))
 
 
 def summarize(scored: Sequence[Scored]) -> dict[str, Any]:

@@ -19,10 +19,11 @@ from otterlm.families.parts import device_of
 from otterlm.files import make_folder
 from otterlm.identity import identity, of_config, of_weights
 from otterlm.model import OtterModel
-from otterlm.settings import setting
+from otterlm.settings import check_settings, setting
 from otterlm.training.checkpoint import CHECKPOINT, check_checkpoint
 from otterlm.training.data.packing import Example
 from otterlm.training.data.rows import check_fraction
+from otterlm.training.data.stored_examples import by_row, longest_of, select
 from otterlm.training.sources import RecordedBase
 from otterlm.training.trainer import TrainingConfig, known_identity, run_identity, train
 
@@ -36,6 +37,7 @@ class Run:
         training: the settings of the training loop.
         eval_fraction: about how much of the data is held out to decide when to stop.
         record: store the base's intermediates on disk (`out/recording`), so that later epochs do not run it.
+        workers: processes that turn texts into tokens; 0: this one.
         save_dtype: of the saved tensors.
     """
 
@@ -45,11 +47,13 @@ class Run:
     record: bool = setting(
         False, "Keep the base's intermediates on disk, so that only the first epoch runs it.", advanced=True
     )
+    workers: int = setting(0, "Processes that turn texts into tokens; 0: this one.", minimum=0, advanced=True)
     save_dtype: str = setting(
         "bfloat16", "Precision of the saved tensors: float32, bfloat16 or float16.", advanced=True
     )
 
     def __post_init__(self) -> None:
+        check_settings(self)
         parse_dtype(self.save_dtype, "--save-dtype")
 
     @property
@@ -83,7 +87,7 @@ class Run:
         this = run_identity(objective, train_examples, eval_examples, self.training, self._settings)
         check_checkpoint(self.out / CHECKPOINT, this)
         if self.record:
-            examples = sorted([*train_examples, *eval_examples], key=lambda example: example.row)
+            examples = by_row(train_examples, eval_examples)
             with PartialState().main_process_first():
                 objective.source = RecordedBase(objective.model, examples, self.out / "recording")
 
@@ -99,17 +103,17 @@ class Run:
 
     def split(
         self, examples: Sequence[Example], base: PreTrainedModel, held: set[int] | None = None
-    ) -> tuple[list[Example], list[Example]]:
+    ) -> tuple[Sequence[Example], Sequence[Example]]:
         """Splits examples into those to train on and those of the held-out rows, by default a random part.
 
         Raises:
             OtterError: one of the two is empty, the fraction is out of range, or a text exceeds the base's context.
         """
-        check_context(base.config, max(example.longest for example in examples))
+        check_context(base.config, longest_of(examples))
         if held is None:
             held = self.held_out([example.row for example in examples])
-        train_examples = [example for example in examples if example.row not in held]
-        eval_examples = [example for example in examples if example.row in held]
+        train_examples = select(examples, lambda row: row not in held)
+        eval_examples = select(examples, held.__contains__)
         if not train_examples or not eval_examples:
             raise OtterError(
                 f"too few rows: of {len(examples)}, {len(train_examples)} are to train on and {len(eval_examples)} to "

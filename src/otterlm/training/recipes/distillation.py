@@ -79,11 +79,15 @@ class DistillationRecipe:
             raise OtterError(f"the scorer {name} gives every response the same score: there is nothing to learn")
         held = run.held_out(range(len(data)))
         model = OtterModel(base, config)
-        metrics = learn_reward(model, tokenizer, examples, held, self.learning, run)
-        train_examples = [example for example in examples if example.row not in held]
+        train_examples, held_out = run.split(examples, base, held)
+        metrics = learn_reward(model, tokenizer, train_examples, held_out, self.learning, run)
         measure_spread(model, examples)
-        metrics |= learn_to_steer(model, train_examples, self.learning, run.training.seed)
         settings = {"scorer": name} | asdict(sampling) | asdict(self.learning)
-        title = f"the base's own responses to {len(data)} prompts, scored by {name}"
-        save_reward(model, run, title, (len(train_examples), len(held)), metrics, settings)
+        title, counts = (
+            f"the base's own responses to {len(data)} prompts, scored by {name}",
+            (len(train_examples), len(held)),
+        )
+        save_reward(model, run, title, counts, metrics, settings)
+        metrics |= learn_to_steer(model, train_examples, self.learning, run.training.seed)
+        save_reward(model, run, title, counts, metrics, settings)
         return metrics

@@ -1,9 +1,10 @@
 """`otter train reward` turns preference pairs or scored texts into a reward adapter that steers."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
+from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.config import OtterConfig
@@ -11,10 +12,12 @@ from otterlm.errors import OtterError
 from otterlm.model import OtterModel
 from otterlm.settings import setting
 from otterlm.signals.reward.objective import RewardObjective, RewardTrainingConfig
+from otterlm.training.data.encoding import stored_tokens
 from otterlm.training.data.records import source_name
-from otterlm.training.data.rows import PairRow, Row, hold_out, read_rows
-from otterlm.training.data.tokens import Limits, tokenize
-from otterlm.training.evaluation.scoring import score_examples, summarize
+from otterlm.training.data.rows import Row, hold_out, iterate_rows
+from otterlm.training.data.stored_rows import StoredRows
+from otterlm.training.data.tokens import Limits
+from otterlm.training.evaluation.scoring import score_ends, summarize
 from otterlm.training.recipes.common import Run, on_device
 from otterlm.training.recipes.reward_fit import learn_reward, learn_to_steer, save_reward
 from otterlm.training.recipes.values import Values, learn_values, prompts_of
@@ -51,45 +54,65 @@ class RewardRecipe:
     limits: Limits = setting(Limits(), advanced=True)
     values: Values = Values()
 
-    def read(self) -> tuple[list[Row], int]:
-        """Returns all rows, and how many of them, the last ones, are those to evaluate on.
+    def read(self) -> tuple[StoredRows, int]:
+        """Returns all rows, on the disk, and how many of them, the last ones, are those to evaluate on.
 
         Raises:
             OtterError: see `read_rows`, or pairs and scored texts are mixed.
         """
-        rows = read_rows(self.data)
-        more = [] if self.eval_data is None else read_rows(self.eval_data)
-        if len({isinstance(row, PairRow) for row in (*rows, *more)}) != 1:
-            raise OtterError("the data mixes pairs with scored texts: train on one kind at a time")
-        return [*rows, *more], len(more)
+        counts: list[int] = []
+        rows = StoredRows(self._rows(counts))
+        return rows, sum(counts[1:])
+
+    def _rows(self, counts: list[int]) -> Iterator[Row]:
+        """Yields the rows of the data, and appends how many each source has."""
+        first: Row | None = None
+        for source in (self.data, self.eval_data):
+            if source is None:
+                continue
+            counts.append(0)
+            for row in iterate_rows(source):
+                first = first or row
+                if type(row) is not type(first):
+                    raise OtterError("the data mixes pairs with scored texts: train on one kind at a time")
+                counts[-1] += 1
+                yield row
 
     def train(
         self,
         base: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        data: tuple[list[Row], int],
+        data: tuple[Collection[Row], int],
         config: OtterConfig,
         run: Run,
     ) -> dict[str, float]:
-        """Trains the adapter, see `otterlm.training.recipes.base.Recipe`."""
+        """Trains the adapter, see `otterlm.training.recipes.base.Recipe`. `data` may also hold a list of rows."""
         run.begin(base, config, RewardObjective)
         rows, more = data
         held = set(range(len(rows) - more, len(rows)))
         if not more:
             held = hold_out(rows, run.eval_fraction, run.training.seed)
-        examples = tokenize(rows, tokenizer, self.limits)
+        with PartialState().main_process_first():
+            examples = stored_tokens(rows, tokenizer, self.limits, run.workers)
         settings = {f"max_{name}_tokens": value for name, value in asdict(self.limits).items()} | asdict(self.learning)
         train_examples, held_out = run.split(examples, base, held)
         model, seed = OtterModel(on_device(base), config), run.training.seed
-        metrics = learn_reward(model, tokenizer, examples, held, self.learning, run)
-        prompts = prompts_of(rows, held) if self.values.values else []
+        metrics = learn_reward(model, tokenizer, train_examples, held_out, self.learning, run)
+
+        def save(more: dict[str, float]) -> None:
+            counts = len(train_examples), len(held)
+            save_reward(model, run, source_name(self.data), counts, metrics | more, settings)
+
+        prompts = prompts_of(rows, held, self.values.value_prompts) if self.values.values else []
         if len(prompts) > 1:
-            metrics |= learn_values(model, tokenizer, prompts, self.values, self.limits.prompt, self.learning, run)
-            # The second stage moves the reward, too.
-            again = summarize(score_examples(model, held_out))
-            metrics |= {name: value for name, value in again.items() if isinstance(value, float)}
             settings |= asdict(self.values)
+            limit = self.limits.prompt
+            metrics |= learn_values(model, tokenizer, prompts, self.values, limit, self.learning, run, save)
+            # The second stage moves the reward, too.
+            again = summarize(score_ends(model, held_out))
+            metrics |= {name: value for name, value in again.items() if isinstance(value, float)}
         else:
+            save({})
             metrics |= learn_to_steer(model, train_examples, self.learning, seed)
-        save_reward(model, run, source_name(self.data), (len(train_examples), len(held)), metrics, settings)
+        save({})
         return metrics

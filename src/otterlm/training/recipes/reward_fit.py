@@ -22,14 +22,14 @@ EXPLAINED = "vocabulary_explained"
 """The metric of `learn_to_steer`."""
 
 POSITIONS = 200_000
-"""How many response tokens a vocabulary head is fitted to at most: their states lie in memory."""
+"""How many response tokens a vocabulary head is fitted to at most: each is read with its candidates."""
 
 
 def learn_reward(
     model: OtterModel,
     tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
-    held: set[int],
+    train_examples: Sequence[Example],
+    eval_examples: Sequence[Example],
     learning: RewardTrainingConfig,
     run: Run,
 ) -> dict[str, float]:
@@ -38,8 +38,7 @@ def learn_reward(
     Args:
         model: the base with the adapter.
         tokenizer: the base's.
-        examples: what to learn from and to evaluate on.
-        held: rows of the latter.
+        train_examples, eval_examples: what to learn from and what to evaluate on, see `Run.split`.
         learning: what is learned.
         run: how and where.
 
@@ -47,10 +46,9 @@ def learn_reward(
         The metrics of the best weights on the held-out rows; for scored texts with `correlation_P`, the correlation of
         the reward after P percent of a response with its score.
     """
-    train_examples, eval_examples = run.split(examples, model.base_model, held)
     objective = RewardObjective(model.train(), LiveBase(model), learning)
     run.prepare(objective, train_examples, eval_examples)
-    pairs = examples[0].is_pair
+    pairs = train_examples[0].is_pair
     if learning.probe_start and pairs and not run.resumes:
         start_from_probe(objective, train_examples)
     metrics = run.train(objective, train_examples, eval_examples, tokenizer)
@@ -103,7 +101,8 @@ def _set(model: OtterModel, **values: float) -> None:
 def at_most(examples: Sequence[Example], tokens: int, seed: int) -> list[Example]:
     """Chooses random examples whose responses have no more than so many tokens together, one at least."""
     chosen: list[Example] = []
-    for example in random.Random(seed).sample(list(examples), len(examples)):
+    for index in random.Random(seed).sample(range(len(examples)), len(examples)):
+        example = examples[index]
         tokens -= sum(map(len, example.responses))
         if tokens < 0 and chosen:
             break

@@ -9,7 +9,7 @@ guided model, which is what policy iteration does.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from accelerate import PartialState
@@ -74,6 +74,7 @@ def learn_values(
     max_prompt_tokens: int,
     learning: RewardTrainingConfig,
     run: Run,
+    save: Callable[[dict[str, float]], None],
 ) -> dict[str, float]:
     """Trains a reward on the base's responses. A killed run resumes.
 
@@ -85,6 +86,7 @@ def learn_values(
         max_prompt_tokens: a longer prompt keeps its end.
         learning: the settings of the objective.
         run: of the first stage; this one has a folder inside.
+        save: stores the adapter, called with the metrics so far, when all but its vocabulary head is done.
 
     Returns:
         Metrics of the last round: `value_correlation_P` and others, see `learn_reward`, and those of `learn_to_steer`.
@@ -105,23 +107,44 @@ def learn_values(
             )
         examples += [replace(each, row=each.row + number * len(chosen)) for each in responses]
         held_rows = {example.row for example in examples if example.row % len(chosen) in held}
-        metrics = learn_reward(model, tokenizer, examples, held_rows, learning, stage)
+        fitted, held_out = stage.split(examples, model.base_model, held_rows)
+        metrics = learn_reward(model, tokenizer, fitted, held_out, learning, stage)
         if number == 0:
             measure_spread(model, examples)
-        fitted = [example for example in examples if example.row not in held_rows]
+        if number == values.value_rounds - 1:
+            save(_named(metrics))
         metrics |= learn_to_steer(model, fitted, learning, seed)
+    return _named(metrics)
+
+
+def _named(metrics: dict[str, float]) -> dict[str, float]:
+    """Returns metrics with names that say that they are the second stage's."""
     return {f"value_{name}" if name != EXPLAINED else name: value for name, value in metrics.items()}
 
 
-def prompts_of(rows: Sequence[Row], held: set[int]) -> list[Prompt]:
+def prompts_of(rows: Collection[Row], held: set[int], limit: int | None = None) -> list[Prompt]:
     """Returns the prompts of the rows to train on, and their openings, each once: chats begin there.
 
     Dialogues that open as a held-out one does are not among them.
+
+    Args:
+        rows: read twice.
+        held: rows held out.
+        limit: only the first so many; None: all.
     """
-    of = [(row.chosen if isinstance(row, PairRow) else row.text).prompt or () for row in rows]
-    unseen = {_opening(of[index]) for index in held}
-    used = [prompt for prompt in of if prompt and _opening(prompt) not in unseen]
-    return list(dict.fromkeys(each for prompt in used for each in (prompt, _opening(prompt))))
+    unseen = {hash(_opening(_prompt(row))) for index, row in enumerate(rows) if index in held}
+    used = (prompt for prompt in map(_prompt, rows) if prompt and hash(_opening(prompt)) not in unseen)
+    prompts: dict[Prompt, None] = {}
+    for prompt in used:
+        prompts.setdefault(prompt)
+        prompts.setdefault(_opening(prompt))
+        if limit is not None and len(prompts) >= limit:
+            break
+    return list(prompts)[:limit]
+
+
+def _prompt(row: Row) -> Prompt:
+    return (row.chosen if isinstance(row, PairRow) else row.text).prompt or ()
 
 
 def _opening(prompt: Prompt) -> Prompt:

@@ -1,0 +1,173 @@
+"""Data of any size: rows and tokens lie on the disk, and what is read of them is what memory would hold."""
+
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat_tokenizer import chat_tokenizer
+from conftest import refused
+from word_tokenizer import TEMPLATE, WORDS, tokenizer
+
+from otterlm.errors import OtterError
+from otterlm.identity import of_data
+from otterlm.training.data import encoding
+from otterlm.training.data.conversations import Dialogue
+from otterlm.training.data.encoding import stored_tokens
+from otterlm.training.data.packing import Example, length_buckets
+from otterlm.training.data.rows import PairRow, Row, ScoredRow, hold_out, iterate_rows, read_rows
+from otterlm.training.data.stored_examples import by_row, in_memory, select
+from otterlm.training.data.stored_rows import StoredRows
+from otterlm.training.data.tokens import Limits, tokenize
+
+TURNS = (("system", "s"), ("user", "a b"), ("assistant", "c"), ("user", "d"))
+ROWS: list[Row] = [
+    PairRow(Dialogue(TURNS, "e f"), Dialogue(TURNS, "g"), "pairs.jsonl, row 1"),
+    PairRow(Dialogue(TURNS, "e"), Dialogue((("user", "j"),), "e"), "p\udce9.jsonl, row 2"),
+    PairRow(Dialogue(None, "a b"), Dialogue(None, "c"), "row 3"),
+    PairRow(Dialogue((), "a b"), Dialogue((), "c"), "row 4"),
+    ScoredRow(Dialogue(TURNS, "a\u2028\n\x00b"), 0.1 + 0.2, "row 5"),
+    ScoredRow(Dialogue(None, ""), -1e300, "row 6"),
+]
+LIMITS = Limits(12, 8)
+
+
+def pairs(count: int) -> list[Row]:
+    """Returns pairs; two that follow each other share their prompt, and every tenth says the same twice."""
+    made: list[Row] = []
+    for number in range(count):
+        prompt = (("user", f"{WORDS[10 + number // 2 % 10]} {WORDS[10 + number // 20 % 10]}"),)
+        worse = "a b" if number % 10 == 9 else "c d"
+        made.append(PairRow(Dialogue(prompt, "a b"), Dialogue(prompt, worse), f"row {number + 1}"))
+    return made
+
+
+def test_stored_rows_are_the_rows() -> None:
+    stored = StoredRows(iter(ROWS * 99))
+    assert len(stored) == len(ROWS) * 99
+    assert list(stored) == ROWS * 99 == list(stored)
+    assert [row.where for row in stored] == [row.where for row in ROWS] * 99
+    assert stored.identity == of_data(ROWS * 99)
+    first, second = iter(stored), iter(stored)
+    assert [next(first) == next(second) for _ in range(300)] == [True] * 300
+    assert [row.text.prompt for row in stored if isinstance(row, ScoredRow)][:2] == [TURNS, None]
+
+
+def test_rows_that_outgrow_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("otterlm.training.data.stored_rows.IN_MEMORY", 1)
+    assert list(StoredRows(ROWS * 99)) == ROWS * 99
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    refused(lambda: StoredRows(ROWS), "could not be written into", "TMPDIR")
+
+
+def test_a_row_that_cannot_be_read_stops_the_reading() -> None:
+    def rows() -> Iterator[Row]:
+        yield ROWS[0]
+        raise OtterError("row 2 is bad")
+
+    refused(lambda: StoredRows(rows()), "row 2 is bad")
+
+
+@pytest.mark.parametrize("template", [None, TEMPLATE])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stored_tokens_are_the_tokens(
+    template: str | None, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, words = pairs(200), tokenizer(template)
+    expected = tokenize(rows, words, LIMITS)
+    assert len(expected) == 180
+    stored = stored_tokens(rows, words, LIMITS, workers)
+    assert list(stored) == expected
+    monkeypatch.setenv("OTTER_HOME", str(tmp_path))
+    monkeypatch.setattr(encoding, "IN_MEMORY", 10)
+    for data in (rows, StoredRows(rows)):
+        mapped = stored_tokens(data, words, LIMITS, workers)
+        assert list(mapped) == expected
+        assert mapped.identity == stored.identity == of_data(expected)
+    (path,) = (tmp_path / "tokens").iterdir()
+    for other in (stored_tokens(rows, words, Limits(5, 2)), stored_tokens(rows[1:], words, LIMITS)):
+        assert list(other) != expected
+    assert len(list((tmp_path / "tokens").iterdir())) == 3
+    path.write_bytes(path.read_bytes()[:-100])
+    refused(lambda: stored_tokens(rows, words, LIMITS), path.name, "damaged", "delete it")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_row_that_cannot_be_encoded_is_named(workers: int) -> None:
+    rows = [*pairs(150), PairRow(Dialogue((), "a"), Dialogue((), "b"), "pairs.jsonl, row 151")]
+    refused(lambda: stored_tokens(rows, tokenizer(TEMPLATE), LIMITS, workers), "pairs.jsonl, row 151")
+    same = [row for row in pairs(20) if isinstance(row, PairRow) and row.chosen == row.rejected]
+    refused(lambda: stored_tokens(same, tokenizer(), LIMITS, workers), "no usable rows")
+
+
+def test_parts_of_stored_examples() -> None:
+    examples = [
+        Example(3 * n, tuple(range(n % 7)), ((5,) * (1 + n % 5), (6,)), (), (n % 3, n % 2), n % 2) for n in range(600)
+    ]
+    scored = [Example(n, (1,), ((2, 3),), (0.1 * n,)) for n in range(9)]
+    stored = in_memory(examples)
+    assert list(stored) == examples
+    assert list(in_memory(scored)) == scored
+    assert stored[-1] == examples[-1]
+    assert list(stored[5:300:7]) == examples[5:300:7]
+    held = set(range(0, 1800, 9))
+    rest, part = select(stored, lambda row: row not in held), select(stored, held.__contains__)
+    assert [list(rest), list(part)] == [
+        select(examples, lambda row: row not in held),
+        select(examples, held.__contains__),
+    ]
+    assert list(by_row(part, rest)) == examples == by_row(examples[300:], examples[:300])
+    assert of_data(part) == of_data(list(part))
+    for seed in (None, 1):
+        assert list(length_buckets(rest, 8, seed)) == list(length_buckets(list(rest), 8, seed))
+
+
+def test_what_is_held_out_of_stored_rows() -> None:
+    rows = pairs(300)
+    assert hold_out(StoredRows(rows), 0.2, 1) == hold_out(rows, 0.2, 1)
+    assert len(hold_out(rows, 0.2, 1)) == 60
+
+
+def test_a_prompt_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    encode = "otterlm.training.data.tokens.prompt_tokens"
+    monkeypatch.setattr(encode, lambda prompt, *_: calls.append(prompt) or [5])
+    tokenize(pairs(20), tokenizer(TEMPLATE), LIMITS)
+    assert len(calls) == 10
+
+
+def peak(count: int, folder: Path) -> float:
+    """Returns the most memory that Python held while so many pairs were read and tokenized, in bytes."""
+    records = (
+        {"prompt": f"the dog {n} " * 9, "chosen": f"is nice {n} " * 9, "rejected": f"helps {n} " * 9}
+        for n in range(count)
+    )
+    words = chat_tokenizer()
+    tracemalloc.start()
+    try:
+        rows = StoredRows(iterate_rows(records))
+        examples = stored_tokens(rows, words, Limits(256, 256))
+        held = hold_out(rows, 0.1, 0)
+        rest = select(examples, lambda row: row not in held)
+        of_data(rest)
+        next(length_buckets(rest, 8, seed=0))
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_memory_does_not_grow_with_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pair of these takes 25 kB as rows and tuples of tokens, and may take 200 bytes of an index."""
+    monkeypatch.setenv("OTTER_HOME", str(tmp_path))
+    monkeypatch.setattr(encoding, "IN_MEMORY", 10)
+    monkeypatch.setattr("otterlm.training.data.stored_rows.IN_MEMORY", 1)
+    peak(20, tmp_path)  # what is made once
+    small, large = peak(600, tmp_path), peak(1800, tmp_path)
+    assert large - small < 1200 * 200 + 100_000
+
+
+def test_read_rows_is_a_list_of_them() -> None:
+    records = [{"prompt": "a", "chosen": "b", "rejected": "c"}]
+    assert read_rows(records) == list(iterate_rows(records))
+    refused(lambda: list(iterate_rows([])), "holds no rows")
