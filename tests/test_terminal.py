@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import SHAPE, add_tiny_adapter, refused, tiny_base, tiny_otter
+from rich.console import Console
 from rich.progress import TextColumn
 from safetensors.torch import load_file, save_file
 from surface import commands
@@ -28,7 +29,7 @@ from word_tokenizer import tokenizer as words_tokenizer
 from otterlm.cli import generate, verify
 from otterlm.cli.demo.common import heading, panel
 from otterlm.cli.options import named_adapters, parse_adapter
-from otterlm.cli.terminal import console, print_json, show_table
+from otterlm.cli.terminal import console, print_json, show_table, with_interval
 from otterlm.colour import coloured, coloured_html
 from otterlm.model import OtterModel
 from otterlm.progress import bar
@@ -138,6 +139,22 @@ def test_what_the_demo_and_tables_print(capsys: pytest.CaptureFixture[str]) -> N
     for text in ("[/INST] [bold]x :smile:", "text [/] :smile:", "[title]", "[/sub]", "a [title]", "[red]", "row [/x]"):
         assert text in out
     assert ("method " * 30).strip() in out  # in one piece
+
+
+def test_a_wide_table_goes_on_below(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    columns = ["", *(f"column {number}" for number in range(12))]
+    monkeypatch.setattr("otterlm.cli.terminal.console", Console(force_terminal=True, width=80, color_system=None))
+    show_table("title", columns, [("method", *("1.04 (0.98 to 1.09)" for _ in columns[1:]))])
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    assert sum("method" in line for line in lines) == 4
+    assert all(any(column in line for line in lines) for column in columns)
+
+
+def test_a_number_with_its_interval() -> None:
+    row = {"time": 1.044, "time_ci95": [0.98, 1.09], "judge": None, "judge_ci95": None, "n": 2.0, "n_ci95": None}
+    assert with_interval(row, "time", ".2f") == "1.04 (0.98 to 1.09)"
+    assert (with_interval(row, "judge", ".2f"), with_interval(row, "n", ".1f")) == ("", "2.0")
 
 
 def test_descriptions_of_progress_bars() -> None:

@@ -27,7 +27,8 @@ class Lines(progress.Progress):
 
     def __init__(self, disable: bool) -> None:
         # Without a thread: a line comes when something is done.
-        super().__init__(console=_STDERR, disable=True, auto_refresh=False, speed_estimate_period=REMEMBERED)
+        settings: dict[str, Any] = {"auto_refresh": False, "speed_estimate_period": REMEMBERED}
+        super().__init__(*_columns(), console=_STDERR, disable=True, **settings)
         self._silent = disable
         self._next = time.monotonic() + INTERVAL
 
@@ -65,14 +66,17 @@ def bar(disable: bool = False) -> progress.Progress:
     """
     if disable or not _STDERR.is_terminal:
         return Lines(disable)
-    columns = (
+    return progress.Progress(*_columns(), console=_STDERR, transient=True, speed_estimate_period=REMEMBERED)
+
+
+def _columns() -> tuple[progress.ProgressColumn, ...]:
+    return (
         progress.TextColumn("{task.description}", markup=False),
         progress.BarColumn(),
         progress.MofNCompleteColumn(),
         progress.TimeElapsedColumn(),
         progress.TimeRemainingColumn(),
     )
-    return progress.Progress(*columns, console=_STDERR, transient=True, speed_estimate_period=REMEMBERED)
 
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:

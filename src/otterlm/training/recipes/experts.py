@@ -23,9 +23,9 @@ from otterlm.training.teachers.experts import ExpertOpinions
 
 @dataclass(frozen=True, slots=True)
 class ExpertsRecipe:
-    """Distils an expert and an anti-expert, two language models, into one contrast.
+    """Distils an expert and an anti-expert into one contrast.
 
-    The base continues texts, the two read along, and the contrast learns to steer as they do.
+    Both are language models. The base continues texts, the two read along, and the contrast learns to steer as they do.
 
     Example:
         otter distill contrast --base BASE --expert GOOD \\
