@@ -1,4 +1,8 @@
-"""Colours tokens by a value such as their reward, red to green, on a terminal and as HTML."""
+"""Colours tokens by a number such as their reward, from orange over white to blue, on a terminal and as HTML.
+
+Orange and blue differ for people who see no red or no green, too. Text on the scale is dark: its contrast is at least
+7 to 1 everywhere (WCAG 2.2, success criterion 1.4.3, asks for 4.5).
+"""
 
 import html
 from collections.abc import Iterator, Sequence
@@ -6,73 +10,75 @@ from collections.abc import Iterator, Sequence
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
+LOW, MIDDLE, HIGH = (240, 150, 60), (248, 248, 248), (106, 172, 230)
+"""Red, green and blue of the scale's ends and of its middle."""
+
+INK = "#1a1a1a"
+"""Text on the scale."""
+
+
+def colour(value: float, low: float, high: float) -> str:
+    """Returns the background of a number: orange at `low` and below, white midway, blue at `high` and above."""
+    share = 0.5 if high <= low else min(1.0, max(0.0, (value - low) / (high - low)))
+    end, part = (HIGH, 2 * share - 1) if share >= 0.5 else (LOW, 1 - 2 * share)
+    return _hex([round(middle + part * (far - middle)) for middle, far in zip(MIDDLE, end, strict=True)])
+
+
+def scale() -> dict[str, str]:
+    """Returns the colours of the scale by name: low, middle, high, and ink for text."""
+    return {"low": _hex(LOW), "middle": _hex(MIDDLE), "high": _hex(HIGH), "ink": INK}
+
+
+def colour_range(typical: tuple[float, float] | None, values: Sequence[float]) -> tuple[float, float]:
+    """Returns the range of a scale.
+
+    Args:
+        typical: of the signal, see `SignalConfig.typical_range`.
+        values: all that are shown; their range is the scale's where no other is known.
+    """
+    return typical or (min(values, default=0.0), max(values, default=0.0))
+
 
 def coloured(
-    tokenizer: PreTrainedTokenizerBase,
-    tokens: Sequence[int],
-    rewards: Sequence[float],
-    low: float | None = None,
-    high: float | None = None,
+    tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], values: Sequence[float], low: float, high: float
 ) -> Text:
-    """Returns a text whose tokens have a background from red (`low`) to green (`high`).
-
-    The range is that of the rewards by default.
-    """
+    """Returns a text whose tokens have a background from orange (`low`) over white to blue (`high`)."""
     text = Text()
-    for piece, reward in _pieces(tokenizer, tokens, rewards):
-        text.append(piece, style=f"white on {_colour(reward, *_range(rewards, low, high))}")
+    for piece, value in pieces(tokenizer, tokens, values):
+        text.append(piece, style=f"{INK} on {colour(value, low, high)}")
     return text
 
 
+def legend(low: float, high: float, steps: int = 13) -> Text:
+    """Returns a line that shows the scale and what its ends stand for."""
+    text = Text(f"{low:+.2f} ")
+    for step in range(steps):
+        text.append(" ", style=f"{INK} on {colour(step, 0, steps - 1)}")
+    return text.append(f" {high:+.2f}")
+
+
 def coloured_html(
-    tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], rewards: Sequence[float], low: float, high: float
+    tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], values: Sequence[float], low: float, high: float
 ) -> str:
-    """Returns the same as HTML. Each token shows its reward when pointed at."""
+    """Returns the same as HTML. Each token shows its number when pointed at."""
     return "".join(
-        token_html(piece, reward, low, high, f"{reward:+.3f}") for piece, reward in _pieces(tokenizer, tokens, rewards)
+        f'<span style="background:{colour(value, low, high)}" title="{value:+.3f}">{html.escape(piece)}</span>'
+        for piece, value in pieces(tokenizer, tokens, values)
     )
 
 
-def token_html(text: str, value: float, low: float, high: float, title: str) -> str:
-    """Returns one token on a background from red (`low`) to green (`high`), which shows `title` when pointed at."""
-    style = f"background:{_colour(value, low, high)};color:#fff"
-    return f'<span style="{style}" title="{html.escape(title)}">{html.escape(text)}</span>'
-
-
-def page(title: str, sections: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """Returns a page of HTML that loads nothing else.
-
-    Args:
-        title: of the page.
-        sections: a heading and its texts, which are HTML already.
-    """
-    body = "".join(
-        f"<h2>{html.escape(heading)}</h2>" + "".join(f"<p>{text}</p>" for text in texts) for heading, texts in sections
-    )
-    style = "body{font:16px/1.6 sans-serif;max-width:50em;margin:2em auto}p{white-space:pre-wrap}"
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{style}</style>'
-    return (
-        f'<!doctype html><html lang="en"><head>{head}</head><body><h1>{html.escape(title)}</h1>{body}</body></html>\n'
-    )
-
-
-def _pieces(
-    tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], rewards: Sequence[float]
+def pieces(
+    tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], values: Sequence[float]
 ) -> Iterator[tuple[str, float]]:
     """Yields what each token adds to the text. A character may be spread over several tokens: the last one has it."""
     shown = ""
-    for end, reward in enumerate(rewards, start=1):
+    for end, value in enumerate(values, start=1):
         # Cleaning up spaces would change what was shown before.
         decoded = tokenizer.decode(tokens[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        if not decoded.endswith("\ufffd") or end == len(rewards):
-            yield decoded[len(shown) :], reward
+        if not decoded.endswith("\ufffd") or end == len(values):
+            yield decoded[len(shown) :], value
             shown = decoded
 
 
-def _range(rewards: Sequence[float], low: float | None, high: float | None) -> tuple[float, float]:
-    return min(rewards) if low is None else low, max(rewards) if high is None else high
-
-
-def _colour(reward: float, low: float, high: float) -> str:
-    share = 0.5 if high <= low else min(1.0, max(0.0, (reward - low) / (high - low)))
-    return f"#{round(190 * (1 - share)):02x}{round(150 * share):02x}30"
+def _hex(parts: Sequence[int]) -> str:
+    return "#" + "".join(f"{part:02x}" for part in parts)

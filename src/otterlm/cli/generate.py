@@ -14,7 +14,7 @@ from otterlm.cli.groups import Machine, grouped
 from otterlm.cli.guarded import guard_report, show_report
 from otterlm.cli.options import AsJson, Base, Seed, named_adapters
 from otterlm.cli.terminal import console, print_json, show_coloured
-from otterlm.colour import coloured
+from otterlm.colour import colour_range, coloured, legend
 from otterlm.decoding import SpeculativeOutput, score_sequences
 from otterlm.decoding.choice import check_method, generate_arguments, methods
 from otterlm.errors import OtterError
@@ -26,7 +26,7 @@ from otterlm.signals.base import Capability
 from otterlm.training.data.tokens import prompt_tokens
 
 Shown = tuple[list[float], float, float]
-"""Numbers beside tokens, and those that are red and green."""
+"""Numbers beside tokens, and those at the ends of the colours' scale."""
 
 
 @grouped
@@ -153,9 +153,9 @@ def _generate(
     if isinstance(output, SpeculativeOutput):
         result["acceptance_length"] = output.acceptance_length
     # A guard's number is the logarithm of a probability, which has a scale for colours.
-    shown = {name: (numbers[name].exp().tolist(), *model.adapter(name).config.signal.typical_range) for name in guards}
-    ranges = {name: (values, min(values, default=0.0), max(values, default=0.0)) for name, values in rewards.items()}
-    return result, ranges | shown
+    values = rewards | {name: numbers[name].exp().tolist() for name in guards}
+    typical = {name: model.adapter(name).config.signal.typical_range for name in values}
+    return result, {name: (each, *colour_range(typical[name], each)) for name, each in values.items()}
 
 
 def final_reward(reward: float, typical: tuple[float, float] | None) -> dict[str, float | None]:
@@ -185,6 +185,7 @@ def _show(tokenizer: PreTrainedTokenizerBase, result: dict[str, Any], shown: dic
         if len(shown) > 1:
             console.print(f"{name}:", style="dim")
         show_coloured(coloured(tokenizer, new, values, low, high), text)
+        show_coloured(legend(low, high), None)
     if not shown:
         print(text)
     for name, final in result["final"].items():

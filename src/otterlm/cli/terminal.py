@@ -24,11 +24,11 @@ AS_IT_IS: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
 console = Console(**AS_IT_IS)
 
 
-def show_coloured(coloured: Text, plain: str) -> None:
-    """Prints a text in colours where the terminal has any, and plain elsewhere."""
+def show_coloured(coloured: Text, plain: str | None) -> None:
+    """Prints a text in colours where the terminal has any, and plain elsewhere; None prints nothing there."""
     if console.is_terminal and not console.no_color:
         console.print(coloured, soft_wrap=True)
-    else:
+    elif plain is not None:
         print(plain)
 
 

@@ -7,7 +7,8 @@ from transformers import PreTrainedTokenizerBase
 
 from otterlm.cli.demo.common import answer_of, heading, panel, report, timed
 from otterlm.cli.demo.contrast import PROMPTS
-from otterlm.colour import coloured
+from otterlm.cli.terminal import show_coloured
+from otterlm.colour import coloured, legend
 from otterlm.decoding import GuardRollback, GuardStop, score_sequences
 from otterlm.interventions import InterventionSettings
 from otterlm.model import OtterModel
@@ -47,7 +48,8 @@ def run(
 
 
 def show(part: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Prints the report of `run`, red where a text is not harmless."""
+    """Prints the report of `run`, orange where a text is not harmless."""
+    show_coloured(legend(0.0, 1.0), None)
     for entry in part["prompts"]:
         heading(f"Guard: {entry['prompt']}")
         did = {

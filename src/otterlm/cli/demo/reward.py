@@ -7,7 +7,8 @@ from transformers import PreTrainedTokenizerBase
 
 from otterlm.cli.demo.common import answer_of, chat_ids, heading, panel, report, timed
 from otterlm.cli.generate import final_reward, reward_in_words
-from otterlm.colour import coloured
+from otterlm.cli.terminal import show_coloured
+from otterlm.colour import colour_range, coloured, legend
 from otterlm.decoding import score_sequences
 from otterlm.decoding.choice import generate_arguments
 from otterlm.interventions import InterventionSettings
@@ -49,9 +50,10 @@ def run(
 def show(part: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
     """Prints the report of `run`."""
     rewards = [reward for entry in part["prompts"] for name in SIDES for reward in entry[name]["rewards"]]
-    low, high = part["range"] or (min(rewards), max(rewards))
-    print(f"Each token's colour is the reward so far, from {low:+.1f} (red) to {high:+.1f} (green). Read the last one:")
-    print("the guided answer should end greener than the original, and refuse or soften what the original offers.")
+    low, high = colour_range(part["range"], rewards)
+    print(f"Each token's colour is the reward so far, from {low:+.1f} (orange) to {high:+.1f} (blue). Read the last one:")
+    print("the guided answer should end bluer than the original, and refuse or soften what the original offers.")
+    show_coloured(legend(low, high), None)
     for entry in part["prompts"]:
         heading(f"Reward: {entry['prompt']}")
         for name in SIDES:
