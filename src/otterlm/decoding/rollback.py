@@ -32,11 +32,14 @@ class RollbackOutput(ModelOutput):
         sequences: `[B, T]` tokens, the prompt included.
         rollbacks: of each row, the labels that it went back for, in order. None where no alarm can ring.
         stopped: of each row, the label of the offence that it ends before, which could not be avoided, or None.
+        taken_back: of each row, the passages that were taken back, in order: how many tokens of the response came
+            before each, and its tokens.
     """
 
     sequences: Tensor | None = None
     rollbacks: list[list[str]] | None = None
     stopped: list[str | None] | None = None
+    taken_back: list[list[tuple[int, list[int]]]] | None = None
 
 
 class GuardRollback(Loop):
@@ -127,6 +130,7 @@ class GuardRollback(Loop):
             sequences=join_rows(whole_rows, run.config),
             rollbacks=[row.rollbacks for row in rows],
             stopped=[row.stopped for row in rows],
+            taken_back=[row.taken_back for row in rows],
         )
 
     def _next(self, run: Run, row: "GuardedRow", index: int, name: str) -> Tensor:
@@ -162,6 +166,7 @@ class GuardedRow:
         ended: whether it has ended.
         stopped: the label of the offence that it ended before.
         rollbacks: the labels that it went back for.
+        taken_back: the passages that were taken back, see `RollbackOutput`.
         steered: how often, by label.
     """
 
@@ -170,6 +175,7 @@ class GuardedRow:
         self.ended = False
         self.stopped: str | None = None
         self.rollbacks: list[str] = []
+        self.taken_back: list[tuple[int, list[int]]] = []
         self.steered: dict[str, int] = {}
         self._settings = settings
         self._back = back
@@ -226,6 +232,7 @@ class GuardedRow:
             first -= self._back
         length = max(self._final, first)
         hidden = self._slots[length:]
+        self.taken_back.append((length, self.tokens[length:]))
         self.tokens, self._slots, self._hits = self.tokens[:length], self._slots[:length], self._hits[:length]
         self._readings = self._readings[: length + 1]
         return hidden

@@ -99,7 +99,14 @@ class TokenReader:
         model: with the adapters that are on when a token is read.
         tokenizer: the base's.
         input_ids: `[1, T]`, the prompt.
+
+    Attributes:
+        logits: the base's for the token that was read last, `[1, V]`.
+        before: the adapters' signals of the same pass, which came before the token.
     """
+
+    logits: Tensor
+    before: dict[str, Signal]
 
     def __init__(self, model: OtterModel, tokenizer: PreTrainedTokenizerBase, input_ids: Tensor) -> None:
         self._model = model
@@ -107,17 +114,18 @@ class TokenReader:
         self._prompt = input_ids
         self._cache: Cache | None = None
         self._signals: dict[str, Signal] = {}
+        self._next_logits: Tensor
 
     @torch.no_grad()
     def read(self, token: int) -> StreamedToken:
         """Reads the next token of the response, in a separate pass."""
         if self._cache is None:
             self._pass(self._prompt)
-        before = self._signals
+        self.logits, self.before = self._next_logits, self._signals
         self._pass(self._prompt.new_tensor([[token]]))
-        numbers = numbers_beside(self._model, token, self._signals, before)
+        numbers = numbers_beside(self._model, token, self._signals, self.before)
         return StreamedToken(token, self._texts.add(token), numbers, labels_beside(self._model, self._signals))
 
     def _pass(self, input_ids: Tensor) -> None:
         output = self._model(input_ids=input_ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
-        self._cache, self._signals = output.past_key_values, output.signals
+        self._cache, self._signals, self._next_logits = output.past_key_values, output.signals, output.logits[:, -1]

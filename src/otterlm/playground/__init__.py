@@ -1,2 +1,2 @@
-"""The playground is a local page: it shows the original and the guided response side by side, and what an
-adapter says of them."""
+"""The playground is a local page: it shows the original and guided responses side by side, and what an adapter says of
+every token."""

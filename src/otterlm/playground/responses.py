@@ -1,15 +1,15 @@
-"""A response as it grows, and what its tokens take."""
+"""Grows a response, and measures what its tokens take."""
 
 import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import torch
 
-from otterlm.decoding import StreamedToken
 from otterlm.model import OtterModel
+from otterlm.playground.alternatives import ShownToken
 
 Chosen = TypeVar("Chosen")
 
@@ -67,12 +67,12 @@ class Response(Generic[Chosen]):
         model: OtterModel,
         adapters: list[str],
         chosen: Iterator[Chosen],
-        read: Callable[[Chosen], StreamedToken],
+        read: Callable[[Chosen], ShownToken],
         draws: Draws,
         turn: threading.Lock,
         loop: bool = False,
     ) -> None:
-        self.tokens: list[StreamedToken] = []
+        self.tokens: list[ShownToken] = []
         self.ended = False
         self.loop = loop
         self._seconds: list[float] = []
@@ -95,7 +95,14 @@ class Response(Generic[Chosen]):
                 self.tokens.append(self._read(chosen))
         return not self.ended
 
-    def slowdown(self, reference: "Response[StreamedToken]") -> float | None:
+    @property
+    def speed(self) -> float | None:
+        """Returns tokens a second so far, the prompt's reading and other responses' turns left out where they can be;
+        None before it is known."""
+        timed = self._seconds if self.loop else self._seconds[1:]
+        return len(timed) / sum(timed) if timed else None
+
+    def slowdown(self, reference: "Response[Any]") -> float | None:
         """Returns the extra time of a token, as a share of what one of a reference takes.
 
         Medians are compared, without the first tokens, which read the prompt. Of a loop it is the means of whole
