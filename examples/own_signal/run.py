@@ -61,8 +61,9 @@ def try_everything(base: str, adapter: Path, work: Path) -> dict[str, bool]:
     from otterlm import OtterModel
     from otterlm.bases import load_base, load_tokenizer
     from otterlm.decoding import stream_tokens
-    from otterlm.playground import render
-    from otterlm.playground.session import Session, Settings
+    from otterlm.playground.comparison import Settings
+    from otterlm.playground.events import events
+    from otterlm.playground.session import Session
 
     tokenizer, model = load_tokenizer(base), OtterModel.from_pretrained(load_base(base), adapter)
     ids = torch.tensor([tokenizer.encode("The otter dives into the river and")])
@@ -70,14 +71,14 @@ def try_everything(base: str, adapter: Path, work: Path) -> dict[str, bool]:
     model.save_pretrained(work / "again", dtype=torch.float32)
     again = OtterModel.from_pretrained(load_base(base), work / "again")
     streamed = list(stream_tokens(model, tokenizer, ids, max_new_tokens=6, do_sample=False))
-    *_, last = Session(model, tokenizer).compare("What is a fjord?", Settings("uncertainty", None, max_new_tokens=6))
+    shown = list(events(Session(model, tokenizer), "What is a fjord?", Settings("uncertainty", None, max_new_tokens=6)))
     text = work / "texts.jsonl"
     text.write_text(json.dumps({"text": "The otter dives.", "score": 1.0}) + "\n" + '{"text": "A b.", "score": 0}\n')
     scores = otter("score", "--base", base, "--adapter", str(adapter), "--data", str(text))
     checks = otter("verify", "--base", base, "--adapter", str(adapter), "--dtype", "float32")
     return {
         "reloaded_equal": torch.equal(again(input_ids=ids).signals["uncertainty"].prefix, signal),
-        "coloured": "<span" in render.responses(last, "uncertainty")[0],
+        "coloured": any("uncertainty" in event["token"]["signals"] for event in shown if event["kind"] == "token"),
         "streamed": len(streamed) > 0 and all("uncertainty" in token.signals for token in streamed),
         "scored": scores["n"] == 2,
         "exact": bool(checks["exact"]),

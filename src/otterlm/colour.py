@@ -16,10 +16,13 @@ LOW, MIDDLE, HIGH = (240, 150, 60), (248, 248, 248), (106, 172, 230)
 INK = "#1a1a1a"
 """Text on the scale."""
 
+STEPS = 32
+"""Steps of the scale in HTML."""
+
 
 def colour(value: float, low: float, high: float) -> str:
     """Returns the background of a number: orange at `low` and below, white midway, blue at `high` and above."""
-    share = 0.5 if high <= low else min(1.0, max(0.0, (value - low) / (high - low)))
+    share = _share(value, low, high)
     end, part = (HIGH, 2 * share - 1) if share >= 0.5 else (LOW, 1 - 2 * share)
     return _hex([round(middle + part * (far - middle)) for middle, far in zip(MIDDLE, end, strict=True)])
 
@@ -60,11 +63,16 @@ def legend(low: float, high: float, steps: int = 13) -> Text:
 def coloured_html(
     tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], values: Sequence[float], low: float, high: float
 ) -> str:
-    """Returns the same as HTML. Each token shows its number when pointed at."""
+    """Returns the same as HTML, in the classes of `scale_css`. Each token shows its number when pointed at."""
     return "".join(
-        f'<span style="background:{colour(value, low, high)}" title="{value:+.3f}">{html.escape(piece)}</span>'
+        f'<i class="c{round(STEPS * _share(value, low, high))}" title="{value:+.3f}">{html.escape(piece)}</i>'
         for piece, value in pieces(tokenizer, tokens, values)
     )
+
+
+def scale_css() -> str:
+    """Returns the classes of `coloured_html`: c0 is at the scale's low end. A page of many tokens stays small."""
+    return "".join(f".c{step}{{background:{colour(step, 0, STEPS)}}}" for step in range(STEPS + 1))
 
 
 def pieces(
@@ -78,6 +86,10 @@ def pieces(
         if not decoded.endswith("\ufffd") or end == len(values):
             yield decoded[len(shown) :], value
             shown = decoded
+
+
+def _share(value: float, low: float, high: float) -> float:
+    return 0.5 if high <= low else min(1.0, max(0.0, (value - low) / (high - low)))
 
 
 def _hex(parts: Sequence[int]) -> str:

@@ -11,7 +11,6 @@ from transformers import PreTrainedTokenizerBase
 
 from otterlm.bases import check_context, load_config, load_tokenizer
 from otterlm.cli.groups import HeldOut, Machine
-from otterlm.colour import coloured_html
 from otterlm.config import OtterConfig
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
@@ -21,7 +20,7 @@ from otterlm.training.data.labelled_tokens import tokenize_labelled
 from otterlm.training.data.labels import LabelNames
 from otterlm.training.data.tokens import Limits
 from otterlm.training.evaluation.guard_calibration import calibrate_guard
-from otterlm.training.evaluation.guard_reading import GuardReading, offence, read_guard
+from otterlm.training.evaluation.guard_reading import GuardReading, read_guard
 from otterlm.training.evaluation.guard_summary import check_names, summarize_guard
 
 
@@ -129,26 +128,6 @@ def runs(offsets: set[int]) -> list[tuple[int, int]]:
         else:
             passages.append((offset, offset + 1))
     return passages
-
-
-def sections(readings: Sequence[GuardReading], tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, list[str]]]:
-    """Makes the sections of a page: each text, its tokens red where it is not harmless."""
-    return [
-        (
-            f"Row {each.labelled.example.row + 1}: "
-            + ", ".join(f"{name} {float(each.of(name)[-1]):.2f}" for name in each.config.offences),
-            [
-                coloured_html(
-                    tokenizer,
-                    each.labelled.example.branches[0],
-                    (1 - offence(each.probabilities, each.config)).tolist(),
-                    0.0,
-                    1.0,
-                )
-            ],
-        )
-        for each in readings
-    ]
 
 
 def in_words(summary: dict[str, Any]) -> list[str]:

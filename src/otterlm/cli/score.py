@@ -15,15 +15,15 @@ from otterlm.cli import labelled
 from otterlm.cli.groups import HeldOut, Machine, grouped
 from otterlm.cli.labelled import LabelledData, is_guard, read_data
 from otterlm.cli.options import AsJson, Base, OneAdapter, one_adapter
+from otterlm.cli.pages.guards import guard_page
+from otterlm.cli.pages.rewards import Reading, reward_page
 from otterlm.cli.scored import score_rows
 from otterlm.cli.terminal import print_json
-from otterlm.colour import coloured_html, page
 from otterlm.errors import OtterError
 from otterlm.files import write_text
 from otterlm.training.data.labels import LabelNames
 from otterlm.training.data.rows import read_rows
 from otterlm.training.data.tokens import Limits
-from otterlm.training.evaluation.guard_reading import GuardReading
 from otterlm.training.evaluation.guard_summary import summarize_guard
 from otterlm.training.evaluation.scoring import Scored, summarize
 
@@ -66,7 +66,12 @@ def command(
     if is_guard(config, names):
         what = LabelledData(data, names, held_out, limits, batch_size, limit)
         readings, tokenizer = read_data(what, base, folder, name, config, machine)
-        _report(readings, tokenizer, out, html, tokens, data, as_json)
+        if out is not None:
+            write_text(out, "".join(labelled.line(each, tokenizer, tokens) for each in readings))
+        if html is not None:
+            write_text(html, guard_page(f"{Path(data).name}, scored", readings, tokenizer, limits.response))
+        measured = summarize_guard(readings)
+        print_json(measured) if as_json else print("\n".join(labelled.in_words(measured)))
         return
     everything = read_rows(data)
     numbers = held_out.choose(everything)[:limit]
@@ -77,38 +82,13 @@ def command(
     if out is not None:
         write_text(out, "".join(json.dumps(_line(row, tokenizer, tokens), ensure_ascii=False) + "\n" for row in scored))
     if html is not None:
-        write_text(html, page(f"{Path(data).name}, scored", _sections(scored, tokenizer)))
-    if as_json:
-        print_json(summary)
-        return
-    for kind in (summary["pairs"], summary["texts"]) if "pairs" in summary else (summary,):
-        print(_in_words(kind))
-    if len(scored) < len(rows):
-        print(f"{len(rows) - len(scored)} of {len(rows)} rows left out: no tokens to tell two responses apart")
-    if out is None:
-        for row in scored[:10]:
-            print(f"row {row.example.row + 1}: " + "  ".join(f"{values[-1]:+.3f}" for values in row.rewards))
-
-
-def _report(
-    readings: Sequence[GuardReading],
-    tokenizer: PreTrainedTokenizerBase,
-    out: Path | None,
-    html: Path | None,
-    tokens: bool,
-    data: str,
-    as_json: bool,
-) -> None:
-    """Writes and prints what a guard says of labelled texts."""
-    summary = summarize_guard(readings)
-    if out is not None:
-        write_text(out, "".join(labelled.line(each, tokenizer, tokens) for each in readings))
-    if html is not None:
-        write_text(html, page(f"{Path(data).name}, scored", labelled.sections(readings, tokenizer)))
+        by_number = dict(zip(numbers, rows, strict=True))
+        shown = Reading(scored, by_number, tokenizer, config.signal.typical_range, limits.response)
+        write_text(html, reward_page(f"{Path(data).name}, scored", shown))
     if as_json:
         print_json(summary)
     else:
-        print("\n".join(labelled.in_words(summary)))
+        _show(summary, scored, len(rows), shortly=out is not None)
 
 
 def _check_files(data: str, out: Path | None, html: Path | None) -> None:
@@ -118,6 +98,16 @@ def _check_files(data: str, out: Path | None, html: Path | None) -> None:
     for first, second in itertools.combinations(paths, 2):
         if paths[first] == paths[second]:
             raise OtterError(f"{first} and {second} are one file, {named[second]}: choose another for {second}")
+
+
+def _show(summary: dict[str, Any], scored: Sequence[Scored], rows: int, shortly: bool) -> None:
+    """Prints what a person reads: of so many rows, and unless shortly the rewards of the first."""
+    for kind in (summary["pairs"], summary["texts"]) if "pairs" in summary else (summary,):
+        print(_in_words(kind))
+    if len(scored) < rows:
+        print(f"{rows - len(scored)} of {rows} rows left out: no tokens to tell two responses apart")
+    for row in () if shortly else scored[:10]:
+        print(f"row {row.example.row + 1}: " + "  ".join(f"{values[-1]:+.3f}" for values in row.rewards))
 
 
 def _in_words(summary: dict[str, Any]) -> str:
@@ -139,19 +129,3 @@ def _line(row: Scored, tokenizer: PreTrainedTokenizerBase, tokens: bool) -> dict
             for response, values in zip(row.example.responses, row.rewards, strict=True)
         ]
     return line
-
-
-def _sections(scored: Sequence[Scored], tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, list[str]]]:
-    """Returns the sections of the page: the responses of each row, all coloured on one scale."""
-    values = [value for row in scored for rewards in row.rewards for value in rewards]
-    low, high = min(values), max(values)
-    return [
-        (
-            f"Row {row.example.row + 1}: " + ", ".join(f"{rewards[-1]:+.3f}" for rewards in row.rewards),
-            [
-                coloured_html(tokenizer, response, rewards, low, high)
-                for response, rewards in zip(row.example.responses, row.rewards, strict=True)
-            ],
-        )
-        for row in scored
-    ]

@@ -31,9 +31,9 @@ def read_request(body: Any) -> tuple[Prompt, Settings]:
     if guide is not None and not (_is_list(guide, str) and len(guide) == 2):
         raise FieldError("choose what guides: an adapter and its method", "guide")
     with blame("strengths"):
-        strengths = _expect(body, "strengths", list, "weights must be numbers, such as 0.5, 1, 2")
+        strengths = _expect(body, "strengths", list, "Weights must be numbers, such as 0.5, 1, 2")
         if not _is_list(strengths, (int, float)):
-            raise OtterError("weights must be numbers, such as 0.5, 1, 2")
+            raise OtterError("Weights must be numbers, such as 0.5, 1, 2")
     values = body.get("values", {})
     if not isinstance(values, Mapping):
         raise FieldError("the settings must be an object", "guide")

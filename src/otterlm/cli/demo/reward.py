@@ -51,7 +51,9 @@ def show(part: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
     """Prints the report of `run`."""
     rewards = [reward for entry in part["prompts"] for name in SIDES for reward in entry[name]["rewards"]]
     low, high = colour_range(part["range"], rewards)
-    print(f"Each token's colour is the reward so far, from {low:+.1f} (orange) to {high:+.1f} (blue). Read the last one:")
+    print(
+        f"Each token's colour is the reward so far, from {low:+.1f} (orange) to {high:+.1f} (blue). Read the last one:"
+    )
     print("the guided answer should end bluer than the original, and refuse or soften what the original offers.")
     show_coloured(legend(low, high), None)
     for entry in part["prompts"]:

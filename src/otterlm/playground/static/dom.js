@@ -25,14 +25,15 @@ export function draw(tag, attributes = {}, text = null) {
   return element;
 }
 
-export const signed = (value) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(2);
+export function signed(value) {
+  const text = Math.abs(value).toFixed(2);
+  return (Number(text) === 0 ? "" : value < 0 ? "−" : "+") + text;
+}
 
 export const percent = (share) => {
   if (share > 0 && share < 0.001) return "<0.1%";
   return (100 * share).toFixed(share < 0.1 ? 1 : 0) + "%";
 };
-
-export const many = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
 
 /** Shows white space that would be lost in a table. */
 export const visible = (text) => text.replace(/^ /, "·").replaceAll("\n", "⏎") || "(nothing)";

@@ -32,6 +32,15 @@ def _steps(scores: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return ranked[last], reached[last], truth[order].cumsum(dim=0)[last]
 
 
+def roc(scores: Tensor, truth: Tensor) -> list[tuple[float, float]]:
+    """Returns the points of the ROC curve, from (0, 0) to (1, 1): the shares of negative and of positive texts that
+    reach each score. Arguments as for `auc`; both kinds have to be there."""
+    _, reached, positive = _steps(scores, truth)
+    negatives = max(1, int((~truth).sum()))
+    across, up = (reached - positive) / negatives, positive / max(1, int(truth.sum()))
+    return [(0.0, 0.0), *zip(across.tolist(), up.tolist(), strict=True)]
+
+
 def average_precision(scores: Tensor, truth: Tensor) -> float:
     """Returns the mean of the precision over the steps of recall; NaN where nothing is positive. Arguments as for
     `auc`."""

@@ -81,7 +81,7 @@ def summarize_guard(readings: Sequence[GuardReading]) -> dict[str, Any]:
     summary: dict[str, Any] = {}
     if texts:
         summary |= _summarize([_mark(each) for each in texts], [each.probabilities for each in texts], config)
-        known = [(each, truth) for each in texts if (truth := _is_offence(_mark(each), config)) is not None]
+        known = [(each, truth) for each in texts if (truth := is_offence(_mark(each), config)) is not None]
         summary["alarm"] = _alarm(known)
     spans = [each for each in readings if each.labelled.row.spans is not None]
     if spans and config.spans:
@@ -104,7 +104,7 @@ def _mark(reading: GuardReading) -> Marks:
     return marks
 
 
-def _is_offence(marks: Marks, config: GuardConfig) -> bool | None:
+def is_offence(marks: Marks, config: GuardConfig) -> bool | None:
     """Says whether a text has any offence; None: of some of the guard's labels that is not known."""
     if marks.offences:
         return True
@@ -113,7 +113,7 @@ def _is_offence(marks: Marks, config: GuardConfig) -> bool | None:
 
 def _summarize(marks: Sequence[Marks], probabilities: Sequence[Tensor], config: GuardConfig) -> dict[str, Any]:
     """Measures texts, whose probabilities are `[n, L]` each."""
-    truths = [_is_offence(each, config) for each in marks]
+    truths = [is_offence(each, config) for each in marks]
     known = [index for index, truth in enumerate(truths) if truth is not None]
     if not known:
         return {"texts": 0}
