@@ -109,7 +109,7 @@ def test_no_token_of_a_coloured_text_is_lost() -> None:
     for tokens in (whole, whole[:-1]):
         rewards = [float(n) for n in range(len(tokens))]
         text = tokenizer.decode(tokens)
-        assert coloured(tokenizer, tokens, rewards).plain == text
+        assert coloured(tokenizer, tokens, rewards, 0, 1).plain == text
         assert re.sub(r"<[^>]*>", "", coloured_html(tokenizer, tokens, rewards, 0, 1)) == text
 
 
