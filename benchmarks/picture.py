@@ -107,6 +107,7 @@ def draw(run: dict[str, Any]) -> str:
     scale = Scale(*run["range"])
     finals = {name: run[name]["rewards"][-1] for name in NAMES}
     steps = max(len(run[name]["pieces"]) for name in NAMES)
+    alone = f"and alone at {_signed(finals['original'], 1)}. One pass a token."
     title = f"Guided, the reward ends at {_signed(finals['guided'], 1)}"
     body, y = [], 112.0
     for name, label in NAMES.items():
@@ -135,7 +136,7 @@ def draw(run: dict[str, Any]) -> str:
             f"  <style>{STYLE}\n    @media (prefers-reduced-motion: no-preference) {{\n{frames}\n    }}\n  </style>",
             f'  <rect class="panel" x="1" y="1" width="{WIDTH - 2}" height="{y - 2:g}" rx="14"/>',
             f'  <text class="title" x="{MARGIN}" y="30">{title},</text>',
-            f'  <text class="title" x="{MARGIN}" y="50">and alone at {_signed(finals["original"], 1)}. One pass a token.</text>',
+            f'  <text class="title" x="{MARGIN}" y="50">{alone}</text>',
             f'  <text class="small" x="{MARGIN}" y="78">“{html.escape(run["prompt"])}”</text>',
             *body,
             "</svg>\n",
