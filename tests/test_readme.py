@@ -65,13 +65,14 @@ def test_the_hardware_table_is_what_the_plan_says() -> None:
     readme = (ROOT / "README.md").read_text()
     for shape, name in names.items():
         blocks = SHAPES[shape].num_hidden_layers
-        widened = OtterConfig(layers=tuple(range(blocks - 2 * (blocks // 3) + 1, blocks, 2)))
-        cost = plan(SHAPES[shape], widened, torch.bfloat16)
+        layers = tuple(range(blocks - 2 * (blocks // 3) + 1, blocks, 2))
+        cost = plan(SHAPES[shape], OtterConfig(layers=layers), torch.bfloat16)
         inserted = cost.inserted_parameters + cost.derived_parameters
+        assert cost.base_kv_bytes_per_token
         cache = cost.inserted_kv_bytes_per_token / cost.base_kv_bytes_per_token
         cells = (
             name,
-            f"{len(widened.layers)} of {blocks}",
+            f"{len(layers)} of {blocks}",
             f"{cost.base_bytes / 1e9:.2f} GB",
             f"{cost.inserted_bytes / 1e6:.0f} MB",
             f"{inserted / cost.base_parameters:.1%}",
