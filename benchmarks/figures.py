@@ -21,8 +21,11 @@ RIVALS = {
     "DExperts",
     "prompt lookup",
     "best of 4, scorer",
+    "one sample",
+    "best of 4",
+    "best of 16",
 }
-NUMBER = r"-?\d+(?:\.\d+)?"
+NUMBER = r"[-+]?\d+(?:\.\d+)?"
 # A phone shows a figure 358 pixels wide, so 15 pixels of 440 are 12 there.
 WIDTH, ROW = 440, 26
 STYLE = """
@@ -129,6 +132,30 @@ FIGURES = (
         unit="%",
         neutral=50,
         panels=tuple(Panel(0, f"seed {seed}", SEEDS, f"seed {seed}") for seed in range(3)),
+    ),
+    Figure(
+        page="steering",
+        title=("Guidance raises the adapter's reward", "further than the best of 16 samples"),
+        axis="gain over the base, in spreads, 95% interval",
+        limits=(-1, 2.5),
+        ticks=(-1, 0, 1, 2),
+        neutral=0,
+        panels=(
+            Panel(
+                0,
+                "gain, in spreads",
+                {
+                    "guidance, weight 0.5": "guidance, weight 0.5",
+                    "guidance, weight 1": "guidance, weight 1",
+                    "guidance, weight 2": "guidance, weight 2",
+                    "guidance, weight 4": "guidance, weight 4",
+                    "search, weight 1": "search, weight 1",
+                    "one sample": "one sample",
+                    "best-of-4": "best of 4",
+                    "best-of-16": "best of 16",
+                },
+            ),
+        ),
     ),
     Figure(
         page="alignment",

@@ -10,7 +10,7 @@ import torch
 from conftest import close, refused, reward_model, tiny_base, tiny_otter
 from word_tokenizer import TEMPLATE, WORDS, tokenizer
 
-from otterlm.bench import report
+from otterlm.bench import figures, report
 from otterlm.bench.answering import time_over
 from otterlm.bench.judges import Perplexity
 from otterlm.bench.steering import SAMPLES, answers_of, samples_of
@@ -244,7 +244,7 @@ def test_interval_of_a_mean() -> None:
 def test_marks_of_a_method_are_joined_along_a_column() -> None:
     rows = [{"method": "base", "w": None, "x": 1.0, "y": 0.0}]
     rows += [{"method": "m", "w": w, "x": w, "y": 2 * w} for w in (2.0, 1.0)]
-    axes = report.new_figure(3, 3).subplots()
-    report._plot(axes, rows, "x", "y", None, "w")
+    (axes,) = figures.new_axes(figures.new_figure(3, 3))
+    figures.scatter(axes, rows, "x", "y", None, "w")
     assert [line.get_xydata().tolist() for line in axes.lines] == [[[1.0, 2.0], [2.0, 4.0]]]
-    assert [text.get_text() for text in axes.texts] == ["1", "2"]
+    assert [text.get_text() for text in axes.texts] == ["base", "m 1", "2"]

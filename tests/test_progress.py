@@ -12,9 +12,8 @@ from otterlm import progress
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Makes the time that progress reads, in seconds, which a test moves."""
     now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("otterlm.progress.time.monotonic", lambda: now[0])
     monkeypatch.setattr(progress, "_STDERR", Console(stderr=True, force_terminal=False))
-    monkeypatch.setattr(progress.progress, "monotonic", lambda: now[0], raising=False)
     return now
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from otterlm.cli import main
 
@@ -52,3 +53,29 @@ def test_python(file, monkeypatch: pytest.MonkeyPatch) -> None:
     assert examples
     for block in examples:
         exec(compile(block, file, "exec"), {})
+
+
+def test_the_hardware_table_is_what_the_plan_says() -> None:
+    from otterlm.bench.shapes import SHAPES
+    from otterlm.config import OtterConfig
+    from otterlm.plan import plan
+
+    names = {"smollm2-135m": "SmolLM2-135M", "llama-3.2-1b": "Llama-3.2-1B", "llama-2-7b": "Llama-2-7B"}
+    assert set(names) == set(SHAPES)
+    readme = (ROOT / "README.md").read_text()
+    for shape, name in names.items():
+        blocks = SHAPES[shape].num_hidden_layers
+        layers = tuple(range(blocks - 2 * (blocks // 3) + 1, blocks, 2))
+        cost = plan(SHAPES[shape], OtterConfig(layers=layers), torch.bfloat16)
+        inserted = cost.inserted_parameters + cost.derived_parameters
+        assert cost.base_kv_bytes_per_token
+        cache = cost.inserted_kv_bytes_per_token / cost.base_kv_bytes_per_token
+        cells = (
+            name,
+            f"{len(layers)} of {blocks}",
+            f"{cost.base_bytes / 1e9:.2f} GB",
+            f"{cost.inserted_bytes / 1e6:.0f} MB",
+            f"{inserted / cost.base_parameters:.1%}",
+            f"{cache:+.1%}",
+        )
+        assert f"| {' | '.join(cells)} |" in readme

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from otterlm.bench import figures
 from otterlm.bench.guard_rivals import Detector, Verdicts
-from otterlm.bench.report import new_figure, write_figure
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
 from otterlm.signals.base import Capability
@@ -147,18 +147,22 @@ def trade_off(scores: Tensor, truth: Tensor, points: int = 100) -> list[tuple[fl
     ]
 
 
+def _sides(curve: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [false_alarms for false_alarms, _ in curve], [misses for _, misses in curve]
+
+
 def draw(path: Path, rows: Sequence[GuardRow], curves: dict[str, list[tuple[float, float]]]) -> None:
     """Draws detection against tokens seen, and false alarms against misses.
 
     Raises:
         OtterError: matplotlib is not installed, or nothing can be written.
     """
-    figure = new_figure(10, 4.5)
-    seen, alarms = figure.subplots(1, 2)
-    for row in rows:
-        seen.plot(PERCENTS, row.aucs, marker="o", label=row.method)
-        alarms.plot(*zip(*curves[row.method], strict=True), label=row.method)
+    figure = figures.new_figure(11, 4.5)
+    seen, alarms = figures.new_axes(figure, 2)
+    figures.lines(seen, {row.method: (PERCENTS, row.aucs) for row in rows})
+    figures.lines(alarms, {row.method: _sides(curves[row.method]) for row in rows})
     seen.set(xlabel="tokens seen, %", ylabel="AUC", xticks=PERCENTS)
+    figures.set_title(seen, figures.finding([row.to_dict() for row in rows], "auc", "higher"))
+    figures.set_title(alarms, "Misses against false alarms")
     alarms.set(xlabel="false alarms", ylabel="misses")
-    seen.legend(fontsize="small")
-    write_figure(path, figure)
+    figures.write_figure(path, figure)

@@ -1,6 +1,5 @@
-"""Writes a run's results as JSON, with the machine they were measured on, and as a plot."""
+"""Writes a run's results as JSON, with the machine they were measured on, and as a figure."""
 
-import functools
 import json
 import math
 import os
@@ -11,8 +10,9 @@ from typing import Any
 
 import torch
 
-from otterlm.errors import OtterError
-from otterlm.files import write_files, write_text
+from otterlm.bench import figures
+from otterlm.bench.figures import Better
+from otterlm.files import write_text
 
 
 def machine() -> dict[str, Any]:
@@ -51,10 +51,11 @@ def write(
     settings: dict[str, Any],
     x: str,
     y: str,
+    title: tuple[str, Better],
     mark: str | None = None,
     along: str | None = None,
 ) -> None:
-    """Writes `OUT/TASK.json`, with the machine, and `OUT/TASK.png`.
+    """Writes `OUT/TASK.json`, with the machine, and the figure `OUT/TASK.svg` and `OUT/TASK.png`.
 
     Args:
         out: a folder; made if need be.
@@ -62,8 +63,8 @@ def write(
         rows: with `method`.
         settings: more that the numbers depend on.
         x, y: the columns drawn against each other.
-        mark: the column that sizes the marks, from 0 on; None: all alike.
-        along: the column along which the marks of a method are joined by a line, and that labels them; None: no lines.
+        title: the column that the figure's title compares, and whether higher or lower is better.
+        mark, along: see `otterlm.bench.figures.scatter`.
 
     Raises:
         OtterError: nothing can be written, or matplotlib is not installed; the JSON is written first.
@@ -71,47 +72,8 @@ def write(
     out.mkdir(parents=True, exist_ok=True)
     result = {"task": task, "settings": settings, "machine": machine(), "rows": rows}
     write_text(out / f"{task}.json", json.dumps(result, indent=2) + "\n")
-    figure = new_figure(7, 4.5)
-    _plot(figure.subplots(), rows, x, y, mark, along)
-    write_figure(out / f"{task}.png", figure)
-
-
-def new_figure(width: float, height: float) -> Any:
-    """Makes an empty figure of matplotlib, width and height in inches.
-
-    Raises:
-        OtterError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise OtterError("a plot needs matplotlib: pip install 'otter-lm[bench]'") from error
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def write_figure(path: Path, figure: Any) -> None:
-    """Writes a figure as PNG. Errors are those of `otterlm.files.write_files`."""
-    write_files(path.parent, {path.name: functools.partial(figure.savefig, dpi=130, format="png")})
-
-
-def _plot(axes: Any, rows: list[dict[str, Any]], x: str, y: str, mark: str | None, along: str | None) -> None:
-    largest = max((row[mark] for row in rows), default=0) if mark else 0
-    for method in dict.fromkeys(row["method"] for row in rows):
-        drawn = [row for row in rows if row["method"] == method and None not in (row[x], row[y])]
-        sizes = [30 + 400 * row[mark] / largest if mark and largest else 40 for row in drawn]
-        marks = axes.scatter([row[x] for row in drawn], [row[y] for row in drawn], s=sizes, label=method, alpha=0.7)
-        if along and len(drawn) > 1:
-            _join(axes, sorted(drawn, key=lambda row: row[along]), x, y, along, marks.get_facecolor()[0])
-    sized = f"; size of a mark: {mark.replace('_', ' ')}" if mark else ""
-    axes.set(xlabel=x.replace("_", " ") + sized, ylabel=y.replace("_", " "))
-    values = [row[x] for row in rows if row[x] is not None]
-    if min(values, default=0) > 0 and max(values) > 20 * min(values):
-        axes.set_xscale("log")
-    axes.legend(fontsize="small", markerscale=0.5)
-
-
-def _join(axes: Any, rows: list[dict[str, Any]], x: str, y: str, along: str, colour: Any) -> None:
-    """Joins marks in their order, and labels each."""
-    axes.plot([row[x] for row in rows], [row[y] for row in rows], color=colour)
-    for row in rows:
-        axes.annotate(f"{row[along]:g}", (row[x], row[y]), textcoords="offset points", xytext=(4, 4), fontsize="small")
+    figure = figures.new_figure(7, 4.5)
+    (axes,) = figures.new_axes(figure)
+    figures.scatter(axes, rows, x, y, mark, along)
+    figures.set_title(axes, figures.finding(rows, *title))
+    figures.write_figure(out / f"{task}.png", figure)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from otterlm import adapter_files, files
-from otterlm.bench import report
+from otterlm.bench import figures
 from otterlm.cli import labelled
 from otterlm.cli.groups import HeldOut, Machine, grouped
 from otterlm.cli.labelled import is_guard
@@ -35,7 +35,7 @@ def command(
     ],
     bad_below: Annotated[float | None, typer.Option(help="Which scores are bad; for scored texts.")] = None,
     false_alarm_rate: Annotated[float, typer.Option(help="Share of good responses that may set the alarm off.")] = 0.05,
-    plot: Annotated[Path | None, typer.Option(help="Draw the curve here, as PNG.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the curve here, as PNG, and beside it as SVG.")] = None,
     save: Annotated[bool, typer.Option(help="Keep the calibration in the adapter's configuration.")] = True,
     names: LabelNames = LabelNames(),
     limits: Limits = Limits(),
@@ -55,7 +55,7 @@ def command(
     """
     if bad_below is not None and not math.isfinite(bad_below):
         raise OtterError(f"--bad-below must be a number, got {bad_below}")
-    figure = None if plot is None else report.new_figure(5, 4)
+    figure = None if plot is None else figures.new_figure(5, 4)
     name, where = one_adapter(adapter)
     folder = adapter_files.locate(where)
     config = adapter_files.read_config(folder)
@@ -114,15 +114,18 @@ def _label_in_words(calibration: LabelCalibration) -> str:
     )
 
 
+LINES = ("-", "--", "-.", ":")
+
+
 def _draw(
     figure: Any, curves: Mapping[str, Sequence[tuple[float, float]]], alarms: Mapping[str, float], path: Path
 ) -> None:
-    axes = figure.subplots()
+    (axes,) = figures.new_axes(figure)
     for number, (label, curve) in enumerate(curves.items()):
-        axes.plot(*zip(*curve, strict=True), marker="o", color=f"C{number}", label=label or None)
-        colour = f"C{number}" if label else "tab:red"
-        axes.axvline(alarms[label], linestyle="--", color=colour, label=f"{label} alarm".strip())
+        line = LINES[number % len(LINES)]
+        axes.plot(*zip(*curve, strict=True), line, marker="o", color=figures.OTTER, label=label or "expected")
+        axes.axvline(alarms[label], linestyle=line, color=figures.RIVAL, label=f"{label} alarm".strip())
     guard = any(curves)
     axes.set(xlabel="probability" if guard else "reward", ylabel="share of texts" if guard else "score")
     axes.legend()
-    report.write_figure(path, figure)
+    figures.write_figure(path, figure)

@@ -75,7 +75,7 @@ def command(
             "data": data,
         }
         used |= {"top_k": top_k, "batch": batch, "seed": seed}
-        report.write(out, "alignment", rows, used, "time_over_base", "reward", "extra_parameters")
+        report.write(out, "alignment", rows, used, "time_over_base", "reward", ("reward", "higher"), "extra_parameters")
     if as_json:
         print_json({"rows": rows, "machine": report.machine()})
     else:

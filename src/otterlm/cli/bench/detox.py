@@ -76,7 +76,7 @@ def command(
     if out is not None:
         used = {"base": base, "adapter": folder, "alpha": alpha, "seed": seed, "batch": batch}
         y = "tokens_per_second" if other is None else "perplexity"
-        report.write(out, "detox", rows, used, f"max_{first}", y, "extra_parameters")
+        report.write(out, "detox", rows, used, f"max_{first}", y, (f"max_{first}", "lower"), "extra_parameters")
     if as_json:
         print_json({"rows": rows, "machine": report.machine()})
     else:

@@ -79,7 +79,8 @@ def command(
     used = {"spread": spread, "spread_from": source, "perplexity_under": fluency or "the base itself", "judge": judge}
     if out is not None:
         settings = {"base": base, "adapter": folder, "data": data, "batch": batch, "seed": seed}
-        report.write(out, "steering", rows, settings | used, "perplexity", "reward_gain", along="weight")
+        drawn = "perplexity_ratio", "reward_gain"
+        report.write(out, "steering", rows, settings | used, *drawn, ("reward_gain", "higher"), along="weight")
     if as_json:
         print_json({"rows": rows, **used, "machine": report.machine()})
     else:
