@@ -195,6 +195,36 @@ def test_a_flagged_prompt_gets_no_token(http: httpx.Client, flagged: str) -> Non
         assert not any(texts)
 
 
+def test_metrics(http: httpx.Client, flagged: str) -> None:
+    """What requests ask for, and how responses end, is counted where vLLM counts."""
+    before = metrics(http)
+    body = {**GREEDY, "prompt": PROMPT, "ignore_eos": True}
+    answered = post(http, "/v1/completions", body, {"vllm_xargs": {"otter_guards": 1, "otter_rewards": 1}})
+    post(http, "/v1/completions", body, RINGING)
+    post(http, "/v1/completions", body, GUARD)
+    post(http, "/v1/completions", body, {"prompt": flagged, "vllm_xargs": {"otter_refuse": 1}})
+    post(http, "/v1/completions", body, {"vllm_xargs": {"otter_weight": 1, "otter_signal": "moderator"}})
+    assert http.post("/v1/completions", json={**body, "vllm_xargs": {"otter_guards": 3}}).status_code == 400
+    after = metrics(http)
+    new = {name: after[name] - before.get(name, 0) for name in after if after[name] != before.get(name, 0)}
+    assert new['otter:stops_total{adapter="moderator",label="threat"}'] == 1
+    assert new['otter:stops_total{adapter="guard",label=""}'] == 1
+    refused = [name for name in new if name.startswith('otter:refused_prompts_total{adapter="moderator"')]
+    assert [new[name] for name in refused] == [1]
+    assert new['otter:steered_requests_total{adapter="moderator"}'] == 1
+    assert new["otter:refused_requests_total"] == 1
+    numbers = answered["choices"][0]["otter"]
+    assert new['otter:reward_count{adapter="reward"}'] == 1
+    assert new['otter:reward_sum{adapter="reward"}'] == pytest.approx(numbers["rewards"]["reward"][-1])
+    assert new['otter:label_probability_count{adapter="moderator",label="rude"}'] == 3
+
+
+def metrics(http: httpx.Client) -> dict[str, float]:
+    """Returns Otter's metrics, by their names with labels."""
+    lines = [line for line in http.get("/metrics").text.splitlines() if line.startswith("otter:")]
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines) if "_created" not in name}
+
+
 @pytest.fixture(scope="module")
 def flagged(folder: Path) -> str:
     """Returns a prompt that the moderator flags."""

@@ -17,13 +17,15 @@ from otterlm.signals.alarm import AlarmSettings, verdict
 
 
 class Guard(Protocol):
-    """A guard reads a response token by token.
+    """Judges a response token by token.
 
     Attributes:
         reason: the stop reason of the response that it ended.
+        label: that ended it; empty for a reward.
     """
 
     reason: str
+    label: str
 
     def judge(self, row: Row) -> bool:
         """Judges the text that a row is of. Returns whether it is to end."""
@@ -37,6 +39,7 @@ class RewardGuard:
     """
 
     reason = STOPPED
+    label = ""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -60,16 +63,16 @@ class LabelGuard:
         self._settings = settings
         self._layout = layout
         self._latest: deque[list[bool]] = deque(maxlen=settings.window)
-        self.reason = ""
+        self.reason = self.label = ""
 
     def judge(self, row: Row) -> bool:
         """Judges a text, see `Guard`. Of several labels the one with the most hits ends it."""
         probabilities, alarms = self._layout.probabilities(row), self._settings.alarms
         self._latest.append([probabilities[name] >= alarm for name, alarm in alarms.items()])
         hits = dict(zip(alarms, map(sum, zip(*self._latest, strict=True)), strict=True))
-        label = max(hits, key=lambda name: hits[name])
-        self.reason = stop_reason(label)
-        return hits[label] >= self._settings.hits
+        self.label = max(hits, key=lambda name: hits[name])
+        self.reason = stop_reason(self.label)
+        return hits[self.label] >= self._settings.hits
 
 
 class Track:
@@ -94,6 +97,8 @@ class Track:
             alarm, layout = settings.alarm, self._layouts[settings.guard]
             self._guard = RewardGuard(settings) if alarm is None else LabelGuard(alarm, layout)
         self._waiting: Numbers = {}  # of the prompt
+        self._latest: Mapping[str, Row] = {}
+        self._ended: dict[str, tuple[str, str]] = {}
         self.reason: str | None = None
 
     def judge(self, length: int, readings: Readings, count: int) -> int | None:
@@ -107,13 +112,21 @@ class Track:
         Returns:
             How many of them stay in the response, if it ends here; None if it goes on.
         """
-        if count and length == 0 and self._refuses({name: rows[0] for name, rows in readings.items()}):
+        if not count:
+            return None
+        end = self._judge(length, readings, count)
+        self._latest = _rows(readings, count - 1 if end is None else end)
+        return end
+
+    def _judge(self, length: int, readings: Readings, count: int) -> int | None:
+        if length == 0 and self._refuses(_rows(readings, 0)):
             return 0
         if self._guard is None or self._settings.guard is None:
             return None
         for index, row in enumerate(readings[self._settings.guard][:count]):
             if length + index > 0 and self._guard.judge(row) and length + index >= self._least:
                 self.reason = self._guard.reason
+                self._ended = {"stops": (self._settings.guard, self._guard.label)}
                 return index
         return None
 
@@ -131,7 +144,8 @@ class Track:
             label for label, least in self._served.guards[name].thresholds.items() if probabilities[label] >= least
         ]
         if flagged:
-            self.reason = stop_reason(max(flagged, key=lambda label: probabilities[label]), of_prompt=True)
+            label = max(flagged, key=lambda label: probabilities[label])
+            self.reason, self._ended = stop_reason(label, of_prompt=True), {"refused_prompts": (name, label)}
         return bool(flagged)
 
     def _probabilities(self, name: str, rows: Mapping[str, Row]) -> dict[str, float]:
@@ -153,3 +167,18 @@ class Track:
             if spans := {name: layout.by_span(rows) for name, (layout, rows) in of.items() if layout.spans}:
                 numbers["spans"] = spans
         return numbers
+
+    def end(self, by_guard: bool = False) -> dict[str, Any]:
+        """Says how the response ended: its latest `rewards` and the probabilities of `guards`, by adapter.
+
+        Args:
+            by_guard: a guard ended it. Then the adapter and the label stand under `stops`, or `refused_prompts`.
+        """
+        layouts = [(name, row, self._layouts[name]) for name, row in self._latest.items()]
+        rewards = {name: row[0] for name, row, layout in layouts if layout.rewards}
+        guards = {name: layout.probabilities(row) for name, row, layout in layouts if layout.labels}
+        return {"rewards": rewards, "guards": guards, **(self._ended if by_guard else {})}
+
+
+def _rows(readings: Readings, index: int) -> dict[str, Row]:
+    return {name: rows[index] for name, rows in readings.items()}

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 from otterlm.config import OtterConfig
 from otterlm.detection import recognize
 from otterlm.engines.exported import ADAPTERS, base_config, read_adapters
-from otterlm.engines.vllm.upstream import (
+from otterlm.engines.vllm.upstream import install_worker, served
+from otterlm.engines.vllm.upstream.names import (
     LlamaForCausalLM,
     MistralForCausalLM,
     Qwen2ForCausalLM,
@@ -20,8 +21,6 @@ from otterlm.engines.vllm.upstream import (
     VllmConfig,
     get_forward_context,
     get_tensor_model_parallel_world_size,
-    install_worker,
-    served,
     tensor_model_parallel_all_gather,
 )
 from otterlm.engines.vllm.watching import Watcher
