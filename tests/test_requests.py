@@ -17,8 +17,9 @@ from otterlm.engines import client
 from otterlm.engines.capabilities import signal_config
 from otterlm.engines.guard import RewardGuard, Track
 from otterlm.engines.readings import Layout
-from otterlm.engines.requests import NAMES, Served, Settings, refuse_stray
+from otterlm.engines.requests import Served, refuse_stray
 from otterlm.engines.rewards import STOPPED, Joiner, extend, part
+from otterlm.engines.settings import NAMES, Settings
 from otterlm.engines.spelling import resembles_prefix
 from otterlm.errors import OtterError
 from otterlm.interventions import InterventionSettings
@@ -289,6 +290,22 @@ def test_a_prompt_is_judged_and_may_get_no_token() -> None:
     assert track.end() == refusing.end() == ended
     assert Track(model, {"otter_refuse": 1}, 0).judge(0, {"moderator": [row(0.4, 0.4)]}, 1) is None
     assert Track(model, {"otter_refuse": 1}, 0).judge(1, {"moderator": [row(0.9, 0.9)]}, 1) is None
+
+
+def test_the_tokens_of_a_prompt_come_in_parts() -> None:
+    track = Track(served("moderator"), {"otter_prompt_tokens": 1}, 0)
+    track.read_prompt(0, {"moderator": [row(0.1, 0.2), row(0.9, 0.9)]})
+    track.read_prompt(1, {"moderator": [row(0.3, 0.4)]})  # read again, after a preemption
+    readings = {"moderator": [row(0.3, 0.4)]}
+    assert track.judge(0, readings, 1) is None
+    prompt = track.leaving(readings, 1)["prompt"]
+    assert prompt["rewards"] == {"moderator": -1.0}
+    assert prompt["guards"]["moderator"]["probabilities"] == {"rude": 0.3, "threat": 0.4}
+    assert prompt["tokens"] == {
+        "rewards": {"moderator": [-1.0, -1.0]},
+        "guards": {"moderator": {"rude": [0.1, 0.3], "threat": [0.2, 0.4]}},
+        "spans": {"moderator": {"rude": [0.05, 0.15]}},
+    }
 
 
 def test_an_engine_gives_out_what_was_asked_for_and_watches_the_rest() -> None:

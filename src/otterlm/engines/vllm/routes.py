@@ -14,8 +14,9 @@ import json
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
-from otterlm.engines.requests import PREFIX, RETURNED, Served, refuse_stray
+from otterlm.engines.requests import Served, refuse_stray
 from otterlm.engines.rewards import Joiner, Numbers, is_ours
+from otterlm.engines.settings import PREFIX, RETURNED
 from otterlm.engines.vllm.metrics import count_refused
 from otterlm.errors import OtterError
 

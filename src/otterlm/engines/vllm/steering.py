@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from otterlm.decoding.steering import contrast, guide
-from otterlm.engines.requests import Settings
+from otterlm.engines.settings import Settings
 from otterlm.engines.vllm.models import shared
 from otterlm.engines.vllm.upstream import served
 from otterlm.engines.vllm.upstream.names import (

@@ -3,7 +3,8 @@
 That is where names come from, which methods are wrapped, and which attributes of vLLM's objects are read and set. No
 file outside this folder imports from vLLM. Numbers travel on vLLM's objects, beside what it puts there:
 
-    worker      `ModelRunnerOutput.otter`             by request, rows as they were sampled
+    worker      `ModelRunnerOutput.otter`             by request, rows as they were sampled; parts of prompts under
+                                                      `otter_prompts`
     scheduler   `EngineCoreOutput.kv_transfer_params` under `otter`, a field that every transport carries; at the end
                 of a response, what is counted of it, under `otter_end`
     front end   `RequestState.otter`                  since the request began
@@ -40,4 +41,5 @@ def install_worker() -> None:
         wrap(path, "GPUModelRunner", "execute_model", worker.execute)
         wrap(path, "GPUModelRunner", "sample_tokens", worker.attach)
     wrap("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "_sample", worker.sample)
+    wrap("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "_get_prompt_logprobs_dict", worker.read_prompts)
     wrap("vllm.v1.worker.gpu.model_runner", "GPUModelRunner", "sample", worker.sample_second)

@@ -46,6 +46,8 @@ def check(original: Any, processor: Any, params: Any, *rest: Any, **named: Any) 
     except OtterError as error:
         metrics.count_refused()
         raise import_module("vllm.exceptions").VLLMValidationError(str(error)) from error
+    if settings.prompt_tokens:
+        params.skip_reading_prefix_cache = True  # of tokens in the cache nothing could be read
     if settings.steer is not None:
         metrics.count_steered(settings.steer)
     return original(processor, params, *rest, **named)

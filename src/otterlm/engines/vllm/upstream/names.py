@@ -6,6 +6,8 @@ from typing import Any
 HOME = {
     "Attention": "vllm.model_executor.layers.attention",
     "BatchUpdate": "vllm.v1.sample.logits_processor",
+    "ChatCompletionRequest": "vllm.entrypoints.openai.chat_completion.protocol",
+    "CompletionRequest": "vllm.entrypoints.openai.completion.protocol",
     "LlamaForCausalLM": "vllm.model_executor.models.llama",
     "LogitsContext": "vllm.v1.worker.gpu.sample.logits_processor.interface",
     "LogitsProcessor": "vllm.v1.sample.logits_processor",

@@ -7,14 +7,17 @@ from weakref import WeakKeyDictionary
 from otterlm.engines.guard import Track
 from otterlm.engines.readings import Readings
 from otterlm.engines.rewards import Numbers
-from otterlm.engines.vllm.upstream.wrapping import END, FIELD, served
+from otterlm.engines.vllm.upstream.wrapping import END, FIELD, PROMPTS, served
 
 
 def update(original: Any, scheduler: Any, scheduled: Any, output: Any) -> Any:
     """Ends responses by their guards, and sends the numbers with the tokens."""
-    numbers = getattr(output, FIELD, None)
-    if not numbers:
+    numbers, prompts = getattr(output, FIELD, {}), getattr(output, PROMPTS, {})
+    if not numbers and not prompts:
         return original(scheduler, scheduled, output)
+    for name, (start, rows) in prompts.items():
+        if name in scheduler.requests:
+            _track(scheduler, scheduler.requests[name]).read_prompt(start, rows)
     requests = {name: scheduler.requests[name] for name in numbers if name in scheduler.requests}
     tracks = {name: _track(scheduler, request) for name, request in requests.items()}
     ended = [name for name, request in requests.items() if _cut(request, tracks[name], output, numbers[name])]

@@ -11,6 +11,8 @@ from otterlm.engines.vllm.architectures import ARCHITECTURES
 
 FIELD = "otter"
 """Otter's attribute, or key, on objects of vLLM."""
+PROMPTS = "otter_prompts"
+"""The attribute of what was read of prompts, on a worker's output."""
 END = "otter_end"
 """The key of what is counted of a response, beside its last numbers."""
 
