@@ -69,11 +69,13 @@ def alarms(levels: Tensor) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def served(folder: Path, alarms: list[dict[str, Any]]) -> list[list[Answer]]:
-    """Returns what one engine answers: with everything that can be returned; steered; refusing; and with each alarm."""
+    """Returns what one engine answers: everything beside tokens; steered; refusing; beside the tokens of prompts, which
+    are read in parts; and with each alarm."""
     asked: list[dict[str, Any]] = [
         {"guards": 1, "rewards": 1, "prompt": 1},
         {"weight": 3.0, "signal": "moderator"},
         {"refuse": 1, "prompt": 1, "guards": 1},
+        {"prompt_tokens": 1},
         *({"guards": 1} | alarm for alarm in alarms),
     ]
     batches = [(PROMPTS, greedy(**client.request(folder, **settings))) for settings in asked]
@@ -115,11 +117,27 @@ def test_the_prompt_is_judged_as_in_transformers(model: Any, served: list[list[A
     assert 0 < sum(flagged) < len(flagged)
 
 
+def test_the_tokens_of_prompts_have_numbers(model: Any, served: list[list[Answer]]) -> None:
+    for answer, other in zip(served[3], served[0], strict=True):
+        with torch.no_grad():
+            signals = model(torch.tensor([answer.prompt])).signals
+        tokens = answer.at_prompt.pop("tokens")
+        assert answer.at_prompt["guards"]["moderator"]["label"] == other.at_prompt["guards"]["moderator"]["label"]
+        for name in ("moderator", "reward"):
+            ours = torch.tensor(tokens["rewards"][name])
+            torch.testing.assert_close(ours, signals[name].prefix[0].detach(), atol=1e-4, rtol=0)
+        ours = torch.tensor([tokens["guards"]["moderator"][label] for label in LABELS]).T
+        torch.testing.assert_close(ours, signals["moderator"].probabilities[0].detach(), atol=1e-4, rtol=0)
+        ours = torch.tensor(tokens["spans"]["moderator"]["threat"])
+        torch.testing.assert_close(ours, signals["moderator"].span_probabilities[0, :, 0].detach(), atol=1e-4, rtol=0)
+        assert answer.tokens == other.tokens
+
+
 def test_responses_end_where_guard_stop_ends_them(
     model: Any, served: list[list[Answer]], alarms: list[dict[str, Any]]
 ) -> None:
     whole, ends = tokens_of(served[0]), set()
-    for alarm, ended in zip(alarms, served[3:], strict=True):
+    for alarm, ended in zip(alarms, served[4:], strict=True):
         settings = {name: value for name, value in alarm.items() if name != "guard"}
         for index, answer in enumerate(ended):
             stop = GuardStop(model, **settings, adapter_name="moderator")

@@ -45,8 +45,8 @@ def http(folder: Path) -> Iterator[httpx.Client]:
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), *SETTINGS]
     command += ["--host", "127.0.0.1", "--port", str(PORT), "--api-server-count", "2", "--root-path", "/some/where"]
     command += ["--enable-scale-out"]
-    environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-    environment.pop("VLLM_PLUGINS", None)
+    # The routes of plugins are added where they are named.
+    environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_PLUGINS": "otter"}
     with subprocess.Popen(command, env=environment) as server:
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=60) as session:
@@ -193,6 +193,70 @@ def test_a_flagged_prompt_gets_no_token(http: httpx.Client, flagged: str) -> Non
             each["choices"][0].get("text") or each["choices"][0].get("delta", {}).get("content") for each in pieces
         ]
         assert not any(texts)
+
+
+def test_scores_of_texts(http: httpx.Client, folder: Path) -> None:
+    model, encode = load_exported(folder), tokenizer().encode
+    texts = ["You otter.", "The otter swims under", "Rain"]
+    server = OpenAI(base_url=f"{http.base_url}/v1", api_key="-")
+    for name, field in (("input", texts), ("messages", [[{"role": "assistant", "content": text}] for text in texts])):
+        for text, scored in zip(texts, client.score(server, "otter", **{name: field}, tokens=True), strict=True):
+            assert scored["token_ids"] == encode(text)
+            with torch.no_grad():
+                signal = model(torch.tensor([encode(text)])).signals["moderator"]
+            ours = torch.tensor([scored["tokens"]["guards"]["moderator"][label] for label in LABELS]).T
+            torch.testing.assert_close(ours, signal.probabilities[0], atol=1e-4, rtol=0)
+            at_end = scored["guards"]["moderator"]["probabilities"]
+            assert at_end == pytest.approx(dict(zip(LABELS, ours[-1].tolist(), strict=True)), abs=1e-4)
+            assert scored["rewards"]["moderator"] == pytest.approx(float(signal.prefix[0, -1]), abs=1e-4)
+    (alone,) = client.score(server, "otter", input=texts[0])
+    (asked,) = client.score(server, "otter", messages=[{"role": "user", "content": texts[0]}])
+    assert alone.keys() == asked.keys() == {"index", "rewards", "guards"}
+    assert asked["rewards"] == pytest.approx(alone["rewards"], abs=1e-4)
+    for body, message in (
+        ({}, "give either input"),
+        ({"input": "a", "messages": []}, "give either input"),
+        ({"messages": []}, "must be a dialogue"),
+        ({"messages": ["a"]}, "a dialogue must be a list of messages"),
+        ({"input": "a", "top_k": 1}, "unknown field top_k"),
+        ({"input": "a", "tokens": 1}, "tokens must be true or false"),
+        ({"input": "a" * 400}, "maximum context length"),
+    ):
+        response = http.post("/v1/otter/score", json={"model": "otter", **body})
+        assert response.status_code == 400, response.text
+        assert message in response.json()["error"]["message"]
+    assert http.post("/v1/otter/score", content="{").status_code == 400
+    assert http.post("/v1/otter/score", json={"model": "nobody", "input": "a"}).status_code == 404
+
+
+def test_metrics(http: httpx.Client, flagged: str) -> None:
+    """What requests ask for, and how responses end, is counted where vLLM counts."""
+    before = metrics(http)
+    body = {**GREEDY, "prompt": PROMPT, "ignore_eos": True}
+    answered = post(http, "/v1/completions", body, {"vllm_xargs": {"otter_guards": 1, "otter_rewards": 1}})
+    post(http, "/v1/completions", body, RINGING)
+    post(http, "/v1/completions", body, GUARD)
+    post(http, "/v1/completions", body, {"prompt": flagged, "vllm_xargs": {"otter_refuse": 1}})
+    post(http, "/v1/completions", body, {"vllm_xargs": {"otter_weight": 1, "otter_signal": "moderator"}})
+    assert http.post("/v1/completions", json={**body, "vllm_xargs": {"otter_guards": 3}}).status_code == 400
+    after = metrics(http)
+    new = {name: after[name] - before.get(name, 0) for name in after if after[name] != before.get(name, 0)}
+    assert new['otter:stops_total{adapter="moderator",label="threat"}'] == 1
+    assert new['otter:stops_total{adapter="guard",label=""}'] == 1
+    refused = [name for name in new if name.startswith('otter:refused_prompts_total{adapter="moderator"')]
+    assert [new[name] for name in refused] == [1]
+    assert new['otter:steered_requests_total{adapter="moderator"}'] == 1
+    assert new["otter:refused_requests_total"] == 1
+    numbers = answered["choices"][0]["otter"]
+    assert new['otter:reward_count{adapter="reward"}'] == 1
+    assert new['otter:reward_sum{adapter="reward"}'] == pytest.approx(numbers["rewards"]["reward"][-1])
+    assert new['otter:label_probability_count{adapter="moderator",label="rude"}'] == 3
+
+
+def metrics(http: httpx.Client) -> dict[str, float]:
+    """Returns Otter's metrics, by their names with labels."""
+    lines = [line for line in http.get("/metrics").text.splitlines() if line.startswith("otter:")]
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines) if "_created" not in name}
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ from otterlm.engines.rewards import STOPPED
 from otterlm.engines.vllm import upstream
 from otterlm.engines.vllm.drafts import last_rows
 from otterlm.engines.vllm.steering import Steering
-from otterlm.engines.vllm.upstream import served
+from otterlm.engines.vllm.upstream import served, worker
 from otterlm.errors import OtterError
 
 PROMPTS = prompts(8)
@@ -317,19 +317,19 @@ def test_the_second_runners_interface(folder, llm) -> None:
     model.watcher.schedule([(str(slot), each.extra_args) for slot, each in enumerate(parameters)], [])
     runner = SimpleNamespace(model=model)
     batch = SimpleNamespace(req_ids=["2", "3", "1"], cu_num_logits_np=np.array([0, 1, 3, 4]))  # "3" verifies a draft
-    assert upstream._sample_second(lambda *_: "output", runner, hidden, batch, None) == "output"
+    assert worker.sample_second(lambda *_: "output", runner, hidden, batch, None) == "output"
 
     class Pending(AsyncModelRunnerOutput):
         def get_output(self):
             return SimpleNamespace()
 
-    numbers = upstream._attach(lambda *_: Pending(), runner, None).get_output().otter
+    numbers = worker.attach(lambda *_: Pending(), runner, None).get_output().otter
     assert numbers.keys() == {"2", "3"}
     near = lambda numbers: [pytest.approx([number], abs=1e-5) for number in numbers.tolist()]  # noqa: E731
     assert numbers["2"]["reward"] == near(reward.prefix[:1, 0])
     assert numbers["2"]["guard"] == near(guard.prefix[:1, 0])
     assert numbers["3"] == {"guard": near(guard.prefix[1:3, 0])}
-    assert not hasattr(upstream._attach(lambda *_: SimpleNamespace(), runner, None), "otter")
+    assert not hasattr(worker.attach(lambda *_: SimpleNamespace(), runner, None), "otter")
     model.watcher.schedule([], ["0", "1", "2", "3"])
 
 

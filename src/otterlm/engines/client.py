@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from otterlm.engines.requests import PREFIX, Served
+from otterlm.engines.requests import Served
 from otterlm.engines.rewards import PROMPT, Numbers
+from otterlm.engines.settings import PREFIX
 from otterlm.errors import OtterError, reason
 
 
@@ -18,7 +19,7 @@ def request(folder: str | Path, **settings: Any) -> dict[str, Any]:
 
     Args:
         folder: an exported folder.
-        settings: as in `otterlm.engines.requests`, without `otter_` before them: `weight=2.0, rewards=1`.
+        settings: as in `otterlm.engines.settings`, without `otter_` before them: `weight=2.0, rewards=1`.
 
     Raises:
         OtterError: one is unknown or out of range, no adapter fits, or the folder has no readable `config.json`.
@@ -103,3 +104,21 @@ def read(stream: Iterable[Any]) -> Iterator[Piece]:
             if text or numbers or stop_reason is not None:
                 beside = (numbers.get(name, {}) for name in ("guards", "spans", PROMPT))
                 yield Piece(choice.index, text or "", numbers.get("rewards", {}), stop_reason, *beside)
+
+
+def score(server: Any, model: str, **texts: Any) -> list[dict[str, Any]]:
+    """Scores texts on a running server, by its route `/v1/otter/score`.
+
+    Args:
+        server: a client of the `openai` package.
+        model: the name of what it serves.
+        texts: `input`, a text or a list of texts; or `messages`, a dialogue or a list of dialogues; and `tokens=True`
+            for the numbers beside every token.
+
+    Returns:
+        For each text its `rewards` and the verdicts of `guards`, as `prompt` has them. With `tokens` also `tokens`, the
+        numbers of the texts that end with each token, and `token_ids`.
+    """
+    response: dict[str, Any] = server.post("/otter/score", cast_to=object, body={"model": model, **texts})
+    data: list[dict[str, Any]] = response["data"]
+    return data

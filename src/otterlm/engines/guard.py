@@ -5,25 +5,28 @@ a response, and a response is not ended before it has the tokens that the reques
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
 from otterlm.decoding.steering import count_under
 from otterlm.engines.readings import Layout, Readings, Row
-from otterlm.engines.requests import Served, Settings
+from otterlm.engines.requests import Served
 from otterlm.engines.rewards import PROMPT, STOPPED, Numbers, stop_reason
+from otterlm.engines.settings import Settings
 from otterlm.signals.alarm import AlarmSettings, verdict
 
 
 class Guard(Protocol):
-    """A guard reads a response token by token.
+    """Judges a response token by token.
 
     Attributes:
         reason: the stop reason of the response that it ended.
+        label: that ended it; empty for a reward.
     """
 
     reason: str
+    label: str
 
     def judge(self, row: Row) -> bool:
         """Judges the text that a row is of. Returns whether it is to end."""
@@ -37,6 +40,7 @@ class RewardGuard:
     """
 
     reason = STOPPED
+    label = ""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -60,16 +64,16 @@ class LabelGuard:
         self._settings = settings
         self._layout = layout
         self._latest: deque[list[bool]] = deque(maxlen=settings.window)
-        self.reason = ""
+        self.reason = self.label = ""
 
     def judge(self, row: Row) -> bool:
         """Judges a text, see `Guard`. Of several labels the one with the most hits ends it."""
         probabilities, alarms = self._layout.probabilities(row), self._settings.alarms
         self._latest.append([probabilities[name] >= alarm for name, alarm in alarms.items()])
         hits = dict(zip(alarms, map(sum, zip(*self._latest, strict=True)), strict=True))
-        label = max(hits, key=lambda name: hits[name])
-        self.reason = stop_reason(label)
-        return hits[label] >= self._settings.hits
+        self.label = max(hits, key=lambda name: hits[name])
+        self.reason = stop_reason(self.label)
+        return hits[self.label] >= self._settings.hits
 
 
 class Track:
@@ -94,7 +98,15 @@ class Track:
             alarm, layout = settings.alarm, self._layouts[settings.guard]
             self._guard = RewardGuard(settings) if alarm is None else LabelGuard(alarm, layout)
         self._waiting: Numbers = {}  # of the prompt
+        self._prompt: dict[str, list[Row]] = {}
+        self._latest: Mapping[str, Row] = {}
+        self._ended: dict[str, tuple[str, str]] = {}
         self.reason: str | None = None
+
+    def read_prompt(self, start: int, readings: Readings) -> None:
+        """Takes what was read of the texts that end with tokens of the prompt, from `start` on."""
+        for name, rows in readings.items():
+            self._prompt.setdefault(name, [])[start:] = rows
 
     def judge(self, length: int, readings: Readings, count: int) -> int | None:
         """Judges the tokens that were chosen now.
@@ -107,23 +119,28 @@ class Track:
         Returns:
             How many of them stay in the response, if it ends here; None if it goes on.
         """
-        if count and length == 0 and self._refuses({name: rows[0] for name, rows in readings.items()}):
+        if not count:
+            return None
+        end = self._judge(length, readings, count)
+        self._latest = {name: readings[name][count - 1 if end is None else end] for name in self._layouts}
+        return end
+
+    def _judge(self, length: int, readings: Readings, count: int) -> int | None:
+        if length == 0 and self._refuses({name: readings[name][0] for name in self._layouts}):
             return 0
         if self._guard is None or self._settings.guard is None:
             return None
         for index, row in enumerate(readings[self._settings.guard][:count]):
             if length + index > 0 and self._guard.judge(row) and length + index >= self._least:
                 self.reason = self._guard.reason
+                self._ended = {"stops": (self._settings.guard, self._guard.label)}
                 return index
         return None
 
     def _refuses(self, rows: Mapping[str, Row]) -> bool:
         """Judges the prompt. Returns whether the response is to have no token."""
-        if self._settings.prompt:
-            self._waiting = {PROMPT: {"rewards": {name: rows[name][0] for name in self._served.numbers}}}
-            if guards := self._served.guards:
-                verdicts = {name: verdict(self._probabilities(name, rows), each) for name, each in guards.items()}
-                self._waiting[PROMPT]["guards"] = {name: asdict(each) for name, each in verdicts.items()}
+        if self._settings.prompt or self._settings.prompt_tokens:
+            self._waiting = {PROMPT: self._of_prompt(rows)}
         if (name := self._settings.refuse) is None:
             return False
         probabilities = self._probabilities(name, rows)
@@ -131,8 +148,19 @@ class Track:
             label for label, least in self._served.guards[name].thresholds.items() if probabilities[label] >= least
         ]
         if flagged:
-            self.reason = stop_reason(max(flagged, key=lambda label: probabilities[label]), of_prompt=True)
+            label = max(flagged, key=lambda label: probabilities[label])
+            self.reason, self._ended = stop_reason(label, of_prompt=True), {"refused_prompts": (name, label)}
         return bool(flagged)
+
+    def _of_prompt(self, rows: Mapping[str, Row]) -> Numbers:
+        """Returns the prompt's rewards and verdicts, and the numbers beside its tokens, if they were read."""
+        numbers: Numbers = {"rewards": {name: rows[name][0] for name in self._served.numbers}}
+        if guards := self._served.guards:
+            verdicts = {name: verdict(self._probabilities(name, rows), each) for name, each in guards.items()}
+            numbers["guards"] = {name: asdict(each) for name, each in verdicts.items()}
+        if self._settings.prompt_tokens:
+            numbers["tokens"] = self._columns(self._prompt, ("rewards", "guards", "spans"))
+        return numbers
 
     def _probabilities(self, name: str, rows: Mapping[str, Row]) -> dict[str, float]:
         return self._layouts[name].probabilities(rows[name])
@@ -144,12 +172,29 @@ class Track:
 
     def leaving(self, readings: Readings, count: int) -> Numbers:
         """Returns the numbers that the request wants, of the first `count` tokens; once, those of the prompt."""
-        numbers = self.waiting()
-        if self._settings.rewards:
-            numbers["rewards"] = {name: [row[0] for row in readings[name][:count]] for name in self._served.numbers}
-        if self._settings.guards:
-            of = {name: (self._layouts[name], readings[name][:count]) for name in self._served.guards}
-            numbers["guards"] = {name: layout.by_label(rows) for name, (layout, rows) in of.items()}
-            if spans := {name: layout.by_span(rows) for name, (layout, rows) in of.items() if layout.spans}:
-                numbers["spans"] = spans
-        return numbers
+        wanted: tuple[str, ...] = ("rewards",) if self._settings.rewards else ()
+        wanted += ("guards", "spans") if self._settings.guards else ()
+        return self.waiting() | self._columns({name: readings[name][:count] for name in self._layouts}, wanted)
+
+    def _columns(self, readings: Readings, wanted: Sequence[str]) -> Numbers:
+        """Returns what was read beside some tokens: by what it is, by adapter and by label."""
+        read = [(name, rows, self._layouts[name]) for name, rows in readings.items()]
+        columns: Numbers = {}
+        if "rewards" in wanted:
+            columns["rewards"] = {name: [row[0] for row in rows] for name, rows, layout in read if layout.rewards}
+        if "guards" in wanted:
+            columns["guards"] = {name: layout.by_label(rows) for name, rows, layout in read if layout.labels}
+        if "spans" in wanted:
+            columns["spans"] = {name: layout.by_span(rows) for name, rows, layout in read if layout.spans}
+        return {name: numbers for name, numbers in columns.items() if numbers}
+
+    def end(self, by_guard: bool = False) -> dict[str, Any]:
+        """Says how the response ended: its latest `rewards` and the probabilities of `guards`, by adapter.
+
+        Args:
+            by_guard: a guard ended it. Then the adapter and the label stand under `stops`, or `refused_prompts`.
+        """
+        layouts = [(name, row, self._layouts[name]) for name, row in self._latest.items()]
+        rewards = {name: row[0] for name, row, layout in layouts if layout.rewards}
+        guards = {name: layout.probabilities(row) for name, row, layout in layouts if layout.labels}
+        return {"rewards": rewards, "guards": guards, **(self._ended if by_guard else {})}

@@ -1,23 +1,4 @@
-"""Reads what a request may ask of an engine: settings in its extra arguments (`SamplingParams.extra_args` of vLLM, or
-`vllm_xargs` over HTTP).
-
-    otter_weight     how far to steer: of a reward, the weight; of a contrast, alpha. 0: the base
-    otter_signal     the adapter that steers; may be left out where one can
-    otter_top_k      with a reward: score the base's k likeliest tokens and rule out the others
-    otter_min_p      with a reward: rule out tokens with less than this share of the likeliest one's probability
-    otter_top_p      with a contrast: the base's nucleus that stays possible
-    otter_threshold  end the response when its reward falls under this
-    otter_patience   for so many tokens in a row
-    otter_guard      the adapter whose reward that is, or the guard that ends the response by its alarm; may be left out
-                     where there is one
-    otter_alarm      the probability at which a token is a hit for the guard: of all labels, or JSON text of an object,
-                     labels to probabilities
-    otter_hits       end the response when so many tokens
-    otter_window     of the latest so many are hits
-    otter_refuse     1: a prompt that the guard flags gets no token
-    otter_rewards    1: the reward of every reward adapter beside every token
-    otter_guards     1: the probability of each label of every guard beside every token
-    otter_prompt     1: both, of the prompt, before the first token
+"""Reads what a request asks of an engine, see `otterlm.engines.settings`, and refuses what cannot be honoured.
 
 Nothing here needs torch or Transformers.
 """
@@ -29,62 +10,22 @@ from typing import Any, Self
 
 from otterlm.checks import check_number, shown
 from otterlm.engines.capabilities import signal_config
+from otterlm.engines.settings import (
+    GUARD,
+    NAMES,
+    PREFIX,
+    RETURNED,
+    STEERING,
+    STOP,
+    Settings,
+    arguments_of,
+)
 from otterlm.engines.spelling import resembles_prefix
 from otterlm.errors import OtterError
-from otterlm.interventions import InterventionSettings, InterventionType, intervention_type, refuse_unused
+from otterlm.interventions import InterventionSettings, InterventionType, refuse_unused
 from otterlm.settings import rule
-from otterlm.signals.alarm import Alarm, AlarmSettings, alarm_settings
+from otterlm.signals.alarm import Alarm, alarm_settings
 from otterlm.signals.base import STEERS, Capability, ClassConfig
-
-PREFIX = "otter_"
-STEERING = (intervention_type("guidance"), intervention_type("contrast"))
-STOP, GUARD = intervention_type("stop"), intervention_type("guard")
-
-
-def _arguments_of(*used: InterventionType) -> tuple[str, ...]:
-    """Returns the settings that interventions take, as requests name them: alpha is the weight of a contrast."""
-    return tuple(dict.fromkeys("weight" if name == "alpha" else name for use in used for name in use.takes))
-
-
-RETURNED = ("rewards", "guards", "prompt")
-"""What may be asked for that makes responses have more fields."""
-STOPPING = (*_arguments_of(STOP), "guard", *GUARD.takes, "refuse")
-NAMES = tuple(dict.fromkeys(("weight", "signal", *_arguments_of(*STEERING), *STOPPING, *RETURNED)))
-"""What may be asked for, without the prefix."""
-DEFAULTS = InterventionSettings()
-"""Those of all of Otter. Two are a request's alone: nothing steers unless it asks, and then over all tokens."""
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """Holds the checked settings of a request. `steer`, `guard` and `refuse` name adapters; None: not asked for.
-
-    A guard ends the response by its labels where there is an alarm, and else by its reward.
-    """
-
-    steer: str | None = None
-    weight: float = 0.0
-    top_k: int | None = None
-    min_p: float = DEFAULTS.min_p
-    top_p: float = DEFAULTS.top_p
-    guard: str | None = None
-    threshold: float = DEFAULTS.threshold
-    patience: int = DEFAULTS.patience
-    alarm: AlarmSettings | None = None
-    refuse: str | None = None
-    rewards: bool = False
-    guards: bool = False
-    prompt: bool = False
-
-    @property
-    def returns(self) -> bool:
-        """Says whether the response is to have more fields."""
-        return self.rewards or self.guards or self.prompt
-
-    @property
-    def asks(self) -> bool:
-        """Says whether the request asks for anything that the base alone would not do."""
-        return self.returns or any(name is not None for name in (self.steer, self.guard, self.refuse))
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +61,9 @@ class Served:
     def watched(self, settings: Settings) -> tuple[str, ...]:
         """Returns the adapters that are to be read beside every token of a request."""
         names = [name for name in (settings.guard, settings.refuse) if name is not None]
-        names += self.numbers if settings.rewards or settings.prompt else ()
-        names += self.guards if settings.guards or settings.prompt else ()
+        of_prompt = settings.prompt or settings.prompt_tokens
+        names += self.numbers if settings.rewards or of_prompt else ()
+        names += self.guards if settings.guards or of_prompt else ()
         return tuple(dict.fromkeys(names))
 
     def settings(self, arguments: Mapping[str, Any] | None) -> Settings:
@@ -178,21 +120,15 @@ class _Reader:
     def read(self) -> Settings:
         if self.arguments and not self.served.signals:
             raise OtterError(f"the model that is served has no adapters: otter_{min(self.arguments)} has no effect")
-        rewards, guards, prompt = (self.flag(name) for name in RETURNED)
-        if rewards and not self.served.numbers:
+        returned = {name: self.flag(name) for name in RETURNED}
+        if returned["rewards"] and not self.served.numbers:
             raise OtterError("otter_rewards needs a reward adapter; the model that is served has none")
-        if guards and not self.served.guards:
+        if returned["guards"] and not self.served.guards:
             raise OtterError("otter_guards needs a guard adapter; the model that is served has none")
-        if prompt and not (self.served.numbers or self.served.guards):
-            raise OtterError("otter_prompt needs a reward or guard adapter; the model that is served has none")
-        return Settings(
-            **self.steering(),
-            **self.guarding(),
-            refuse=self.refusing(),
-            rewards=rewards,
-            guards=guards,
-            prompt=prompt,
-        )
+        for name in ("prompt", "prompt_tokens"):
+            if returned[name] and not (self.served.numbers or self.served.guards):
+                raise OtterError(f"{PREFIX}{name} needs a reward or guard adapter; the model that is served has none")
+        return Settings(**self.steering(), **self.guarding(), refuse=self.refusing(), **dict[str, Any](returned))
 
     def flag(self, name: str) -> bool:
         value = self.arguments.get(name, 0)
@@ -202,7 +138,7 @@ class _Reader:
 
     def steering(self) -> dict[str, Any]:
         if "weight" not in self.arguments:
-            self.goes_with(("signal", *_arguments_of(*STEERING)), "otter_weight")
+            self.goes_with(("signal", *arguments_of(*STEERING)), "otter_weight")
             return {}
         values = self.values(*STEERING)
         weight = values.pop("weight")
@@ -222,7 +158,7 @@ class _Reader:
         if "threshold" in self.arguments:
             refuse_unused((name for name in GUARD.takes if name in self.arguments), [STOP], [STOP, GUARD], _spelled)
             return {"guard": self.adapter("guard", lambda each: STOP.needs in each), **self.values(STOP)}
-        self.goes_with(_arguments_of(STOP), "otter_threshold")
+        self.goes_with(arguments_of(STOP), "otter_threshold")
         if not any(name in self.arguments for name in ("guard", *GUARD.takes)):
             return {}
         if self.arguments.get("guard") in self.only_rewards and self.arguments.keys().isdisjoint(GUARD.takes):
@@ -269,7 +205,7 @@ class _Reader:
 
     def values(self, *used: InterventionType) -> dict[str, Any]:
         """Returns the request's arguments that interventions take, checked by the rules of all of Otter."""
-        return {name: self.value(name) for name in _arguments_of(*used) if name in self.arguments}
+        return {name: self.value(name) for name in arguments_of(*used) if name in self.arguments}
 
     def value(self, name: str) -> Any:
         spelled, value = PREFIX + name, self.arguments[name]

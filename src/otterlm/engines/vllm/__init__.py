@@ -7,12 +7,13 @@ vLLM finds the plugin by the entry points in `pyproject.toml`. Nothing here need
 def register() -> None:
     """Makes vLLM know exported folders. It runs in every process of an engine, any number of times."""
     from otterlm.engines import exported
-    from otterlm.engines.vllm import upstream
     from otterlm.engines.vllm.architectures import ARCHITECTURES
+    from otterlm.engines.vllm.upstream import install
+    from otterlm.engines.vllm.upstream.names import ModelRegistry
 
     exported.register()
-    upstream.install()
-    known = upstream.ModelRegistry.get_supported_archs()
+    install()
+    known = ModelRegistry.get_supported_archs()
     for name in ARCHITECTURES.values():
         if name not in known:
-            upstream.ModelRegistry.register_model(name, f"otterlm.engines.vllm.models:{name}")
+            ModelRegistry.register_model(name, f"otterlm.engines.vllm.models:{name}")

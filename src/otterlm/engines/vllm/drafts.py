@@ -13,7 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from otterlm.engines.vllm.upstream import VllmConfig, get_tensor_model_parallel_world_size, served
+from otterlm.engines.vllm.upstream import served
+from otterlm.engines.vllm.upstream.names import (
+    VllmConfig,
+    get_tensor_model_parallel_world_size,
+)
 from otterlm.errors import OtterError
 from otterlm.signals.base import Capability
 

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 from otterlm.config import OtterConfig
 from otterlm.detection import recognize
 from otterlm.engines.exported import ADAPTERS, base_config, read_adapters
-from otterlm.engines.vllm.upstream import (
+from otterlm.engines.vllm.upstream import install_worker, served
+from otterlm.engines.vllm.upstream.names import (
     LlamaForCausalLM,
     MistralForCausalLM,
     Qwen2ForCausalLM,
@@ -20,8 +21,6 @@ from otterlm.engines.vllm.upstream import (
     VllmConfig,
     get_forward_context,
     get_tensor_model_parallel_world_size,
-    install_worker,
-    served,
     tensor_model_parallel_all_gather,
 )
 from otterlm.engines.vllm.watching import Watcher
@@ -106,13 +105,27 @@ class Otter:
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
         """Maps rows, `[N, d + d'_1 + ...]`, to the base's logits, `[N, V]`, and stores their states for the signals."""
-        hidden, *inserted = hidden_states.split(self._widths, dim=-1)
+        hidden = hidden_states[:, : self._widths[0]]
         logits: Tensor | None = super().compute_logits(hidden.contiguous())  # type: ignore[misc]
+        self.states = self._split(hidden_states)
+        return logits
+
+    def _split(self, hidden_states: Tensor) -> dict[str, Tensor]:
+        """Splits rows, `[N, d + d'_1 + ...]`, into each adapter's states, `[N, 1, d + d']`."""
+        hidden, *inserted = hidden_states.split(self._widths, dim=-1)
         names = self.otter.keys()  # type: ignore[attr-defined]
-        self.states = {
+        return {
             name: torch.cat((hidden, part), dim=-1).unsqueeze(1) for name, part in zip(names, inserted, strict=True)
         }
-        return logits
+
+    def signals(self, hidden_states: Tensor, names: Iterable[str]) -> dict[str, Signal]:
+        """Returns what some adapters predict at rows that `forward` gave, one position each."""
+        states = self._split(hidden_states)
+        return {name: self._head(name, states[name]) for name in names}
+
+    def _head(self, name: str, states: Tensor) -> Signal:
+        head = self.otter[name].head  # type: ignore[attr-defined]
+        return head(states, self.lm_head.weight)  # type: ignore[attr-defined]
 
     def signal(self, name: str, rows: Tensor | slice | list[int] = slice(None), sampled: bool = False) -> Signal:
         """Returns what an adapter predicts at some rows of the latest `compute_logits`, one position each.
@@ -124,9 +137,8 @@ class Otter:
             rows: all, if they are left out.
             sampled: take the latest call that was sampled from. Prompts' log probabilities may have come after it.
         """
-        head = self.otter[name].head  # type: ignore[attr-defined]
         states = self.sampled if sampled else self.states
-        return head(states[name][rows], self.lm_head.weight)  # type: ignore[attr-defined]
+        return self._head(name, states[name][rows])
 
     def unit(self, name: str) -> float:
         """Returns what steering weights of an adapter count in, see `SignalConfig.unit`."""

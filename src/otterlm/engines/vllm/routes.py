@@ -14,8 +14,10 @@ import json
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
-from otterlm.engines.requests import PREFIX, RETURNED, Served, refuse_stray
+from otterlm.engines.requests import Served, refuse_stray
 from otterlm.engines.rewards import Joiner, Numbers, is_ours
+from otterlm.engines.settings import PREFIX, RETURNED
+from otterlm.engines.vllm.metrics import count_refused
 from otterlm.errors import OtterError
 
 Read = Callable[[Any], Served]
@@ -33,6 +35,7 @@ async def enter(read: Read, original: Any, handler: Any, request: Any, http: Any
             name = next(name for name in RETURNED if getattr(settings, name))
             raise OtterError(f"this route has no field for otter_{name}: use /v1/completions or /v1/chat/completions")
     except OtterError as error:
+        count_refused()
         return handler.create_error_response(str(error))
     return await original(handler, request, http, *rest)
 

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from otterlm.decoding.steering import contrast, guide
-from otterlm.engines.requests import Settings
+from otterlm.engines.settings import Settings
 from otterlm.engines.vllm.models import shared
-from otterlm.engines.vllm.upstream import (
+from otterlm.engines.vllm.upstream import served
+from otterlm.engines.vllm.upstream.names import (
     BatchUpdate,
     LogitsContext,
     LogitsProcessor,
@@ -19,7 +20,6 @@ from otterlm.engines.vllm.upstream import (
     SamplingParams,
     VllmConfig,
     process_dict_updates,
-    served,
 )
 from otterlm.signals.base import Capability
 

@@ -28,18 +28,24 @@ class Watcher:
         self._wanted: dict[str, tuple[str, ...]] = {}  # adapters, by request
         self._rows: dict[str, dict[str, range]] = {}  # of the latest step: by adapter, by request
         self._copies: dict[str, Tensor] = {}
+        self._lengths: dict[str, int] = {}  # of the prompts that are to be read
+        self._prompts: dict[str, tuple[int, dict[str, Tensor]]] = {}  # of the latest step
 
-    def schedule(self, entering: Iterable[tuple[str, Any]], leaving: Iterable[str]) -> None:
+    def schedule(self, entering: Iterable[tuple[str, Any, int]], leaving: Iterable[str]) -> None:
         """Updates the requests for the next step.
 
         Args:
-            entering: new requests, with their extra arguments.
+            entering: new requests, with their extra arguments and the lengths of their prompts.
             leaving: requests that ended.
         """
         for request in leaving:
             self._wanted.pop(request, None)
-        for request, arguments in entering:
-            self._wanted[request] = self._served.watched(self._served.settings(arguments))
+            self._lengths.pop(request, None)
+        for request, arguments, length in entering:
+            settings = self._served.settings(arguments)
+            self._wanted[request] = self._served.watched(settings)
+            if settings.prompt_tokens:
+                self._lengths[request] = length
 
     def sample(self, requests: Sequence[str], drafts: Sequence[int]) -> None:
         """Reads the numbers of the rows that are sampled from now.
@@ -53,12 +59,31 @@ class Watcher:
             for name in self._wanted.get(request, ()):
                 self._rows.setdefault(name, {})[request] = rows
         self._copies = {
-            name: self._read(name, [row for each in rows.values() for row in each]) for name, rows in self._rows.items()
+            name: self._read(name, self._model.signal(name, [row for each in rows.values() for row in each]))
+            for name, rows in self._rows.items()
         }
 
-    def _read(self, name: str, rows: list[int]) -> Tensor:
+    @property
+    def reading(self) -> list[str]:
+        """Returns the requests whose prompts are to be read."""
+        return [*self._lengths]
+
+    def read_prompt(self, request: str, hidden: Tensor, start: int) -> None:
+        """Reads the numbers of a part of a prompt.
+
+        Args:
+            request: one of `reading`.
+            hidden: rows of the tokens that were read now, `[T, d + d'_1 + ...]`; some may come after the prompt.
+            start: how many tokens of the request were read before.
+        """
+        rows = hidden[: max(0, self._lengths[request] - start)]
+        if len(rows):
+            signals = self._model.signals(rows, self._wanted[request])
+            self._prompts[request] = start, {name: self._read(name, each) for name, each in signals.items()}
+
+    def _read(self, name: str, signal: Any) -> Tensor:
         """Reads an adapter's numbers at some rows, `[n, C]`, see `otterlm.engines.readings.Layout`."""
-        signal, can = self._model.signal(name, rows), self._served.signals[name]
+        can = self._served.signals[name]
         parts = [signal.prefix] if Capability.PREFIX in can else []
         if Capability.CLASSES in can:
             parts += [*signal.probabilities.unbind(dim=-1), *signal.span_probabilities.unbind(dim=-1)]
@@ -66,7 +91,8 @@ class Watcher:
 
     def take(self) -> "Copies":
         """Returns the numbers of the latest step, once."""
-        copies, self._rows, self._copies = Copies(self._rows, self._copies), {}, {}
+        copies = Copies(self._rows, self._copies, self._prompts)
+        self._rows, self._copies, self._prompts = {}, {}, {}
         return copies
 
 
@@ -76,14 +102,28 @@ class Copies:
     Args:
         rows: by adapter, by request: the rows of the step.
         values: by adapter, `[n, C]`, a row of numbers for each of these rows.
+        prompts: by request, where the part of its prompt begins, and by adapter, `[t, C]`, what was read of it.
     """
 
-    def __init__(self, rows: dict[str, dict[str, range]], values: dict[str, Tensor]) -> None:
+    def __init__(
+        self,
+        rows: dict[str, dict[str, range]],
+        values: dict[str, Tensor],
+        prompts: dict[str, tuple[int, dict[str, Tensor]]],
+    ) -> None:
         self._rows = rows
         self._values = values
+        self._prompts = prompts
 
     def __bool__(self) -> bool:
-        return bool(self._values)
+        return bool(self._values or self._prompts)
+
+    def of_prompts(self) -> dict[str, tuple[int, dict[str, list[list[float]]]]]:
+        """Returns the numbers of prompts, by request; the copies must be complete."""
+        return {
+            request: (start, {name: values.tolist() for name, values in read.items()})
+            for request, (start, read) in self._prompts.items()
+        }
 
     def by_request(self) -> dict[str, dict[str, list[list[float]]]]:
         """Returns the numbers by request, by adapter, see `otterlm.engines.readings`; the copies must be complete."""

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from otterlm.cache import CacheSlot
-from otterlm.engines.vllm.upstream import (
+from otterlm.engines.vllm.upstream.names import (
     Attention,
     VllmConfig,
     current_platform,

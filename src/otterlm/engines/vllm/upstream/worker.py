@@ -1,0 +1,79 @@
+"""Wraps vLLM's two model runners: the numbers of the sampled rows are read, and attached to the step's output."""
+
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from otterlm.engines.vllm.upstream.wrapping import FIELD, PROMPTS
+from otterlm.engines.vllm.watching import Copies, Watcher
+
+
+def _watcher(runner: Any) -> Watcher | None:
+    return getattr(getattr(runner, "model", None), "watcher", None)
+
+
+def execute(original: Any, runner: Any, scheduled: Any, *rest: Any, **named: Any) -> Any:
+    if watcher := _watcher(runner):
+        entering = [
+            (new.req_id, new.sampling_params.extra_args, len(new.prompt_token_ids or new.prompt_embeds))
+            for new in scheduled.scheduled_new_reqs
+            if new.sampling_params
+        ]
+        watcher.schedule(entering, scheduled.finished_req_ids)
+    return original(runner, scheduled, *rest, **named)
+
+
+def sample(original: Any, runner: Any, logits: Any, drafts: Any) -> Any:
+    """Wraps the first model runner, which has computed the logits."""
+    if watcher := _watcher(runner):
+        requests = runner.input_batch.req_ids
+        watcher.sample(requests, [0] * len(requests) if drafts is None else drafts.num_draft_tokens)
+    return original(runner, logits, drafts)
+
+
+def read_prompts(original: Any, runner: Any, hidden: Any, counts: Any) -> Any:
+    """Wraps the first model runner, where it computes prompts' log probabilities."""
+    if watcher := _watcher(runner):
+        for request in watcher.reading:
+            if count := counts.get(request):
+                row = int(runner.query_start_loc.np[runner.input_batch.req_id_to_index[request]])
+                watcher.read_prompt(request, hidden[row : row + count], runner.requests[request].num_computed_tokens)
+    return original(runner, hidden, counts)
+
+
+def sample_second(original: Any, runner: Any, hidden: Any, batch: Any, grammar: Any) -> Any:
+    """Wraps the second model runner, which computes the logits here."""
+    output = original(runner, hidden, batch, grammar)
+    if watcher := _watcher(runner):
+        rows = np.diff(batch.cu_num_logits_np[: len(batch.req_ids) + 1])
+        watcher.sample(batch.req_ids, (rows - 1).tolist())
+        reading = set(watcher.reading)
+        for index, request in enumerate(batch.req_ids):
+            if request in reading:
+                row, end = batch.query_start_loc_np[index : index + 2].tolist()
+                watcher.read_prompt(request, hidden[row:end], int(batch.num_computed_prefill_tokens_np[index]))
+    return output
+
+
+def attach(original: Any, runner: Any, grammar: Any) -> Any:
+    output, watcher = original(runner, grammar), _watcher(runner)
+    if output is None or watcher is None or not (copies := watcher.take()):
+        return output
+    pending = import_module("vllm.v1.outputs").AsyncModelRunnerOutput
+    if not isinstance(output, pending):
+        return _put(output, copies)
+
+    class Attaching(pending):  # type: ignore[misc, valid-type]
+        """The output is pending. When it arrives it has waited for the step's stream, and so for the copies."""
+
+        def get_output(self) -> Any:
+            return _put(output.get_output(), copies)
+
+    return Attaching()
+
+
+def _put(output: Any, copies: Copies) -> Any:
+    setattr(output, FIELD, copies.by_request())
+    setattr(output, PROMPTS, copies.of_prompts())
+    return output

@@ -1,0 +1,48 @@
+"""Wraps methods of vLLM's classes, and reads what its configuration says is served."""
+
+import functools
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+from weakref import ref
+
+from otterlm.engines.requests import Served
+from otterlm.engines.vllm.architectures import ARCHITECTURES
+
+FIELD = "otter"
+"""Otter's attribute, or key, on objects of vLLM."""
+PROMPTS = "otter_prompts"
+"""The attribute of what was read of prompts, on a worker's output."""
+END = "otter_end"
+"""The key of what is counted of a response, beside its last numbers."""
+
+
+def wrap(path: str, owner: str, method: str, around: Callable[..., Any]) -> None:
+    """Replaces a method of a class of vLLM by `around(original, self, ...)`, once in a process."""
+    cls = getattr(import_module(path), owner)
+    original = getattr(cls, method)
+    if hasattr(original, "__otter__"):
+        return
+
+    @functools.wraps(original)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return around(original, *args, **kwargs)
+
+    wrapper.__otter__ = True  # type: ignore[attr-defined]
+    setattr(cls, method, wrapper)
+
+
+def served(vllm_config: Any) -> Served:
+    """Reads what an engine serves. A folder that another model class than Otter's has loaded counts as plain."""
+    known, read = _served.get(id(vllm_config), (None, None))
+    if read is None or known is None or known() is not vllm_config:
+        model = vllm_config.model_config
+        widened = model.architecture in ARCHITECTURES.values()
+        config = {"otter": model.hf_config.otter, "vocab_size": model.hf_config.vocab_size} if widened else {}
+        read = Served.from_config(config, speculates=vllm_config.speculative_config is not None)
+        _served[id(vllm_config)] = ref(vllm_config), read
+    return read
+
+
+_served: dict[int, tuple[ref[Any], Served]] = {}
+"""What was read, by the identity of the configuration. A guard's calibrations are long, and every request asks."""
