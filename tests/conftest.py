@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from word_tokenizer import TEMPLATE, WORDS, tokenizer
 
 from otterlm.config import OtterConfig
+from otterlm.decoding import pass_costs
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
 from otterlm.signals.reward.config import RewardConfig
@@ -37,6 +38,12 @@ NEW = 6
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """For the processes a test starts; the libraries of this one read it when they were imported."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(autouse=True)
+def _costs(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Measured costs of passes stay out of the user's cache folder."""
+    monkeypatch.setattr(pass_costs, "cache_folder", lambda: tmp_path_factory.getbasetemp())
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import StoppingCriteria
 
 from otterlm.decoding import DraftTree, RewardGuidance, RewardStop, SpeculativeDecoding
-from otterlm.decoding.speculative import propose
+from otterlm.decoding.draft_growth import propose
 from otterlm.model import OtterModel
 from otterlm.signals.draft.config import DraftConfig
 from otterlm.signals.draft.objective import DraftObjective, frequent_tokens, measured_accuracy
@@ -284,10 +284,10 @@ def test_what_cannot_be_drafted_is_refused(trained) -> None:
 
 def test_the_tree_is_shaped_by_what_was_measured(trained) -> None:
     otter = drafting(accuracy=((0.5, 0.3), (0.4,), (0.1,)))
-    tree = SpeculativeDecoding(drafts=3)._tree(otter)
+    tree = SpeculativeDecoding(drafts=3)._policy(otter, 1).tree
     assert tree == DraftTree((-1, 0, 0, 1), (0, 0, 1, 0))  # 0.5, 0.3, then 0.5 * 0.4
     assert all(len(row) == 16 and sum(row) <= 1.001 for row in trained.accuracy)
-    assert SpeculativeDecoding(drafts=9)._tree(drafting()) == DraftTree.chain(3)
+    assert SpeculativeDecoding(drafts=9)._policy(drafting(), 1).tree == DraftTree.chain(3)
 
 
 def expected_length(tree: DraftTree, accuracy) -> float:

@@ -96,7 +96,9 @@ class InterventionSettings:
         None, "Latest tokens that a guard looks at; by default the guard's.", minimum=1, slider=(0, 32, 1)
     )
     back: int = setting(4, "Tokens before an offence that a rollback takes back, too.", minimum=0, slider=(0, 32, 1))
-    drafts: int = setting(3, "Drafts that a pass verifies at most.", minimum=1, slider=(1, 16, 1))
+    drafts: int | None = setting(
+        None, "Drafts that a pass verifies at most; by default those that pay.", minimum=1, slider=(0, 16, 1)
+    )
     confidence: float = setting(
         0.0, "Chance that a draft needs to be verified; 0 verifies all.", check=check_chance, slider=(0.0, 1.0, 0.05)
     )

@@ -44,6 +44,10 @@ PROMPTS = (
 """The default prompts, of the kinds that Spec-Bench (arXiv 2401.07851) has."""
 
 
+MEDUSA_DRAFTS = 4
+"""Medusa verifies so many drafts where no number is asked for: the best guess of each head."""
+
+
 @dataclass(frozen=True, slots=True)
 class SpeedMethod:
     """A method generates responses.
@@ -99,7 +103,7 @@ def methods_of(
     base: PreTrainedModel,
     adapters: Mapping[str, str | Path],
     medusa: Path | None,
-    drafts: Sequence[int],
+    drafts: Sequence[int | None],
     confidences: Sequence[float] = (0.0,),
 ) -> dict[str, SpeedMethod]:
     """Makes the methods: the base, adapters and Medusa heads with trees of several sizes, and prompt lookup.
@@ -108,34 +112,36 @@ def methods_of(
         base: the frozen model.
         adapters: folders of draft adapters, by name.
         medusa: folder with `heads.safetensors` and `metrics.json` of trained heads; None: without.
-        drafts: sizes of the draft trees.
+        drafts: sizes of the draft trees; None: what `SpeculativeDecoding` does by default, and `MEDUSA_DRAFTS`.
         confidences: see `SpeculativeDecoding`; with each of the sizes.
 
     Raises:
         OtterError: an adapter does not fit or does not draft, or the heads are not of this base.
     """
     methods = {BASE: SpeedMethod(base)}
-    loops = [
-        (f"{size} drafts" + (f" above {confidence:g}" if confidence else ""), size, confidence)
-        for size, confidence in product(drafts, confidences)
-    ]
     for name, folder in adapters.items():
         model = OtterModel.from_pretrained(base, folder, name)
         adapter = model.adapter(model.adapter_name(None, Capability.DRAFTS))
         extra = adapter.extra_parameters(base.config.vocab_size)
-        for which, size, confidence in loops:
+        for size, confidence in product(drafts, confidences):
             loop = {"custom_generate": SpeculativeDecoding(size, confidence=confidence)}
-            methods[f"{name}, {which}"] = SpeedMethod(model, loop, extra, {"adapter": of_weights(adapter)})
+            depends = {"adapter": of_weights(adapter)}
+            methods[f"{name}, {_label(size, confidence)}"] = SpeedMethod(model, loop, extra, depends)
     if medusa is not None:
         heads, accuracy = _medusa(base, medusa)
-        for which, size, confidence in loops:
+        for size, confidence in product([size or MEDUSA_DRAFTS for size in drafts], confidences):
             loop = {"custom_generate": MedusaDecoding(heads, DraftTree.best(accuracy, size), confidence)}
             extra = sum(p.numel() for p in heads.parameters())
             depends = {"heads": of_weights(heads), "accuracy": of_data(accuracy)}
-            methods[f"Medusa, {which}"] = SpeedMethod(OtterModel(base), loop, extra, depends)
+            methods[f"Medusa, {_label(size, confidence)}"] = SpeedMethod(OtterModel(base), loop, extra, depends)
     # A method of Transformers: drafts are what followed the same tokens earlier in the text.
     methods["prompt lookup"] = SpeedMethod(base, {"prompt_lookup_num_tokens": 10})
     return methods
+
+
+def _label(size: int | None, confidence: float) -> str:
+    above = f" above {confidence:g}" if confidence else ""
+    return ("drafts that pay" if size is None else f"{size} drafts") + above
 
 
 def _medusa(base: PreTrainedModel, folder: Path) -> tuple[MedusaHeads, tuple[tuple[float, ...], ...]]:

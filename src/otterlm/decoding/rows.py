@@ -25,8 +25,9 @@ class Reading:
 
     @classmethod
     def of(cls, output: Any, row: int, position: int) -> Self:
-        """Takes a reading from an `OtterModel`'s output."""
-        states = {name: signal.state[row, position] for name, signal in output.signals.items()}
+        """Takes a reading from an `OtterModel`'s output, or from the base's, which has no signals."""
+        signals = getattr(output, "signals", {})
+        states = {name: signal.state[row, position] for name, signal in signals.items()}
         return cls(output.logits[row, position], states)
 
 

@@ -17,9 +17,12 @@ from transformers.utils import ModelOutput
 
 from otterlm.cache import keep_path
 from otterlm.checks import check_chance, check_count
+from otterlm.decoding.deferred_stream import DeferredStream
+from otterlm.decoding.draft_policy import DraftPolicy, DraftsThatPay, FixedDrafts
 from otterlm.decoding.draft_tree import DraftTree
 from otterlm.decoding.loop import Loop, Run
-from otterlm.decoding.prompt import read_prompt
+from otterlm.decoding.pass_costs import pass_costs
+from otterlm.decoding.prompt import Prompt, read_prompt
 from otterlm.decoding.rows import Reading, join_rows, process_row
 from otterlm.decoding.transposed_linear import TransposedLinear
 from otterlm.errors import OtterError
@@ -55,12 +58,14 @@ class SpeculativeDecoding(Loop):
     distribution, too. Stopping criteria are called after every token of a row.
 
     Args:
-        drafts: how many drafts a pass verifies at most; three is right for a CPU, more may be where passes are free.
-        tree: their shape; by default the best for the accuracy that the adapter's configuration records, or a chain.
+        drafts: how many drafts a pass verifies at most. None: in each step those that pay, by what passes cost on this
+            machine (measured in seconds at the first use, see `otterlm.decoding.pass_costs`) and by how sure the heads
+            are; where none pays, a step is a pass of the base alone.
+        tree: their shape, the same in every step; None: the best for `drafts` by the accuracy that the adapter's
+            configuration records, or a chain.
         adapter_name: of the drafts; may be left out where there is one.
         confidence: drafts whose chance of being right is smaller by the heads' estimate, in every row, are not
-            verified, so that an unsure step is a pass of one token (as in EAGLE-2, arXiv 2406.16858). 0 verifies all:
-            right where a pass of a few tokens costs what a pass of one does.
+            verified, so that an unsure step is a pass of one token (as in EAGLE-2, arXiv 2406.16858).
 
     Raises:
         OtterError: a setting is out of range.
@@ -72,12 +77,12 @@ class SpeculativeDecoding(Loop):
 
     def __init__(
         self,
-        drafts: int = 3,
+        drafts: int | None = None,
         tree: DraftTree | None = None,
         adapter_name: str | None = None,
         confidence: float = 0.0,
     ) -> None:
-        self.drafts = check_count("drafts", drafts)
+        self.drafts = None if drafts is None else check_count("drafts", drafts)
         self.tree = tree
         self.adapter_name = adapter_name
         self.confidence = check_chance("confidence", confidence)
@@ -97,32 +102,32 @@ class SpeculativeDecoding(Loop):
     def decode(self, run: Run) -> SpeculativeOutput:
         """Drafts and verifies, see `Loop`."""
         model = run.model
-        whole = self.tree or self._tree(model)
+        name = self.reads(model)
+        policy = self._policy(model, len(run.input_ids))
         rows = [_Row(run, index) for index in range(len(run.input_ids))]
-        prompt = read_prompt(run, len(whole), **self.pass_settings)
+        prompt = read_prompt(run, len(policy.tree), **self.pass_settings)
         drafter = self._drafter(model, prompt.output)
-        if max(whole.depths) > drafter.heads or max(whole.ranks) >= len(drafter.vocabulary):
+        if max(policy.tree.depths) > drafter.heads or max(policy.tree.ranks) >= len(drafter.vocabulary):
             raise OtterError(f"the draft tree asks for more than {drafter.heads} heads or than the draft vocabulary")
         for row in rows:
             row.choose(prompt.output, -1)
-        seen, state, position = prompt.seen, drafter.state[:, -1], prompt.position  # [B, P], [B, d + d'], [B]
-        longest = context_length(model.config) or torch.iinfo(torch.long).max
+        # A stream that others do not need can wait until there are drafts again.
+        alone = DeferredStream(model, name) if name is not None and model.active_adapters == [name] else None
+        passes = _Passes(model, prompt, alone, self.pass_settings)
+        state = drafter.state[:, -1]  # [B, d + d']
         accepted: list[list[int]] = [[] for _ in rows]
         while not all(row.ended for row in rows):
             rows[0].show()
             root = torch.stack([row.tokens[-1] for row in rows])
-            drafts, tree = propose(drafter, state, root, whole, self.confidence)  # [B, N]
-            depths = torch.tensor(tree.depths, device=drafts.device)
-            with TransposedLinear() if len(tree) > 1 else nullcontext():
-                output = model(
-                    input_ids=drafts,
-                    attention_mask=tree_mask(seen.bool(), tree.ancestors, model.base_model.dtype),
-                    # A draft beyond the context's end is never accepted, but learned positions must have it.
-                    position_ids=(position[:, None] + depths).clamp_max(longest - 1),
-                    past_key_values=prompt.cache,
-                    **self.pass_settings,
-                )
-            drafter = self._drafter(model, output)
+            running = ~torch.tensor([row.ended for row in rows], device=root.device)
+            if policy.rests:
+                drafts, tree = root[:, None], DraftTree.chain(0)
+                output = passes.plain(drafts)
+            else:
+                if alone:
+                    state = alone.catch_up(passes.seen)
+                drafts, tree = policy.propose(drafter, state, root, running)  # [B, N]
+                output = passes.verify(drafts, tree)
             paths = []
             for index, row in enumerate(rows):
                 if row.ended:
@@ -130,66 +135,91 @@ class SpeculativeDecoding(Loop):
                     continue
                 paths.append(row.follow(output, drafts[index].tolist(), tree))
                 accepted[index].append(len(paths[-1]) - 1)
-            path, mask = _pad(paths, drafts.device)  # [B, n] each
-            keep_path(prompt.cache, path, len(tree))
-            seen = torch.cat((seen, mask.to(seen)), dim=-1)
-            state = drafter.state[torch.arange(len(rows)), [path[-1] for path in paths]]
-            position = position + mask.sum(dim=-1)
+            passes.keep(paths, len(tree))
+            policy.learn([len(path) - 1 for path, on in zip(paths, running.tolist(), strict=True) if on])
+            if not alone:
+                drafter = self._drafter(model, output)
+                state = drafter.state[torch.arange(len(rows)), [path[-1] for path in paths]]
         rows[0].show()
-        passes = sum(map(len, accepted))
+        count = sum(map(len, accepted))
         return SpeculativeOutput(
             sequences=join_rows([row.tokens for row in rows], run.config),
             accepted=accepted,
-            acceptance_length=1 + sum(map(sum, accepted)) / passes if passes else None,
+            acceptance_length=1 + sum(map(sum, accepted)) / count if count else None,
         )
 
-    def _tree(self, model: OtterModel) -> DraftTree:
-        signal: Any = model.adapter(model.adapter_name(self.adapter_name, Capability.DRAFTS)).config.signal
+    def _policy(self, model: OtterModel, rows: int) -> DraftPolicy:
+        if self.tree is not None:
+            return FixedDrafts(self.tree, self.confidence)
+        name = model.adapter_name(self.adapter_name, Capability.DRAFTS)
+        signal: Any = model.adapter(name).config.signal
+        if self.drafts is None:
+            costs = pass_costs(model, name, rows)
+            if model.active_adapters != [name]:  # no step does without the streams of the others
+                costs = replace(costs, plain=costs.passes[0])
+            return DraftsThatPay(signal.accuracy, signal.heads, signal.vocabulary_size, costs, self.confidence)
         if signal.accuracy:
-            return DraftTree.best(signal.accuracy, self.drafts)
-        return DraftTree.chain(min(self.drafts, signal.heads))
+            return FixedDrafts(DraftTree.best(signal.accuracy, self.drafts), self.confidence)
+        return FixedDrafts(DraftTree.chain(min(self.drafts, signal.heads)), self.confidence)
 
     def _drafter(self, model: OtterModel, output: Any) -> Drafter:
         return output.signals[model.adapter_name(self.adapter_name, Capability.DRAFTS)]
 
 
-def propose(
-    drafter: Drafter, state: Tensor, root: Tensor, tree: DraftTree, confidence: float
-) -> tuple[Tensor, DraftTree]:
-    """Fills a tree with guesses, level by level.
+class _Passes:
+    """Runs the passes of a call over its KV cache.
 
     Args:
-        drafter: makes the guesses.
-        state: `[B, d + d']`, of the token before the root.
-        root: `[B]`, the token that is decided.
-        tree: the tree to fill.
-        confidence: a node that in no row has this chance, the product of the heads' probabilities of it and of those
-            before it, is left out, and so are all nodes after it.
+        model: the model that generates.
+        prompt: has been read.
+        deferred: runs the base without the streams; None: they are in every pass.
+        settings: more arguments of a pass.
 
-    Returns:
-        `[B, N]` token ids, and the tree of these N nodes.
+    Attributes:
+        seen: `[B, T]`, 1 for the tokens of the text so far and 0 for padding.
     """
-    tokens = root[:, None].repeat(1, len(tree))
-    chances: dict[int, Tensor] = {0: torch.ones_like(root, dtype=torch.float)}  # of each node, [B]
-    codes: dict[int, Tensor] = {}
-    for depth in range(max(tree.depths)):
-        parents = [node for node in chances if tree.depths[node] == depth and tree.children[node]]
-        if not parents:
-            break
-        previous = None if depth == 0 else torch.stack([codes[node] for node in parents], dim=1)
-        code = drafter.code(depth, state[:, None].expand(-1, len(parents), -1), tokens[:, parents], previous)
-        most = 1 + max(tree.ranks[child] for node in parents for child in tree.children[node])
-        shares, best = drafter.scores(depth, code).float().softmax(dim=-1).topk(most)  # [B, parents, most]
-        guesses = drafter.vocabulary[best]
-        for column, node in enumerate(parents):
-            for child in tree.children[node]:
-                chance = chances[node] * shares[:, column, tree.ranks[child]]
-                if chance.max() >= confidence:
-                    tokens[:, child] = guesses[:, column, tree.ranks[child]]
-                    chances[child] = chance
-                    codes[child] = code[:, column]
-    nodes = sorted(chances)
-    return tokens[:, nodes], tree.only(nodes)
+
+    def __init__(
+        self, model: OtterModel, prompt: Prompt, deferred: DeferredStream | None, settings: dict[str, Any]
+    ) -> None:
+        self.seen = prompt.seen
+        self._model = model
+        self._cache = prompt.cache
+        self._position = prompt.position
+        self._longest = context_length(model.config) or torch.iinfo(torch.long).max
+        self._deferred = deferred
+        self._settings = settings
+
+    def plain(self, tokens: Tensor) -> Any:
+        """Reads one token of each row, `[B, 1]`, as the base does it."""
+        run = self._model if self._deferred is None else self._deferred.run
+        return run(
+            input_ids=tokens,
+            attention_mask=torch.cat((self.seen, torch.ones_like(tokens)), dim=-1),
+            position_ids=self._position[:, None],
+            past_key_values=self._cache,
+            **self._settings,
+        )
+
+    def verify(self, drafts: Tensor, tree: DraftTree) -> Any:
+        """Reads a tree of tokens, `[B, N]`."""
+        depths = torch.tensor(tree.depths, device=drafts.device)
+        with TransposedLinear() if len(tree) > 1 else nullcontext():
+            return self._model(
+                input_ids=drafts,
+                attention_mask=tree_mask(self.seen.bool(), tree.ancestors, self._model.base_model.dtype),
+                # A draft beyond the context's end is never accepted, but learned positions must have it.
+                position_ids=(self._position[:, None] + depths).clamp_max(self._longest - 1),
+                past_key_values=self._cache,
+                **self._settings,
+            )
+
+    def keep(self, paths: list[list[int]], size: int) -> None:
+        """Keeps the accepted path of each row, of a tree of so many tokens."""
+        path, mask = _pad(paths, self.seen.device)  # [B, n] each
+        keep_path(self._cache, path, size)
+        self.seen = torch.cat((self.seen, mask.to(self.seen)), dim=-1)
+        self._position = self._position + mask.sum(dim=-1)
 
 
 class _Row:

@@ -22,7 +22,10 @@ def command(
         str | None, typer.Option(help="Prompts, as for otter train draft; six of our own by default.")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="So many prompts, spread over all.", min=1)] = None,
-    drafts: Annotated[list[int] | None, typer.Option(help="Size of a draft tree; may be repeated.", min=1)] = None,
+    drafts: Annotated[
+        list[int] | None,
+        typer.Option(help="Size of a draft tree; may be repeated; by default the drafts that pay.", min=1),
+    ] = None,
     confidence: Annotated[
         list[float] | None, typer.Option(help="Chance that a draft needs to be verified; may be repeated.")
     ] = None,
@@ -44,9 +47,9 @@ def command(
             --adapter adapters/smollm2-135m-draft --quick
     """
     prompts = [(("user", prompt),) for prompt in PROMPTS] if data is None else read_prompts(data)
-    sizes = drafts or [1, 3, 8]
+    sizes: list[int | None] = [*drafts] if drafts else [None]
     if quick:
-        limit, sizes, max_new_tokens = 2, [8], 24
+        limit, max_new_tokens = 2, 24
     if limit is not None and limit < len(prompts):
         prompts = [prompts[index * len(prompts) // limit] for index in range(limit)]
     methods = methods_of(machine.load(base), named_adapters(adapter), medusa, sizes, confidence or [0.0])
