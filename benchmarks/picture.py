@@ -52,7 +52,7 @@ STYLE = """
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """The scale of a reward reaches two spreads below and above the mean of the base's responses."""
+    """The scale has the typical range of a reward: two spreads below and above the mean of the base's responses."""
 
     low: float
     high: float

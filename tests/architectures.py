@@ -146,7 +146,7 @@ def outcome(name: str) -> Outcome:
     try:
         plain = tiny_model(name)
     except Exception as error:
-        return Outcome("", f"refused: Transformers makes none ({short(error)})")
+        return Outcome("", f"refused: Transformers makes none ({short(error, 50)})")
     try:
         otter = tiny_otter(tiny_model(name), layers=(0, 2), head_dim=8)
     except OtterError as error:
@@ -164,9 +164,9 @@ EDGE = "nor can its blocks be read at their edge: "
 """After these words an error says why."""
 
 
-def short(why: object) -> str:
+def short(why: object, width: int = 75) -> str:
     """Returns the first words of a reason, on one line and without what would end a table's cell."""
-    return textwrap.shorten(str(why).strip().replace("|", "/"), 75, placeholder=" ...")
+    return textwrap.shorten(str(why).strip().replace("|", "/"), width, placeholder=" ...")
 
 
 def table(outcomes: dict[str, Outcome]) -> str:
