@@ -3,6 +3,7 @@
 import gzip
 import importlib.util
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -44,6 +45,12 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
 def _costs(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Measured costs of passes stay out of the user's cache folder."""
     monkeypatch.setattr(pass_costs, "cache_folder", lambda: tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(autouse=True)
+def _no_lines_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test of what a command prints must not depend on how long a busy machine takes."""
+    monkeypatch.setattr("otterlm.progress.INTERVAL", math.inf)
 
 
 @torch.no_grad()

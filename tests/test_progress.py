@@ -13,6 +13,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Makes the time that progress reads, in seconds, which a test moves."""
     now = [0.0]
     monkeypatch.setattr("otterlm.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(progress, "INTERVAL", 30.0)
     monkeypatch.setattr(progress, "_STDERR", Console(stderr=True, force_terminal=False))
     return now
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from otterlm.progress import track
 from otterlm.signals.low_rank import LowRankHead
 from otterlm.signals.two_towers import TwoTowerHead
 from otterlm.training.vocabulary_head import Steps
@@ -66,7 +67,7 @@ def fit_vocabulary(
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=config.epochs * batches)
     share = -(-len(several) // batches)
     with torch.enable_grad():
-        for _ in range(config.epochs):
+        for _ in track(range(config.epochs), "fitting the vocabulary head"):
             first, second = single[torch.randperm(len(single))], several[torch.randperm(len(several))]
             for number in range(batches):
                 rows = first[number * config.batch_size : (number + 1) * config.batch_size]
