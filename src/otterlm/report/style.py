@@ -16,7 +16,8 @@ dt{color:var(--soft)}dd{margin:0}dd b{font-size:1.4rem;font-variant-numeric:tabu
 figure{margin:0}figcaption{font-weight:600}.keys{display:flex;flex-wrap:wrap;gap:0 1rem;font-weight:400}
 .key::before{content:"";display:inline-block;width:.9em;height:.9em;margin-right:.4em;vertical-align:-.1em;
 background:var(--blue)}.key-1::before{background:var(--orange)}
-svg{display:block;width:100%;max-width:34rem;height:auto}svg text{fill:var(--text);font-size:13px;font-variant-numeric:tabular-nums}
+svg{display:block;width:100%;max-width:34rem;height:auto}
+svg text{fill:var(--text);font-size:13px;font-variant-numeric:tabular-nums}
 .grid{stroke:var(--line)}.axis{stroke:var(--soft);fill:none}
 .line{fill:none;stroke:var(--blue);stroke-width:2.5}.dot{fill:var(--blue)}.band{fill:var(--blue);opacity:.18}
 .reference{fill:none;stroke:var(--soft);stroke-dasharray:5 5}
