@@ -228,8 +228,9 @@ def test_a_page_of_scored_texts(answer, base, adapter, tmp_path: Path) -> None:
     answer("score", "--base", base, "--adapter", adapter, "--data", data, "--html", shown)
     page = shown.read_text()
     assert page.startswith("<!doctype html>")
-    assert page.count("<h2>") == 2
-    assert page.count("<span") >= 6
+    assert page.count("<h3>Row") == 2
+    assert page.count("<i class=") >= 6
+    assert "Score 1.5, reward" in page
     assert "http" not in page  # nothing is fetched
 
 

@@ -271,7 +271,10 @@ def test_score_writes_rows_and_a_page(answer, otter, base, guard, tmp_path) -> N
     assert lines[0]["labels"]["toxic"] == lines[0]["tokens"]["labels"]["toxic"][-1]
     assert "spans" in lines[0]
     assert "spans" not in lines[1]
-    assert "Row 1: toxic" in (tmp_path / "page.html").read_text()
+    page = (tmp_path / "page.html").read_text()
+    assert "Labelled toxic" in page or "Labelled unsafe" in page
+    assert "ROC curve" in page
+    assert "http" not in page
 
 
 def test_refusals(refusal, base, guard, adapter, tmp_path) -> None:

@@ -272,7 +272,7 @@ def test_a_guard_takes_back(guarded) -> None:
     ("prompt", "wrong", "named"),
     [
         (" \n", {}, "empty"),
-        ("a " * 120, {}, "context"),
+        ("a " * 130, {}, "context"),
         ((), {}, "empty"),
         (PROMPT, {"values": {"weight": math.nan}}, "weight"),
         (PROMPT, {"strengths": (1.0, math.nan)}, "weight"),

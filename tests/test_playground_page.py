@@ -226,5 +226,13 @@ def test_other_sites_and_odd_paths_are_refused(server) -> None:
     assert status(server, "/nothing", {}) == 404
 
 
-def test_a_folder_without_adapters(tmp_path) -> None:
+def test_the_adapters_of_a_folder(tmp_path) -> None:
     refused(lambda: adapter_folders(tmp_path), "holds no adapters")
+    for name in ("smollm2-135m", "2nd", "good"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text("{}")
+    assert adapter_folders(tmp_path) == {
+        "_2nd": tmp_path / "2nd",
+        "good": tmp_path / "good",
+        "smollm2_135m": tmp_path / "smollm2-135m",
+    }

@@ -478,7 +478,9 @@ def test_words_that_both_responses_begin_with(answer: Answer, base: Path, adapte
     tokenizer = words_tokenizer(TEMPLATE)
     expected = [["b c d e", "b c f"], ["g", "g h"], ["b c", "i"]]
     prompts = [["a", "a"], ["a", "a"], ["a", "a j"]]
-    paragraphs = re.findall(r"<p>(.*?)</p>", html.read_text())
+    sections = re.findall(r"<h3>Row (\d+).*?</section>", html.read_text(), re.DOTALL)
+    texts = re.findall(r"<h3>Row \d+(.*?)</section>", html.read_text(), re.DOTALL)
+    shown = dict(zip(map(int, sections), texts, strict=True))
     for index, line in enumerate(map(json.loads, out.read_text().splitlines())):
         for side, scored in enumerate(line["tokens"]):
             assert scored["text"] == [*expected[index][side].split(), "<eos>"]
@@ -488,8 +490,8 @@ def test_words_that_both_responses_begin_with(answer: Answer, base: Path, adapte
             with torch.no_grad():
                 alone = model(torch.tensor([prompt + response])).signals["reward"].prefix[0, len(prompt) :]
             assert scored["rewards"] == pytest.approx(alone.tolist(), abs=1e-4)
-            shown = re.sub(r"<[^>]*>", "", paragraphs[2 * index + side])
-            assert shown.split() == expected[index][side].split()
+            tokens = re.findall(r'<p class="tokens">(.*?)</p>', shown[index + 1])[side]
+            assert re.sub(r"<[^>]*>", "", tokens).split() == expected[index][side].split()
 
 
 def test_a_limit_is_of_the_rows_held_out(

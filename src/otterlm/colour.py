@@ -54,10 +54,11 @@ def coloured(
 
 def legend(low: float, high: float, steps: int = 13) -> Text:
     """Returns a line that shows the scale and what its ends stand for."""
-    text = Text(f"{low:+.2f} ")
+    sign = "+" if low < 0 else ""  # a probability has none
+    text = Text(f"{low:{sign}.2f} ")
     for step in range(steps):
         text.append(" ", style=f"{INK} on {colour(step, 0, steps - 1)}")
-    return text.append(f" {high:+.2f}")
+    return text.append(f" {high:{sign}.2f}")
 
 
 def coloured_html(

@@ -1,5 +1,6 @@
 """Defines `otter playground`, which serves a page with the original and the guided responses side by side."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -58,12 +59,15 @@ def command(
 
 
 def adapter_folders(folder: Path) -> dict[str, Path]:
-    """Returns the adapters inside a folder, by the names of their folders.
+    """Returns the adapters inside a folder, by the names of their folders, made identifiers.
 
     Raises:
         OtterError: there is none.
     """
-    folders = {each.parent.name: each.parent for each in sorted(folder.expanduser().glob(f"*/{CONFIG}"))}
+    folders = {
+        re.sub(r"^(?=\d)|\W", "_", each.parent.name): each.parent
+        for each in sorted(folder.expanduser().glob(f"*/{CONFIG}"))
+    }
     if not folders:
         raise OtterError(f"--folder {folder} holds no adapters: each is a folder with {CONFIG}")
     return folders

@@ -37,7 +37,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A passage was written and taken back.
+    """A passage is what was written and then taken back.
 
     Attributes:
         index: how many tokens of the response came before it.

@@ -70,7 +70,7 @@ class Guided:
         # An offence that could not be avoided ends the response, and is the last that is taken back.
         labels = [*(rolled.rollbacks or [[]])[0], (rolled.stopped or [None])[0]]
         return tuple(
-            Passage(index, self._tokenizer.decode(tokens, skip_special_tokens=True), label or "")
+            Passage(index, self._tokenizer.decode(tokens), label or "")
             for (index, tokens), label in zip(rolled.taken_back[0], labels, strict=False)
         )
 

@@ -11,7 +11,7 @@ from otterlm.report.style import SCRIPT, STYLE
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A text of a row.
+    """A text is one response of a row, or all of it.
 
     Attributes:
         name: what it is: `chosen`, or the label of a text.
@@ -130,8 +130,8 @@ def _key(names: Sequence[str]) -> str:
 
 
 def _legend(span: Scale) -> str:
-    ends = [f"{signed(number, 2)} {word}" for number, word in zip((span.low, span.high), span.ends, strict=True)]
-    low, high = map(html.escape, ends)
+    numbers = [signed(each, 2) if span.low < 0 else f"{each:.2f}" for each in (span.low, span.high)]
+    low, high = (html.escape(" ".join(filter(None, pair))) for pair in zip(numbers, span.ends, strict=True))
     return (
         f'<p class="legend"><span>{low}</span><span class="scale" role="img" aria-label="from orange over white to '
         f'blue"></span><span>{high}</span><span>{html.escape(span.meaning)}</span></p>'

@@ -176,6 +176,6 @@ def _standard(values: Sequence[float]) -> list[float]:
 
 
 def _chunks(values: Sequence[float], texts: Sequence[Scored]) -> list[list[float]]:
-    """Divides numbers into those of each example."""
+    """Splits numbers into those of each example."""
     rest = iter(values)
     return [[next(rest) for _ in each.rewards] for each in texts]

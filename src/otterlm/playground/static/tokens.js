@@ -97,7 +97,7 @@ export class Responses {
     if (side.passages.length) {
       notes.push(make("p", { class: "stopped" },
         `Taken back ${side.passages.length === 1 ? "once" : `${side.passages.length} times`}: `
-        + side.passages.map((passage) => passage.label).join(", ")));
+        + [...new Set(side.passages.map((passage) => passage.label))].join(", ")));
     }
     if (side.stopped === "threshold") notes.push(make("p", { class: "stopped" }, "Stopped: the reward fell under the threshold."));
     else if (side.stopped) notes.push(make("p", { class: "stopped" }, `Stopped by the guard: ${side.stopped}.`));
