@@ -314,7 +314,7 @@ def test_the_second_runners_interface(folder, llm) -> None:
     chances = logits[3].softmax(dim=-1)
     torch.testing.assert_close(after[3], expected.masked_fill(chances < 0.15 * chances.max(), -torch.inf))
     assert torch.equal(after[:3], logits[:3])
-    model.watcher.schedule([(str(slot), each.extra_args) for slot, each in enumerate(parameters)], [])
+    model.watcher.schedule([(str(slot), each.extra_args, 3) for slot, each in enumerate(parameters)], [])
     runner = SimpleNamespace(model=model)
     batch = SimpleNamespace(req_ids=["2", "3", "1"], cu_num_logits_np=np.array([0, 1, 3, 4]))  # "3" verifies a draft
     assert worker.sample_second(lambda *_: "output", runner, hidden, batch, None) == "output"
@@ -330,7 +330,20 @@ def test_the_second_runners_interface(folder, llm) -> None:
     assert numbers["2"]["guard"] == near(guard.prefix[:1, 0])
     assert numbers["3"] == {"guard": near(guard.prefix[1:3, 0])}
     assert not hasattr(worker.attach(lambda *_: SimpleNamespace(), runner, None), "otter")
-    model.watcher.schedule([], ["0", "1", "2", "3"])
+    # Of a prompt of three tokens, the first was read before. The fourth is not the prompt's.
+    model.watcher.schedule([("4", client.request(folder, prompt_tokens=1)["extra_args"], 3)], ["0", "1", "2", "3"])
+    batch = SimpleNamespace(
+        req_ids=["4"],
+        cu_num_logits_np=np.array([0, 1]),
+        query_start_loc_np=np.array([0, 3]),
+        num_computed_prefill_tokens_np=np.array([1]),
+    )
+    worker.sample_second(lambda *_: "output", runner, hidden, batch, None)
+    start, read = worker.attach(lambda *_: Pending(), runner, None).get_output().otter_prompts["4"]
+    assert start == 1
+    for name, signal in model.signals(hidden[:2], ["reward", "guard"]).items():
+        assert read[name] == near(signal.prefix[:, 0])
+    model.watcher.schedule([], ["4"])
 
 
 @pytest.mark.parametrize("aggregate", [True, False])

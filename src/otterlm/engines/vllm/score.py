@@ -109,8 +109,8 @@ def _dialogue(messages: list[Any]) -> dict[str, Any]:
     """Returns the fields of a chat. What the assistant said last is read to its end; a question, as it is answered."""
     if not messages or not all(isinstance(each, Mapping) for each in messages):
         raise OtterError("a dialogue must be a list of messages, each with a role and content")
-    said = messages[-1].get("role") == "assistant"
-    return {"messages": messages, "add_generation_prompt": not said, "continue_final_message": said}
+    begun = messages[-1].get("role") == "assistant"
+    return {"messages": messages, "add_generation_prompt": not begun, "continue_final_message": begun}
 
 
 def _prompt_ids(answer: Any, choice: Any) -> list[int]:
