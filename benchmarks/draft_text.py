@@ -18,6 +18,7 @@ import os
 import random
 import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -221,12 +222,12 @@ def make(arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, name
             if not prompts:
                 raise SystemExit(f"shard {number} has no prompt that was not used before")
             table = maker.shard(number, prompts)
-            write_files(arguments.out, {name: lambda file, rows=table: pyarrow.parquet.write_table(rows, file)})
+            write_files(arguments.out, {name: partial(pyarrow.parquet.write_table, table)})
             seconds += time.perf_counter() - started
         count = sum(map(len, table.column("response_tokens").to_pylist()))
         tokens += count
         made += count if maker is not None else 0
-        report = {"shard": number, "prompts": len(table), "tokens": count, "all_tokens": tokens}
+        report: dict[str, float] = {"shard": number, "prompts": len(table), "tokens": count, "all_tokens": tokens}
         report["written_by_the_base"] = table.column("source").to_pylist().count(WRITTEN)
         if maker is not None:
             report["tokens_per_second"] = round(made / seconds, 1)

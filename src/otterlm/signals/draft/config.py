@@ -21,6 +21,8 @@ class DraftConfig(SignalConfig):
         rank: size of the codes that the vocabulary is scored with.
         vocabulary_size: how many tokens can be drafted, those that the base generates most often.
         sequential: whether a head sees the tokens between the state and its guess, and the code of the head before.
+        shared: whether all levels have one head, which reads the code that it made and the token that it guessed (as in
+            EAGLE, arXiv 2401.15077), and so can be used for more levels; else each level has a head of its own.
         accuracy: of each head, how often its best, second best, ... guess is right when all before it were, as measured
             after training; the draft tree is shaped by it. Empty: not measured.
     """
@@ -33,12 +35,16 @@ class DraftConfig(SignalConfig):
         8192, "How many tokens, the most frequent, can be drafted.", minimum=1, option="--draft-vocabulary"
     )
     sequential: bool = setting(True, "Let a head see the tokens drafted before.")
+    shared: bool = setting(False, "Let one head draft all tokens, one after the other.")
     accuracy: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if not isinstance(self.sequential, bool):
-            raise OtterError(f"sequential must be true or false, got {self.sequential!r}")
+        for name in ("sequential", "shared"):
+            if not isinstance(getattr(self, name), bool):
+                raise OtterError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        if self.shared and not self.sequential:
+            raise OtterError("a shared head needs the tokens drafted before: leave out sequential=False")
         object.__setattr__(self, "accuracy", tuple(tuple(row) for row in self.accuracy))
         for row in self.accuracy:
             if not row or len(row) > MAX_GUESSES or not all(isinstance(v, int | float) and 0 <= v <= 1 for v in row):

@@ -2,8 +2,11 @@
 
 Head i guesses the token at t + 1 + i from the state at t, as in Medusa (arXiv 2401.10774). Sequential heads also see
 the tokens t + 1 ... t + i, as in Hydra (arXiv 2402.05109): each passes a code on to the next, as a recurrent drafter
-does (arXiv 2403.09919). All read their logits through the base's unembedding, restricted to the tokens that the base
-generates most often (arXiv 2502.14856): a token that cannot be drafted costs a pass, never a wrong word.
+does (arXiv 2403.09919). One shared head may stand for all, fed with its own code and the token that it guessed, as in
+EAGLE (arXiv 2401.15077); it learns on its own codes (EAGLE-3, arXiv 2503.01840).
+
+All read their logits through the base's unembedding, restricted to the tokens that the base generates most often
+(arXiv 2502.14856): a token that cannot be drafted costs a pass, never a wrong word.
 """
 
 from typing import Any, Protocol
@@ -65,7 +68,7 @@ class DraftHead(nn.Module):
         super().__init__()
         self.config = config
         reads = width + (config.rank + base_width if config.sequential else 0)
-        heads = range(config.heads)
+        heads = range(1 if config.shared else config.heads)
         self.inputs = nn.ModuleList([nn.Linear(reads, config.width, **factory) for _ in heads])
         self.outputs = nn.ModuleList([nn.Linear(config.width, config.rank, **factory) for _ in heads])
         self.up = nn.Linear(config.rank, base_width, bias=False, **factory)
@@ -110,7 +113,8 @@ class DraftSignal:
             if previous is None:
                 previous = state.new_zeros(*state.shape[:-1], self._head.config.rank)
             reads += [previous, self._unembedding[token].to(state.dtype)]
-        return self._head.outputs[head](F.silu(self._head.inputs[head](torch.cat(reads, dim=-1))))
+        index = 0 if self._head.config.shared else head
+        return self._head.outputs[index](F.silu(self._head.inputs[index](torch.cat(reads, dim=-1))))
 
     def scores(self, head: int, code: Tensor) -> Tensor:
         """Computes logits, see `Drafter`. All heads share one table."""

@@ -2,15 +2,19 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from itertools import islice
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from otterlm.families.facts import decoder_config
+from otterlm.checks import check_chance
+from otterlm.families.facts import decoder_config, logit_transform
+from otterlm.families.parts import weight_of
 from otterlm.identity import of_data
 from otterlm.model import OtterModel
+from otterlm.settings import check_settings, setting
 from otterlm.signals.base import Capability
 from otterlm.signals.draft.config import MAX_GUESSES
 from otterlm.signals.draft.head import Drafter
@@ -21,22 +25,57 @@ DISCOUNT = 0.8
 """A head's loss has this share of the weight of the head before (Medusa, arXiv 2401.10774, section 2.2.1)."""
 
 
+@dataclass(frozen=True, slots=True)
+class DraftTrainingConfig:
+    """Says what drafts learn.
+
+    Attributes:
+        distribution: the weight of the base's distribution of each token beside the token in the text, from 0 to 1:
+            the Kullback-Leibler divergence of a head's distribution from the base's on the draft vocabulary, beside the
+            cross-entropy.
+    """
+
+    distribution: float = setting(
+        0.0, "Weight of the base's distribution in the loss, beside its choice.", check=check_chance, advanced=True
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
 class DraftObjective(nn.Module):
     """The objective is the cross-entropy of each head on the base's continuations.
+
+    Every head sees the right tokens before its guess, as it does where its guess matters, and the code that the head
+    before has made of them.
 
     Args:
         model: the base with the adapter.
         source: shows the base's intermediates.
+        config: what is learned.
         adapter_name: may be left out where there is one.
+
+    Raises:
+        OtterError: the base's distribution is to be learned, and what it does to its logits is not known.
     """
 
-    def __init__(self, model: OtterModel, source: Source, adapter_name: str | None = None) -> None:
+    def __init__(
+        self,
+        model: OtterModel,
+        source: Source,
+        config: DraftTrainingConfig = DraftTrainingConfig(),
+        adapter_name: str | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.source = source
+        self.config = config
         self.name = model.adapter_name(adapter_name, Capability.DRAFTS)
         vocabulary = of_data(model.adapter(self.name).head.vocabulary.tolist())
         self.identity = of_adapter(model, self.name) | {"vocabulary": vocabulary}
+        if config.distribution:
+            self.identity |= asdict(config)
+            logit_transform(decoder_config(model.base_model), model.family)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Returns scalars: `loss`, and in evaluation `accuracy_I_R`.
@@ -44,12 +83,54 @@ class DraftObjective(nn.Module):
         That is how often guess R of head I is right, both counted from 0.
         """
         drafter = read_batch(self.model, self.source, batch, self.name)
-        return draft_metrics(
-            drafter, batch, decoder_config(self.model.base_model).vocab_size, measure=not self.training
-        )
+        size = decoder_config(self.model.base_model).vocab_size
+        weight = self.config.distribution
+        teacher = Teacher(self.model, drafter, batch, weight) if weight else None
+        return draft_metrics(drafter, batch, size, not self.training, teacher)
 
 
-def draft_metrics(drafter: Drafter, batch: Batch, vocabulary_size: int, measure: bool) -> dict[str, Tensor]:
+class Teacher:
+    """Teaches the base's distribution of the tokens of a batch, on the draft vocabulary.
+
+    Args:
+        model: the base.
+        drafter: of the batch; the base's state is the first part of its state.
+        batch: continuations.
+        weight: of the divergence in the loss, from 0 to 1.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: OtterModel, drafter: Drafter, batch: Batch, weight: float) -> None:
+        self.weight = weight
+        config = decoder_config(model.base_model)
+        factor, cap = logit_transform(config, model.family)
+        row, position, parent = followed_tokens(batch)
+        output = model.base_model.get_output_embeddings()
+        rows = weight_of(output)[drafter.vocabulary].to(drafter.state.dtype)  # [N, d]
+        logits = F.linear(drafter.state[row, parent, : rows.shape[1]], rows).float()  # [n, N]
+        if getattr(output, "bias", None) is not None:
+            logits += output.bias[drafter.vocabulary]
+        logits = logits if factor is None else factor * logits
+        logits = logits if cap is None else cap * (logits / cap).tanh()
+        self._chances = logits.softmax(dim=-1)
+        self._index = torch.full(batch.input_ids.shape, -1, device=row.device)
+        self._index[row, position] = torch.arange(len(row), device=row.device)
+
+    def divergence(self, row: Tensor, position: Tensor, scores: Tensor) -> Tensor:
+        """Returns the mean Kullback-Leibler divergence of a head's distributions from the base's, a scalar.
+
+        Args:
+            row, position: `[n]`, the guessed tokens.
+            scores: `[n, N]`, the head's logits.
+        """
+        if not len(row):
+            return scores.sum()
+        return F.kl_div(scores.log_softmax(dim=-1), self._chances[self._index[row, position]], reduction="batchmean")
+
+
+def draft_metrics(
+    drafter: Drafter, batch: Batch, vocabulary_size: int, measure: bool, teacher: Teacher | None = None
+) -> dict[str, Tensor]:
     """Measures drafts on packed continuations, where every head sees the right tokens before its guess.
 
     Args:
@@ -57,6 +138,7 @@ def draft_metrics(drafter: Drafter, batch: Batch, vocabulary_size: int, measure:
         batch: continuations.
         vocabulary_size: the base's.
         measure: whether to measure the accuracy of the first guesses, too.
+        teacher: of the base's distributions, beside the tokens; None: of the tokens alone.
 
     Returns:
         Scalars, see `DraftObjective`.
@@ -80,6 +162,8 @@ def draft_metrics(drafter: Drafter, batch: Batch, vocabulary_size: int, measure:
         target = index[batch.input_ids[row, after]]
         known = target >= 0
         loss = F.cross_entropy(scores[known], target[known], reduction="sum") / max(1, int(known.sum()))
+        if teacher is not None:
+            loss = (1 - teacher.weight) * loss + teacher.weight * teacher.divergence(row, after, scores)
         losses.append(DISCOUNT**head * loss)
         if measure:
             right = scores.topk(guesses, dim=-1).indices == target[:, None]  # [n, guesses]

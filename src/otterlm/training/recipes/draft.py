@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -15,7 +15,12 @@ from otterlm.errors import OtterError
 from otterlm.families.facts import decoder_config
 from otterlm.model import OtterModel
 from otterlm.settings import check_settings, setting
-from otterlm.signals.draft.objective import DraftObjective, frequent_tokens, measured_accuracy
+from otterlm.signals.draft.objective import (
+    DraftObjective,
+    DraftTrainingConfig,
+    frequent_tokens,
+    measured_accuracy,
+)
 from otterlm.training.data.continuations import HELP as DATA_HELP
 from otterlm.training.data.continuations import Continuation, continuation_examples, read_continuations
 from otterlm.training.data.conversations import Prompt
@@ -45,6 +50,7 @@ class DraftRecipe:
         limit: only the first prompts or continuations; None: all.
         max_prompt_tokens: a longer prompt keeps its end; None: `DRAFT_PROMPT`, and all of ready ones.
         max_new_tokens: length of a continuation; None: `DRAFT_RESPONSE`, and all of ready ones.
+        learning: what is learned.
     """
 
     defaults: ClassVar[Mapping[str, Any]] = {
@@ -64,6 +70,7 @@ class DraftRecipe:
     max_new_tokens: int | None = setting(
         None, f"Length of a continuation. By default {DRAFT_RESPONSE}; all of ready ones.", minimum=1, advanced=True
     )
+    learning: DraftTrainingConfig = DraftTrainingConfig()
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -106,20 +113,47 @@ class DraftRecipe:
             examples = self.examples(base, tokenizer, data, run.out)
         train_examples, eval_examples = run.split(examples, base)
         model = OtterModel(base, config).train()
-        adapter = model.adapter()
-        vocabulary = frequent_tokens(train_examples, len(adapter.head.vocabulary), decoder_config(base).vocab_size)
-        with torch.no_grad():
-            adapter.head.vocabulary.copy_(vocabulary)
-        objective = DraftObjective(model, LiveBase(model))
+        choose_vocabulary(model, train_examples)
+        objective = DraftObjective(model, LiveBase(model), self.learning)
         run.prepare(objective, train_examples, eval_examples)
         metrics = run.train(objective, train_examples, eval_examples, tokenizer)
-        signal: Any = adapter.config.signal
-        signal = replace(signal, accuracy=measured_accuracy(metrics, signal.heads))
-        adapter.config = replace(adapter.config, signal=signal)
-        count, held = len(train_examples), len(eval_examples)
         kind = "ready continuations" if self.data is not None else "greedy continuations of prompts"
-        tokens = sum(len(example.branches[0]) for example in train_examples)
-        data_used = f"Trained on the base's {kind}: {count}, with {tokens} tokens; {held} held out."
         settings = {"max_prompt_tokens": self.max_prompt_tokens, "max_new_tokens": self.max_new_tokens}
-        run.save(model, "A draft", data_used, metrics, settings)
+        save_draft(model, run, kind, (train_examples, eval_examples), metrics, settings | asdict(self.learning))
         return metrics
+
+
+def choose_vocabulary(model: OtterModel, examples: Sequence[Example]) -> None:
+    """Lets a new draft adapter, the model's only adapter, draft the tokens that are frequent in the base's texts."""
+    vocabulary = model.adapter().head.vocabulary
+    size = decoder_config(model.base_model).vocab_size
+    with torch.no_grad():
+        vocabulary.copy_(frequent_tokens(examples, len(vocabulary), size))
+
+
+def save_draft(
+    model: OtterModel,
+    run: Run,
+    kind: str,
+    examples: tuple[Sequence[Example], Sequence[Example]],
+    metrics: dict[str, float],
+    settings: dict[str, Any],
+) -> None:
+    """Saves a trained draft adapter, with the measured accuracy of its heads.
+
+    Args:
+        model: with the adapter.
+        run: its folder.
+        kind: what the texts are called.
+        examples: those to train on, and those held out.
+        metrics: of the saved weights on the latter.
+        settings: more rows for the card's table.
+    """
+    adapter = model.adapter()
+    signal: Any = adapter.config.signal
+    signal = replace(signal, accuracy=measured_accuracy(metrics, signal.heads))
+    adapter.config = replace(adapter.config, signal=signal)
+    count, held = map(len, examples)
+    tokens = sum(len(example.branches[0]) for example in examples[0])
+    data_used = f"Trained on the base's {kind}: {count}, with {tokens} tokens; {held} held out."
+    run.save(model, "A draft", data_used, metrics, settings)
