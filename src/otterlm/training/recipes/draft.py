@@ -121,5 +121,5 @@ class DraftRecipe:
         tokens = sum(len(example.branches[0]) for example in train_examples)
         data_used = f"Trained on the base's {kind}: {count}, with {tokens} tokens; {held} held out."
         settings = {"max_prompt_tokens": self.max_prompt_tokens, "max_new_tokens": self.max_new_tokens}
-        run.save(model, "A draft", data_used, metrics, settings)
+        run.save(model, "A draft", data_used, metrics, settings, (self.prompts,))
         return metrics
