@@ -128,7 +128,8 @@ class Recorded:
 
     def __init__(self, model: Any, processing_class: Any, reward_funcs: Any, args: Any, train_dataset: Any) -> None:
         self.model, self.reward, self.args, self.data = model, reward_funcs, args, train_dataset
-        self.tokenizer, self.rewards, self.saved = processing_class, [], False
+        self.tokenizer, self.saved = processing_class, False
+        self.rewards: list[float] = []
 
     def train(self) -> None:
         prompts = self.data["prompt"]

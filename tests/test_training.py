@@ -551,7 +551,12 @@ def test_mixed_precision(another_precision, unbroken, tmp_path: Path) -> None:
     seen = []
     objective = new_objective()
     read = objective.model.read_signals
-    objective.model.read_signals = lambda states: seen.append(states["reward"].dtype) or read(states)
+
+    def watched(states):
+        seen.append(states["reward"].dtype)
+        return read(states)
+
+    objective.model.read_signals = watched  # type: ignore[method-assign]
     mixed = run(tmp_path, objective, replace(SHORT, mixed_precision="bf16"))
     assert torch.bfloat16 in seen
     assert not same(mixed, unbroken[1])
@@ -560,4 +565,7 @@ def test_mixed_precision(another_precision, unbroken, tmp_path: Path) -> None:
     refused(lambda: run(unbroken[0], config=replace(SHORT, mixed_precision="bf16")), CHECKPOINT, named)
     other = replace(SHORT, mixed_precision="no")
     refused(lambda: run(tmp_path / "other", config=other), "another precision than no", "start a new one")
-    refused(lambda: replace(SHORT, mixed_precision="fp8"), "mixed_precision must be one of auto, no, bf16, got 'fp8'")
+    refused(
+        lambda: replace(SHORT, mixed_precision="fp8"),  # type: ignore[arg-type]
+        "mixed_precision must be one of auto, no, bf16, got 'fp8'",
+    )
