@@ -215,6 +215,7 @@ def test_an_adapter_of_the_hub_by_its_revision(tmp_path: Path, monkeypatch: pyte
     ):
         assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
     refused(lambda: loaded("me/otter", revision="v2"), "me/otter", "nor an adapter on the hub")
+    refused(lambda: loaded(str(repository / "snapshots" / commit), revision="v1"), "has no revision v1")
 
 
 def test_save_pretrained_of_another_process_writes_nothing(tmp_path: Path) -> None:

@@ -564,7 +564,7 @@ def test_mixed_precision(another_precision, unbroken, tmp_path: Path) -> None:
     named = "mixed_precision (none there, bf16 now)"
     refused(lambda: run(unbroken[0], config=replace(SHORT, mixed_precision="bf16")), CHECKPOINT, named)
     other = replace(SHORT, mixed_precision="no")
-    refused(lambda: run(tmp_path / "other", config=other), "another precision than no", "start a new one")
+    refused(lambda: run(tmp_path / "other", config=other), "mixed_precision no cannot be used", "restart")
     refused(
         lambda: replace(SHORT, mixed_precision="fp8"),  # type: ignore[arg-type]
         "mixed_precision must be one of auto, no, bf16, got 'fp8'",

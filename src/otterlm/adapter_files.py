@@ -33,6 +33,8 @@ def locate(adapter: str | Path, revision: str | None = None) -> Path:
     """
     folder = Path(adapter)
     if folder.is_dir():
+        if revision is not None:
+            raise OtterError(f"{adapter} is a folder, which has no revision {revision}: leave it out, or name a hub id")
         return folder
     if folder.exists() or str(adapter).count("/") != 1 or str(adapter).startswith((".", "/")):
         raise OtterError(f"{adapter} is not an adapter folder")

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 
-from otterlm.errors import OtterError
+from otterlm.errors import OtterError, reason
 from otterlm.files import hold
 from otterlm.identity import Identity, identity, of_data
 from otterlm.progress import bar
@@ -242,13 +242,12 @@ def _step(
 
 def _accelerator(mixed_precision: MixedPrecision) -> Accelerator:
     if mixed_precision == "auto":
-        return _accelerator("bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no")
+        gpu = PartialState().device.type == "cuda"
+        return _accelerator("bf16" if gpu and torch.cuda.is_bf16_supported() else "no")
     try:
         return Accelerator(mixed_precision=mixed_precision)
-    except ValueError as error:  # accelerate keeps one precision a process
-        raise OtterError(
-            f"this process has trained in another precision than {mixed_precision}: start a new one"
-        ) from error
+    except ValueError as error:  # accelerate has one precision a process
+        raise OtterError(f"mixed_precision {mixed_precision} cannot be used: {reason(error)}") from error
 
 
 def _set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainingConfig, step: int, total: int) -> None:

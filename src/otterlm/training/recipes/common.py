@@ -140,7 +140,7 @@ class Run:
         data: str,
         metrics: dict[str, float],
         settings: dict[str, Any],
-        sources: Sequence[str | None] = (),
+        sources: Sequence[object] = (),
     ) -> None:
         """Saves the adapter with a card.
 
@@ -164,7 +164,8 @@ class Run:
             f"bit for bit (arXiv 2408.10764).\n\n{data} On the rows held out to decide when to stop:\n\n"
             f"| metric | value |\n|---|---|\n{measured}\n\n| setting | value |\n|---|---|\n{used}\n"
         )
-        known = [source for source in sources if source and HUB_ID.fullmatch(source) and not Path(source).exists()]
+        names = [source for source in sources if isinstance(source, str)]
+        known = [name for name in names if HUB_ID.fullmatch(name) and not Path(name).exists()]
         metadata = {"license": self.license, "datasets": known or None, "metrics": list(metrics) or None}
         metadata = {name: value for name, value in metadata.items() if value is not None}
         model.save_pretrained(self.out, card=card, dtype=parse_dtype(self.save_dtype), card_metadata=metadata)

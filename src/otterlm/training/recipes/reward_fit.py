@@ -117,7 +117,7 @@ def save_reward(
     counts: tuple[int, int],
     metrics: dict[str, float],
     settings: dict[str, Any],
-    sources: Sequence[str | None] = (),
+    sources: Sequence[object] = (),
 ) -> None:
     """Saves a trained reward with its card.
 
