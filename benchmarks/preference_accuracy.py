@@ -8,6 +8,7 @@ early. The other held-out pairs decide nothing. Results are appended to OUT/resu
 import argparse
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -83,16 +84,19 @@ def main() -> None:
                     run = Run(arguments.out / f"{label}-{seed}", TrainingConfig(seed=seed), record=True)
                     learning = RewardTrainingConfig()
                     folder, prompts = run.out / "adapter", prompts_of(rows, held, VALUES.value_prompts)
-                    save = functools.partial(adapter.save_pretrained, folder, dtype=torch.bfloat16)
-                    result |= learn_values(
-                        adapter, tokenizer, prompts, VALUES, 96, learning, run, lambda _, save=save: save()
-                    )
+                    save = saver(adapter, folder)
+                    result |= learn_values(adapter, tokenizer, prompts, VALUES, 96, learning, run, save)
                     result |= evaluate(RewardObjective(adapter, source(), learning).eval(), test, 16, Accelerator())
-                    save()
+                    save({})
             line = {"method": label, "seed": seed, "n": len(test), **result}
             print(json.dumps(line), flush=True)
             with (arguments.out / "results.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
+
+
+def saver(model: OtterModel, folder: Path) -> Callable[[dict[str, float]], None]:
+    """Returns what saves an adapter, whatever its metrics are."""
+    return lambda _: model.save_pretrained(folder, dtype=torch.bfloat16)
 
 
 def otter(

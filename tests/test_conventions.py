@@ -2,6 +2,7 @@
 or refuses it in one line."""
 
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from unittest import mock
 import pytest
 import torch
 from conftest import add_tiny_adapter, close, refused, tiny_base, tiny_otter, tokens
-from huggingface_hub import HfApi, RepoUrl
+from huggingface_hub import HfApi, ModelCard, RepoUrl, constants
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, Trainer, TrainingArguments
@@ -162,6 +164,58 @@ def test_push_to_hub() -> None:
         ),
     ]
     refused(lambda: otter.push_to_hub("me/otter", "reward"), "me/otter", "offline")
+
+
+def test_a_card_says_what_the_hub_shows(tmp_path: Path) -> None:
+    otter = tiny_otter(tiny_base())
+    otter.base_model.config._name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    metadata = {"license": "apache-2.0", "datasets": ["Anthropic/hh-rlhf"], "metrics": ["accuracy"]}
+    otter.save_pretrained(tmp_path, card="# A reward", card_metadata=metadata)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.text.strip() == "# A reward"
+    assert card.data.to_dict() == metadata | {
+        "library_name": "otter-lm",
+        "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "base_model_relation": "adapter",
+        "tags": ["otter", "reward", "arxiv:2408.10764"],
+    }
+    weights = tmp_path / "adapter_model.safetensors"
+    with safe_open(weights, framework="pt") as file:
+        described = file.metadata()
+    base = {"base_model": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+    assert described == base | {"format": "pt", "library_name": "otter-lm", "signal": "reward", "version": "1"}
+    before = weights.read_bytes()
+    otter.save_pretrained(tmp_path)
+    assert weights.read_bytes() == before
+    # A folder is nothing that the hub knows.
+    otter.adapter().config = replace(otter.adapter().config, base_model_name_or_path=str(tmp_path))
+    otter.save_pretrained(tmp_path)
+    assert "base_model" not in ModelCard.load(tmp_path / "README.md").data.to_dict()
+
+
+def test_an_adapter_of_the_hub_by_its_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's stand-in is its cache, as a download leaves it."""
+    repository = tmp_path / "models--me--otter"
+    (repository / "refs").mkdir(parents=True)
+    for number, name in enumerate(("main", "v1")):
+        commit = str(number) * 40
+        (repository / "refs" / name).write_text(commit)
+        tiny_otter(tiny_base(), seed=number).save_pretrained(repository / "snapshots" / commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+
+    def loaded(name: str, **settings: Any) -> Any:
+        return OtterModel.from_pretrained(tiny_base(), name, **settings).adapter().head.state_dict()
+
+    newest, first = (tiny_otter(tiny_base(), seed=number).adapter().head.state_dict() for number in (0, 1))
+    for state, expected in (
+        (loaded("me/otter"), newest),
+        (loaded("me/otter", revision="v1"), first),
+        (loaded("me/otter@v1"), first),
+        (loaded("me/otter@main", revision="1" * 40), first),
+    ):
+        assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+    refused(lambda: loaded("me/otter", revision="v2"), "me/otter", "nor an adapter on the hub")
+    refused(lambda: loaded(str(repository / "snapshots" / commit), revision="v1"), "has no revision v1")
 
 
 def test_save_pretrained_of_another_process_writes_nothing(tmp_path: Path) -> None:

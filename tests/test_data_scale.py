@@ -131,8 +131,12 @@ def test_what_is_held_out_of_stored_rows() -> None:
 
 def test_a_prompt_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
-    encode = "otterlm.training.data.tokens.prompt_tokens"
-    monkeypatch.setattr(encode, lambda prompt, *_: calls.append(prompt) or [5])
+
+    def encode(prompt: Any, *_: Any) -> list[int]:
+        calls.append(prompt)
+        return [5]
+
+    monkeypatch.setattr("otterlm.training.data.tokens.prompt_tokens", encode)
     tokenize(pairs(20), tokenizer(TEMPLATE), LIMITS)
     assert len(calls) == 10
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from conftest import close, refused, tiny_base, tiny_otter
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -507,3 +508,64 @@ def test_probe_start_ranks_pairs_before_training() -> None:
     start_from_probe(objective, TRAIN)
     assert objective(collate(TRAIN))["accuracy"] > 0.9
     assert not objective.model.adapter().head.prefix.weight[0, 32:].any()
+
+
+def test_a_step_in_parts_is_one_step(unbroken, tmp_path: Path) -> None:
+    """Examples of one length each: the mean over a batch is that over its parts."""
+    even = [replace(e, prefix=(30, 31), branches=((10, 11, 12), (20, 21, 22))) for e in TRAIN]
+    even = [replace(e, prefix=(30 + e.row, 31)) for e in even]
+    apart = replace(SHORT, gradient_accumulation=3, learning_rate=1e-4)
+    results = []
+    for name, config in (("whole", replace(apart, gradient_accumulation=1)), ("parts", apart)):
+        objective = new_objective()
+        train(objective, even, HELD_OUT, config, tmp_path / name)
+        results.append((weights(objective), logged(tmp_path / name, "train")))
+    (whole, one), (parts, several) = results
+    assert [line["loss"] for line in several] == pytest.approx([line["loss"] for line in one], rel=1e-3)
+    start = weights(new_objective())
+    moved, apart_by = (
+        torch.cat([(whole[name] - other[name]).flatten() for name in whole]).norm() for other in (start, parts)
+    )
+    assert apart_by < 0.05 * moved
+    named = "gradient_accumulation (none there, 3 now)"
+    refused(lambda: run(unbroken[0], config=replace(SHORT, gradient_accumulation=3)), CHECKPOINT, named)
+
+
+def test_a_killed_run_in_parts_ends_like_an_unbroken_one(tmp_path: Path) -> None:
+    config = replace(SHORT, gradient_accumulation=2)
+    whole = run(tmp_path / "whole", config=config)
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", die_after(new_objective(), 13), config)
+    assert same(run(tmp_path / "killed", config=config), whole)
+
+
+@pytest.fixture
+def another_precision():
+    """Lets accelerate, which has one precision a process, choose again, before and after a test."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_mixed_precision(another_precision, unbroken, tmp_path: Path) -> None:
+    seen = []
+    objective = new_objective()
+    read = objective.model.read_signals
+
+    def watched(states):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return read(states)
+
+    objective.model.read_signals = watched  # type: ignore[method-assign]
+    mixed = run(tmp_path, objective, replace(SHORT, mixed_precision="bf16"))
+    assert True in seen
+    assert not same(mixed, unbroken[1])
+    assert all(tensor.dtype == torch.float32 for tensor in mixed.values())
+    named = "mixed_precision (none there, bf16 now)"
+    refused(lambda: run(unbroken[0], config=replace(SHORT, mixed_precision="bf16")), CHECKPOINT, named)
+    other = replace(SHORT, mixed_precision="no")
+    refused(lambda: run(tmp_path / "other", config=other), "mixed_precision no cannot be used", "restart")
+    refused(
+        lambda: replace(SHORT, mixed_precision="fp8"),  # type: ignore[arg-type]
+        "mixed_precision must be one of auto, no, bf16, got 'fp8'",
+    )

@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import tiny_base, tiny_otter, tokens
+from huggingface_hub import ModelCard
 from word_tokenizer import WORDS
 
 from otterlm.adapter_files import CONFIG, WEIGHTS
 from otterlm.decoding import CandidateSearch, RewardGuidance
 from otterlm.model import OtterModel
 from otterlm.training import trainer
+from otterlm.training.recipes import reward_fit
 
 SHAPE = ("--hidden-size", 8, "--heads", 2, "--kv-heads", 1, "--intermediate-size", 12, "--vocabulary-rank", 4)
 HOW = ("--epochs", 1, "--batch-size", 8, "--value-new-tokens", 6, "--value-responses", 2, "--places", 3)
@@ -71,6 +74,44 @@ def test_without_a_second_stage(answer: Any, base: Path, dialogues: Path, tmp_pa
     result = answer(*command, "--no-values", "--out", tmp_path / "out")
     assert not any(name.startswith("value_") for name in result)
     assert not (tmp_path / "out" / "values").exists()
+
+
+def test_how_one_process_trains(answer: Any, refusal: Any, base: Path, dialogues: Path, tmp_path: Path) -> None:
+    command = ("train", "reward", "--base", base, "--data", dialogues, *SHAPE, *HOW, "--no-values", "--device", "cpu")
+    how = ("--workers", 1, "--gradient-accumulation", 2, "--mixed-precision", "no", "--license", "apache-2.0")
+    result = answer(*command, *how, "--out", tmp_path / "out")
+    data = ModelCard.load(tmp_path / "out" / "README.md").data.to_dict()
+    assert data["license"] == "apache-2.0"
+    assert data["metrics"] == sorted(result.keys() - {"step", "out"})
+    assert "datasets" not in data  # a file is nothing that the hub knows
+    assert "there is: cpu" in refusal(*command[:-1], "cuda:7", "--out", tmp_path / "other")
+
+
+@pytest.mark.parametrize("stage", [(), ("--no-values",)])
+def test_an_adapter_is_saved_before_its_vocabulary_head_is_fitted(
+    otter: Any,
+    answer: Any,
+    base: Path,
+    dialogues: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: tuple[str, ...],
+) -> None:
+    command = ("train", "reward", "--base", base, "--data", dialogues, *SHAPE, *HOW, "--value-rounds", 1, *stage)
+    command = (*command, "--out", tmp_path / "out")
+
+    def interrupted(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(reward_fit, "read_steps", interrupted)
+        assert otter(*command)[0] == 130
+    before = OtterModel.from_pretrained(tiny_base(vocab_size=len(WORDS)), tmp_path / "out").adapter().state_dict()
+    assert answer(*command)["vocabulary_explained"] is not None
+    after = OtterModel.from_pretrained(tiny_base(vocab_size=len(WORDS)), tmp_path / "out").adapter().state_dict()
+    changed = {name for name in after if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.startswith("head.vocabulary") for name in changed)
 
 
 def spread(model: OtterModel, value: float) -> None:

@@ -1,10 +1,12 @@
 """Reads and writes adapter folders: `adapter_config.json`, `adapter_model.safetensors`, `README.md`, as PEFT's."""
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, ModelCardData, snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -14,21 +16,31 @@ from otterlm.errors import OtterError, reason
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
 MAX_CONFIG_BYTES = 1 << 20
+LIBRARY = "otter-lm"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+"""This matches the name of a model on the hub."""
 
 
-def locate(adapter: str | Path) -> Path:
+def locate(adapter: str | Path, revision: str | None = None) -> Path:
     """Returns the local folder of an adapter, downloaded if `adapter` is a hub id.
+
+    Args:
+        adapter: a folder, or a hub id, which may end with `@REVISION`.
+        revision: branch, tag or commit on the hub.
 
     Raises:
         OtterError: there is no such adapter.
     """
     folder = Path(adapter)
     if folder.is_dir():
+        if revision is not None:
+            raise OtterError(f"{adapter} is a folder, which has no revision {revision}: leave it out, or name a hub id")
         return folder
     if folder.exists() or str(adapter).count("/") != 1 or str(adapter).startswith((".", "/")):
         raise OtterError(f"{adapter} is not an adapter folder")
+    name, _, named = str(adapter).partition("@")
     try:
-        return Path(snapshot_download(str(adapter), allow_patterns=[CONFIG, WEIGHTS, CARD]))
+        return Path(snapshot_download(name, revision=revision or named or None, allow_patterns=[CONFIG, WEIGHTS, CARD]))
     except Exception as error:
         raise OtterError(f"{adapter} is neither a folder nor an adapter on the hub: {reason(error)}") from error
 
@@ -108,9 +120,14 @@ def _check_header(path: Path, file: object, expected: dict[str, Tensor], prefix:
 
 
 def write(
-    folder: Path, config: OtterConfig, tensors: dict[str, Tensor], card: str | None, dtype: torch.dtype | None
+    folder: Path,
+    config: OtterConfig,
+    tensors: dict[str, Tensor],
+    card: str | None,
+    dtype: torch.dtype | None,
+    metadata: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes an adapter folder.
+    """Writes an adapter folder. `metadata` is more of the card's, see `front_matter`.
 
     Raises:
         OtterError: it cannot be written (what was there before stays), it holds a model, or `dtype` is none that can be
@@ -120,17 +137,37 @@ def write(
         raise OtterError(f"{folder} holds a model, which could not be loaded beside an adapter: choose another folder")
     if dtype not in (None, torch.float32, torch.float16, torch.bfloat16):
         raise OtterError(f"adapters are saved as float32, float16 or bfloat16, not {dtype}")
-    base = config.base_model_name_or_path
-    front = "---\nlibrary_name: otter-lm\n" + (f"base_model: {base}\n" if base else "") + "---\n\n"
+    front = front_matter(config, metadata or {})
     converted = {name: tensor.detach().to("cpu", _saved_as(tensor, dtype)) for name, tensor in tensors.items()}
     files.write_files(
         folder,
         {
-            WEIGHTS: files.tensors(converted, {"format": "pt"}),
+            WEIGHTS: files.tensors(converted, _described(config)),
             CONFIG: files.text(config.to_json()),
             CARD: files.text(front + (card or "# An Otter adapter\n\nSee https://pypi.org/project/otter-lm.\n")),
         },
     )
+
+
+def front_matter(config: OtterConfig, metadata: Mapping[str, Any]) -> str:
+    """Returns the first lines of a card, from which the hub knows what it shows.
+
+    Args:
+        config: says what is predicted, and of which base. A base in a folder is nothing that the hub knows.
+        metadata: more, such as `license`, `datasets` and `metrics`, see `huggingface_hub.ModelCardData`.
+    """
+    base = config.base_model_name_or_path or ""
+    known = HUB_ID.fullmatch(base) and not Path(base).exists()
+    data: dict[str, Any] = {"library_name": LIBRARY, "tags": ["otter", config.signal.type, "arxiv:2408.10764"]}
+    data |= {"base_model": base, "base_model_relation": "adapter"} if known else {}
+    return f"---\n{ModelCardData(**data | dict(metadata)).to_yaml()}\n---\n\n"
+
+
+def _described(config: OtterConfig) -> dict[str, str]:
+    """Returns the metadata of the safetensors file."""
+    base = (config.base_model_name_or_path or "").encode(errors="backslashreplace").decode()
+    described = {"format": "pt", "library_name": LIBRARY, "signal": config.signal.type, "version": str(config.version)}
+    return described | ({"base_model": base} if base else {})
 
 
 def _saved_as(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:

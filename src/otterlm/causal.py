@@ -1,5 +1,6 @@
 """Refuses an object that is no base, and says what it is and what to pass instead; finds a base's decoder."""
 
+import inspect
 from typing import Any
 
 from torch import nn
@@ -51,3 +52,17 @@ def check_causal(base: Any) -> None:
             f"{kind} puts virtual tokens before the text ({model.active_peft_config.peft_type.value}), so that signals "
             "would be of other positions: use a base without them, or with LoRA"
         )
+
+
+_INPUTS = ("input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds", "labels", "use_cache")
+
+
+def forward_signature() -> inspect.Signature:
+    """Returns the signature of a forward pass that Transformers' `Trainer` reads.
+
+    It keeps the columns of a dataset that are named here, and knows by `labels` that there is a loss.
+    """
+    positional, named = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    parameters = [inspect.Parameter("self", positional), inspect.Parameter(_INPUTS[0], positional, default=None)]
+    parameters += [inspect.Parameter(name, named, default=None) for name in _INPUTS[1:]]
+    return inspect.Signature([*parameters, inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)])

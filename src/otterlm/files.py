@@ -1,6 +1,7 @@
 """Files are written whole or not at all: beside their targets first, and moved over them together."""
 
 import fcntl
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -143,8 +144,22 @@ def tensors(content: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Write
     def write(path: Path) -> None:
         contiguous = {name: tensor.contiguous() for name, tensor in content.items()}
         save_file(contiguous, path, metadata=dict(metadata))
+        if len(metadata) > 1:
+            _sort_metadata(path)
 
     return write
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sorts the metadata of a safetensors file, so that the same content makes the same bytes."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        content = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(content) <= size:  # as it is the same content, written alike
+            file.seek(8)
+            file.write(content.ljust(size))
 
 
 def write_text(path: Path, content: str) -> None:

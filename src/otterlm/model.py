@@ -1,8 +1,7 @@
 """OtterModel joins a frozen base and one or more adapters, each an inserted stream and the signal read from it."""
 
-import inspect
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from otterlm import adapter_files
 from otterlm.adapter import Adapter
-from otterlm.causal import check_causal
+from otterlm.causal import check_causal, forward_signature
 from otterlm.config import OtterConfig
 from otterlm.detection import recognize
 from otterlm.errors import OtterError
@@ -72,6 +71,7 @@ class OtterModel(LatestSignals):
         adapter: str | Path,
         adapter_name: str | None = None,
         dtype: torch.dtype | None = None,
+        revision: str | None = None,
     ) -> Self:
         """Loads a saved adapter onto a base.
 
@@ -80,12 +80,13 @@ class OtterModel(LatestSignals):
             adapter: a folder that `save_pretrained` wrote, or a hub id.
             adapter_name: the name of its signal.
             dtype: of the inserted parameters; the base's by default.
+            revision: branch, tag or commit on the hub.
 
         Raises:
             OtterError: the files are missing, corrupt or of another base.
         """
         model = cls(base_model)
-        model.load_adapter(adapter, adapter_name, dtype)
+        model.load_adapter(adapter, adapter_name, dtype, revision)
         return model.eval()
 
     def add_adapter(
@@ -101,10 +102,14 @@ class OtterModel(LatestSignals):
         return name
 
     def load_adapter(
-        self, adapter: str | Path, adapter_name: str | None = None, dtype: torch.dtype | None = None
+        self,
+        adapter: str | Path,
+        adapter_name: str | None = None,
+        dtype: torch.dtype | None = None,
+        revision: str | None = None,
     ) -> str:
         """Inserts a saved adapter and returns its name. Arguments and errors as in `from_pretrained`."""
-        folder = adapter_files.locate(adapter)
+        folder = adapter_files.locate(adapter, revision)
         config = adapter_files.read_config(folder)
         if config.base_fingerprint and not same_base(self.base_model, config.base_fingerprint):
             name = f" ({config.base_model_name_or_path})" if config.base_model_name_or_path else ""
@@ -150,15 +155,18 @@ class OtterModel(LatestSignals):
         card: str | None = None,
         dtype: torch.dtype | None = None,
         is_main_process: bool = True,
+        card_metadata: Mapping[str, Any] | None = None,
     ) -> None:
         """Writes an adapter: `adapter_config.json`, `adapter_model.safetensors` (inserted tensors only), `README.md`.
 
         Args:
             save_directory: created if need be.
             adapter_name: which; may be left out where there is one.
-            card: text of the README, after a line of metadata; a short one is made by default.
+            card: text of the README, after the hub's metadata; a short one is made by default.
             dtype: of the file's tensors; as they are by default, and float32 of a float64 adapter.
             is_main_process: whether this process is the one of several that writes.
+            card_metadata: what the hub is to know beside base and signal, such as `license`, `datasets` or `metrics`;
+                see `huggingface_hub.ModelCardData`.
 
         Raises:
             OtterError: it cannot be written (what was there before stays).
@@ -171,7 +179,7 @@ class OtterModel(LatestSignals):
             base_model_name_or_path=adapter.config.base_model_name_or_path or self.base_model.config._name_or_path,
             base_fingerprint=fingerprint(self.base_model),
         )
-        adapter_files.write(Path(save_directory), config, adapter.state_dict(), card, dtype)
+        adapter_files.write(Path(save_directory), config, adapter.state_dict(), card, dtype, card_metadata)
 
     def push_to_hub(
         self,
@@ -179,24 +187,24 @@ class OtterModel(LatestSignals):
         adapter_name: str | None = None,
         card: str | None = None,
         dtype: torch.dtype | None = None,
+        card_metadata: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Uploads an adapter's folder to the hub.
 
         Args:
             repo_id: `OWNER/NAME`; created if need be.
-            adapter_name, card, dtype: as for `save_pretrained`.
+            adapter_name, card, dtype, card_metadata: as for `save_pretrained`.
             kwargs: `private`, `token`, and those of `huggingface_hub.HfApi.upload_folder`, such as `commit_message`,
                 `revision` or `create_pr`.
 
-        Returns:
-            What `upload_folder` returns.
+        Returns what `upload_folder` returns.
 
         Raises:
             OtterError: it cannot be uploaded.
         """
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, adapter_name, card, dtype)
+            self.save_pretrained(folder, adapter_name, card, dtype, card_metadata=card_metadata)
             return adapter_files.upload(folder, repo_id, **kwargs)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
@@ -286,13 +294,4 @@ class OtterModel(LatestSignals):
         return self._taps.visit(visitor)
 
 
-_INPUTS = ("input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds", "labels", "use_cache")
-# Trainer keeps the columns of a dataset that are named here, and knows by `labels` that there is a loss.
-OtterModel.forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-    [
-        inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD),
-        inspect.Parameter(_INPUTS[0], inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None),
-        *(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in _INPUTS[1:]),
-        inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD),
-    ]
-)
+OtterModel.forward.__signature__ = forward_signature()  # type: ignore[attr-defined]

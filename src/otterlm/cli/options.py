@@ -8,6 +8,7 @@ import typer
 from accelerate import PartialState
 
 from otterlm import adapter_files
+from otterlm.cli.help import ADVANCED
 from otterlm.cli.terminal import print_json
 from otterlm.errors import OtterError, reason
 from otterlm.training.data.prompts import HELP as PROMPTS_HELP
@@ -23,6 +24,12 @@ ResumedFolder = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Seed of what is drawn at random.", min=0, max=2**32 - 1)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
+TrainingDevice = Annotated[
+    str | None,
+    typer.Option(
+        "--device", help="Where to train, such as cpu or cuda:1; else accelerate chooses.", rich_help_panel=ADVANCED
+    ),
+]
 DTYPE_HELP = "Precision of the parameters: float32, bfloat16 or float16."
 Dtype = Annotated[str, typer.Option(help=DTYPE_HELP)]
 

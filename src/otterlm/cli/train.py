@@ -12,12 +12,13 @@ from otterlm.bases import load_base, load_tokenizer, parse_dtype
 from otterlm.cli.groups import grouped
 from otterlm.cli.help import ADVANCED
 from otterlm.cli.lazy import Verb, as_command, lazy_group
-from otterlm.cli.options import DTYPE_HELP, AsJson, Base, show_result
+from otterlm.cli.options import DTYPE_HELP, AsJson, Base, TrainingDevice, parse_device, show_result
 from otterlm.config import OtterConfig
 from otterlm.errors import OtterError
 from otterlm.files import make_folder
 from otterlm.signals import load_part, signal_names, signal_type
 from otterlm.training.recipes import Run
+from otterlm.training.recipes.common import use_device
 
 AdvancedDtype = Annotated[str, typer.Option(help=DTYPE_HELP, rich_help_panel=ADVANCED)]
 
@@ -53,8 +54,11 @@ def command_of(name: str, verb: str) -> Any:
         run: Run = recipe_class.defaults,
         config: OtterConfig = shape,
         dtype: AdvancedDtype = "float32",
+        device: TrainingDevice = None,
         as_json: AsJson = False,
     ) -> None:
+        if device is not None:
+            use_device(parse_device(device))
         make_folder(run.out)  # before a base is loaded for it
         data = recipe.read()
         model, tokenizer = load_base(base, parse_dtype(dtype)), load_tokenizer(base)

@@ -13,60 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 
-from otterlm.errors import OtterError
+from otterlm.errors import OtterError, reason
 from otterlm.files import hold
 from otterlm.identity import Identity, identity, of_data
 from otterlm.progress import bar
-from otterlm.settings import check_settings, setting
 from otterlm.training.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint, trainable
-from otterlm.training.data.packing import Example, collate, length_buckets
+from otterlm.training.config import MixedPrecision
+from otterlm.training.config import TrainingConfig as TrainingConfig  # its former module is this one
+from otterlm.training.data.packing import Batch, Example, collate, length_buckets
 from otterlm.training.log import Log
 
 DIVERGED = "lower the learning rate or look at the data (the last checkpoint is whole and is gone on with)"
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingConfig:
-    """The configuration holds the settings of training.
-
-    Attributes:
-        epochs: passes over the training examples.
-        batch_size: examples an optimizer step, over all processes.
-        learning_rate: the peak, reached after the warm-up and followed by a linear decay to 0.
-        weight_decay: AdamW's.
-        warmup: fraction of the steps.
-        max_grad_norm: gradients are clipped to this norm.
-        evaluations_per_epoch: how often the held-out examples are scored.
-        checkpoint_every: steps; every evaluation makes one too.
-        patience: evaluations without a lower loss before training stops early.
-        seed: of the order of the data and of dropout.
-    """
-
-    epochs: int = setting(1, "Passes over the data.", minimum=1)
-    batch_size: int = setting(8, "Examples a step, over all processes.", minimum=1)
-    learning_rate: float = setting(1e-3, "Peak of the learning rate, after the warm-up.")
-    weight_decay: float = setting(0.01, "Weight decay of AdamW.", advanced=True)
-    warmup: float = setting(0.06, "Warm-up, as a fraction of the steps.", advanced=True)
-    max_grad_norm: float = 1.0
-    evaluations_per_epoch: int = setting(2, "How often the held-out part is scored.", minimum=1, advanced=True)
-    checkpoint_every: int = setting(50, minimum=1)
-    patience: int = setting(4, "Evaluations without a lower loss before training stops.", minimum=1, advanced=True)
-    seed: int = setting(0, "Seed of what is held out, of the order and of the initialisation.", advanced=True)
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-        for name in ("learning_rate", "max_grad_norm"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise OtterError(f"{name} must be above 0, got {getattr(self, name)}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise OtterError(f"weight_decay must be 0 or more, got {self.weight_decay}")
-        if not 0 <= self.seed < 2**32:
-            raise OtterError(f"seed must be from 0 to {2**32 - 1}, got {self.seed}")
-        if not 0 <= self.warmup < 1:
-            raise OtterError(f"warmup is a fraction of the steps, from 0 to below 1, got {self.warmup}")
 
 
 @dataclass(slots=True)
@@ -138,9 +98,13 @@ def known_identity(
 ) -> Identity:
     """Returns the parts of a run's identity that are known before its data are made.
 
-    How often a checkpoint is made changes no step, so it is not among them.
+    How often a checkpoint is made changes no step, so it is not among them. Nor are settings that are as former
+    versions had them, whose checkpoints go on.
     """
     how = {name: value for name, value in asdict(config).items() if name != "checkpoint_every"}
+    for name, former in (("gradient_accumulation", 1), ("mixed_precision", "auto")):
+        if how[name] == former:
+            del how[name]
     return {"objective": objective.__name__, **how, **(settings or {})}
 
 
@@ -157,8 +121,7 @@ class _Loop:
         pad_token_id: int,
         identity: Identity,
     ) -> None:
-        cuda_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        self.accelerator = Accelerator(mixed_precision="bf16" if cuda_bf16 else "no")
+        self.accelerator = _accelerator(config.mixed_precision)
         self.checkpoint = out / CHECKPOINT
         self.progress = _Progress()
         self._names = trainable(objective)
@@ -215,8 +178,9 @@ class _Loop:
         if len(examples) < self.accelerator.num_processes:  # some process would have nothing to do
             return None
         mine = examples[self.accelerator.process_index :: self.accelerator.num_processes]
-        batch = collate(mine, self._pad_token_id)
-        return _step(self._wrapped, self._optimizer, batch, self._config, self.accelerator)
+        size = -(-len(mine) // self._config.gradient_accumulation)
+        parts = [collate(mine[start : start + size], self._pad_token_id) for start in range(0, len(mine), size)]
+        return _step(self._wrapped, self._optimizer, parts, self._config, self.accelerator)
 
     def _after(self, step: int, log: Log | None) -> None:
         """Evaluates and makes a checkpoint, if either is due after this step."""
@@ -250,22 +214,40 @@ class _Loop:
 def _step(
     wrapped: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batch: object,
+    parts: Sequence[Batch],
     config: TrainingConfig,
     accelerator: Accelerator,
 ) -> dict[str, float]:
-    with accelerator.autocast():
-        metrics = wrapped(batch.to(accelerator.device))  # type: ignore[attr-defined]
-    if not torch.isfinite(metrics["loss"]):
-        raise OtterError(f"the loss is {metrics['loss'].item()}: {DIVERGED}")
+    """Takes one step on the parts of a batch. Returns the means of its metrics."""
     optimizer.zero_grad(set_to_none=True)
-    accelerator.backward(metrics["loss"])
+    metrics: dict[str, float] = {}
+    for number, batch in enumerate(parts, start=1):
+        share = len(batch.rows) / sum(len(part.rows) for part in parts)
+        # Processes share their gradients once a step, with the last part.
+        with nullcontext() if number == len(parts) else accelerator.no_sync(wrapped):
+            with accelerator.autocast():
+                measured = wrapped(batch.to(accelerator.device))
+            if not torch.isfinite(measured["loss"]):
+                raise OtterError(f"the loss is {measured['loss'].item()}: {DIVERGED}")
+            accelerator.backward(measured["loss"] * share)
+        for name, value in measured.items():
+            metrics[name] = metrics.get(name, 0.0) + value.item() * share
     norm = accelerator.clip_grad_norm_(optimizer.param_groups[0]["params"], config.max_grad_norm)
     optimizer.step()
-    return {name: value.item() for name, value in metrics.items()} | {
+    return metrics | {
         "gradient_norm": float(norm),
         "learning_rate": optimizer.param_groups[0]["lr"],
     }
+
+
+def _accelerator(mixed_precision: MixedPrecision) -> Accelerator:
+    if mixed_precision == "auto":
+        gpu = PartialState().device.type == "cuda"
+        return _accelerator("bf16" if gpu and torch.cuda.is_bf16_supported() else "no")
+    try:
+        return Accelerator(mixed_precision=mixed_precision)
+    except ValueError as error:  # accelerate has one precision a process
+        raise OtterError(f"mixed_precision {mixed_precision} cannot be used: {reason(error)}") from error
 
 
 def _set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainingConfig, step: int, total: int) -> None:

@@ -148,7 +148,7 @@ class _Collected:
         self._width = states.shape[-1]
         small = states.to("cpu", torch.bfloat16).contiguous()  # a fit needs no more digits
         try:
-            self._file.write(small.view(torch.uint8).numpy())
+            self._file.write(small.view(torch.uint8).numpy().tobytes())
         except OSError as error:
             folder = tempfile.gettempdir()
             raise OtterError(

@@ -118,7 +118,7 @@ class RewardObjective(nn.Module):
         return (rewards[row, parent] + gain - rewards[row, position]).square().sum() / max(1, len(row))
 
 
-PROBE_PAIRS, PROBE_NUMBERS = 1 << 15, 1 << 26
+PROBE_PAIRS, PROBE_NUMBERS = 1 << 14, 1 << 26
 """A probe is fitted to at most so many pairs, and to states of at most so many numbers: they lie in memory."""
 
 

@@ -4,6 +4,7 @@ A special token is itself only where the template wrote it. In the content of a 
 """
 
 import functools
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -205,7 +206,7 @@ def _left_out(turns: Sequence[Turn], text: str, tokenizer: PreTrainedTokenizerBa
 
 def _unused(text: str) -> tuple[str, str]:
     """Returns two private-use characters that are not in a text."""
-    first, second, *_ = (mark for mark in map(chr, range(0xE000, 0xF8FF)) if mark not in text)
+    first, second = itertools.islice((mark for mark in map(chr, range(0xE000, 0xF8FF)) if mark not in text), 2)
     return first, second
 
 

@@ -78,8 +78,8 @@ class ExampleFile:
 
     def read(self, number: int) -> Example:
         """Returns one example."""
-        part, place = divmod(number, AT_ONCE)
-        return _example(self._batch(part), place)
+        part, position = divmod(number, AT_ONCE)
+        return _example(self._batch(part), position)
 
 
 class StoredExamples(Sequence[Example]):
@@ -181,19 +181,19 @@ def _record(example: Example) -> dict[str, Any]:
     }
 
 
-def _example(batch: Any, place: int) -> Example:
+def _example(batch: Any, position: int) -> Example:
     def listed(name: str) -> tuple[Any, ...]:
         column = batch.column(name)
-        start, end = column.offsets[place].as_py(), column.offsets[place + 1].as_py()
+        start, end = column.offsets[position].as_py(), column.offsets[position + 1].as_py()
         return tuple(column.values[start:end].to_numpy().tolist())
 
     tokens, parts = listed("tokens"), listed("parts")
     prefix, *branches = (tokens[end - size : end] for end, size in zip(itertools.accumulate(parts), parts, strict=True))
     return Example(
-        row=batch.column("row")[place].as_py(),
+        row=batch.column("row")[position].as_py(),
         prefix=prefix,
         branches=tuple(branches),
         scores=listed("scores"),
         prompts=listed("prompts"),
-        label=batch.column("label")[place].as_py(),
+        label=batch.column("label")[position].as_py(),
     )

@@ -34,7 +34,7 @@ _SCHEMA = pyarrow.schema(
 
 
 class StoredRows(Collection[Row]):
-    """The rows lie in a temporary file of Arrow, which goes with the process. They can be read again and again.
+    """The rows are stored in a temporary file of Arrow, which goes with the process. They can be read many times.
 
     Args:
         rows: read once.

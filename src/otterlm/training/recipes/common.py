@@ -6,11 +6,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.adapter import resolved
+from otterlm.adapter_files import HUB_ID
 from otterlm.bases import check_context, parse_dtype
 from otterlm.config import OtterConfig
 from otterlm.detection import recognize
@@ -19,7 +21,7 @@ from otterlm.families.parts import device_of
 from otterlm.files import make_folder
 from otterlm.identity import identity, of_config, of_weights
 from otterlm.model import OtterModel
-from otterlm.settings import check_settings, setting
+from otterlm.settings import setting
 from otterlm.training.checkpoint import CHECKPOINT, check_checkpoint
 from otterlm.training.data.packing import Example
 from otterlm.training.data.rows import check_fraction
@@ -37,8 +39,8 @@ class Run:
         training: the settings of the training loop.
         eval_fraction: about how much of the data is held out to decide when to stop.
         record: store the base's intermediates on disk (`out/recording`), so that later epochs do not run it.
-        workers: processes that turn texts into tokens; 0: this one.
         save_dtype: of the saved tensors.
+        license: of the adapter, as the hub names it.
     """
 
     out: Path = setting(help="Folder for the adapter, its metrics and its checkpoint.")
@@ -47,13 +49,12 @@ class Run:
     record: bool = setting(
         False, "Keep the base's intermediates on disk, so that only the first epoch runs it.", advanced=True
     )
-    workers: int = setting(0, "Processes that turn texts into tokens; 0: this one.", minimum=0, advanced=True)
     save_dtype: str = setting(
         "bfloat16", "Precision of the saved tensors: float32, bfloat16 or float16.", advanced=True
     )
+    license: str | None = setting(None, "License of the adapter, for its card, such as apache-2.0.", advanced=True)
 
     def __post_init__(self) -> None:
-        check_settings(self)
         parse_dtype(self.save_dtype, "--save-dtype")
 
     @property
@@ -133,7 +134,13 @@ class Run:
         return train(objective, train_examples, eval_examples, self.training, self.out, pad, self._settings)
 
     def save(
-        self, model: OtterModel, title: str, data: str, metrics: dict[str, float], settings: dict[str, Any]
+        self,
+        model: OtterModel,
+        title: str,
+        data: str,
+        metrics: dict[str, float],
+        settings: dict[str, Any],
+        sources: Sequence[object] = (),
     ) -> None:
         """Saves the adapter with a card.
 
@@ -143,10 +150,12 @@ class Run:
             data: a sentence on what it was trained on.
             metrics: of the saved weights on the held-out rows.
             settings: more rows for the card's table.
+            sources: of the data; the hub shows those that are its own datasets.
         """
         if not PartialState().is_main_process:
             return
-        measured = "\n".join(f"| {name} | {value:.4f} |" for name, value in sorted(metrics.items()) if name != "step")
+        metrics = {name: value for name, value in sorted(metrics.items()) if name != "step"}
+        measured = "\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items())
         settings = asdict(self.training) | {"taps": model.adapter().config.taps} | settings
         used = "\n".join(f"| {name} | {value} |" for name, value in settings.items())
         card = (
@@ -155,7 +164,25 @@ class Run:
             f"bit for bit (arXiv 2408.10764).\n\n{data} On the rows held out to decide when to stop:\n\n"
             f"| metric | value |\n|---|---|\n{measured}\n\n| setting | value |\n|---|---|\n{used}\n"
         )
-        model.save_pretrained(self.out, card=card, dtype=parse_dtype(self.save_dtype))
+        names = [source for source in sources if isinstance(source, str)]
+        known = [name for name in names if HUB_ID.fullmatch(name) and not Path(name).exists()]
+        metadata = {"license": self.license, "datasets": known or None, "metrics": list(metrics) or None}
+        metadata = {name: value for name, value in metadata.items() if value is not None}
+        model.save_pretrained(self.out, card=card, dtype=parse_dtype(self.save_dtype), card_metadata=metadata)
+
+
+def use_device(device: torch.device) -> None:
+    """Makes a device the one that this process trains on, before anything is trained.
+
+    Raises:
+        OtterError: there are several processes, each with its own device.
+    """
+    state = PartialState(cpu=device.type == "cpu")
+    if state.num_processes > 1:
+        raise OtterError(f"--device {device} is of one process: of several, accelerate gives each its own device")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    state.device = device
 
 
 def on_device(base: PreTrainedModel) -> PreTrainedModel:

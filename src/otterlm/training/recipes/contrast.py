@@ -86,5 +86,6 @@ class ContrastRecipe:
         data_used = (
             f"Trained on {len(positive)} wanted and {len(negative)} unwanted texts, {len(eval_examples)} held out."
         )
-        run.save(model, "A contrast", data_used, metrics, {"max_tokens": self.max_tokens})
+        sources = (self.data, self.positive, self.negative)
+        run.save(model, "A contrast", data_used, metrics, {"max_tokens": self.max_tokens}, sources)
         return metrics

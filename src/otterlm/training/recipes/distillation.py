@@ -87,7 +87,7 @@ class DistillationRecipe:
             f"the base's own responses to {len(data)} prompts, scored by {name}",
             (len(train_examples), len(held)),
         )
-        save_reward(model, run, title, counts, metrics, settings)
+        save_reward(model, run, title, counts, metrics, settings, (self.prompts,))
         metrics |= learn_to_steer(model, train_examples, self.learning, run.training.seed)
-        save_reward(model, run, title, counts, metrics, settings)
+        save_reward(model, run, title, counts, metrics, settings, (self.prompts,))
         return metrics

@@ -119,7 +119,9 @@ class DraftRecipe:
         metrics = run.train(objective, train_examples, eval_examples, tokenizer)
         kind = "ready continuations" if self.data is not None else "greedy continuations of prompts"
         settings = {"max_prompt_tokens": self.max_prompt_tokens, "max_new_tokens": self.max_new_tokens}
-        save_draft(model, run, kind, (train_examples, eval_examples), metrics, settings | asdict(self.learning))
+        settings |= asdict(self.learning)
+        sources = (self.prompts, self.data)
+        save_draft(model, run, kind, (train_examples, eval_examples), metrics, settings, sources)
         return metrics
 
 
@@ -138,6 +140,7 @@ def save_draft(
     examples: tuple[Sequence[Example], Sequence[Example]],
     metrics: dict[str, float],
     settings: dict[str, Any],
+    sources: Sequence[object] = (),
 ) -> None:
     """Saves a trained draft adapter, with the measured accuracy of its heads.
 
@@ -148,6 +151,7 @@ def save_draft(
         examples: those to train on, and those held out.
         metrics: of the saved weights on the latter.
         settings: more rows for the card's table.
+        sources: see `Run.save`.
     """
     adapter = model.adapter()
     signal: Any = adapter.config.signal
@@ -156,4 +160,4 @@ def save_draft(
     count, held = map(len, examples)
     tokens = sum(len(example.branches[0]) for example in examples[0])
     data_used = f"Trained on the base's {kind}: {count}, with {tokens} tokens; {held} held out."
-    run.save(model, "A draft", data_used, metrics, settings)
+    run.save(model, "A draft", data_used, metrics, settings, sources)

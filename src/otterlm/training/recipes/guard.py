@@ -137,6 +137,8 @@ def fit_guard(
     run.prepare(objective, train_examples, eval_examples)
     metrics = run.train(objective, train_examples, eval_examples, tokenizer)
     model.eval()
+    source = settings["data"]
+    run.save(model, "A guard", f"Trained on `{source}`; its thresholds are not chosen yet.", metrics, settings)
     metrics |= learn_to_steer(model, train_examples, learning, run.training.seed)
     held_out = [by_row[example.row] for example in eval_examples]
     readings = read_guard(model, held_out, run.training.batch_size)

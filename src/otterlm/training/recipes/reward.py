@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from otterlm.config import OtterConfig
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
-from otterlm.settings import setting
+from otterlm.settings import check_settings, setting
 from otterlm.signals.reward.objective import RewardObjective, RewardTrainingConfig
 from otterlm.training.data.encoding import stored_tokens
 from otterlm.training.data.records import source_name
@@ -37,6 +37,7 @@ class RewardRecipe:
         data: see `otterlm.training.data.rows.read_rows`.
         eval_data: rows to evaluate on; without it, a part of `data` is held out.
         learning: what is learned.
+        workers: processes that turn texts into tokens; 0: this one.
         limits: tokens of a prompt and of a response.
         values: the second stage. Texts without prompts have none.
     """
@@ -50,9 +51,13 @@ class RewardRecipe:
 
     data: str = setting(help="Pairs (chosen, rejected) or scored texts (text, score): file or hub dataset.")
     eval_data: str | None = setting(None, "Rows to evaluate on; else a part of --data.")
+    workers: int = setting(0, "Processes that turn texts into tokens; 0: this one.", minimum=0, advanced=True)
     learning: RewardTrainingConfig = setting(RewardTrainingConfig(), advanced=True)
     limits: Limits = setting(Limits(), advanced=True)
     values: Values = Values()
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def read(self) -> tuple[StoredRows, int]:
         """Returns all rows, on the disk, and how many of them, the last ones, are those to evaluate on.
@@ -93,15 +98,15 @@ class RewardRecipe:
         if not more:
             held = hold_out(rows, run.eval_fraction, run.training.seed)
         with PartialState().main_process_first():
-            examples = stored_tokens(rows, tokenizer, self.limits, run.workers)
+            examples = stored_tokens(rows, tokenizer, self.limits, self.workers)
         settings = {f"max_{name}_tokens": value for name, value in asdict(self.limits).items()} | asdict(self.learning)
         train_examples, held_out = run.split(examples, base, held)
         model, seed = OtterModel(on_device(base), config), run.training.seed
         metrics = learn_reward(model, tokenizer, train_examples, held_out, self.learning, run)
 
         def save(more: dict[str, float]) -> None:
-            counts = len(train_examples), len(held)
-            save_reward(model, run, source_name(self.data), counts, metrics | more, settings)
+            counts, sources = (len(train_examples), len(held)), (self.data, self.eval_data)
+            save_reward(model, run, source_name(self.data), counts, metrics | more, settings, sources)
 
         prompts = prompts_of(rows, held, self.values.value_prompts) if self.values.values else []
         if len(prompts) > 1:

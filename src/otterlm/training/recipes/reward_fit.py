@@ -117,6 +117,7 @@ def save_reward(
     counts: tuple[int, int],
     metrics: dict[str, float],
     settings: dict[str, Any],
+    sources: Sequence[object] = (),
 ) -> None:
     """Saves a trained reward with its card.
 
@@ -127,8 +128,9 @@ def save_reward(
         counts: rows trained on, and held out.
         metrics: on the rows held out.
         settings: what else the card should list.
+        sources: of the data, see `Run.save`.
     """
     data_used = f"Trained on {counts[0]} rows of `{data}`, {counts[1]} held out."
     if model.adapter().head.vocabulary is not None and not model.family.branches:
         data_used += " The vocabulary head was not fitted to candidates, which this base cannot read side by side."
-    run.save(model, "A reward", data_used, metrics, settings)
+    run.save(model, "A reward", data_used, metrics, settings, sources)
