@@ -151,7 +151,7 @@ def tensors(content: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Write
 
 
 def _sort_metadata(path: Path) -> None:
-    """Sorts the metadata of a safetensors file, so that the same content makes the same bytes."""
+    """Writes the metadata of a safetensors file in order, so that the same content makes the same bytes."""
     with path.open("r+b") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))

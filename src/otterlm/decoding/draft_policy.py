@@ -52,7 +52,7 @@ class DraftPolicy(Protocol):
 
 
 class FixedDrafts:
-    """Every step verifies the same tree, or those of its nodes that have a chance.
+    """The policy is that every step verifies the same tree, or those of its nodes that have a chance.
 
     Args:
         tree: the nodes.
@@ -74,7 +74,7 @@ class FixedDrafts:
 
 
 class DraftsThatPay:
-    """Every step verifies the drafts with the most expected tokens per second; none, where none pays.
+    """The policy is that a step verifies the drafts with the most expected tokens per second; none, where none pays.
 
     Where drafts are worth less than their cost for a while, there are steps of the base alone, then another trial.
 

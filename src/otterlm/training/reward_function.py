@@ -13,7 +13,7 @@ from otterlm.training.evaluation.scoring import score_ends
 
 
 class RewardFunction:
-    """The function scores completions by an adapter's reward at their end, as TRL calls its `reward_funcs`.
+    """The function computes an adapter's reward at the end of completions, as TRL calls its `reward_funcs`.
 
     >>> GRPOTrainer(model=policy, reward_funcs=RewardFunction(otter, tokenizer), train_dataset=prompts, ...)
 

@@ -90,7 +90,7 @@ class DraftObjective(nn.Module):
 
 
 class Teacher:
-    """Teaches the base's distribution of the tokens of a batch, on the draft vocabulary.
+    """Computes the base's distribution of the tokens of a batch, on the draft vocabulary.
 
     Args:
         model: the base.

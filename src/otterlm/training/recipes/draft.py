@@ -126,7 +126,7 @@ class DraftRecipe:
 
 
 def choose_vocabulary(model: OtterModel, examples: Sequence[Example]) -> None:
-    """Lets a new draft adapter, the model's only adapter, draft the tokens that are frequent in the base's texts."""
+    """Sets the tokens that a new draft adapter, the model's only one, can draft: the frequent ones of the base's texts."""
     vocabulary = model.adapter().head.vocabulary
     size = decoder_config(model.base_model).vocab_size
     with torch.no_grad():
