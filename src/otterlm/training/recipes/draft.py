@@ -126,7 +126,7 @@ class DraftRecipe:
 
 
 def choose_vocabulary(model: OtterModel, examples: Sequence[Example]) -> None:
-    """Sets the tokens that a new draft adapter, the model's only one, can draft: the frequent ones of the base's texts."""
+    """Sets the tokens that a new draft adapter, the model's only one, can draft: the base's frequent ones."""
     vocabulary = model.adapter().head.vocabulary
     size = decoder_config(model.base_model).vocab_size
     with torch.no_grad():
