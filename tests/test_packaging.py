@@ -11,6 +11,7 @@ from email import message_from_string
 from pathlib import Path
 
 import pytest
+import yaml
 from readability import ROOT
 
 import otterlm
@@ -57,9 +58,20 @@ def test_one_version() -> None:
 
 
 def test_the_forge_runs_the_gate() -> None:
-    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
-    assert "- run: .ci/run" in workflow
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    assert [step["run"] for step in steps if "run" in step] == [".ci/run"]
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_issue_forms_can_be_read() -> None:
+    forms = [path for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml") if path.name != "config.yml"]
+    assert len(forms) == 2
+    for path in forms:
+        form = yaml.safe_load(path.read_text())
+        assert form["name"]
+        assert form["description"]
+        assert all({"type", "attributes"} <= set(field) for field in form["body"])
 
 
 @pytest.mark.slow

@@ -16,12 +16,12 @@ acts adds answers appends are asks begins belongs brings can carries chooses clo
 computes consists contains continues converts creates decides decodes defines depends describes distils does draws
 drives encodes ends evaluates evolves explains exports extracts feeds fills finds finishes follows forgets forwards
 gathers generates gets gives goes grows has have holds identifies implements imports initialises inserts is joins
-keeps knows learns leaves lies makes manages may merges mixes multiplies must needs normalises opens parses picks
-plays predicts prepares prints proves provides puts ranks rates reads recognises refuses registers remembers removes
-renders repeats replaces resets resizes restores resumes returns reverses rings says sees selects sends serves shows
-shuts silences skips solves speaks splits stands starts stays steers stores substitutes subtracts summarises
-supports takes tells tokenizes trains translates transposes tries truncates turns updates uploads waits watches were
-widens will wraps writes yields
+keeps knows learns leaves lets lies makes manages may merges mixes multiplies must needs normalises opens parses
+picks plays predicts prepares prints proves provides puts ranks rates reads recognises refuses registers remembers
+removes renders repeats replaces resets resizes restores resumes returns reverses rings says sees selects sends
+serves shows shuts silences skips solves sorts speaks splits stands starts stays steers stores substitutes subtracts
+summarises supports takes teaches tells tokenizes trains translates transposes tries truncates turns updates uploads
+verifies waits watches were widens will wraps writes yields
 """
 # Verbs that are as often nouns: they make a sentence only as its first word.
 NOUNS_TOO = """

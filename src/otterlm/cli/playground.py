@@ -30,9 +30,9 @@ def command(
     machine: Machine = Machine(),
     as_json: AsJson = False,
 ) -> None:
-    """Serves a local page that compares original and guided responses.
+    """Serves a local page that compares responses.
 
-    Each token is coloured by its signal.
+    Original and guided ones stand side by side, each token coloured by its signal.
 
     Example:
         otter playground --base smollm2-135m \\

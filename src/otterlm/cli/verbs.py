@@ -22,7 +22,7 @@ VERBS = {
     "generate": Verb.of("otterlm.cli.generate:command", "Generates a response and scores every token of it.", USE),
     "playground": Verb.of(
         "otterlm.cli.playground:command",
-        "Serves a local page that compares original and guided responses.",
+        "Serves a local page that compares responses.",
         USE,
     ),
     "export": Verb.of(
