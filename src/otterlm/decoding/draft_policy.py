@@ -12,7 +12,7 @@ from torch import Tensor
 
 from otterlm.decoding.draft_growth import Growth, propose
 from otterlm.decoding.draft_tree import DraftTree
-from otterlm.decoding.pass_costs import MOST, PassCosts
+from otterlm.decoding.pass_costs import MOST, Drift, PassCosts
 from otterlm.signals.draft.head import Drafter
 
 TRUST = 4.0
@@ -47,8 +47,8 @@ class DraftPolicy(Protocol):
             `[B, N]` token ids, and the tree of these N nodes.
         """
 
-    def learn(self, accepted: Sequence[int]) -> None:
-        """Learns from how many drafts of each running row were right. It is called after every step."""
+    def learn(self, accepted: Sequence[int], seconds: float) -> None:
+        """Learns from a step, after each: how many drafts of each running row were right, and how long it took."""
 
 
 class FixedDrafts:
@@ -69,7 +69,7 @@ class FixedDrafts:
         """Drafts, see `DraftPolicy`."""
         return propose(drafter, state, root, self.tree, self._confidence)
 
-    def learn(self, accepted: Sequence[int]) -> None:
+    def learn(self, accepted: Sequence[int], seconds: float) -> None:
         """Learns nothing."""
 
 
@@ -84,6 +84,7 @@ class DraftsThatPay:
         heads: how many tokens can be drafted one after the other.
         guesses: how many tokens can be drafted.
         costs: of passes on this machine.
+        drift: how much longer they take now; learned from every step.
         confidence: drafts with a smaller chance are left out in any case.
     """
 
@@ -93,6 +94,7 @@ class DraftsThatPay:
         heads: int,
         guesses: int,
         costs: PassCosts,
+        drift: Drift,
         confidence: float = 0.0,
     ) -> None:
         accuracy = [row[:guesses] for row in accuracy]
@@ -100,9 +102,12 @@ class DraftsThatPay:
         self.rests = False
         self._accuracy = [row[0] for row in accuracy] or [1.0] * heads
         self._costs = costs
+        self._drift = drift
         self._confidence = confidence
         self._expected = self._accepted = TRUST
         self._step = 0.0  # accepted drafts that the current step expects, by the heads
+        self._size, self._depth = 1, 0  # of its tree
+        self._since = 0  # steps since a pass of one token
         self._gains: list[float] = []
         self._rest, self._left = SHORTEST, 0
 
@@ -124,9 +129,20 @@ class DraftsThatPay:
             chances = {node: float(chance[running].mean()) for node, chance in growth.chances.items() if node}
         chosen = sorted(chances, key=lambda node: (-chances[node], node))[:count]
         self._step = sum(chances[node] for node in chosen)
-        cost = self._costs.passes[count] + growth.depth * self._costs.head
-        self._gains.append(1 + self.scale * self._step - cost / self._costs.plain)
+        self._size, self._depth = 1 + count, growth.depth
+        self._gains.append(1 + self.scale * self._step - self._cost(count, growth.depth) / self._plain)
         return growth.only([0, *chosen])
+
+    @property
+    def _plain(self) -> float:
+        return self._drift.one * self._costs.plain
+
+    def _cost(self, drafts: int, depth: int) -> float:
+        """Returns the seconds of a step with so many drafts, of trees of this depth."""
+        return (self._drift.several if drafts else self._drift.one) * self._measured(drafts, depth)
+
+    def _measured(self, drafts: int, depth: int) -> float:
+        return self._costs.passes[drafts] + depth * self._costs.head
 
     def _best(self, chances: Sequence[float], depth: int) -> tuple[int, float]:
         """Returns how many of the likeliest drafts pay best, and the tokens per second with them."""
@@ -134,9 +150,7 @@ class DraftsThatPay:
         tokens = [1.0]
         for chance in ordered:
             tokens.append(tokens[-1] + min(1.0, self.scale * chance))
-        rates = [
-            expected / (self._costs.passes[drafts] + depth * self._costs.head) for drafts, expected in enumerate(tokens)
-        ]
+        rates = [expected / self._cost(drafts, depth) for drafts, expected in enumerate(tokens)]
         best = max(range(len(rates)), key=rates.__getitem__)
         return best, rates[best]
 
@@ -157,14 +171,20 @@ class DraftsThatPay:
         """Returns the chance below which one more draft never pays, whatever else is verified."""
         passes = self._costs.passes
         step = min(after - before for before, after in pairwise(passes))
-        return max(0.0, min(0.99, rate * step / max(self.scale, 1e-6)))
+        return max(0.0, min(0.99, rate * self._drift.several * step / max(self.scale, 1e-6)))
 
-    def learn(self, accepted: Sequence[int]) -> None:
+    def learn(self, accepted: Sequence[int], seconds: float) -> None:
         """Learns whether the heads are as often right as they say, and whether drafts pay. See `DraftPolicy`."""
         if self.rests:
+            self._drift.learn(1, self._costs.plain, seconds)
+            self._since = 0
             self._left -= 1
             self.rests = self._left > 0
             return
+        self._drift.learn(self._size, self._measured(self._size - 1, self._depth), seconds)
+        self._since = self._since + 1 if self._size > 1 else 0
+        if self._since >= LONGEST:  # what a pass of one token costs now must be known
+            self.rests, self._left = True, 1
         self._expected += self._step
         self._accepted += sum(accepted) / max(1, len(accepted))
         if len(self._gains) < TRIAL:

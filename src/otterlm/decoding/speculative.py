@@ -6,6 +6,7 @@ is the base's, and samples have the base's distribution: to take a token from p 
 rejection sampling (arXiv 2211.17192) with a proposal that is certain of its drafts.
 """
 
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from otterlm.decoding.deferred_stream import DeferredStream
 from otterlm.decoding.draft_policy import DraftPolicy, DraftsThatPay, FixedDrafts
 from otterlm.decoding.draft_tree import DraftTree
 from otterlm.decoding.loop import Loop, Run
-from otterlm.decoding.pass_costs import pass_costs
+from otterlm.decoding.pass_costs import drift, pass_costs
 from otterlm.decoding.prompt import Prompt, read_prompt
 from otterlm.decoding.rows import Reading, join_rows, process_row
 from otterlm.decoding.transposed_linear import TransposedLinear
@@ -118,6 +119,7 @@ class SpeculativeDecoding(Loop):
         accepted: list[list[int]] = [[] for _ in rows]
         while not all(row.ended for row in rows):
             rows[0].show()
+            started = time.perf_counter()
             root = torch.stack([row.tokens[-1] for row in rows])
             running = ~torch.tensor([row.ended for row in rows], device=root.device)
             if policy.rests:
@@ -136,7 +138,8 @@ class SpeculativeDecoding(Loop):
                 paths.append(row.follow(output, drafts[index].tolist(), tree))
                 accepted[index].append(len(paths[-1]) - 1)
             passes.keep(paths, len(tree))
-            policy.learn([len(path) - 1 for path, on in zip(paths, running.tolist(), strict=True) if on])
+            right = [len(path) - 1 for path, on in zip(paths, running.tolist(), strict=True) if on]
+            policy.learn(right, time.perf_counter() - started)
             if not alone:
                 drafter = self._drafter(model, output)
                 state = drafter.state[torch.arange(len(rows)), [path[-1] for path in paths]]
@@ -157,7 +160,8 @@ class SpeculativeDecoding(Loop):
             costs = pass_costs(model, name, rows)
             if model.active_adapters != [name]:  # no step does without the streams of the others
                 costs = replace(costs, plain=costs.passes[0])
-            return DraftsThatPay(signal.accuracy, signal.heads, signal.vocabulary_size, costs, self.confidence)
+            now = drift(model, costs)
+            return DraftsThatPay(signal.accuracy, signal.heads, signal.vocabulary_size, costs, now, self.confidence)
         if signal.accuracy:
             return FixedDrafts(DraftTree.best(signal.accuracy, self.drafts), self.confidence)
         return FixedDrafts(DraftTree.chain(min(self.drafts, signal.heads)), self.confidence)
