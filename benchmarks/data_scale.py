@@ -6,6 +6,7 @@ does, up to the first steps.
 
 import argparse
 import json
+import os
 import random
 import resource
 import tempfile
@@ -43,15 +44,19 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=4000)
     parser.add_argument("--tokens", type=int, default=500, help="of a text: half of them are the prompt's")
     parser.add_argument("--steps", type=int, default=3, help="of training")
+    parser.add_argument("--workers", type=int, default=0, help="processes that encode")
+    parser.add_argument("--no-probe-start", action="store_true", help="leave out the probe, which reads 16,384 pairs")
     parser.add_argument("--folder", type=Path, help="for the data and the run; by default one that is removed")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        result = measured(Path(folder), arguments.pairs, arguments.tokens, arguments.steps)
+        os.environ["OTTER_HOME"] = folder  # tokens that an earlier run left would cost nothing
+        probe = not arguments.no_probe_start
+        result = measured(Path(folder), arguments.pairs, arguments.tokens, arguments.steps, arguments.workers, probe)
     print(json.dumps(result) if arguments.json else "\n".join(f"{name}: {value}" for name, value in result.items()))
 
 
-def measured(folder: Path, pairs: int, tokens: int, steps: int) -> dict[str, float]:
+def measured(folder: Path, pairs: int, tokens: int, steps: int, workers: int, probe: bool) -> dict[str, float]:
     """Returns the numbers of one run.
 
     `peak_rss_mb` is of the whole process; `start_rss_mb`, of which most is PyTorch's, was there before the data.
@@ -62,7 +67,8 @@ def measured(folder: Path, pairs: int, tokens: int, steps: int) -> dict[str, flo
     base, tokenizer = tiny_base(words)
     recipe = RewardRecipe(
         str(path),
-        learning=RewardTrainingConfig(),
+        workers=workers,
+        learning=RewardTrainingConfig(probe_start=probe),
         limits=Limits(tokens // 2 + 16, tokens // 2 + 16),
         values=Values(values=False),
     )

@@ -4,7 +4,7 @@ import array
 import itertools
 import os
 import tempfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow
@@ -49,20 +49,24 @@ class StoredRows(Collection[Row]):
     def __init__(self, rows: Iterable[Row]) -> None:
         self._file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115 - it is read as long as this lives
         self._count, self._starts = 0, array.array("q", [0])
-        digest, rows = DataDigest(), iter(rows)
+        digest, rest = DataDigest(), iter(rows)
+        while group := list(itertools.islice(rest, AT_ONCE)):
+            self._write(group)
+            for row in group:
+                digest.add(row)
+        self.identity: Identity = digest.identity
+
+    def _write(self, group: Sequence[Row]) -> None:
+        batch = pyarrow.RecordBatch.from_pylist([_record(row) for row in group], _SCHEMA)
         try:
-            while group := list(itertools.islice(rows, AT_ONCE)):
-                self._count += len(group)
-                for row in group:
-                    digest.add(row)
-                self._file.write(pyarrow.RecordBatch.from_pylist([_record(row) for row in group], _SCHEMA).serialize())
-                self._starts.append(self._file.tell())
+            self._file.write(batch.serialize())
         except OSError as error:
             folder = tempfile.gettempdir()
             raise OtterError(
                 f"the rows could not be written into {folder}: {reason(error)}; TMPDIR names another folder"
             ) from error
-        self.identity: Identity = digest.identity
+        self._starts.append(self._file.tell())
+        self._count += len(group)
 
     def __len__(self) -> int:
         return self._count
