@@ -20,7 +20,7 @@ from otterlm.decoding import judge_prompt
 from otterlm.engines import client
 from otterlm.engines.exported import load_exported
 from otterlm.engines.rewards import STOPPED, extend
-from otterlm.engines.vllm import metrics
+from otterlm.engines.vllm.metrics import REWARDS as BUCKETS
 
 PORT = 8217
 SETTINGS = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "256", "--served-model-name", "otter"]
@@ -251,7 +251,7 @@ def test_metrics(http: httpx.Client, flagged: str) -> None:
     numbers = answered["choices"][0]["otter"]
     assert new['otter:reward_count{adapter="reward"}'] == 1
     at_or_above = [name for name in new if name.startswith('otter:reward_bucket{adapter="reward"')]
-    assert len(at_or_above) == 1 + sum(bound >= numbers["rewards"]["reward"][-1] for bound in metrics.REWARDS)
+    assert len(at_or_above) == 1 + sum(bound >= numbers["rewards"]["reward"][-1] for bound in BUCKETS)
     assert new['otter:label_probability_count{adapter="moderator",label="rude"}'] == 3
 
 
