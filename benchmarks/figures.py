@@ -196,7 +196,7 @@ FIGURES = (
                 "speed, of the base's",
                 {
                     "Otter, 1 draft": "Otter, 1 draft",
-                    "Otter, 3 drafts (the default)": "Otter, 3 drafts",
+                    "Otter, 3 drafts": "Otter, 3 drafts",
                     "Otter, 4 drafts": "Otter, 4 drafts",
                     "prompt lookup (Transformers)": "prompt lookup",
                 },
