@@ -1,5 +1,6 @@
-"""The demo shows three adapters, each beside the base by itself."""
+"""The demo shows the shipped adapters, each beside the base by itself."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,10 @@ from otterlm.interventions import InterventionSettings
 from otterlm.signals.guard.config import GuardConfig
 
 
-def test_all_three_parts(answer, refusal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_parts(answer, refusal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     report = answer("demo", "--max-new-tokens", 8, "--method", "guidance")
-    assert list(report) == ["reward", "contrast", "draft"]
+    assert list(report) == ["reward", "contrast", "draft", "guard"]
     for part in report.values():
         assert 0 < part["plan"]["inserted_parameters"] < 0.1 * part["plan"]["base_parameters"]
         assert all(speed > 0 for speed in part["tokens_per_second"].values())
@@ -25,6 +26,8 @@ def test_all_three_parts(answer, refusal, tmp_path: Path, monkeypatch: pytest.Mo
     for entry in report["draft"]["prompts"]:
         assert entry["same_tokens"]
         assert 1 + sum(1 + accepted for accepted in entry["drafted"]["accepted"]) >= 8
+    for entry in report["guard"]["prompts"]:
+        assert all(0 <= share <= 1 for share in entry["original"]["harmless"])
     assert "no such adapter" in refusal("demo", "--adapters", tmp_path)
     assert "--method must be one of guidance, search" in refusal("demo", "--method", "rejection")
 
@@ -50,3 +53,8 @@ def test_the_table_on_a_terminal(otter, monkeypatch: pytest.MonkeyPatch) -> None
     assert code == 0
     for text in ("Reward:", "Contrast:", "Drafts:", "tokens a pass", "inserted parameters"):
         assert text in out
+    seen, proof, further = out.splitlines()[-3:]
+    assert re.match(r"You saw: .* a higher reward on \d of 3 prompts, .* \d\.\d\d tokens a pass\.", seen)
+    assert "otter verify --quick" in proof
+    assert (ROOT / "docs" / "tutorial.md").exists()
+    assert "docs/tutorial.md" in further
