@@ -90,7 +90,7 @@ export class Responses {
     const box = this.boxes[index];
     const notes = [];
     for (const passage of side.passages) {
-      const back = make("span", { class: "back", title: `taken back: ${passage.label}` }, visible(passage.text));
+      const back = make("del", { class: "back", title: `taken back: ${passage.label}` }, visible(passage.text));
       const next = box.text.querySelector(`[data-index="${passage.index}"]`);
       box.text.insertBefore(back, next);
     }
