@@ -20,6 +20,7 @@ from otterlm.decoding import judge_prompt
 from otterlm.engines import client
 from otterlm.engines.exported import load_exported
 from otterlm.engines.rewards import STOPPED, extend
+from otterlm.engines.vllm.metrics import REWARDS as BOUNDS
 
 PORT = 8217
 SETTINGS = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "256", "--served-model-name", "otter"]
@@ -208,7 +209,7 @@ def test_scores_of_texts(http: httpx.Client, folder: Path) -> None:
             torch.testing.assert_close(ours, signal.probabilities[0], atol=1e-4, rtol=0)
             at_end = scored["guards"]["moderator"]["probabilities"]
             assert at_end == pytest.approx(dict(zip(LABELS, ours[-1].tolist(), strict=True)), abs=1e-4)
-            assert scored["rewards"]["moderator"] == pytest.approx(float(signal.prefix[0, -1]), abs=1e-4)
+            assert scored["rewards"]["moderator"] == pytest.approx(float(signal.prefix[0, -1].detach()), abs=1e-4)
     (alone,) = client.score(server, "otter", input=texts[0])
     (asked,) = client.score(server, "otter", messages=[{"role": "user", "content": texts[0]}])
     assert alone.keys() == asked.keys() == {"index", "rewards", "guards"}
@@ -249,7 +250,8 @@ def test_metrics(http: httpx.Client, flagged: str) -> None:
     assert new["otter:refused_requests_total"] == 1
     numbers = answered["choices"][0]["otter"]
     assert new['otter:reward_count{adapter="reward"}'] == 1
-    assert new['otter:reward_sum{adapter="reward"}'] == pytest.approx(numbers["rewards"]["reward"][-1])
+    at_or_above = [name for name in new if name.startswith('otter:reward_bucket{adapter="reward"')]
+    assert len(at_or_above) == 1 + sum(bound >= numbers["rewards"]["reward"][-1] for bound in BOUNDS)
     assert new['otter:label_probability_count{adapter="moderator",label="rude"}'] == 3
 
 

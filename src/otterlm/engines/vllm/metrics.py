@@ -11,7 +11,7 @@ from typing import Any
 
 REWARDS = (-8, -4, -2, -1, -0.5, -0.25, 0, 0.25, 0.5, 1, 2, 4, 8)
 PROBABILITIES = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
-"""The upper bounds of the histograms' buckets."""
+"""The upper bounds of the histograms' buckets. Those with negative ones have no sum."""
 
 
 @cache
