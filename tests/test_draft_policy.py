@@ -11,8 +11,9 @@ from transformers import DynamicCache
 
 from otterlm.decoding import DraftTree, SpeculativeDecoding, pass_costs, speculative
 from otterlm.decoding.deferred_stream import DeferredStream
-from otterlm.decoding.draft_policy import LONGEST, SHORTEST, TRIAL, DraftsThatPay
-from otterlm.decoding.pass_costs import MOST, Drift, PassCosts
+from otterlm.decoding.draft_policy import LONGEST, TRIAL, DraftsThatPay
+from otterlm.decoding.experience import SHORTEST, Experience
+from otterlm.decoding.pass_costs import MOST, PassCosts
 from otterlm.model import OtterModel
 from otterlm.signals.draft.config import DraftConfig
 
@@ -61,7 +62,7 @@ def step(policy: DraftsThatPay, chance: float) -> tuple[DraftTree, int]:
 
 
 def pays(prices: PassCosts, accuracy: Any = ()) -> DraftsThatPay:
-    return DraftsThatPay(accuracy, 3, 60, prices, Drift())
+    return DraftsThatPay(accuracy, 3, 60, prices, Experience())
 
 
 def taken(prices: PassCosts, step: tuple[DraftTree, int], slower: float = 1.0) -> float:
@@ -130,6 +131,7 @@ def test_where_drafts_do_not_pay_the_base_runs_alone_for_longer_and_longer() -> 
             policy.learn([0], DEAR.plain)
         rests.append(length)
     assert rests == [SHORTEST, 2 * SHORTEST, 4 * SHORTEST]
+    assert policy._experience.rest == LONGEST  # of the next call, too
     paying = pays(FREE)
     for _ in range(5 * TRIAL):
         paying.learn([3], taken(FREE, step(paying, 0.9)))
@@ -166,8 +168,8 @@ def test_passes_that_take_longer_than_they_were_measured_to_end_the_drafts() -> 
 def test_drafts_are_tried_again_when_the_machine_is_free() -> None:
     """Passes of one token became twice as fast while no others were made; the others did, too."""
     prices = costs(1.0, 1.2, 1.3, 1.4)
-    drift = Drift(one=1.0, several=3.0)
-    policy, drafted = DraftsThatPay((), 3, 60, prices, drift), 0
+    known = Experience(one=1.0, several=3.0)
+    policy, drafted = DraftsThatPay((), 3, 60, prices, known), 0
     for _ in range(300):
         if policy.rests:
             policy.learn([0], 0.5 * prices.plain)
@@ -176,7 +178,7 @@ def test_drafts_are_tried_again_when_the_machine_is_free() -> None:
         drafted = drafted + 1 if len(made[0]) > 1 else 0
         policy.learn([1], taken(prices, made, slower=0.5))
     assert drafted > 20
-    assert abs(drift.several - drift.one) < 0.1
+    assert abs(known.several - known.one) < 0.1
 
 
 def test_the_price_of_a_plain_pass_is_looked_at_again() -> None:
@@ -213,7 +215,7 @@ def test_the_output_is_the_bases_and_costly_drafts_end_in_plain_passes(prices, r
         assert max(sizes[1:]) > 2
         return
     # Steps take other times than these costs say, but those of this tiny base are never worth five passes each.
-    # Six steps of a trial, eight of the base, six, sixteen: the stream is behind, and reads eight tokens at once.
+    # Four steps of a trial, eight of the base, four, sixteen: the stream is behind, and reads eight tokens at once.
     assert SHORTEST in moved
     assert len(moved) < len(sizes[: len(sizes) // 2])
 

@@ -12,15 +12,16 @@ from torch import Tensor
 
 from otterlm.decoding.draft_growth import Growth, propose
 from otterlm.decoding.draft_tree import DraftTree
-from otterlm.decoding.pass_costs import MOST, Drift, PassCosts
+from otterlm.decoding.experience import SHORTEST, Experience
+from otterlm.decoding.pass_costs import MOST, PassCosts
 from otterlm.signals.draft.head import Drafter
 
 TRUST = 4.0
 """The heads' chances count as if so many drafts had been as often right as they say."""
-TRIAL = 6
+TRIAL = 4
 """So many steps in a row decide whether drafts are worth their cost."""
-SHORTEST, LONGEST = 8, 64
-"""Where they are not, so many steps are made without them; each time twice as many."""
+LONGEST = 64
+"""Where they are not, `SHORTEST` steps are made without them; each time twice as many, and at most so many."""
 POOL = 24
 """The drafts of a step are chosen among so many."""
 
@@ -84,7 +85,7 @@ class DraftsThatPay:
         heads: how many tokens can be drafted one after the other.
         guesses: how many tokens can be drafted.
         costs: of passes on this machine.
-        drift: how much longer they take now; learned from every step.
+        experience: of earlier steps; it learns from every step.
         confidence: drafts with a smaller chance are left out in any case.
     """
 
@@ -94,7 +95,7 @@ class DraftsThatPay:
         heads: int,
         guesses: int,
         costs: PassCosts,
-        drift: Drift,
+        experience: Experience,
         confidence: float = 0.0,
     ) -> None:
         accuracy = [row[:guesses] for row in accuracy]
@@ -102,14 +103,14 @@ class DraftsThatPay:
         self.rests = False
         self._accuracy = [row[0] for row in accuracy] or [1.0] * heads
         self._costs = costs
-        self._drift = drift
+        self._experience = experience
         self._confidence = confidence
         self._expected = self._accepted = TRUST
         self._step = 0.0  # accepted drafts that the current step expects, by the heads
         self._size, self._depth = 1, 0  # of its tree
         self._since = 0  # steps since a pass of one token
         self._gains: list[float] = []
-        self._rest, self._left = SHORTEST, 0
+        self._left = 0  # steps without drafts to come
 
     @property
     def scale(self) -> float:
@@ -135,11 +136,11 @@ class DraftsThatPay:
 
     @property
     def _plain(self) -> float:
-        return self._drift.one * self._costs.plain
+        return self._experience.one * self._costs.plain
 
     def _cost(self, drafts: int, depth: int) -> float:
         """Returns the seconds of a step with so many drafts, of trees of this depth."""
-        return (self._drift.several if drafts else self._drift.one) * self._measured(drafts, depth)
+        return (self._experience.several if drafts else self._experience.one) * self._measured(drafts, depth)
 
     def _measured(self, drafts: int, depth: int) -> float:
         return self._costs.passes[drafts] + depth * self._costs.head
@@ -171,17 +172,17 @@ class DraftsThatPay:
         """Returns the chance below which one more draft never pays, whatever else is verified."""
         passes = self._costs.passes
         step = min(after - before for before, after in pairwise(passes))
-        return max(0.0, min(0.99, rate * self._drift.several * step / max(self.scale, 1e-6)))
+        return max(0.0, min(0.99, rate * self._experience.several * step / max(self.scale, 1e-6)))
 
     def learn(self, accepted: Sequence[int], seconds: float) -> None:
         """Learns whether the heads are as often right as they say, and whether drafts pay. See `DraftPolicy`."""
         if self.rests:
-            self._drift.learn(1, self._costs.plain, seconds)
+            self._experience.learn(1, self._costs.plain, seconds)
             self._since = 0
             self._left -= 1
             self.rests = self._left > 0
             return
-        self._drift.learn(self._size, self._measured(self._size - 1, self._depth), seconds)
+        self._experience.learn(self._size, self._measured(self._size - 1, self._depth), seconds)
         self._since = self._since + 1 if self._size > 1 else 0
         if self._since >= LONGEST:  # what a pass of one token costs now must be known
             self.rests, self._left = True, 1
@@ -192,6 +193,7 @@ class DraftsThatPay:
         pays = sum(self._gains) > 0
         self._gains = []
         if pays:
-            self._rest = SHORTEST
+            self._experience.rest = SHORTEST
             return
-        self.rests, self._left, self._rest = True, self._rest, min(LONGEST, 2 * self._rest)
+        self.rests, self._left = True, self._experience.rest
+        self._experience.rest = min(LONGEST, 2 * self._left)

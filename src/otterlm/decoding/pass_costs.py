@@ -36,12 +36,6 @@ ROUNDS, SECONDS = 7, 6.0
 """Each pass is timed so often, in turn with the others; a slow base no longer than so many seconds, but twice."""
 
 
-FORGETTING, OUTLIER = 0.15, 3.0
-"""The latest step has this weight in a drift, and counts as no more than so many times the steps before it."""
-UNSEEN = 0.03
-"""It has this weight in the drift of the passes of the other kind."""
-
-
 @dataclass(frozen=True, slots=True)
 class PassCosts:
     """The costs are in seconds.
@@ -55,39 +49,6 @@ class PassCosts:
     plain: float
     passes: tuple[float, ...]
     head: float
-
-
-@dataclass(slots=True)
-class Drift:
-    """The drift says how much longer steps take now than they were measured to, where other work goes on or ended.
-
-    Attributes:
-        one: of passes of one token.
-        several: of passes of several.
-    """
-
-    one: float = 1.0
-    several: float = 1.0
-
-    def learn(self, tokens: int, expected: float, seconds: float) -> None:
-        """Learns from a step with a pass of so many tokens. One step that was held up counts little.
-
-        What passes of the other kind take now is not known, and slowly becomes what this kind says.
-        """
-        name, other = ("one", "several") if tokens == 1 else ("several", "one")
-        known, unseen = getattr(self, name), getattr(self, other)
-        ratio = min(max(seconds / expected, known / OUTLIER), known * OUTLIER)
-        now = known + FORGETTING * (ratio - known)
-        setattr(self, name, now)
-        setattr(self, other, unseen + UNSEEN * (now - unseen))
-
-
-def drift(model: OtterModel, costs: PassCosts) -> Drift:
-    """Returns the drift of a model's costs in this process."""
-    return _drifts.setdefault(model, {}).setdefault(costs, Drift())
-
-
-_drifts: WeakKeyDictionary[OtterModel, dict[PassCosts, Drift]] = WeakKeyDictionary()
 
 
 def pass_costs(model: OtterModel, adapter_name: str, rows: int) -> PassCosts:

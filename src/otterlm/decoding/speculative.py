@@ -21,8 +21,9 @@ from otterlm.checks import check_chance, check_count
 from otterlm.decoding.deferred_stream import DeferredStream
 from otterlm.decoding.draft_policy import DraftPolicy, DraftsThatPay, FixedDrafts
 from otterlm.decoding.draft_tree import DraftTree
+from otterlm.decoding.experience import experience
 from otterlm.decoding.loop import Loop, Run
-from otterlm.decoding.pass_costs import drift, pass_costs
+from otterlm.decoding.pass_costs import pass_costs
 from otterlm.decoding.prompt import Prompt, read_prompt
 from otterlm.decoding.rows import Reading, join_rows, process_row
 from otterlm.decoding.transposed_linear import TransposedLinear
@@ -160,8 +161,8 @@ class SpeculativeDecoding(Loop):
             costs = pass_costs(model, name, rows)
             if model.active_adapters != [name]:  # no step does without the streams of the others
                 costs = replace(costs, plain=costs.passes[0])
-            now = drift(model, costs)
-            return DraftsThatPay(signal.accuracy, signal.heads, signal.vocabulary_size, costs, now, self.confidence)
+            earlier, size = experience(model, costs), signal.vocabulary_size
+            return DraftsThatPay(signal.accuracy, signal.heads, size, costs, earlier, self.confidence)
         if signal.accuracy:
             return FixedDrafts(DraftTree.best(signal.accuracy, self.drafts), self.confidence)
         return FixedDrafts(DraftTree.chain(min(self.drafts, signal.heads)), self.confidence)
