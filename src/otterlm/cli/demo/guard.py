@@ -1,4 +1,4 @@
-"""Shows a guard: sampled continuations of prompts that invite rudeness, coloured, stopped, and taken back."""
+"""Shows a guard: sampled continuations of prompts, coloured, stopped, and taken back."""
 
 from typing import Any
 
@@ -6,13 +6,15 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from otterlm.cli.demo.common import answer_of, heading, panel, report, timed
-from otterlm.cli.demo.contrast import PROMPTS
 from otterlm.cli.terminal import show_coloured
 from otterlm.colour import coloured, legend
 from otterlm.decoding import GuardRollback, GuardStop, score_sequences
 from otterlm.interventions import InterventionSettings
 from otterlm.model import OtterModel
 from otterlm.progress import track
+
+PROMPTS = ("The driver rolled down the window and yelled: learn to drive, you", "I read your essay. It is")
+"""Chosen of sixteen: at this seed the base turns rude after the first, and not after the second."""
 
 
 def run(
