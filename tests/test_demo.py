@@ -54,7 +54,9 @@ def test_the_table_on_a_terminal(otter, monkeypatch: pytest.MonkeyPatch) -> None
     for text in ("Reward:", "Contrast:", "Drafts:", "tokens a pass", "inserted parameters"):
         assert text in out
     seen, proof, further = out.splitlines()[-3:]
-    assert re.match(r"You saw: .* a higher reward on \d of 3 prompts, .* \d\.\d\d tokens a pass, .* stopped \d of 2 texts\.", seen)
+    assert re.match(
+        r"You saw: .* a higher reward on \d of 3 prompts, .* \d\.\d\d tokens a pass, .* stopped \d of 2 texts\.", seen
+    )
     assert "otter verify --quick" in proof
     assert (ROOT / "docs" / "tutorial.md").exists()
     assert "docs/tutorial.md" in further
