@@ -1,5 +1,6 @@
 """Data of any size: rows and tokens lie on the disk, and what is read of them is what memory would hold."""
 
+import importlib.util
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -175,3 +176,19 @@ def test_read_rows_is_a_list_of_them() -> None:
     records = [{"prompt": "a", "chosen": "b", "rejected": "c"}]
     assert read_rows(records) == list(iterate_rows(records))
     refused(lambda: list(iterate_rows([])), "holds no rows")
+
+
+def test_the_benchmark_measures_up_to_the_first_steps(tmp_path: Path) -> None:
+    path = Path(__file__).parents[1] / "benchmarks" / "data_scale.py"
+    spec = importlib.util.spec_from_file_location("data_scale", path)
+    assert spec is not None
+    assert spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    result = benchmark.measured(tmp_path, pairs=48, tokens=40, steps=2, workers=0, probe=True)
+    assert result["peak_rss_mb"] >= result["start_rss_mb"] > 0
+    assert result["seconds_before_first_step"] > 0
+    assert result["seconds_per_thousand_pairs"] == pytest.approx(
+        1000 * result["seconds_before_first_step"] / 48, abs=0.2
+    )
+    assert not (tmp_path / "out" / "adapter_model.safetensors").exists()  # it stopped
