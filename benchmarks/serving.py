@@ -3,7 +3,8 @@
     .venv-vllm/bin/python benchmarks/serving.py throughput --folder FOLDER --base BASE
     .venv-vllm/bin/python benchmarks/serving.py soak --folder FOLDER
 
-`throughput` compares the base, the exported folder, and guidance on every request, in turn, each time in a new engine.
+`throughput` compares the base, the exported folder, and guidance or a guard on every request, in turn, each time in a
+new engine.
 `soak` sends a server on this machine requests with random settings, cancels some, sends some wrong ones, and watches
 its memory.
 """
@@ -62,6 +63,11 @@ def throughput(arguments: argparse.Namespace) -> dict[str, Any]:
         "rewards out": (arguments.folder, {"rewards": 1}),
         "guidance": (arguments.folder, {"weight": 2.0}),
     }
+    if arguments.guard is not None:
+        never = {"guard": arguments.guard, "alarm": 1.5}  # above 1: it watches every token and never rings
+        methods["guard"] = (arguments.folder, never)
+    if arguments.methods:
+        methods = {name: methods[name] for name in ("plain", *arguments.methods)}
     runs: dict[str, list[dict[int, float]]] = {name: [] for name in methods}
     for _ in range(arguments.repeats):
         for name, (folder, settings) in methods.items():
@@ -211,6 +217,8 @@ def main() -> None:
     parser.add_argument("what", choices=["throughput", "soak"])
     parser.add_argument("--folder", required=True, help="an exported folder")
     parser.add_argument("--base", help="the base: a folder, a hub id or smollm2-135m")
+    parser.add_argument("--guard", help="the guard of the folder that watches every request")
+    parser.add_argument("--methods", nargs="+", default=[], help="beside plain, such as guard; all")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 32])
     parser.add_argument("--compiled", action="store_true", help="by torch.compile, as vLLM does by default")

@@ -57,7 +57,7 @@ def show(part: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
         did = {
             "original": None,
             "stopped": f"stopped: {entry['stopped']['label']}" if entry["stopped"]["label"] else "no alarm",
-            "taken back": f"went back {len(entry['taken back']['rollbacks'])} times",
+            "taken back": f"went back: {len(entry['taken back']['rollbacks'])}",
         }
         for name, line in did.items():
             answer = entry[name]
