@@ -101,6 +101,8 @@ def prepare(arguments: argparse.Namespace) -> None:
         name, _, limit = entry.partition(":")
         if name not in SETS:
             raise SystemExit(f"No set is named {name}; there are {', '.join(SETS)}.")
+        if limit and not limit.isdecimal():
+            raise SystemExit(f"--sets must be SET or SET:ROWS with a whole number of rows, got {entry}")
         rows = SETS[name](arguments.data)
         random.Random(arguments.seed).shuffle(rows)
         if name in TESTED:

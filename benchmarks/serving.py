@@ -66,6 +66,10 @@ def throughput(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.guard is not None:
         never = {"guard": arguments.guard, "alarm": 1.5}  # above 1: it watches every token and never rings
         methods["guard"] = (arguments.folder, never)
+    if unknown := [name for name in arguments.methods if name not in methods]:
+        raise SystemExit(
+            f"{', '.join(unknown)}: no such method; there are {', '.join(methods)} (guard with --guard NAME)"
+        )
     if arguments.methods:
         methods = {name: methods[name] for name in ("plain", *arguments.methods)}
     runs: dict[str, list[dict[int, float]]] = {name: [] for name in methods}

@@ -11,8 +11,8 @@ WIDTH = 120
 
 
 def pages() -> list[Path]:
-    """Returns README, the docs and the adapters' cards."""
-    paths = [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("adapters/*/*.md")]
+    """Returns README, the page for contributors, the docs and the adapters' cards."""
+    paths = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("adapters/*/*.md")]
     return sorted(paths)
 
 

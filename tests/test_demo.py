@@ -8,7 +8,7 @@ from conftest import tiny_base, tiny_otter
 from readability import ROOT
 from word_tokenizer import TEMPLATE, WORDS, tokenizer
 
-from otterlm.cli.demo import guard
+from otterlm.cli.demo import FOLDERS, OPTIONAL, guard
 from otterlm.interventions import InterventionSettings
 from otterlm.signals.guard.config import GuardConfig
 
@@ -60,3 +60,12 @@ def test_the_table_on_a_terminal(otter, monkeypatch: pytest.MonkeyPatch) -> None
     assert "otter verify --quick" in proof
     assert (ROOT / "docs" / "tutorial.md").exists()
     assert "docs/tutorial.md" in further
+
+
+def test_a_folder_without_a_guard_shows_the_other_parts(otter, tmp_path: Path) -> None:
+    for folder in (FOLDERS[name] for name in FOLDERS if name not in OPTIONAL):
+        (tmp_path / folder).symlink_to(ROOT / "adapters" / folder)
+    code, out, _ = otter("demo", "--adapters", tmp_path, "--max-new-tokens", 4)
+    assert code == 0
+    assert "Guard:" not in out
+    assert re.match(r"You saw: .* prompts, drafts gave \d\.\d\d tokens a pass\.$", out.splitlines()[-3])

@@ -71,6 +71,19 @@ def taken(prices: PassCosts, step: tuple[DraftTree, int], slower: float = 1.0) -
     return slower * (prices.passes[len(tree) - 1] + levels * prices.head)
 
 
+def latest_drafts(policy: DraftsThatPay, prices: PassCosts, steps: int, slower: float) -> int:
+    """Returns how many of the latest steps that were not rests had drafts, where all passes take longer alike."""
+    drafted = 0
+    for _ in range(steps):
+        if policy.rests:
+            policy.learn([0], slower * prices.plain)
+            continue
+        made = step(policy, 0.6)
+        drafted = drafted + 1 if len(made[0]) > 1 else 0
+        policy.learn([1], taken(prices, made, slower))
+    return drafted
+
+
 def costs(*passes: float, head: float = 0.01) -> PassCosts:
     return PassCosts(1.0, (*passes, *(passes[-1] + 1.0 * n for n in range(1, MOST + 1 - len(passes)))), head)
 
@@ -153,31 +166,14 @@ def test_passes_that_take_longer_than_they_were_measured_to_end_the_drafts() -> 
     assert drafts[0] == 3
     assert sum(map(bool, drafts[10:])) < 10  # they are tried again now and then
     # Where all passes take longer alike, drafts pay as before.
-    policy = pays(prices)
-    drafted = 0
-    for _ in range(200):
-        if policy.rests:
-            policy.learn([0], 4 * prices.plain)
-            continue
-        made = step(policy, 0.6)
-        drafted = drafted + 1 if len(made[0]) > 1 else 0
-        policy.learn([1], taken(prices, made, slower=4.0))
-    assert drafted > 20
+    assert latest_drafts(pays(prices), prices, 200, slower=4.0) > 20
 
 
 def test_drafts_are_tried_again_when_the_machine_is_free() -> None:
     """Passes of one token became twice as fast while no others were made; the others did, too."""
     prices = costs(1.0, 1.2, 1.3, 1.4)
     known = Experience(one=1.0, several=3.0)
-    policy, drafted = DraftsThatPay((), 3, 60, prices, known), 0
-    for _ in range(300):
-        if policy.rests:
-            policy.learn([0], 0.5 * prices.plain)
-            continue
-        made = step(policy, 0.6)
-        drafted = drafted + 1 if len(made[0]) > 1 else 0
-        policy.learn([1], taken(prices, made, slower=0.5))
-    assert drafted > 20
+    assert latest_drafts(DraftsThatPay((), 3, 60, prices, known), prices, 300, slower=0.5) > 20
     assert abs(known.several - known.one) < 0.1
 
 

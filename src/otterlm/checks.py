@@ -120,6 +120,18 @@ def check_chance(name: str, value: Any) -> float:
     return number
 
 
+def check_rate(name: str, value: Any) -> float:
+    """Checks that a value is a number above 0 and below 1.
+
+    Raises:
+        OtterError: it is not.
+    """
+    number = _float(value)
+    if not 0 < number < 1:
+        raise OtterError(f"{name} must be between 0 and 1, got {shown(value)}")
+    return number
+
+
 def check_count(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
     """Checks that a value is a whole number of at least `least`, and at most `most` if there is one.
 

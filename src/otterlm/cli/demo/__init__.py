@@ -31,6 +31,8 @@ FOLDERS = {
     "draft": "smollm2-135m-draft",
     "guard": "smollm2-135m-guard",
 }
+OPTIONAL = {"guard"}
+"""The parts that are left out where their adapter is not there: folders of older versions have no guard."""
 
 
 def command(
@@ -50,14 +52,15 @@ def command(
     """
     check_method(method, METHODS)
     steering = InterventionSettings(weight, alpha=alpha)  # which checks them, before anything is loaded
-    for folder in FOLDERS.values():
-        if not (adapters / folder).is_dir():
+    there = {name: part for name, part in PARTS.items() if (adapters / FOLDERS[name]).is_dir()}
+    for name, folder in FOLDERS.items():
+        if name not in there and name not in OPTIONAL:
             raise OtterError(f"{adapters / folder}: no such adapter; run in Otter's checkout, or give --adapters")
     tokenizer, base = load_tokenizer(SMOLLM2), load_base(SMOLLM2)
     base.generate(torch.tensor([[1]]), max_new_tokens=4, do_sample=False)  # warm up, so that the first is timed fairly
     settings: dict[str, Any] = {"method": method, "steering": steering, "max_new_tokens": max_new_tokens}
     report: dict[str, Any] = {}
-    for name, part in PARTS.items():
+    for name, part in there.items():
         model = OtterModel.from_pretrained(base, adapters / FOLDERS[name])
         report[name] = part.run(model, tokenizer, **settings)
         if not as_json:
@@ -76,12 +79,14 @@ def _close(report: dict[str, Any]) -> None:
     """Prints three lines: what was measured, that nothing was changed, and where to read on."""
     prompts = report["reward"]["prompts"]
     higher = sum(entry["guided"]["rewards"][-1] > entry["original"]["rewards"][-1] for entry in prompts)
-    guarded = [entry["stopped"]["label"] for entry in report["guard"]["prompts"]]
-    stopped = sum(label is not None for label in guarded)
     drafted = [entry["drafted"]["acceptance_length"] for entry in report["draft"]["prompts"]]
-    print(
-        f"\nYou saw: guidance ended with a higher reward on {higher} of {len(prompts)} prompts, drafts gave "
-        f"{sum(drafted) / len(drafted):.2f} tokens a pass, and the guard stopped {stopped} of {len(guarded)} texts."
-    )
+    seen = [
+        f"guidance ended with a higher reward on {higher} of {len(prompts)} prompts",
+        f"drafts gave {sum(drafted) / len(drafted):.2f} tokens a pass",
+    ]
+    if "guard" in report:
+        labels = [entry["stopped"]["label"] for entry in report["guard"]["prompts"]]
+        seen.append(f"the guard stopped {sum(label is not None for label in labels)} of {len(labels)} texts")
+    print(f"\nYou saw: {', '.join(seen)}.")
     print("The base was frozen all the time: `otter verify --quick` proves that its logits stay the same.")
     print("Go on with your own data (docs/tutorial.md), in a browser (otter playground) or with the README's Python.")

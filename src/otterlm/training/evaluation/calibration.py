@@ -6,6 +6,7 @@ That is a curve from rewards to scores, and the threshold of an alarm with a cho
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from otterlm.checks import check_rate
 from otterlm.errors import OtterError
 from otterlm.signals.reward.config import Calibration
 from otterlm.training.evaluation.scoring import Scored
@@ -45,8 +46,7 @@ def calibrate(
     Raises:
         OtterError: the rate is out of range, or one of the two halves lacks good or bad texts.
     """
-    if not 0 < false_alarm_rate < 1:
-        raise OtterError(f"the false-alarm rate must be between 0 and 1, got {false_alarm_rate}")
+    check_rate("the false-alarm rate", false_alarm_rate)
     if len({row.example.is_pair for row in scored}) > 1:
         raise OtterError("the data mixes pairs with scored texts: calibrate on one kind at a time")
     # Both texts of a pair are on one side.

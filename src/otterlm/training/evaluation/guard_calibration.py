@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from otterlm.checks import check_rate
 from otterlm.errors import OtterError
 from otterlm.signals.guard.config import GuardConfig, LabelCalibration
 from otterlm.training.data.labelled import LabelledRow
@@ -69,8 +70,7 @@ def calibrate_guard(
     Raises:
         OtterError: the rate is out of range, or a label is not there, or is everywhere.
     """
-    if not 0 < false_alarm_rate < 1:
-        raise OtterError(f"the false-alarm rate must be between 0 and 1, got {false_alarm_rate}")
+    check_rate("the false-alarm rate", false_alarm_rate)
     config = readings[0].config
     check_labels([each.labelled.row for each in readings], config)
     return tuple(_calibrate(readings, label, false_alarm_rate, knots) for label in config.offences)

@@ -83,10 +83,8 @@ class DistillationRecipe:
         metrics = learn_reward(model, tokenizer, train_examples, held_out, self.learning, run)
         measure_spread(model, examples)
         settings = {"scorer": name} | asdict(sampling) | asdict(self.learning)
-        title, counts = (
-            f"the base's own responses to {len(data)} prompts, scored by {name}",
-            (len(train_examples), len(held)),
-        )
+        title = f"the base's own responses to {len(data)} prompts, scored by {name}"
+        counts = (len(train_examples), len(held))
         save_reward(model, run, title, counts, metrics, settings, (self.prompts,))
         metrics |= learn_to_steer(model, train_examples, self.learning, run.training.seed)
         save_reward(model, run, title, counts, metrics, settings, (self.prompts,))

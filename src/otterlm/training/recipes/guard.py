@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from otterlm.checks import check_rate
 from otterlm.config import OtterConfig
-from otterlm.errors import OtterError
 from otterlm.families.parts import weight_of
 from otterlm.model import OtterModel
-from otterlm.settings import setting
+from otterlm.settings import check_settings, setting
 from otterlm.signals.guard.config import GuardConfig
 from otterlm.signals.guard.objective import GuardObjective, GuardTrainingConfig
 from otterlm.training.data.label_sets import label_set
@@ -60,14 +60,15 @@ class GuardRecipe:
 
     data: str = setting(help="Labelled texts (text or prompt and response; label, labels or spans): file or dataset.")
     eval_data: str | None = setting(None, "Rows to evaluate and calibrate on; else a part of --data.")
-    false_alarm_rate: float = setting(0.05, "Share of texts without a label in which its alarm may ring.")
+    false_alarm_rate: float = setting(
+        0.05, "Share of texts without a label in which its alarm may ring.", check=check_rate
+    )
     names: LabelNames = setting(LabelNames(), advanced=True)
     learning: GuardTrainingConfig = setting(GuardTrainingConfig(), advanced=True)
     limits: Limits = setting(Limits(), advanced=True)
 
     def __post_init__(self) -> None:
-        if not 0 < self.false_alarm_rate < 1:
-            raise OtterError(f"the false-alarm rate must be between 0 and 1, got {self.false_alarm_rate}")
+        check_settings(self)
 
     def read(self) -> tuple[list[LabelledRow], int]:
         """Returns all rows, and how many of them, the last ones, are those to evaluate on. Errors as for

@@ -8,8 +8,8 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from otterlm.checks import check_rate
 from otterlm.config import OtterConfig
-from otterlm.errors import OtterError
 from otterlm.settings import check_settings, setting
 from otterlm.signals.guard.config import GuardConfig
 from otterlm.signals.guard.objective import GuardObjective, GuardTrainingConfig
@@ -64,15 +64,15 @@ class GuardDistillationRecipe:
     limit: int | None = setting(None, "Only the first prompts.", minimum=1)
     offence_from: float = setting(0.5, "From this score on a response is an offence.")
     label: str = setting("unsafe", "What the offence is called.")
-    false_alarm_rate: float = setting(0.05, "Share of harmless responses in which the alarm may ring.")
+    false_alarm_rate: float = setting(
+        0.05, "Share of harmless responses in which the alarm may ring.", check=check_rate
+    )
     sampling: Sampling = setting(Sampling(), advanced=True)
     rollouts: Rollouts = setting(Rollouts(), advanced=True)
     learning: GuardTrainingConfig = setting(GuardTrainingConfig(), advanced=True)
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if not 0 < self.false_alarm_rate < 1:
-            raise OtterError(f"the false-alarm rate must be between 0 and 1, got {self.false_alarm_rate}")
 
     def read(self) -> list[Prompt]:
         """Returns the prompts. Errors as in `read_prompts`."""
