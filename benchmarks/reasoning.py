@@ -30,6 +30,7 @@ from otterlm.training.data.conversations import Dialogue
 from otterlm.training.data.packing import Example, collate, length_buckets
 from otterlm.training.data.rows import ScoredRow
 from otterlm.training.data.tokens import Limits, tokenize
+from otterlm.training.evaluation.scoring import index_at
 from otterlm.training.sources import FinalState, RecordedBase, read_batch
 from otterlm.training.trainer import TrainingConfig, train
 
@@ -62,7 +63,7 @@ def solutions(tokenizer: PreTrainedTokenizerBase, data: Path, questions: int, li
 
 def ends(length: int) -> list[int]:
     """Returns the last token of each part of a solution."""
-    return [max(1, length * percent // 100) - 1 for percent in PERCENTS]
+    return [index_at(length, percent) for percent in PERCENTS]
 
 
 @torch.no_grad()

@@ -214,6 +214,7 @@ def test_an_adapter_of_the_hub_by_its_revision(tmp_path: Path, monkeypatch: pyte
         (loaded("me/otter@main", revision="1" * 40), first),
     ):
         assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+    refused(lambda: loaded("me/otter@refs/pr/1"), "me/otter@refs/pr/1", "nor an adapter on the hub")
     refused(lambda: loaded("me/otter", revision="v2"), "me/otter", "nor an adapter on the hub")
     refused(lambda: loaded(str(repository / "snapshots" / commit), revision="v1"), "has no revision v1")
 

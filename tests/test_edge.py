@@ -15,13 +15,19 @@ from transformers import AutoConfig, BertConfig, BertLMHeadModel, DynamicCache
 
 from otterlm.config import OtterConfig
 from otterlm.decoding.search import CandidateSearch
+from otterlm.decoding.speculative import SpeculativeDecoding
 from otterlm.model import OtterModel
 from otterlm.plan import plan
 from otterlm.signals.contrast.config import ContrastConfig
 from otterlm.signals.contrast.objective import ContrastObjective
+from otterlm.signals.draft.config import DraftConfig
+from otterlm.signals.guard.config import GuardConfig
+from otterlm.signals.guard.objective import GuardTrainingConfig
+from otterlm.signals.reward.config import RewardConfig
 from otterlm.signals.reward.objective import RewardObjective, RewardTrainingConfig
 from otterlm.taps import EdgeTaps, Visitor
 from otterlm.training.data.packing import Example, collate
+from otterlm.training.recipes import guard, reward_fit
 from otterlm.training.sources import LiveBase, RecordedBase, read_batch
 from otterlm.training.vocabulary_head import read_steps
 from otterlm.verification import CASES
@@ -201,11 +207,22 @@ def test_rows_apart_are_packed_again() -> None:
 @torch.no_grad()
 def test_what_needs_branches_is_refused() -> None:
     otter, ids = edge_otter("mamba"), tokens(1, 5)
+    add_tiny_adapter(otter, "draft", **SHAPE | {"signal": DraftConfig(heads=2, width=8, rank=4, vocabulary_size=8)})
     for call in (
         lambda: otter.generate(ids, max_new_tokens=3, custom_generate=CandidateSearch(1.0)),
+        lambda: otter.generate(ids, max_new_tokens=3, custom_generate=SpeculativeDecoding(adapter_name="draft")),
         lambda: read_steps(otter, EXAMPLES),
     ):
         refused(call, "'mamba' cannot keep them apart")
+
+
+def test_steering_heads_learn_in_training_where_candidates_cannot_be_read() -> None:
+    reward = edge_otter("mamba", signal=RewardConfig(vocabulary_rank=4))
+    RewardObjective(reward, LiveBase(reward), RewardTrainingConfig())
+    assert all(each.requires_grad for each in reward.adapter().head.vocabulary.parameters())
+    assert reward_fit.learn_to_steer(reward, EXAMPLES, RewardTrainingConfig(), 0) == {}
+    moderator = edge_otter("mamba", signal=GuardConfig(("rude",), vocabulary_rank=4))
+    assert guard.learn_to_steer(moderator, EXAMPLES, GuardTrainingConfig(), 0) == {}
 
 
 def test_what_needs_the_logits_is_refused() -> None:

@@ -73,6 +73,9 @@ def test_lists_and_mappings() -> None:
     refused(lambda: marks({"insult": 0.3}), "true or false")
     refused(lambda: marks(["safe", "insult"]), "safe says that there is no offence")
     refused(lambda: marks([[1]]), "a name or a whole number")
+    for number in (math.inf, 10**400, 10**5000):
+        refused(lambda number=number: marks(number), "a name or a whole number")
+    refused(lambda: marks([math.nan]), "a name or a whole number")
     refused(lambda: marks("[insult"), "cannot be read")
 
 
@@ -162,6 +165,8 @@ def test_passages_count_characters_of_their_column() -> None:
         ({"text": BAD, "spans": [[8, 8]]}, "no passage"),
         ({"text": BAD, "spans": [4, 8]}, "a span is [start, end)"),
         ({"text": BAD, "spans": [["4", 8]]}, "a span is [start, end)"),
+        ({"text": BAD, "spans": [[0, math.inf]]}, "a span is [start, end)"),
+        ({"text": BAD, "spans": [[math.nan, 8]]}, "a span is [start, end)"),
         ({"text": BAD, "spans": 4}, "spans must be a list"),
         ({"text": BAD, "label": 0, "spans": [[4, 8]]}, "the label says that there is none"),
         ({"prompt": "dumb", "spans": [[0, 4]]}, "there is only a prompt"),

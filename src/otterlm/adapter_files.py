@@ -36,9 +36,9 @@ def locate(adapter: str | Path, revision: str | None = None) -> Path:
         if revision is not None:
             raise OtterError(f"{adapter} is a folder, which has no revision {revision}: leave it out, or name a hub id")
         return folder
-    if folder.exists() or str(adapter).count("/") != 1 or str(adapter).startswith((".", "/")):
-        raise OtterError(f"{adapter} is not an adapter folder")
     name, _, named = str(adapter).partition("@")
+    if folder.exists() or name.count("/") != 1 or name.startswith((".", "/")):
+        raise OtterError(f"{adapter} is not an adapter folder")
     try:
         return Path(snapshot_download(name, revision=revision or named or None, allow_patterns=[CONFIG, WEIGHTS, CARD]))
     except Exception as error:

@@ -18,6 +18,7 @@ from otterlm.bench.guard_rivals import (
     pooled,
     read_parts,
 )
+from otterlm.causal import decoder_of
 from otterlm.training.data.labelled_tokens import LabelledExample
 from otterlm.training.data.packing import Batch
 from otterlm.training.evaluation.detection import auc, best_threshold
@@ -32,7 +33,7 @@ Texts = Sequence[LabelledExample]
 
 def block_states(base: PreTrainedModel, blocks: Sequence[int]) -> Callable[[Batch], Tensor]:
     """Makes a reader of the states after some blocks, `[B, T, n, d]`. 0 is the embedding; the last is normed."""
-    decoder = base.get_decoder()
+    decoder = decoder_of(base)
 
     @torch.no_grad()
     def read(batch: Batch) -> Tensor:

@@ -17,6 +17,7 @@ from otterlm.training.data.labelled_tokens import LabelledExample
 from otterlm.training.data.packing import Batch, collate, length_buckets
 from otterlm.training.evaluation.detection import best_threshold
 from otterlm.training.evaluation.guard_metrics import PERCENTS
+from otterlm.training.evaluation.scoring import index_at
 from otterlm.training.teachers.reward_model import SeparateRewardModel
 
 HELD = 5
@@ -56,7 +57,7 @@ def over(score: Callable[[Sequence[LabelledExample]], Tensor], threshold: float)
 
 def part_ends(length: int) -> list[int]:
     """Returns the index of the token that ends each part of a text."""
-    return [max(1, length * percent // 100) - 1 for percent in PERCENTS]
+    return [index_at(length, percent) for percent in PERCENTS]
 
 
 def held_out(count: int) -> Tensor:

@@ -24,7 +24,7 @@ from otterlm.decoding.draft_tree import DraftTree
 from otterlm.decoding.experience import experience
 from otterlm.decoding.loop import Loop, Run
 from otterlm.decoding.pass_costs import pass_costs
-from otterlm.decoding.prompt import Prompt, read_prompt
+from otterlm.decoding.prompt import Prompt, check_branches, read_prompt
 from otterlm.decoding.rows import Reading, join_rows, process_row
 from otterlm.decoding.transposed_linear import TransposedLinear
 from otterlm.errors import OtterError
@@ -96,6 +96,7 @@ class SpeculativeDecoding(Loop):
     def check(self, model: OtterModel, request: Request) -> None:
         """Checks the call, see `Intervention`."""
         super().check(model, request)
+        check_branches(model)  # before costs are measured
         if request.guarded and request.responses > 1:
             raise OtterError(
                 f"rows of a batch grow at their own pace here, and {request.guarded} counts them together: one row"

@@ -84,7 +84,7 @@ class GuardObjective(nn.Module):
         self._weights = _weights(targets, "labels", config.balance, signal.exclusive)
         self._span_weights = _weights(targets, "spans", config.balance, False)
         heads = model.adapter(self.name).head.vocabulary
-        self._learns_vocabulary = len(heads) > 0 and not config.candidates
+        self._learns_vocabulary = len(heads) > 0 and not (config.candidates and model.family.branches)
         heads.requires_grad_(self._learns_vocabulary)
         losses = {name: value for name, value in asdict(config).items() if name not in ("candidates", "positions")}
         learned = {"vocabulary": self._learns_vocabulary, "labels": _digest(targets)}

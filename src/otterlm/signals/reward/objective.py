@@ -86,7 +86,7 @@ class RewardObjective(nn.Module):
         self.config = config
         self.name = model.adapter_name(adapter_name, Capability.PREFIX)
         head = model.adapter(self.name).head.vocabulary
-        self._learns_vocabulary = head is not None and not config.candidates
+        self._learns_vocabulary = head is not None and not (config.candidates and model.family.branches)
         if head is not None:
             head.requires_grad_(self._learns_vocabulary)
         # How many candidates the vocabulary head is fitted to after training changes nothing before.

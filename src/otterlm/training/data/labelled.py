@@ -176,7 +176,9 @@ def _read_span(value: Any, where: str) -> tuple[int, int, str | None]:
     if isinstance(value, Mapping):
         value = [value.get("start"), value.get("end"), value.get("label")]
     parts: Sequence[Any] = value if isinstance(value, list | tuple) else ()
-    whole = [int(part) for part in parts[:2] if isinstance(part, int | float) and part == int(part)]
+    whole = [
+        int(part) for part in parts[:2] if isinstance(part, int) or (isinstance(part, float) and part.is_integer())
+    ]
     label = parts[2] if len(parts) == 3 else None
     if len(whole) != 2 or len(parts) > 3 or not (label is None or isinstance(label, str)):
         raise OtterError(f"{where}: a span is [start, end), such as [8, 40], got {value!r}")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from otterlm.checks import shown
 from otterlm.errors import OtterError
 from otterlm.settings import setting
 from otterlm.training.data.conversations import is_present
@@ -159,9 +160,9 @@ def _name(value: Any, names: LabelNames, where: str) -> str:
         return value
     try:
         number = float(value)
-    except (TypeError, ValueError):
-        raise OtterError(f"{where}: a label is a name or a whole number, not {value!r}") from None
-    if number != int(number):
+    except (TypeError, ValueError, OverflowError):
+        raise OtterError(f"{where}: a label is a name or a whole number, not {shown(value)}") from None
+    if not number.is_integer():
         raise OtterError(f"{where}: a label is a name or a whole number, not {value} (a score trains a reward)")
     if not 0 <= number < len(names.numbered):
         raise OtterError(

@@ -9,6 +9,7 @@ from torch import Tensor
 from otterlm.training.evaluation.detection import auc, average_precision, character_f1, f1
 from otterlm.training.evaluation.guard_calibration import has_label, true_characters
 from otterlm.training.evaluation.guard_reading import GuardReading
+from otterlm.training.evaluation.scoring import index_at
 
 PERCENTS = (25, 50, 75, 100)
 """Parts of a text after which it is judged."""
@@ -16,7 +17,7 @@ PERCENTS = (25, 50, 75, 100)
 
 def at_percent(values: Tensor, percent: int) -> Tensor:
     """Returns the value after P percent of the tokens, at least one; `[n]` to a scalar."""
-    return values[max(1, len(values) * percent // 100) - 1]
+    return values[index_at(len(values), percent)]
 
 
 def held_out_metrics(readings: Sequence[GuardReading]) -> dict[str, float]:

@@ -89,11 +89,15 @@ def correlations(scored: Sequence[Scored], percents: Sequence[int] = (25, 50, 75
     texts = [values for row in scored for values in row.rewards]
     table = {}
     for percent in percents:
-        # At least one token; 100 is the last.
-        rewards = torch.tensor([values[max(1, len(values) * percent // 100) - 1] for values in texts])
+        rewards = torch.tensor([values[index_at(len(values), percent)] for values in texts])
         varies = len(texts) > 1 and float(rewards.std()) > 0 and float(scores.std()) > 0
         table[f"correlation_{percent}"] = float(torch.corrcoef(torch.stack((rewards, scores)))[0, 1]) if varies else 0.0
     return table
+
+
+def index_at(length: int, percent: int) -> int:
+    """Returns the index of the token that ends the first P percent of a text, one token at least; 100 is the last."""
+    return max(1, length * percent // 100) - 1
 
 
 def wilson_interval(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:

@@ -92,11 +92,17 @@ class DraftRecipe:
         out: Path,
     ) -> list[Example]:
         """Returns the texts that are learned. The base generates what is not ready, into `out/continuations.jsonl`."""
+        limits = self.limits
         if self.data is not None:
-            limits = Limits(self.max_prompt_tokens or sys.maxsize, self.max_new_tokens or sys.maxsize)
             return continuation_examples(cast("Sequence[Continuation]", data), tokenizer, limits)
-        longest = self.max_prompt_tokens or DRAFT_PROMPT, self.max_new_tokens or DRAFT_RESPONSE
-        return continue_prompts(base, tokenizer, cast("Sequence[Prompt]", data), out / "continuations.jsonl", *longest)
+        longest, path = (limits.prompt, limits.response), out / "continuations.jsonl"
+        return continue_prompts(base, tokenizer, cast("Sequence[Prompt]", data), path, *longest)
+
+    @property
+    def limits(self) -> Limits:
+        """Returns the limits of prompts and of continuations; what is ready is used whole by default."""
+        prompt, response = (DRAFT_PROMPT, DRAFT_RESPONSE) if self.data is None else (sys.maxsize, sys.maxsize)
+        return Limits(self.max_prompt_tokens or prompt, self.max_new_tokens or response)
 
     def train(
         self,
@@ -118,8 +124,8 @@ class DraftRecipe:
         run.prepare(objective, train_examples, eval_examples)
         metrics = run.train(objective, train_examples, eval_examples, tokenizer)
         kind = "ready continuations" if self.data is not None else "greedy continuations of prompts"
-        settings = {"max_prompt_tokens": self.max_prompt_tokens, "max_new_tokens": self.max_new_tokens}
-        settings |= asdict(self.learning)
+        limits = {"max_prompt_tokens": self.limits.prompt, "max_new_tokens": self.limits.response}
+        settings = {name: most for name, most in limits.items() if most < sys.maxsize} | asdict(self.learning)
         sources = (self.prompts, self.data)
         save_draft(model, run, kind, (train_examples, eval_examples), metrics, settings, sources)
         return metrics

@@ -8,7 +8,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.checks import check_rate
 from otterlm.config import OtterConfig
-from otterlm.families.parts import weight_of
 from otterlm.model import OtterModel
 from otterlm.settings import check_settings, setting
 from otterlm.signals.guard.config import GuardConfig
@@ -26,10 +25,8 @@ from otterlm.training.evaluation.guard_calibration import calibrate_guard, check
 from otterlm.training.evaluation.guard_metrics import held_out_metrics
 from otterlm.training.evaluation.guard_reading import read_guard
 from otterlm.training.recipes.common import Run, on_device
-from otterlm.training.recipes.reward_fit import EXPLAINED, at_most
+from otterlm.training.recipes.reward_fit import EXPLAINED, at_most, fit_heads
 from otterlm.training.sources import LiveBase
-from otterlm.training.vocabulary_fit import FitConfig, fit_vocabulary
-from otterlm.training.vocabulary_head import read_steps
 
 POSITIONS = 60_000
 """The steering heads are fitted to at most so many tokens; each costs the base about three."""
@@ -100,7 +97,8 @@ class GuardRecipe:
         examples = tokenize_labelled(rows, tokenizer, self.limits)
         settings = {f"max_{name}_tokens": value for name, value in asdict(self.limits).items()}
         settings |= {"data": source_name(self.data), "false_alarm_rate": self.false_alarm_rate}
-        return fit_guard(base, tokenizer, examples, held, config, self.learning, run, settings)
+        sources = self.data, self.eval_data
+        return fit_guard(base, tokenizer, examples, held, config, self.learning, run, settings, sources=sources)
 
 
 def fit_guard(
@@ -113,6 +111,7 @@ def fit_guard(
     run: Run,
     settings: dict[str, Any],
     targets: Mapping[int, Targets] | None = None,
+    sources: Sequence[object] = (),
 ) -> dict[str, float]:
     """Trains a guard on labelled texts, calibrates it on those held out, and saves it into `run.out`.
 
@@ -123,6 +122,7 @@ def fit_guard(
         learning: what is learned.
         settings: what else the card lists, with `data`, what the examples are called, and `false_alarm_rate`.
         targets: of every example, by its row; None: those of its labels and passages.
+        sources: of the data, see `Run.save`.
 
     Returns:
         The metrics of the saved weights on the held-out rows, see `held_out_metrics`; `vocabulary_explained` as for a
@@ -139,7 +139,7 @@ def fit_guard(
     metrics = run.train(objective, train_examples, eval_examples, tokenizer)
     model.eval()
     source = settings["data"]
-    run.save(model, "A guard", f"Trained on `{source}`; its thresholds are not chosen yet.", metrics, settings)
+    run.save(model, "A guard", f"Trained on `{source}`; its thresholds are not chosen yet.", metrics, settings, sources)
     metrics |= learn_to_steer(model, train_examples, learning, run.training.seed)
     held_out = [by_row[example.row] for example in eval_examples]
     readings = read_guard(model, held_out, run.training.batch_size)
@@ -152,7 +152,7 @@ def fit_guard(
         f"Labels: {labels}. Trained on {len(train_examples)} rows of `{settings['data']}`, {len(eval_examples)} held "
         "out. Thresholds were chosen on the rows held out, too."
     )
-    run.save(model, "A guard", data_used, metrics, asdict(learning) | settings)
+    run.save(model, "A guard", data_used, metrics, asdict(learning) | settings, sources)
     return metrics
 
 
@@ -168,18 +168,9 @@ def learn_to_steer(
         seed: of the positions.
 
     Returns:
-        `vocabulary_explained`, see `fit_vocabulary`, a mean over the labels; nothing where there are no heads, or no
-        candidates are asked for.
+        `vocabulary_explained`, see `fit_vocabulary`, a mean over the labels; nothing where `fit_heads` fits none.
     """
     heads: Any = model.adapter().head.vocabulary
-    if not heads or not learning.candidates:
-        return {}
-    followed, candidates = read_steps(
-        model, at_most(examples, POSITIONS, seed), learning.candidates, learning.positions, seed
-    )
-    unembedding = weight_of(model.base_model.get_output_embeddings())
-    explained = [
-        fit_vocabulary(head, unembedding, followed.of(number), candidates.of(number), FitConfig(seed=seed))[0]
-        for number, head in enumerate(heads)
-    ]
-    return {EXPLAINED: sum(explained) / len(explained)}
+    some = at_most(examples, POSITIONS, seed)
+    fits = fit_heads(model, heads, some, learning.candidates, learning.positions, seed)
+    return {EXPLAINED: sum(explained for explained, _ in fits) / len(fits)} if fits else {}

@@ -114,7 +114,8 @@ class GuardDistillationRecipe:
         settings = {"scorer": self.scorer, "offence_from": self.offence_from} | asdict(sampling) | asdict(self.rollouts)
         settings |= {"data": f"responses of the base to {len(data)} prompts, judged by {self.scorer}"}
         settings |= {"false_alarm_rate": self.false_alarm_rate}
-        return fit_guard(base, tokenizer, examples, held, config, self.learning, run, settings, targets)
+        sources = (self.prompts,)
+        return fit_guard(base, tokenizer, examples, held, config, self.learning, run, settings, targets, sources)
 
     def _judged(self, targets: Targets, example: Example, shares: Sequence[float]) -> Targets:
         """Replaces the labels of prefixes by what their rollouts say; of prefixes between them nothing is known."""

@@ -73,17 +73,41 @@ def learn_to_steer(
         `vocabulary_explained`, see `fit_vocabulary`; nothing where the adapter has no vocabulary head, `candidates` is
         0, or the base cannot read candidates side by side.
     """
-    adapter = model.adapter()
-    head = adapter.head.vocabulary
-    if head is None or not learning.candidates or not model.family.branches:
+    head = model.adapter().head.vocabulary
+    heads = [] if head is None else [head]
+    fits = fit_heads(model, heads, at_most(examples, POSITIONS, seed), learning.candidates, learning.places, seed)
+    if not fits:
         return {}
-    some = at_most(examples, POSITIONS, seed)
-    followed, candidates = read_steps(model, some, learning.candidates, learning.places, seed)
-    unembedding = weight_of(model.base_model.get_output_embeddings())
-    explained, spread = fit_vocabulary(head, unembedding, followed.of(0), candidates.of(0), FitConfig(seed=seed))
+    ((explained, spread),) = fits
     if spread > 0:
         _set(model, advantage_spread=spread)
     return {EXPLAINED: explained}
+
+
+def fit_heads(
+    model: OtterModel, heads: Sequence[Any], examples: Sequence[Example], candidates: int, places: int, seed: int
+) -> list[tuple[float, float]]:
+    """Fits vocabulary heads to the base's plausible next tokens.
+
+    Args:
+        model: the base with the trained adapter.
+        heads: of the adapter, one for each number of its signal.
+        examples: places of their responses are what the heads are fitted to.
+        candidates, places: how many, see `read_steps`.
+        seed: of the places.
+
+    Returns:
+        What `fit_vocabulary` gives, of each head. Nothing where there are no heads, `candidates` is 0, or the base
+        cannot read candidates side by side.
+    """
+    if not heads or not candidates or not model.family.branches:
+        return []
+    followed, likely = read_steps(model, examples, candidates, places, seed)
+    unembedding = weight_of(model.base_model.get_output_embeddings())
+    return [
+        fit_vocabulary(head, unembedding, followed.of(number), likely.of(number), FitConfig(seed=seed))
+        for number, head in enumerate(heads)
+    ]
 
 
 def measure_spread(model: OtterModel, examples: Sequence[Example]) -> None:
