@@ -208,6 +208,8 @@ def test_settings_of_guards() -> None:
         ({"alarm": None, "guard": "topics"}, "otter_alarm must be a probability .*, got None"),
         ({"alarm": "rude", "guard": "moderator"}, "JSON text such as .*got 'rude'"),
         ({"alarm": "[1]", "guard": "moderator"}, "otter_alarm must be a probability"),
+        ({"alarm": "[" * 100_000, "guard": "moderator"}, "otter_alarm must be a probability"),
+        ({"window": 2**63, "guard": "moderator"}, "window must be a whole number from 1 to 1048576"),
         ({"alarm": "{}", "guard": "moderator"}, "names no label"),
         ({"alarm": '{"rud": 0.5}', "guard": "moderator"}, "no label 'rud'"),
         ({"alarm": '{"rude": "much"}', "guard": "moderator"}, "the alarm of rude must be a probability"),

@@ -12,7 +12,7 @@ from otterlm.errors import OtterError
 LARGEST_WEIGHT = 1e6
 """With larger weights the sum of a logit and a weighted reward no longer depends on the logit, and may overflow."""
 LARGEST_PATIENCE = 1 << 20
-"""The largest patience is in tokens. No response is longer."""
+"""The largest patience, and the largest window of an alarm, are in tokens. No response is longer."""
 
 
 def shown(value: Any) -> str:

@@ -90,10 +90,18 @@ class InterventionSettings:
         slider=(0.0, 1.0, 0.01),
     )
     hits: int | None = setting(
-        None, "Hits of the window that end a response; by default the guard's.", minimum=1, slider=(0, 16, 1)
+        None,
+        "Hits of the window that end a response; by default the guard's.",
+        minimum=1,
+        maximum=LARGEST_PATIENCE,
+        slider=(0, 16, 1),
     )
     window: int | None = setting(
-        None, "Latest tokens that a guard looks at; by default the guard's.", minimum=1, slider=(0, 32, 1)
+        None,
+        "Latest tokens that a guard looks at; by default the guard's.",
+        minimum=1,
+        maximum=LARGEST_PATIENCE,
+        slider=(0, 32, 1),
     )
     back: int = setting(4, "Tokens before an offence that a rollback takes back, too.", minimum=0, slider=(0, 32, 1))
     drafts: int | None = setting(

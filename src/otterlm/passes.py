@@ -188,7 +188,7 @@ class ExportedOutput(CausalLMOutputWithPast):
 
     Attributes:
         signals: by adapter, `state`, `[B, T, d + d']`, of which `OtterModel.read_signals` makes signals, and for a
-            reward `prefix`, `[B, T]`.
+            reward or a guard `prefix`, `[B, T]`.
     """
 
     signals: dict[str, dict[str, Tensor]] | None = None

@@ -221,6 +221,7 @@ def test_scores_of_texts(http: httpx.Client, folder: Path) -> None:
         ({"messages": ["a"]}, "a dialogue must be a list of messages"),
         ({"input": "a", "top_k": 1}, "unknown field top_k"),
         ({"input": "a", "tokens": 1}, "tokens must be true or false"),
+        ({"input": {"a": 1}}, "input must be a text or a list of texts"),
         ({"input": "a" * 400}, "maximum context length"),
     ):
         response = http.post("/v1/otter/score", json={"model": "otter", **body})

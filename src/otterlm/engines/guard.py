@@ -63,14 +63,17 @@ class LabelGuard:
     def __init__(self, settings: AlarmSettings, layout: Layout) -> None:
         self._settings = settings
         self._layout = layout
-        self._latest: deque[list[bool]] = deque(maxlen=settings.window)
+        self._latest: deque[list[bool]] = deque()
+        self._hits = [0] * len(settings.alarms)  # of the latest tokens
         self.reason = self.label = ""
 
     def judge(self, row: Row) -> bool:
         """Judges a text, see `Guard`. Of several labels the one with the most hits ends it."""
         probabilities, alarms = self._layout.probabilities(row), self._settings.alarms
         self._latest.append([probabilities[name] >= alarm for name, alarm in alarms.items()])
-        hits = dict(zip(alarms, map(sum, zip(*self._latest, strict=True)), strict=True))
+        past = self._latest.popleft() if len(self._latest) > self._settings.window else [False] * len(alarms)
+        self._hits = [count + new - old for count, new, old in zip(self._hits, self._latest[-1], past, strict=True)]
+        hits = dict(zip(alarms, self._hits, strict=True))
         self.label = max(hits, key=lambda name: hits[name])
         self.reason = stop_reason(self.label)
         return hits[self.label] >= self._settings.hits

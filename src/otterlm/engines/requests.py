@@ -179,7 +179,7 @@ class _Reader:
         if isinstance(value, str):
             try:
                 value = json.loads(value)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 example = '{"insult": 0.9}'
                 raise OtterError(
                     f"otter_alarm must be a probability, or JSON text such as {example}, got {shown(value)}"

@@ -57,7 +57,7 @@ def logit_transform(config: Any, family: Outline) -> tuple[float | None, float |
         OtterError: that is not known.
     """
     if not family.knows_logits:
-        raise OtterError(f"what {config.model_type!r} does to its logits is not known, and a contrast has to know it")
+        raise OtterError(f"what {config.model_type!r} does to its logits is not known, and has to be for this")
     factor, divisor = number(config, family.logit_multiplier), number(config, family.logit_divisor)
     if divisor is not None:
         factor = (1.0 if factor is None else factor) / divisor

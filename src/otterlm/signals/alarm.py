@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING
 
-from otterlm.checks import check_alarm, check_count
+from otterlm.checks import LARGEST_PATIENCE, check_alarm, check_count
 from otterlm.errors import OtterError
 from otterlm.signals.base import ClassConfig
 
@@ -76,8 +76,8 @@ def alarm_settings(
         alarms = {name: check_alarm(f"the alarm of {name}", value) for name, value in alarm.items()}
     else:
         alarms = dict.fromkeys(labels, check_alarm("alarm", alarm))
-    window = config.window if window is None else check_count("window", window)
-    hits = config.hits if hits is None else check_count("hits", hits)
+    window = config.window if window is None else check_count("window", window, most=LARGEST_PATIENCE)
+    hits = config.hits if hits is None else check_count("hits", hits, most=LARGEST_PATIENCE)
     if hits > window:
         raise OtterError(f"hits ({hits}) must not exceed the window ({window})")
     return AlarmSettings(alarms, hits, window)

@@ -66,6 +66,9 @@ async def score(state: Any, body: Any) -> Any:
         raise OtterError("give either input, a text or a list of texts, or messages, a dialogue or a list of dialogues")
     if unknown := [name for name in body if name not in FIELDS]:
         raise OtterError(f"unknown field {unknown[0]}; there are: {', '.join(FIELDS)}")
+    texts = body.get("input", "")
+    if not isinstance(texts, str) and not (isinstance(texts, list) and all(isinstance(each, str) for each in texts)):
+        raise OtterError("input must be a text or a list of texts")
     tokens = body.get("tokens", False)
     if not isinstance(tokens, bool):
         raise OtterError("tokens must be true or false")

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
+from otterlm.checks import LARGEST_PATIENCE
 from otterlm.errors import OtterError
 from otterlm.settings import check_settings, setting
 from otterlm.signals.base import Capability, SignalConfig
@@ -65,8 +66,10 @@ class GuardConfig(SignalConfig):
     spans: tuple[str, ...] = ()
     vocabulary_rank: int = setting(32, "Rank of each label's vocabulary head; 0 for none.", minimum=0)
     vocabulary_hidden: int = setting(256, "Hidden width of the vocabulary heads; 0 for linear ones.", minimum=0)
-    hits: int = setting(1, "The alarm rings when so many tokens of --window reach its probability.", minimum=1)
-    window: int = setting(1, "Latest tokens that the alarm looks at.", minimum=1)
+    hits: int = setting(
+        1, "The alarm rings when so many tokens of --window reach its probability.", minimum=1, maximum=LARGEST_PATIENCE
+    )
+    window: int = setting(1, "Latest tokens that the alarm looks at.", minimum=1, maximum=LARGEST_PATIENCE)
     calibrations: tuple[LabelCalibration, ...] = ()
     harmless_names: tuple[str, ...] = ()
 
