@@ -50,6 +50,10 @@ def test_titles_state_the_finding() -> None:
     assert figures.finding(ROWS, "gain", "higher") == "Gain: Otter, guidance 1.5; best rival: ARGS 1"
     assert figures.finding(ROWS, "time", "lower") == "Time: Otter, guidance 1.1; best rival: ARGS 2"
     assert figures.finding(ROWS[:2], "gain", "higher") == "Gain: Otter, guidance 1.5"
+    speeds = [{"method": name, "speed": speed} for name, speed in (("mine, 3 drafts", 1.4), ("Medusa", 1.1))]
+    found = figures.finding(speeds, "speed", "higher", ["mine, 3 drafts"])
+    assert found == "Speed: mine, 3 drafts 1.4; best rival: Medusa 1.1"
+    assert figures.look("mine, 3 drafts", ["mine, 3 drafts"], ["mine, 3 drafts"])["color"] == figures.OTTER
     assert [figures.is_otter(name) for name in ("guidance, sampled", "search", "best-of-4", "Otter")] == [1, 1, 0, 1]
 
 

@@ -3,6 +3,7 @@ row."""
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def test_lists_and_mappings() -> None:
     refused(lambda: marks(["safe", "insult"]), "safe says that there is no offence")
     refused(lambda: marks([[1]]), "a name or a whole number")
     for number in (math.inf, 10**400, 10**5000):
-        refused(lambda number=number: marks(number), "a name or a whole number")
+        refused(partial(marks, number), "a name or a whole number")
     refused(lambda: marks([math.nan]), "a name or a whole number")
     refused(lambda: marks("[insult"), "cannot be read")
 

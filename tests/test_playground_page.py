@@ -224,6 +224,15 @@ def test_other_sites_and_odd_paths_are_refused(server) -> None:
     for path in ("/../about.py", "/%2e%2e/about.py", "/nothing.js", "/server.py", "/static/page.js"):
         assert status(server, path) == 404
     assert status(server, "/nothing", {}) == 404
+    assert status(server, "/load", "x", **{"Content-Length": "-1"}) == 400
+    assert "no adapter {}" in json.loads(ask(server, "/load", {}))["error"]
+
+
+def test_half_of_a_character_is_one_line(server) -> None:
+    request = {name: value for name, value in REQUEST.items() if name != "turns"} | {"text": "a \ud800"}
+    (error,) = (json.loads(line) for line in ask(server, "/compare", request).splitlines())
+    assert (error["kind"], error["field"]) == ("error", "prompt")
+    assert "half of a character" in error["message"]
 
 
 def test_the_adapters_of_a_folder(tmp_path) -> None:
@@ -236,3 +245,6 @@ def test_the_adapters_of_a_folder(tmp_path) -> None:
         "good": tmp_path / "good",
         "smollm2_135m": tmp_path / "smollm2-135m",
     }
+    (tmp_path / "smollm2_135m").mkdir()
+    (tmp_path / "smollm2_135m" / "adapter_config.json").write_text("{}")
+    refused(lambda: adapter_folders(tmp_path), "smollm2-135m and smollm2_135m would both be 'smollm2_135m'")

@@ -22,6 +22,7 @@ from otterlm.training.data.packing import Example
 from otterlm.training.data.rows import PairRow, ScoredRow
 from otterlm.training.evaluation.detection import auc, roc
 from otterlm.training.evaluation.guard_reading import GuardReading
+from otterlm.training.evaluation.guard_summary import summarize_guard
 from otterlm.training.evaluation.scoring import Scored
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -153,7 +154,8 @@ def test_scored_texts_show_the_worst_first() -> None:
     scored = [Scored(Example(row, (10,), ((11, 12),), (score,)), ([0.0, reward],))
               for row, score, reward in ((0, 1.0, 1.0), (1, 2.0, 5.0), (2, 3.0, 0.0))]  # fmt: skip
     rows = {row: ScoredRow(dialogue("b c"), 1.0) for row in range(3)}
-    html = reward_page("texts", Reading(scored, rows, tokenizer(TEMPLATE), None, 9))
+    span = colour_range(None, [0.0, 1.0, 0.0, 5.0, 0.0, 0.0])
+    html = reward_page("texts", Reading(scored, rows, tokenizer(TEMPLATE), span, 9))
     assert re.findall(r"<h3>(Row \d)", html)[0] in ("Row 2", "Row 3")
     assert "standard deviations too" in html
     assert "Correlation" in html
@@ -169,7 +171,7 @@ def test_a_guards_page_names_labels_and_mistakes() -> None:
         return GuardReading(labelled, config, torch.tensor([[0.1], [probability]]), torch.zeros(2, 0))
 
     readings = [reading(0, True, 0.9), reading(1, False, 0.8), reading(2, False, 0.1), reading(3, None, 0.5)]
-    html = guard_page("labels", readings, tokenizer(TEMPLATE), 9)
+    html = guard_page("labels", readings, summarize_guard(readings), tokenizer(TEMPLATE), 9)
     order = re.findall(r"<h3>(Row \d)", html)
     assert (order[0], order[-1]) == ("Row 2", "Row 4")
     for words in ("Labelled rude", "Labelled harmless", "No label", "ROC curve", "AUC", "the alarm rings at token 2"):

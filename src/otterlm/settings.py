@@ -1,7 +1,7 @@
 """Makes and checks the fields of configurations.
 
 A field has a default, a help text that lives here alone, and a rule that its values follow. The command line makes its
-options from the fields, the playground its sliders, and engines what requests may ask for.
+options from the fields, the playground its fields, and engines what requests may ask for.
 """
 
 from collections.abc import Callable
@@ -34,8 +34,8 @@ def setting(
         help: a short text for the command line's help.
         minimum, maximum: of a whole number.
         check: the rule of anything else; see `check_settings`.
-        slider: lowest value, highest value and step where people choose with a slider. A default that lies outside is
-            what the slider's lowest value stands for.
+        slider: lowest value, highest value and step of the playground's field. With a default outside, an empty field
+            is not set.
         option: the option's name where the field's name would clash, such as `--draft-heads`.
         parse: makes the field's value from an option's text; None: the text is read as the field's type.
         advanced: whether the command line lists the option below those that most users need. Of a field that is a

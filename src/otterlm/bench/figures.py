@@ -4,7 +4,7 @@ intervals, and a title that states the finding. Each is written as SVG and as PN
 import functools
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,11 +82,11 @@ def is_otter(method: str) -> bool:
     return method.startswith("Otter") or method.split(",")[0] in STEERED
 
 
-def look(method: str, methods: Sequence[str]) -> dict[str, Any]:
-    """Returns the colour, the mark and the order of a method's marks."""
+def look(method: str, methods: Sequence[str], ours: Collection[str] = ()) -> dict[str, Any]:
+    """Returns the colour, the mark and the order of a method's marks; `ours` are methods of Otter's by other names."""
     marker = MARKERS[list(methods).index(method) % len(MARKERS)]
-    ours = is_otter(method)
-    return {"color": OTTER if ours else RIVAL, "marker": marker, "zorder": 4 if ours else 3}
+    otters = is_otter(method) or method in ours
+    return {"color": OTTER if otters else RIVAL, "marker": marker, "zorder": 4 if otters else 3}
 
 
 def bounds(row: Row, column: str) -> tuple[float, float] | None:
@@ -100,8 +100,11 @@ def bounds(row: Row, column: str) -> tuple[float, float] | None:
     return value - half, value + half
 
 
-def finding(rows: Sequence[Row], column: str, better: Better) -> str:
-    """Returns a title: the best of Otter's methods and the best rival by a column; the base is no rival."""
+def finding(rows: Sequence[Row], column: str, better: Better, ours: Collection[str] = ()) -> str:
+    """Returns a title: the best of Otter's methods and the best rival by a column; the base is no rival.
+
+    `ours` is as for `look`.
+    """
 
     def best(candidates: Sequence[Row]) -> str | None:
         there = [row for row in candidates if row[column] is not None and math.isfinite(row[column])]
@@ -110,8 +113,9 @@ def finding(rows: Sequence[Row], column: str, better: Better) -> str:
         row = (max if better == "higher" else min)(there, key=lambda row: row[column])
         return f"{row['method']} {row[column]:.3g}"
 
-    rivals = [row for row in rows if not is_otter(row["method"]) and row["method"] not in ("base", "the base")]
-    sides = (best([row for row in rows if is_otter(row["method"])]), best(rivals))
+    otters = [row for row in rows if is_otter(row["method"]) or row["method"] in ours]
+    rivals = [row for row in rows if row not in otters and row["method"] not in ("base", "the base")]
+    sides = best(otters), best(rivals)
     return f"{in_words(column).capitalize()}: " + "; best rival: ".join(side for side in sides if side is not None)
 
 
@@ -120,7 +124,15 @@ def in_words(column: str) -> str:
     return column.replace("_", " ")
 
 
-def scatter(axes: Any, rows: Sequence[Row], x: str, y: str, mark: str | None = None, along: str | None = None) -> None:
+def scatter(
+    axes: Any,
+    rows: Sequence[Row],
+    x: str,
+    y: str,
+    mark: str | None = None,
+    along: str | None = None,
+    ours: Collection[str] = (),
+) -> None:
     """Draws rows as marks, each labelled with its method, and with its intervals.
 
     Args:
@@ -129,12 +141,13 @@ def scatter(axes: Any, rows: Sequence[Row], x: str, y: str, mark: str | None = N
         x, y: the columns drawn against each other.
         mark: the column that sizes the marks, from 0 on; None: all alike.
         along: the column along which the marks of a method are joined by a line, and that labels them; None: no lines.
+        ours: see `look`.
     """
     largest = max((row[mark] for row in rows), default=0) if mark else 0
     methods = list(dict.fromkeys(row["method"] for row in rows))
     for method in methods:
         drawn = [row for row in rows if row["method"] == method and None not in (row[x], row[y])]
-        style = look(method, methods)
+        style = look(method, methods, ours)
         sizes = [36 + 360 * row[mark] / largest if mark and largest else 48 for row in drawn]
         axes.scatter([row[x] for row in drawn], [row[y] for row in drawn], s=sizes, alpha=0.85, **style)
         for row in drawn:

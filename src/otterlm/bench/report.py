@@ -4,6 +4,7 @@ import json
 import math
 import os
 import platform
+from collections.abc import Collection
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ def write(
     title: tuple[str, Better],
     mark: str | None = None,
     along: str | None = None,
+    ours: Collection[str] = (),
 ) -> None:
     """Writes `OUT/TASK.json`, with the machine, and the figure `OUT/TASK.svg` and `OUT/TASK.png`.
 
@@ -64,7 +66,7 @@ def write(
         settings: more that the numbers depend on.
         x, y: the columns drawn against each other.
         title: the column that the figure's title compares, and whether higher or lower is better.
-        mark, along: see `otterlm.bench.figures.scatter`.
+        mark, along, ours: see `otterlm.bench.figures.scatter`.
 
     Raises:
         OtterError: nothing can be written, or matplotlib is not installed; the JSON is written first.
@@ -74,6 +76,6 @@ def write(
     write_text(out / f"{task}.json", json.dumps(result, indent=2) + "\n")
     figure = figures.new_figure(7, 4.5)
     (axes,) = figures.new_axes(figure)
-    figures.scatter(axes, rows, x, y, mark, along)
-    figures.set_title(axes, figures.finding(rows, *title))
+    figures.scatter(axes, rows, x, y, mark, along, ours)
+    figures.set_title(axes, figures.finding(rows, *title, ours))
     figures.write_figure(out / f"{task}.png", figure)

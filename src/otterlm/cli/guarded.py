@@ -50,6 +50,7 @@ def show_report(report: dict[str, Any]) -> None:
             flagged = "flagged" if judged["flagged"] else "not flagged"
             print(f"{name}: the {part} is {flagged}: {judged['label']} {judged['probability']:.2f}")
     if report.get("rollbacks"):
-        print(f"went back {len(report['rollbacks'])} times: {', '.join(report['rollbacks'])}")
+        count = len(report["rollbacks"])
+        print(f"went back {'once' if count == 1 else f'{count} times'}: {', '.join(report['rollbacks'])}")
     if report["stopped"] is not None:
         print(f"stopped by the guard: {report['stopped']}")

@@ -32,7 +32,10 @@ def is_guard(config: OtterConfig, names: LabelNames) -> bool:
     """
     guard = isinstance(config.signal, GuardConfig)
     if not guard and names != LabelNames():
-        raise OtterError(f"--label-names, --harmless and columns are of a guard's data; this is a {config.signal.type}")
+        raise OtterError(
+            "--label-names, --harmless, --text-column and --label-column are for a guard, and this adapter is a "
+            f"{config.signal.type}: leave them out"
+        )
     return guard
 
 
@@ -110,24 +113,13 @@ def line(reading: GuardReading, tokenizer: PreTrainedTokenizerBase, tokens: bool
         row["spans"] = [
             [start, end, label]
             for label, threshold in config.span_thresholds.items()
-            for start, end in runs(reading.marked(label, threshold))
+            for start, end in reading.passages(label, threshold)
         ]
     if tokens:
         (response,) = reading.labelled.example.branches
         by_label = dict(zip(config.labels, reading.probabilities.T.tolist(), strict=True))
         row["tokens"] = {"text": [tokenizer.decode([token]) for token in response], "labels": by_label}
     return json.dumps(row, ensure_ascii=False) + "\n"
-
-
-def runs(offsets: set[int]) -> list[tuple[int, int]]:
-    """Joins character offsets to passages `[start, end)`."""
-    passages: list[tuple[int, int]] = []
-    for offset in sorted(offsets):
-        if passages and passages[-1][1] == offset:
-            passages[-1] = passages[-1][0], offset + 1
-        else:
-            passages.append((offset, offset + 1))
-    return passages
 
 
 def in_words(summary: dict[str, Any]) -> list[str]:

@@ -62,12 +62,14 @@ def adapter_folders(folder: Path) -> dict[str, Path]:
     """Returns the adapters inside a folder, by the names of their folders, made identifiers.
 
     Raises:
-        OtterError: there is none.
+        OtterError: there is none, or two have the same name.
     """
-    folders = {
-        re.sub(r"^(?=\d)|\W", "_", each.parent.name): each.parent
-        for each in sorted(folder.expanduser().glob(f"*/{CONFIG}"))
-    }
+    folders: dict[str, Path] = {}
+    for each in sorted(folder.expanduser().glob(f"*/{CONFIG}")):
+        name = re.sub(r"^(?=\d)|\W", "_", each.parent.name)
+        if name in folders:
+            raise OtterError(f"--folder {folder}: {folders[name].name} and {each.parent.name} would both be {name!r}")
+        folders[name] = each.parent
     if not folders:
         raise OtterError(f"--folder {folder} holds no adapters: each is a folder with {CONFIG}")
     return folders

@@ -19,6 +19,7 @@ from otterlm.cli.pages.guards import guard_page
 from otterlm.cli.pages.rewards import Reading, reward_page
 from otterlm.cli.scored import score_rows
 from otterlm.cli.terminal import print_json
+from otterlm.colour import colour_range
 from otterlm.errors import OtterError
 from otterlm.files import write_text
 from otterlm.training.data.labels import LabelNames
@@ -68,9 +69,9 @@ def command(
         readings, tokenizer = read_data(what, base, folder, name, config, machine)
         if out is not None:
             write_text(out, "".join(labelled.line(each, tokenizer, tokens) for each in readings))
-        if html is not None:
-            write_text(html, guard_page(f"{Path(data).name}, scored", readings, tokenizer, limits.response))
         measured = summarize_guard(readings)
+        if html is not None:
+            write_text(html, guard_page(f"{Path(data).name}, scored", readings, measured, tokenizer, limits.response))
         print_json(measured) if as_json else print("\n".join(labelled.in_words(measured)))
         return
     everything = read_rows(data)
@@ -83,7 +84,9 @@ def command(
         write_text(out, "".join(json.dumps(_line(row, tokenizer, tokens), ensure_ascii=False) + "\n" for row in scored))
     if html is not None:
         by_number = dict(zip(numbers, rows, strict=True))
-        shown = Reading(scored, by_number, tokenizer, config.signal.typical_range, limits.response)
+        values = [value for row in scored for rewards in row.rewards for value in rewards]
+        span = colour_range(config.signal.typical_range, values)
+        shown = Reading(scored, by_number, tokenizer, span, limits.response)
         write_text(html, reward_page(f"{Path(data).name}, scored", shown))
     if as_json:
         print_json(summary)

@@ -65,7 +65,7 @@ class Server(ThreadingHTTPServer):
             OtterError: there is no such adapter, or it does not fit.
         """
         with self._loading:
-            if name not in self.folders or name in self.session.signals:
+            if not isinstance(name, str) or name not in self.folders or name in self.session.signals:
                 raise OtterError(f"there is no adapter {name!r} to load")
             self.session.load(name, self.folders[name])
 
@@ -97,13 +97,13 @@ class Handler(BaseHTTPRequestHandler):
         if not self._is_ours() or self.headers.get_content_type() != "application/json":
             self.send_error(HTTPStatus.FORBIDDEN)
             return
-        length = int(self.headers.get("Content-Length") or 0)
-        if length > LONGEST:
+        length = self.headers.get("Content-Length") or "0"
+        if length.isdecimal() and int(length) > LONGEST:
             self.send_error(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
             return
         try:
-            body = json.loads(self.rfile.read(length))
-        except ValueError:
+            body = json.loads(self.rfile.read(int(length)) if length.isdecimal() else b"")
+        except (ValueError, RecursionError):
             self.send_error(HTTPStatus.BAD_REQUEST)
             return
         if self.path == "/compare":

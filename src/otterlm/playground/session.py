@@ -28,6 +28,7 @@ from otterlm.playground.growth import Growth, Guided
 from otterlm.playground.problems import blame
 from otterlm.playground.responses import Response
 from otterlm.signals.base import Capability, SignalConfig
+from otterlm.training.data.conversations import clean
 from otterlm.training.data.tokens import prompt_tokens
 
 STOP, GUARD = intervention_type("stop"), intervention_type("guard")
@@ -197,6 +198,7 @@ class Session:
         if not text.strip():
             raise OtterError("the prompt is empty")
         if isinstance(prompt, str):
+            clean(prompt, "the prompt")  # refuses half of a character; the text is encoded as it is
             tokens: list[int] = self._tokenizer.encode(prompt)
         else:
             tokens = prompt_tokens(prompt, self._tokenizer)

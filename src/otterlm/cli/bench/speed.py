@@ -52,13 +52,15 @@ def command(
         limit, max_new_tokens = 2, 24
     if limit is not None and limit < len(prompts):
         prompts = [prompts[index * len(prompts) // limit] for index in range(limit)]
-    methods = methods_of(machine.load(base), named_adapters(adapter), medusa, sizes, confidence or [0.0])
+    adapters = named_adapters(adapter)
+    methods = methods_of(machine.load(base), adapters, medusa, sizes, confidence or [0.0])
     lines = None if out is None else out / "speed.jsonl"
     rows = [row.to_dict() for row in measure(methods, load_tokenizer(base), prompts, max_new_tokens, path=lines)]
     if out is not None:
         used = {"base": base, "data": data, "max_new_tokens": max_new_tokens}
         drawn = "speed_over_base", "acceptance_length"
-        report.write(out, "speed", rows, used, *drawn, ("speed_over_base", "higher"), "extra_parameters")
+        ours = [row["method"] for row in rows if row["method"].partition(",")[0] in adapters]
+        report.write(out, "speed", rows, used, *drawn, ("speed_over_base", "higher"), "extra_parameters", ours=ours)
     if as_json:
         print_json({"rows": rows, "machine": report.machine()})
         return

@@ -13,15 +13,22 @@ from otterlm.report.page import Figure, Part, Row, Scale, Text, page
 from otterlm.training.data.labels import Marks
 from otterlm.training.evaluation.detection import roc
 from otterlm.training.evaluation.guard_reading import GuardReading
-from otterlm.training.evaluation.guard_summary import is_offence, summarize_guard
+from otterlm.training.evaluation.guard_summary import is_offence
 
 
-def guard_page(title: str, readings: Sequence[GuardReading], tokenizer: PreTrainedTokenizerBase, limit: int) -> str:
+def guard_page(
+    title: str,
+    readings: Sequence[GuardReading],
+    summary: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int,
+) -> str:
     """Returns the page as HTML.
 
     Args:
         title: of the page.
         readings: the texts, with what the guard says of them.
+        summary: of the readings, see `summarize_guard`.
         tokenizer: the base's.
         limit: tokens of a response.
     """
@@ -33,7 +40,7 @@ def guard_page(title: str, readings: Sequence[GuardReading], tokenizer: PreTrain
         _row(each, truth, score, tokenizer, limit) for each, truth, score in zip(readings, truths, scores, strict=True)
     ]
     known = [(score, truth) for score, truth in zip(scores, truths, strict=True) if truth is not None]
-    part = Part("Labelled texts", _facts(summarize_guard(readings)), _figures(known), rows)
+    part = Part("Labelled texts", _facts(summary), _figures(known), rows)
     span = Scale(0.0, 1.0, "Probability that the text so far is harmless.", ("offence", "harmless"))
     return page(title, span, (part,))
 

@@ -13,7 +13,7 @@ from otterlm.report.charts import Axes, curve, histogram
 from otterlm.report.page import Figure, Part, Row, Scale, Text, page, signed
 from otterlm.training.data.rows import PairRow
 from otterlm.training.data.rows import Row as DataRow
-from otterlm.training.evaluation.scoring import Scored, correlations, summarize, wilson_interval
+from otterlm.training.evaluation.scoring import Scored, correlations, index_at, summarize, wilson_interval
 
 PERCENTS = tuple(range(10, 101, 10))
 """Parts of the responses after which they are judged."""
@@ -27,14 +27,14 @@ class Reading:
         scored: the rows' rewards.
         rows: the rows, by their numbers.
         tokenizer: the base's.
-        typical: the signal's range, see `SignalConfig.typical_range`.
+        range: of the colours, see `otterlm.colour.colour_range`.
         limit: tokens of a response.
     """
 
     scored: Sequence[Scored]
     rows: Mapping[int, DataRow]
     tokenizer: PreTrainedTokenizerBase
-    typical: tuple[float, float] | None
+    range: tuple[float, float]
     limit: int
 
     def text(self, each: Scored, side: int, name: str, good: bool | None = None) -> Text:
@@ -42,12 +42,6 @@ class Reading:
         response, rewards = each.example.responses[side], each.rewards[side]
         coloured = coloured_html(self.tokenizer, response, rewards, *self.range)
         return Text(name, signed(rewards[-1]), coloured, cut(response, self.limit), good)
-
-    @property
-    def range(self) -> tuple[float, float]:
-        """Returns the range of the colours."""
-        values = [value for each in self.scored for rewards in each.rewards for value in rewards]
-        return colour_range(self.typical, values)
 
 
 def reward_page(title: str, reading: Reading) -> str:
@@ -121,12 +115,10 @@ def _texts(reading: Reading, texts: Sequence[Scored]) -> Part:
     axes = Axes((0.0, 1.0), (lowest, 1.0), ("part of the text read", "correlation"), (True, False))
     finals = [value[-1] for each in texts for value in each.rewards]
     scores = [score for each in texts for score in each.example.scores]
-    expected = dict(zip(map(id, texts), _chunks(_standard(finals), texts), strict=True))
-    wanted = dict(zip(map(id, texts), _chunks(_standard(scores), texts), strict=True))
+    gaps = [reward - score for reward, score in zip(_standard(finals), _standard(scores), strict=True)]
     rows = []
-    for each in texts:
-        gaps = [a - b for a, b in zip(expected[id(each)], wanted[id(each)], strict=True)]
-        worst = max(gaps, key=abs)
+    for each, of_text in zip(texts, _chunks(gaps, texts), strict=True):
+        worst = max(of_text, key=abs)
         row: Any = reading.rows[each.example.row]
         rows.append(
             Row(
@@ -164,7 +156,7 @@ def _accuracy(pairs: Sequence[Scored], percent: int) -> float:
     """Returns the accuracy after so many percent of both responses; a tie counts half."""
     total = 0.0
     for each in pairs:
-        chosen, rejected = (values[max(1, len(values) * percent // 100) - 1] for values in each.rewards)
+        chosen, rejected = (values[index_at(len(values), percent)] for values in each.rewards)
         total += 0.5 if chosen == rejected else float(chosen > rejected)
     return total / len(pairs)
 

@@ -121,13 +121,15 @@ async function compare() {
   form.showError(null, "");
   const request = form.request();
   busy(true);
+  let whole = false;
   try {
     for await (const event of compared(request, mine.signal)) {
+      whole ||= event.kind === "end" || event.kind === "error";
       if (event.kind === "error") form.showError(event.field, event.message);
       else if (event.kind === "start") begin(request, about.adapters, event.sides, false);
       else take(event);
     }
-    find("status").textContent = "";
+    find("status").textContent = whole ? "" : "The comparison broke off: see the server's terminal.";
   } catch (error) {
     if (mine !== leaving) return; // another comparison took its turn
     find("status").textContent = error.name === "AbortError" ? "Stopped." : `The server does not answer: ${error.message}`;

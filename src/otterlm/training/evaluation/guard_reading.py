@@ -54,12 +54,17 @@ class GuardReading:
         indices = ringing.any(dim=0).nonzero()
         return int(indices[0]) if len(indices) else None
 
-    def marked(self, label: str, threshold: float) -> set[int]:
-        """Returns the characters of the response that stand in passages of a label, without white space around them."""
+    def passages(self, label: str, threshold: float) -> list[tuple[int, int]]:
+        """Returns the passages of a label, `[start, end)` characters of the response, without white space around."""
         characters, text = self.labelled.characters or (), self.labelled.row.text.response
         column = self.spans[:, self.config.spans.index(label)].tolist()
         inside = [each for each, value in zip(characters, column, strict=True) if value >= threshold]
-        return {index for start, end in _joined(inside) for index in _trimmed(text, start, end)}
+        trimmed = [_trimmed(text, start, end) for start, end in _joined(inside)]
+        return [(start, end) for start, end in trimmed if start < end]
+
+    def marked(self, label: str, threshold: float) -> set[int]:
+        """Returns the characters of the response that stand in passages of a label."""
+        return {index for start, end in self.passages(label, threshold) for index in range(start, end)}
 
     def first_inside(self) -> int | None:
         """Returns the index of the first token that is inside a marked passage."""
@@ -90,12 +95,12 @@ def _joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     return runs
 
 
-def _trimmed(text: str, start: int, end: int) -> range:
+def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
     while start < end and text[start].isspace():
         start += 1
     while start < end and text[end - 1].isspace():
         end -= 1
-    return range(start, end)
+    return start, end
 
 
 @torch.no_grad()

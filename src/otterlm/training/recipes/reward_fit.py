@@ -85,16 +85,16 @@ def learn_to_steer(
 
 
 def fit_heads(
-    model: OtterModel, heads: Sequence[Any], examples: Sequence[Example], candidates: int, places: int, seed: int
+    model: OtterModel, heads: Sequence[Any], examples: Sequence[Example], candidates: int, positions: int, seed: int
 ) -> list[tuple[float, float]]:
     """Fits vocabulary heads to the base's plausible next tokens.
 
     Args:
         model: the base with the trained adapter.
         heads: of the adapter, one for each number of its signal.
-        examples: places of their responses are what the heads are fitted to.
-        candidates, places: how many, see `read_steps`.
-        seed: of the places.
+        examples: positions of their responses are what the heads are fitted to.
+        candidates, positions: how many, see `read_steps`.
+        seed: of the positions.
 
     Returns:
         What `fit_vocabulary` gives, of each head. Nothing where there are no heads, `candidates` is 0, or the base
@@ -102,7 +102,7 @@ def fit_heads(
     """
     if not heads or not candidates or not model.family.branches:
         return []
-    followed, likely = read_steps(model, examples, candidates, places, seed)
+    followed, likely = read_steps(model, examples, candidates, positions, seed)
     unembedding = weight_of(model.base_model.get_output_embeddings())
     return [
         fit_vocabulary(head, unembedding, followed.of(number), likely.of(number), FitConfig(seed=seed))
