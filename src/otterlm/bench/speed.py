@@ -129,7 +129,7 @@ def methods_of(
             methods[f"{name}, {_label(size, confidence)}"] = SpeedMethod(model, loop, extra, depends)
             if size is not None:
                 alone = {"custom_generate": SpeculativeDecoding(size, confidence=confidence, lookup=False)}
-                label = f"{name}, {_label(size, confidence)} of the heads alone"
+                label = f"{name}, {_label(size, confidence)} without lookup"
                 methods[label] = SpeedMethod(model, alone, extra, depends)
     if medusa is not None:
         heads, accuracy = _medusa(base, medusa)

@@ -204,6 +204,7 @@ class _Passes:
         self._longest = context_length(model.config) or torch.iinfo(torch.long).max
         self._deferred = deferred
         self._settings = settings
+        self._turned = TransposedLinear(model, model.base_model)
 
     def plain(self, tokens: Tensor) -> Any:
         """Reads one token of each row, `[B, 1]`, as the base does it."""
@@ -219,7 +220,7 @@ class _Passes:
     def verify(self, drafts: Tensor, tree: DraftTree) -> Any:
         """Reads a tree of tokens, `[B, N]`."""
         depths = torch.tensor(tree.depths, device=drafts.device)
-        with TransposedLinear() if len(tree) > 1 else nullcontext():
+        with self._turned if len(tree) > 1 else nullcontext():
             return self._model(
                 input_ids=drafts,
                 attention_mask=tree_mask(self.seen.bool(), tree.ancestors, self._model.base_model.dtype),
