@@ -48,7 +48,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "distribution alone": {"distribution": 1.0},
     "shared, distribution": {"shared": True, "distribution": 0.5},
     "wider heads": {"width": 1024},
-    "wider stream": {"hidden_size": 256, "intermediate_size": 512},
+    "wider stream": {"hidden_size": 128, "intermediate_size": 256},
     "all tokens": {"vocabulary_size": ALL},
 }
 MEDUSA = "medusa"
@@ -157,6 +157,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--record", action="store_true", help="store the base's numbers; 66 KB a token of ten layers")
+    parser.add_argument("--recorded", type=int, help="tokens that the recording holds; by default the most of --tokens")
     arguments = parser.parse_args()
     unknown = set(arguments.variants) - {*VARIANTS, MEDUSA}
     if unknown:
@@ -168,7 +169,7 @@ def main() -> None:
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0)).tolist()
     examples = [examples[index] for index in order]
     fitted, held = examples[: -arguments.held], examples[-arguments.held :]
-    arguments.recorded = first(fitted, max(arguments.tokens))
+    arguments.recorded = first(fitted, arguments.recorded or max(arguments.tokens))
     for name in arguments.variants:
         rows = []
         for wanted in arguments.tokens:
