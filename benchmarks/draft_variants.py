@@ -116,7 +116,12 @@ def run(
     if result.exists():
         saved: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
         return saved
-    how = TrainingConfig(arguments.epochs, arguments.batch_size, arguments.learning_rate, patience=100)
+    how = TrainingConfig(
+        epochs=arguments.epochs,
+        batch_size=arguments.batch_size,
+        learning_rate=arguments.learning_rate,
+        patience=100,
+    )
     config, learning = design("heads" if name == MEDUSA else name, arguments.layers)
     torch.manual_seed(0)
     model = OtterModel(base, config).train()

@@ -17,7 +17,7 @@ from otterlm.signals.draft.config import DraftConfig
 
 
 def matched(text: list[int]) -> tuple[int, int]:
-    """Searches the text itself: the place after the latest match of the most last tokens, and how many they are."""
+    """Searches the text itself: the index after the latest match of the most last tokens, and how many they are."""
     for length in range(min(LONGEST, len(text) - 1), 0, -1):
         for start in range(len(text) - length - 1, -1, -1):
             if text[start : start + length] == text[-length:]:
@@ -30,15 +30,15 @@ def test_it_copies_what_followed_the_longest_latest_match(text, prompt, count) -
     lookup = Lookup(text[:prompt])
     right, seen = [PRIOR * share for share in RIGHT], [PRIOR] * LONGEST
     for index in range(prompt, len(text)):
-        place, length = matched(text[:index])
+        after, length = matched(text[:index])
         if length:
-            right[length - 1] += text[place] == text[index]
+            right[length - 1] += text[after] == text[index]
             seen[length - 1] += 1
         lookup.append(text[index])
-    place, length = matched(text)
+    after, length = matched(text)
     longer = list(text)  # a copy of a copy, where the match reaches the end
     for offset in range(count):
-        longer.append(longer[place + offset] if length else 0)
+        longer.append(longer[after + offset] if length else 0)
     expected = [
         (longer[len(text) + offset], right[min(length + offset, LONGEST) - 1] / seen[min(length + offset, LONGEST) - 1])
         for offset in range(count if length else 0)

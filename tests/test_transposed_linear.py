@@ -62,7 +62,7 @@ def test_layers_of_another_kind_are_left_alone() -> None:
         pass
 
     replaced = nn.Linear(4, 5)
-    replaced.forward = lambda inputs: inputs  # type: ignore[method-assign]
+    replaced.forward = lambda inputs: inputs  # type: ignore[assignment, method-assign]
     other = Quantised(4, 5)
     inputs = torch.randn(3, 4)
     with TransposedLinear(replaced, other):

@@ -27,7 +27,7 @@ class Lookup:
 
     def __init__(self, prompt: Iterable[int]) -> None:
         self._tokens: list[int] = []
-        self._followed: dict[tuple[int, ...], int] = {}  # the latest place after each run of tokens
+        self._followed: dict[tuple[int, ...], int] = {}  # what came last after each run of tokens, by index
         self._right = [PRIOR * share for share in RIGHT]
         self._seen = [PRIOR] * LONGEST
         for token in prompt:
@@ -35,9 +35,9 @@ class Lookup:
 
     def append(self, token: int) -> None:
         """Reads the next token, and learns whether the lookup had it right."""
-        place, length = self._match()
+        following, length = self._match()
         if length:
-            self._right[length - 1] += self._tokens[place] == token
+            self._right[length - 1] += self._tokens[following] == token
             self._seen[length - 1] += 1
         self._add(token)
 
@@ -47,10 +47,10 @@ class Lookup:
         Each has the chance that it is right where those before it were; a match grows with every right token. A match
         that reaches the end of the text goes on with what it has copied.
         """
-        place, length = self._match()
+        following, length = self._match()
         copied: list[tuple[int, float]] = []
         for offset in range(count if length else 0):
-            index, reached = place + offset, min(length + offset, LONGEST) - 1
+            index, reached = following + offset, min(length + offset, LONGEST) - 1
             token = self._tokens[index] if index < len(self._tokens) else copied[index - len(self._tokens)][0]
             copied.append((token, self._right[reached] / self._seen[reached]))
         return copied
@@ -62,11 +62,11 @@ class Lookup:
             self._followed[tuple(self._tokens[end - length : end])] = end
 
     def _match(self) -> tuple[int, int]:
-        """Returns the place after the latest match of the most last tokens, and how many they are; 0: none."""
+        """Returns the index after the latest match of the most last tokens, and how many they are; 0: none."""
         for length in range(min(LONGEST, len(self._tokens)), 0, -1):
-            place = self._followed.get(tuple(self._tokens[-length:]))
-            if place is not None:
-                return place, length
+            following = self._followed.get(tuple(self._tokens[-length:]))
+            if following is not None:
+                return following, length
         return 0, 0
 
 
