@@ -48,7 +48,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "distribution alone": {"distribution": 1.0},
     "shared, distribution": {"shared": True, "distribution": 0.5},
     "wider heads": {"width": 1024},
-    "wider stream": {"hidden_size": 256, "intermediate_size": 512},
+    "wider stream": {"hidden_size": 128, "intermediate_size": 256},
     "all tokens": {"vocabulary_size": ALL},
 }
 MEDUSA = "medusa"
@@ -116,7 +116,12 @@ def run(
     if result.exists():
         saved: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
         return saved
-    how = TrainingConfig(arguments.epochs, arguments.batch_size, arguments.learning_rate, patience=100)
+    how = TrainingConfig(
+        epochs=arguments.epochs,
+        batch_size=arguments.batch_size,
+        learning_rate=arguments.learning_rate,
+        patience=100,
+    )
     config, learning = design("heads" if name == MEDUSA else name, arguments.layers)
     torch.manual_seed(0)
     model = OtterModel(base, config).train()
@@ -157,6 +162,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--record", action="store_true", help="store the base's numbers; 66 KB a token of ten layers")
+    parser.add_argument("--recorded", type=int, help="tokens that the recording holds; by default the most of --tokens")
     arguments = parser.parse_args()
     unknown = set(arguments.variants) - {*VARIANTS, MEDUSA}
     if unknown:
@@ -168,7 +174,7 @@ def main() -> None:
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0)).tolist()
     examples = [examples[index] for index in order]
     fitted, held = examples[: -arguments.held], examples[-arguments.held :]
-    arguments.recorded = first(fitted, max(arguments.tokens))
+    arguments.recorded = first(fitted, arguments.recorded or max(arguments.tokens))
     for name in arguments.variants:
         rows = []
         for wanted in arguments.tokens:

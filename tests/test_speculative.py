@@ -107,6 +107,15 @@ def counted(otter: OtterModel, passes: list[int]):
         del passes[0]
 
 
+@pytest.mark.parametrize("drafts", [1, 2, 4, 9])
+def test_a_step_verifies_so_many_drafts_at_most(trained, drafts) -> None:
+    passes: list[Any] = []
+    with counted(trained, passes):
+        output = generate(trained, custom_generate=SpeculativeDecoding(drafts))
+    assert torch.equal(output, generate(trained.base_model))
+    assert max(passes) == 1 + drafts
+
+
 @pytest.mark.parametrize("confidence", [0.0, 0.2, 0.45])
 def test_the_tree_holds_what_is_likely(trained, confidence) -> None:
     """Node by node: its chance is that of a path of guesses, each head's after the guesses before it."""
@@ -285,9 +294,10 @@ def test_what_cannot_be_drafted_is_refused(trained) -> None:
 def test_the_tree_is_shaped_by_what_was_measured(trained) -> None:
     otter = drafting(accuracy=((0.5, 0.3), (0.4,), (0.1,)))
     tree = SpeculativeDecoding(drafts=3)._policy(otter, 1).tree
-    assert tree == DraftTree((-1, 0, 0, 1), (0, 0, 1, 0))  # 0.5, 0.3, then 0.5 * 0.4
+    assert tree == DraftTree((-1, 0, 0, 1, 2, 3, 4), (0, 0, 1, 0, 0, 0, 0))  # all that the measured guesses can make
+    assert DraftTree.best(((0.5, 0.3), (0.4,), (0.1,)), 3) == DraftTree((-1, 0, 0, 1), (0, 0, 1, 0))
     assert all(len(row) == 16 and sum(row) <= 1.001 for row in trained.accuracy)
-    assert SpeculativeDecoding(drafts=9)._policy(drafting(), 1).tree == DraftTree.chain(3)
+    assert SpeculativeDecoding(drafts=9)._policy(drafting(), 1).tree == DraftTree.chain(9)  # 6 for the lookup alone
 
 
 def expected_length(tree: DraftTree, accuracy) -> float:

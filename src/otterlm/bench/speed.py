@@ -127,6 +127,10 @@ def methods_of(
             loop = {"custom_generate": SpeculativeDecoding(size, confidence=confidence)}
             depends = {"adapter": of_weights(adapter)}
             methods[f"{name}, {_label(size, confidence)}"] = SpeedMethod(model, loop, extra, depends)
+            if size is not None:
+                alone = {"custom_generate": SpeculativeDecoding(size, confidence=confidence, lookup=False)}
+                label = f"{name}, {_label(size, confidence)} without lookup"
+                methods[label] = SpeedMethod(model, alone, extra, depends)
     if medusa is not None:
         heads, accuracy = _medusa(base, medusa)
         for size, confidence in product([size or MEDUSA_DRAFTS for size in drafts], confidences):

@@ -13,6 +13,7 @@ from torch import Tensor
 from otterlm.decoding.draft_growth import Growth, propose
 from otterlm.decoding.draft_tree import DraftTree
 from otterlm.decoding.experience import SHORTEST, Experience
+from otterlm.decoding.lookup import Copies
 from otterlm.decoding.pass_costs import MOST, PassCosts
 from otterlm.signals.draft.head import Drafter
 
@@ -37,11 +38,13 @@ class DraftPolicy(Protocol):
     tree: DraftTree
     rests: bool
 
-    def propose(self, drafter: Drafter, state: Tensor, root: Tensor, running: Tensor) -> tuple[Tensor, DraftTree]:
+    def propose(
+        self, drafter: Drafter, state: Tensor, root: Tensor, running: Tensor, copies: Copies | None = None
+    ) -> tuple[Tensor, DraftTree]:
         """Drafts after a decided token.
 
         Args:
-            drafter, state, root: see `otterlm.decoding.draft_growth.Growth`.
+            drafter, state, root, copies: see `otterlm.decoding.draft_growth.Growth`.
             running: `[B]` bool, the rows that have not ended.
 
         Returns:
@@ -53,11 +56,11 @@ class DraftPolicy(Protocol):
 
 
 class FixedDrafts:
-    """The policy is that every step verifies the same tree, or those of its nodes that have a chance.
+    """The policy is that every step verifies the same tree of the heads' guesses, or its nodes that have a chance.
 
     Args:
         tree: the nodes.
-        confidence: see `propose`.
+        confidence: see `otterlm.decoding.draft_growth.propose`.
     """
 
     rests = False
@@ -66,12 +69,61 @@ class FixedDrafts:
         self.tree = tree
         self._confidence = confidence
 
-    def propose(self, drafter: Drafter, state: Tensor, root: Tensor, running: Tensor) -> tuple[Tensor, DraftTree]:
+    def propose(
+        self, drafter: Drafter, state: Tensor, root: Tensor, running: Tensor, copies: Copies | None = None
+    ) -> tuple[Tensor, DraftTree]:
         """Drafts, see `DraftPolicy`."""
         return propose(drafter, state, root, self.tree, self._confidence)
 
     def learn(self, accepted: Sequence[int], seconds: float) -> None:
         """Learns nothing."""
+
+
+class LikeliestDrafts:
+    """The policy is that every step verifies so many drafts, the likeliest (EAGLE-2, arXiv 2406.16858).
+
+    Args:
+        drafts: how many at most.
+        accuracy, heads, guesses, confidence: see `DraftsThatPay`.
+    """
+
+    rests = False
+
+    def __init__(
+        self, drafts: int, accuracy: Sequence[Sequence[float]], heads: int, guesses: int, confidence: float = 0.0
+    ) -> None:
+        self.tree = pool([row[:guesses] for row in accuracy], heads, drafts)
+        self._drafts = drafts
+        self._confidence = confidence
+
+    def propose(
+        self, drafter: Drafter, state: Tensor, root: Tensor, running: Tensor, copies: Copies | None = None
+    ) -> tuple[Tensor, DraftTree]:
+        """Drafts, see `DraftPolicy`."""
+        growth = Growth(drafter, state, root, self.tree, copies)
+        chances: dict[int, float] = {}
+        chosen: list[int] = []
+        while growth.parents:
+            # Of what follows a node nothing is likelier than the node.
+            least = chances[chosen[-1]] if len(chosen) == self._drafts else 0.0
+            growth.grow(max(self._confidence, least))
+            chances = {node: float(chance[running].mean()) for node, chance in growth.chances.items() if node}
+            chosen = sorted(chances, key=lambda node: (-chances[node], node))[: self._drafts]
+        return growth.only([0, *chosen])
+
+    def learn(self, accepted: Sequence[int], seconds: float) -> None:
+        """Learns nothing."""
+
+
+def pool(accuracy: Sequence[Sequence[float]], heads: int, drafts: int = MOST - 1) -> DraftTree:
+    """Returns the tree that the drafts of a step are chosen from: what is likely by the heads, and a longer chain.
+
+    Args:
+        accuracy, heads: see `DraftsThatPay`.
+        drafts: at most so many of its nodes are verified.
+    """
+    tree = DraftTree.best(accuracy, max(POOL, drafts)) if accuracy else DraftTree.chain(min(heads, drafts))
+    return tree.longer(drafts)
 
 
 class DraftsThatPay:
@@ -99,7 +151,7 @@ class DraftsThatPay:
         confidence: float = 0.0,
     ) -> None:
         accuracy = [row[:guesses] for row in accuracy]
-        self.tree = DraftTree.best(accuracy, POOL) if accuracy else DraftTree.chain(min(heads, MOST - 1))
+        self.tree = pool(accuracy, heads)
         self.rests = False
         self._accuracy = [row[0] for row in accuracy] or [1.0] * heads
         self._costs = costs
@@ -117,9 +169,11 @@ class DraftsThatPay:
         """Returns how many drafts were right for each that the heads expected to be."""
         return self._accepted / self._expected
 
-    def propose(self, drafter: Drafter, state: Tensor, root: Tensor, running: Tensor) -> tuple[Tensor, DraftTree]:
+    def propose(
+        self, drafter: Drafter, state: Tensor, root: Tensor, running: Tensor, copies: Copies | None = None
+    ) -> tuple[Tensor, DraftTree]:
         """Drafts, see `DraftPolicy`."""
-        growth = Growth(drafter, state, root, self.tree)
+        growth = Growth(drafter, state, root, self.tree, copies)
         chances: dict[int, float] = {}
         while True:
             count, rate = self._best(list(chances.values()), growth.depth)
@@ -158,14 +212,17 @@ class DraftsThatPay:
     def _hoped(self, growth: Growth, chances: dict[int, float]) -> list[float]:
         """Returns the chances that the best guesses of the next level may have.
 
-        A head is as often right as it was measured to be, or as sure as the one before it is now.
+        A head is as often right as it was measured to be, or as sure as the one before it is now. A copy has the
+        lookup's chance.
         """
         hoped = []
         for node in growth.parents:
             chance = chances.get(node, 1.0)
             before = chances.get(self.tree.parents[node], 1.0)
             sure = chance / before if node and before else 0.0
-            hoped.append(chance * max(self._accuracy[growth.depth], sure))
+            head = max(self._accuracy[growth.depth], sure) if growth.depth < len(self._accuracy) else 0.0
+            copied = growth.copied(node)
+            hoped.append(chance * (copied + (1 - copied) * head))
         return hoped
 
     def _least(self, rate: float) -> float:

@@ -67,6 +67,15 @@ class DraftTree:
                 heapq.heappush(open_nodes, (chance * accuracy[depth][0], node, 0))
         return cls(tuple(parents), tuple(ranks))
 
+    def longer(self, depth: int) -> "DraftTree":
+        """Returns the tree with its chain of best guesses continued to this depth, if it is shorter."""
+        end = 0
+        while best := [child for child in self.children[end] if self.ranks[child] == 0]:
+            end = best[0]
+        more = range(max(0, depth - self.depths[end]))
+        parents = [end if not index else len(self) + index - 1 for index in more]
+        return DraftTree((*self.parents, *parents), (*self.ranks, *(0 for _ in more)))
+
     def only(self, nodes: Sequence[int]) -> "DraftTree":
         """Returns the tree of some of its nodes, in their order: the root, and no node without its parent."""
         if len(nodes) == len(self):

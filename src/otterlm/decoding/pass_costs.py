@@ -117,6 +117,7 @@ def measure(model: OtterModel, adapter_name: str, rows: int) -> PassCosts:
     prompt = {"input_ids": ids, "attention_mask": _mask(ids, 0), "logits_to_keep": 1}
     drafter: Any = model(**prompt, past_key_values=cache).signals[adapter_name]
     deferred = DeferredStream(model, adapter_name)
+    turned = TransposedLinear(model, model.base_model)
     deferred.run(**prompt, past_key_values=alone)
 
     def plain() -> None:
@@ -125,7 +126,7 @@ def measure(model: OtterModel, adapter_name: str, rows: int) -> PassCosts:
 
     def tree(size: int) -> None:
         shape = DraftTree.chain(size - 1)
-        with TransposedLinear() if size > 1 else nullcontext():
+        with turned if size > 1 else nullcontext():
             model(
                 input_ids=ids[:, :size],
                 attention_mask=tree_mask(_mask(ids, 0).bool(), shape.ancestors, model.base_model.dtype),

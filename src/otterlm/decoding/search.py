@@ -75,13 +75,14 @@ class CandidateSearch(Loop):
         logits, seen, position = prompt.output.logits[:, -1], prompt.seen, prompt.position  # [B, V], [B, P], [B]
         unfinished = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
         pad = run.config._pad_token_tensor
+        turned = TransposedLinear(model, model.base_model)
         rewards: list[Tensor] = []
         weight = self.weight / model.adapter(name).config.signal.unit
         while unfinished.any():
             scores = run.processors(input_ids, logits.float())
             likely, candidates = scores.topk(min(self.top_k, scores.shape[-1]), dim=-1)  # [B, k]
             k = candidates.shape[1]
-            with TransposedLinear():
+            with turned:
                 output = model(
                     input_ids=candidates,
                     attention_mask=tree_mask(seen.bool(), torch.eye(k, dtype=torch.bool), model.base_model.dtype),

@@ -19,9 +19,10 @@ from transformers.utils import ModelOutput
 from otterlm.cache import keep_path
 from otterlm.checks import check_chance, check_count
 from otterlm.decoding.deferred_stream import DeferredStream
-from otterlm.decoding.draft_policy import DraftPolicy, DraftsThatPay, FixedDrafts
+from otterlm.decoding.draft_policy import DraftPolicy, DraftsThatPay, FixedDrafts, LikeliestDrafts
 from otterlm.decoding.draft_tree import DraftTree
 from otterlm.decoding.experience import experience
+from otterlm.decoding.lookup import Copies, Lookup
 from otterlm.decoding.loop import Loop, Run
 from otterlm.decoding.pass_costs import pass_costs
 from otterlm.decoding.prompt import Prompt, check_branches, read_prompt
@@ -68,6 +69,8 @@ class SpeculativeDecoding(Loop):
         adapter_name: of the drafts; may be left out where there is one.
         confidence: drafts whose chance of being right is smaller by the heads' estimate, in every row, are not
             verified, so that an unsure step is a pass of one token (as in EAGLE-2, arXiv 2406.16858).
+        lookup: whether a text that repeats itself is drafted, too, see `otterlm.decoding.lookup`. A given `tree` has
+            the heads' guesses alone.
 
     Raises:
         OtterError: a setting is out of range.
@@ -83,11 +86,13 @@ class SpeculativeDecoding(Loop):
         tree: DraftTree | None = None,
         adapter_name: str | None = None,
         confidence: float = 0.0,
+        lookup: bool = True,
     ) -> None:
         self.drafts = None if drafts is None else check_count("drafts", drafts)
         self.tree = tree
         self.adapter_name = adapter_name
         self.confidence = check_chance("confidence", confidence)
+        self.lookup = lookup and tree is None
 
     def reads(self, model: OtterModel) -> str | None:
         """Returns the name of its adapter."""
@@ -110,7 +115,7 @@ class SpeculativeDecoding(Loop):
         rows = [_Row(run, index) for index in range(len(run.input_ids))]
         prompt = read_prompt(run, len(policy.tree), **self.pass_settings)
         drafter = self._drafter(model, prompt.output)
-        if max(policy.tree.depths) > drafter.heads or max(policy.tree.ranks) >= len(drafter.vocabulary):
+        if self.tree and (max(self.tree.depths) > drafter.heads or max(self.tree.ranks) >= len(drafter.vocabulary)):
             raise OtterError(f"the draft tree asks for more than {drafter.heads} heads or than the draft vocabulary")
         for row in rows:
             row.choose(prompt.output, -1)
@@ -130,7 +135,8 @@ class SpeculativeDecoding(Loop):
             else:
                 if alone:
                     state = alone.catch_up(passes.seen)
-                drafts, tree = policy.propose(drafter, state, root, running)  # [B, N]
+                copies = self._copies(rows, max(policy.tree.depths))
+                drafts, tree = policy.propose(drafter, state, root, running, copies)  # [B, N]
                 output = passes.verify(drafts, tree)
             paths = []
             for index, row in enumerate(rows):
@@ -164,9 +170,12 @@ class SpeculativeDecoding(Loop):
                 costs = replace(costs, plain=costs.passes[0])
             earlier, size = experience(model, costs), signal.vocabulary_size
             return DraftsThatPay(signal.accuracy, signal.heads, size, costs, earlier, self.confidence)
-        if signal.accuracy:
-            return FixedDrafts(DraftTree.best(signal.accuracy, self.drafts), self.confidence)
-        return FixedDrafts(DraftTree.chain(min(self.drafts, signal.heads)), self.confidence)
+        return LikeliestDrafts(self.drafts, signal.accuracy, signal.heads, signal.vocabulary_size, self.confidence)
+
+    def _copies(self, rows: Sequence["_Row"], count: int) -> Copies | None:
+        if not self.lookup:
+            return None
+        return Copies.of([row.lookup.following(count) for row in rows], count, rows[0].tokens.device)
 
     def _drafter(self, model: OtterModel, output: Any) -> Drafter:
         return output.signals[model.adapter_name(self.adapter_name, Capability.DRAFTS)]
@@ -195,6 +204,7 @@ class _Passes:
         self._longest = context_length(model.config) or torch.iinfo(torch.long).max
         self._deferred = deferred
         self._settings = settings
+        self._turned = TransposedLinear(model, model.base_model)
 
     def plain(self, tokens: Tensor) -> Any:
         """Reads one token of each row, `[B, 1]`, as the base does it."""
@@ -210,7 +220,7 @@ class _Passes:
     def verify(self, drafts: Tensor, tree: DraftTree) -> Any:
         """Reads a tree of tokens, `[B, N]`."""
         depths = torch.tensor(tree.depths, device=drafts.device)
-        with TransposedLinear() if len(tree) > 1 else nullcontext():
+        with self._turned if len(tree) > 1 else nullcontext():
             return self._model(
                 input_ids=drafts,
                 attention_mask=tree_mask(self.seen.bool(), tree.ancestors, self._model.base_model.dtype),
@@ -234,6 +244,8 @@ class _Row:
     def __init__(self, run: Run, index: int) -> None:
         self.tokens = run.input_ids[index]
         self.ended = False
+        read = run.prompt_mask[index, : len(self.tokens)].bool()  # without padding; embedded prompts have no tokens
+        self.lookup = Lookup(self.tokens[read].tolist())
         self._run = run
         self._index = index
         self._shown = len(self.tokens)
@@ -245,6 +257,7 @@ class _Row:
         token = torch.multinomial(scores.softmax(dim=-1), 1)[0] if sample else scores.argmax(dim=-1)  # [1]
         self.tokens = torch.cat((self.tokens, token))
         self.ended = bool(self._run.criteria(self.tokens[None], scores).all())
+        self.lookup.append(int(token))
         return int(token)
 
     def follow(self, output: Any, drafts: Sequence[int], tree: DraftTree) -> list[int]:

@@ -50,6 +50,7 @@ class ARGS(Intervention, LogitsProcessor):
         self.top_k = check_count("top_k", top_k)
         self.cached = cached
         self._prompt_mask = attention_mask
+        self._turned = TransposedLinear(reward_model.classifier)
         self._cache: DynamicCache | None = None
         self._tried: Tensor | None = None  # [B, T + k], what is in the cache: the text and its rival next tokens
 
@@ -84,7 +85,7 @@ class ARGS(Intervention, LogitsProcessor):
             )
         k = candidates.shape[1]
         rivals = torch.eye(k, dtype=torch.bool)
-        with TransposedLinear():
+        with self._turned:
             read = self.reward_model.read(
                 input_ids=candidates,
                 attention_mask=tree_mask(mask.bool(), rivals, self.reward_model.classifier.dtype),
