@@ -126,6 +126,11 @@ class GuardConfig(SignalConfig):
         """Returns the range of the probability that a text is harmless, which stands beside tokens."""
         return 0.0, 1.0
 
+    @property
+    def reads_end(self) -> bool:
+        """Says that labels are not learned at end tokens, see `SignalConfig`."""
+        return False
+
     def limits(self, width: int, vocabulary: int) -> dict[str, tuple[int, int]]:
         """Returns the limit of the rank, see `SignalConfig`."""
         return {"vocabulary_rank": (self.vocabulary_rank, width)}
