@@ -114,7 +114,7 @@ class _Reader:
         after = (batch.position_ids[rows, chosen] + 1).repeat_interleave(k, dim=1)
         mask = torch.cat((seen, itself.expand(len(chosen), 1, -1, -1)), dim=-1)
         _, _, rivals = self._pass(likely.flatten(1), after, mask, cache)
-        gains = rivals.view(*likely.shape, -1) - numbers[rows, chosen][:, :, None]  # [B, places, k, L]
+        gains = rivals.view(*likely.shape, -1) - numbers[rows, chosen][:, :, None]  # [B, count, k, L]
         gains = gains.masked_fill(torch.isin(likely, self._ends)[..., None], 0.0)  # an end changes nothing
         self.candidates.add(
             batch.rows[:, None].expand(chosen.shape).flatten(),
