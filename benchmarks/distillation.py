@@ -3,7 +3,7 @@
     python benchmarks/distillation.py prompts --scorer sentiment --out runs/distil
     PYTHONPATH=benchmarks otter distill --base smollm2-135m --scorer distillation:sentiment \\
         --prompts runs/distil/train.jsonl --limit 80 --out runs/distil/adapter --layers 11-29:2 \\
-        --max-new-tokens 32 --top-p 0.9 --epochs 3 --batch-size 8 --places 4 --record
+        --max-new-tokens 32 --top-p 0.9 --epochs 3 --batch-size 8 --positions 4 --record
     python benchmarks/distillation.py measure --scorer sentiment --out runs/distil --limit 40 --fluency MODEL
 
 `sentiment` needs vaderSentiment and textblob, another lexicon with other rules; `harmless` needs the npm package

@@ -141,12 +141,12 @@ def test_any_offence_is_one() -> None:
     two = GuardConfig(("rude", "hate"))
     rows = read_labelled_rows([{"text": "a b", "labels": ["hate"]}, {"text": "a b", "labels": []}])
     result = offence_targets(targets_of(tokenize_labelled(rows, tokenizer(), Limits()), two), two)
-    assert result[0][1:].tolist() == [1.0, 1.0, 1.0]
-    assert result[1][1:].tolist() == [0.0, 0.0, 0.0]
+    assert result[0][1:].tolist() == [1.0, 1.0]
+    assert result[1][1:].tolist() == [0.0, 0.0]
     classes = GuardConfig(("safe", "rude", "hate"), ("safe",))
     rows = read_labelled_rows([{"text": "a b", "label": "hate"}])
     result = offence_targets(targets_of(tokenize_labelled(rows, tokenizer(), Limits()), classes), classes)
-    assert result[0][1:].tolist() == [1.0, 1.0, 1.0]
+    assert result[0][1:].tolist() == [1.0, 1.0]
 
 
 def test_command(answer, refusal, base, tmp_path) -> None:

@@ -20,7 +20,7 @@ from otterlm.bases import load_base, load_tokenizer
 from otterlm.config import OtterConfig
 from otterlm.decoding import RewardGuidance
 from otterlm.model import OtterModel
-from otterlm.signals.guard.config import GuardConfig, LabelCalibration
+from otterlm.signals.guard.config import GuardConfig, LabelCalibration, SpanThreshold
 from otterlm.signals.guard.head import GuardSignal, log_without
 from otterlm.signals.guard.losses import Weights, class_weights, label_loss
 from otterlm.signals.guard.objective import GuardObjective, GuardTrainingConfig
@@ -64,12 +64,10 @@ def test_a_configuration_goes_through_json() -> None:
     signal = GuardConfig(("unsafe",), spans=("unsafe",), hits=2, window=3, calibrations=(CALIBRATION,))
     config = OtterConfig(signal=signal)
     assert OtterConfig.from_json(config.to_json()) == config
-    assert (signal.alarms, signal.thresholds, signal.span_thresholds) == (
-        {"unsafe": 0.9},
-        {"unsafe": 0.4},
-        {"unsafe": 0.3},
-    )
-    assert GuardConfig(spans=("unsafe",)).span_thresholds == GuardConfig().alarms == {"unsafe": 0.5}
+    assert (signal.alarms, signal.thresholds) == ({"unsafe": 0.9}, {"unsafe": 0.4})
+    assert signal.span_thresholds == {"unsafe": SpanThreshold(0.3)}
+    assert GuardConfig(spans=("unsafe",)).span_thresholds == {"unsafe": SpanThreshold(0.5)}
+    assert GuardConfig().alarms == {"unsafe": 0.5}
 
 
 def test_labels_that_exclude_each_other() -> None:
@@ -336,7 +334,19 @@ def words(tmp_path_factory) -> Path:
     return path
 
 
-LEARN = ("--epochs", 8, "--learning-rate", 0.01, "--eval-fraction", 0.3, "--harmless", "fine", *SHAPE)
+LEARN = (
+    "--span-delay",
+    1,
+    "--epochs",
+    8,
+    "--learning-rate",
+    0.01,
+    "--eval-fraction",
+    0.3,
+    "--harmless",
+    "fine",
+    *SHAPE,
+)
 
 
 def test_train_guard(answer, base, words, tmp_path) -> None:
@@ -352,6 +362,7 @@ def test_train_guard(answer, base, words, tmp_path) -> None:
     (calibration,) = signal.calibrations
     assert calibration.label == "rude"
     assert calibration.span is not None
+    assert (signal.span_delay, calibration.span_share <= 0.95) == (1, True)
     card = (tmp_path / "one" / "README.md").read_text()
     assert "Labels: rude." in card
     assert signal.harmless_names == ("fine",)

@@ -39,8 +39,8 @@ def reading(record: dict[str, Any], curve: list[list[float]], spans: list[float]
 
 
 def text(label: Any, *curve: float, **more: Any) -> GuardReading:
-    """` kind dog`: two tokens and the end."""
-    return reading({"text": " kind dog", "label": label}, [[value] for value in curve], **more)
+    """` kind dog is`: three tokens."""
+    return reading({"text": " kind dog is", "label": label}, [[value] for value in curve], **more)
 
 
 def test_measures_of_labels() -> None:
@@ -91,13 +91,13 @@ def test_labels_of_other_names_calibrate() -> None:
 
 def test_passages_and_delays() -> None:
     # 'dog' is characters 6 to 9, the second token.
-    marked = {"text": " kind dog", "spans": [[6, 9]]}
+    marked = {"text": " kind dog is", "spans": [[6, 9]]}
     result = summarize_guard(
         [
             reading(marked, [[0.1], [0.1], [0.9]], [0.1, 0.9, 0.1]),
             reading(marked, [[0.9], [0.9], [0.9]], [0.9, 0.9, 0.1]),
             reading(marked, [[0.1], [0.1], [0.1]]),
-            reading({"text": " kind dog", "spans": []}, [[0.1], [0.1], [0.1]]),
+            reading({"text": " kind dog is", "spans": []}, [[0.1], [0.1], [0.1]]),
         ]
     )
     both = 2 * 3 / (3 + 8)  # 'kind dog' without the space before it
@@ -115,7 +115,7 @@ def test_categories() -> None:
     signal = GuardConfig(("toxic", "threat"), vocabulary_rank=0)
 
     def row(labels: list[str], toxic: float, threat: float) -> GuardReading:
-        return reading({"text": " kind dog", "labels": labels}, [[toxic, threat]] * 3, signal=signal)
+        return reading({"text": " kind dog is", "labels": labels}, [[toxic, threat]] * 3, signal=signal)
 
     result = summarize_guard(
         [row(["threat"], 0.1, 0.9), row(["toxic"], 0.8, 0.1), row(["V"], 0.2, 0.6), row([], 0.3, 0.2)]
@@ -125,14 +125,14 @@ def test_categories() -> None:
     assert {name: values["n"] for name, values in kinds.items()} == {"threat": 1, "toxic": 1, "V": 1}
     assert kinds["threat"]["auc"] == kinds["toxic"]["auc"] == kinds["V"]["auc"] == 1.0
     assert kinds["V"]["recall"] == 1.0  # by any offence: the guard has no such label
-    unknown = reading({"text": " kind dog", "labels": {"toxic": False}}, [[0.1, 0.1]] * 3, signal=signal)
+    unknown = reading({"text": " kind dog is", "labels": {"toxic": False}}, [[0.1, 0.1]] * 3, signal=signal)
     assert summarize_guard([unknown, row(["toxic"], 0.9, 0.1)])["texts"] == 1
 
 
 def test_exclusive_labels() -> None:
     signal = GuardConfig(("safe", "rude", "hate"), ("safe",), vocabulary_rank=0)
     rows = [
-        reading({"text": " kind dog", "label": label}, [[1 - 2 * share, share, share]] * 3, signal=signal)
+        reading({"text": " kind dog is", "label": label}, [[1 - 2 * share, share, share]] * 3, signal=signal)
         for label, share in (("hate", 0.4), ("rude", 0.3), ("safe", 0.1))
     ]
     result = summarize_guard(rows)
@@ -174,7 +174,7 @@ def test_reading_is_what_a_plain_pass_gives() -> None:
     signal = GuardConfig(("toxic",), spans=("toxic",))
     otter = tiny_otter(tiny_base(vocab_size=300), signal=signal)
     records: list[dict[str, Any]] = [
-        {"text": " kind dog", "spans": [[6, 9]]},
+        {"text": " kind dog is", "spans": [[6, 9]]},
         {"prompt": "dog", "response": "kind is nice", "label": 0},
         {"prompt": "nice dog", "label": 1},
     ]

@@ -189,9 +189,10 @@ def test_characters_of_tokens(text, template, prompt) -> None:
     (labelled,) = tokenize_labelled(rows, tokenizer, Limits())
     (response,), response_text = labelled.example.branches, rows[0].text.response
     assert labelled.characters is not None
-    assert labelled.characters[-1] == (0, 0)  # the end of the sequence
+    assert len(labelled.characters) == len(response)
+    assert response[-1] != tokenizer.eos_token_id  # it is judged at its last token
     pieces = [response_text[begin:end] for begin, end in labelled.characters]
-    for token, piece in zip(response[:-1], pieces, strict=False):
+    for token, piece in zip(response, pieces, strict=True):
         assert piece in ("", tokenizer.decode([token]), " ") or "\ufffd" in tokenizer.decode([token])
     inside = targets_of([labelled], GuardConfig(spans=("unsafe",)))[0].spans[-len(response) :, 0]
     assert tokenizer.decode([t for t, held in zip(response, inside, strict=True) if held]).strip() == "dumb"
@@ -224,29 +225,29 @@ def taught(record: dict[str, Any], config: GuardConfig) -> Any:
 def test_every_prefix_learns_the_label() -> None:
     config = GuardConfig(("insult", "threat"))
     labels, marked = taught({"text": " kind dog", "labels": ["insult"]}, config)
-    assert labels == [[1.0, 0.0]] * 3
-    assert marked == [[]] * 3
+    assert labels == [[1.0, 0.0]] * 2
+    assert marked == [[]] * 2
     labels, _ = taught({"text": " kind dog", "labels": {"insult": True}}, config)
-    assert labels == [[1.0, None]] * 3
+    assert labels == [[1.0, None]] * 2
 
 
 def test_marked_passages_are_the_truth_of_prefixes() -> None:
     config = GuardConfig(("unsafe",), spans=("unsafe",))
-    expected = [[0.0]] + [[1.0]] * 3, [[0.0], [1.0], [0.0], [0.0]]
+    expected = [[0.0]] + [[1.0]] * 2, [[0.0], [1.0], [0.0]]
     for extra in ({}, {"label": 1}):
         assert taught({"text": " kind dog is", "spans": [[6, 9]], **extra}, config) == expected
-    assert taught({"text": " kind dog", "spans": []}, config) == ([[0.0]] * 3, [[0.0]] * 3)
-    assert taught({"text": " kind dog", "spans": [], "label": 1}, config) == ([[1.0]] * 3, [[0.0]] * 3)
-    assert taught({"text": " kind dog", "label": 1}, config) == ([[1.0]] * 3, [[None]] * 3)
+    assert taught({"text": " kind dog", "spans": []}, config) == ([[0.0]] * 2, [[0.0]] * 2)
+    assert taught({"text": " kind dog", "spans": [], "label": 1}, config) == ([[1.0]] * 2, [[0.0]] * 2)
+    assert taught({"text": " kind dog", "label": 1}, config) == ([[1.0]] * 2, [[None]] * 2)
 
 
 def test_exclusive_labels() -> None:
     config = GuardConfig(("safe", "hate", "rude"), ("safe",), ("rude",))
-    assert taught({"text": " kind", "label": "hate"}, config)[0] == [[0.0, 1.0, 0.0]] * 2
-    assert taught({"text": " kind", "spans": []}, config)[0] == [[1.0, 0.0, 0.0]] * 2
+    assert taught({"text": " kind", "label": "hate"}, config)[0] == [[0.0, 1.0, 0.0]]
+    assert taught({"text": " kind", "spans": []}, config)[0] == [[1.0, 0.0, 0.0]]
     labels, marked = taught({"text": " kind dog", "label": "rude", "spans": [[6, 9]]}, config)
-    assert labels == [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 1.0]]
-    assert marked == [[0.0], [1.0], [0.0]]
+    assert labels == [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
+    assert marked == [[0.0], [1.0]]
     refused(lambda: taught({"text": " kind dog", "spans": [[6, 9]]}, config), "row 1", "of which label", "hate, rude")
     refused(lambda: taught({"text": " kind dog", "spans": [[6, 9, "hate"]]}, config), "'hate'", "rude")
 

@@ -119,7 +119,7 @@ def test_a_base_with_other_settings_is_another(
 def test_what_changes_no_step(answer: Answer, base: Path, commands: dict[str, Any], tmp_path: Path) -> None:
     command = (*commands["reward"], "--no-values", "--base", base, "--out", tmp_path / "out")
     first = answer(*command)
-    again = answer(*command, "--save-dtype", "float32", "--candidates", 4, "--places", 2)
+    again = answer(*command, "--save-dtype", "float32", "--candidates", 4, "--places", 2)  # as --positions was called
     assert {name: again[name] for name in ("loss", "accuracy", "step")} == {
         name: first[name] for name in ("loss", "accuracy", "step")
     }

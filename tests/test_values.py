@@ -18,7 +18,7 @@ from otterlm.training import trainer
 from otterlm.training.recipes import reward_fit
 
 SHAPE = ("--hidden-size", 8, "--heads", 2, "--kv-heads", 1, "--intermediate-size", 12, "--vocabulary-rank", 4)
-HOW = ("--epochs", 1, "--batch-size", 8, "--value-new-tokens", 6, "--value-responses", 2, "--places", 3)
+HOW = ("--epochs", 1, "--batch-size", 8, "--value-new-tokens", 6, "--value-responses", 2, "--positions", 3)
 
 
 @pytest.fixture

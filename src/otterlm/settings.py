@@ -24,6 +24,7 @@ def setting(
     check: Rule | None = None,
     slider: tuple[float, float, float] | None = None,
     option: str | None = None,
+    formerly: str | None = None,
     parse: Callable[[Any], Any] | None = None,
     advanced: bool = False,
 ) -> Any:
@@ -37,6 +38,7 @@ def setting(
         slider: lowest value, highest value and step of the playground's field. With a default outside, an empty field
             is not set.
         option: the option's name where the field's name would clash, such as `--draft-heads`.
+        formerly: the option's name in earlier versions, which is accepted, too.
         parse: makes the field's value from an option's text; None: the text is read as the field's type.
         advanced: whether the command line lists the option below those that most users need. Of a field that is a
             dataclass it concerns all its options.
@@ -44,7 +46,8 @@ def setting(
     if minimum is not None:
         check = partial(check_count, least=minimum, most=maximum)
     metadata = {"help": help, "minimum": minimum, "maximum": maximum, "check": check, "slider": slider}
-    return field(default=default, metadata=metadata | {"option": option, "parse": parse, "advanced": advanced})
+    metadata |= {"option": option, "formerly": formerly, "parse": parse, "advanced": advanced}
+    return field(default=default, metadata=metadata)
 
 
 def option_name(name: str) -> str:

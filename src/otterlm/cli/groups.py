@@ -122,7 +122,8 @@ def _annotation(field: Field[Any], hint: Any, panel: str | None) -> Any:
     choice = any(get_origin(part) is Literal for part in (hint, *get_args(hint)))
     optional = field.metadata["parse"] or type(None) in get_args(hint)
     kind = (str | None if optional else str) if choice or field.metadata["parse"] else hint
-    names = [field.metadata["option"]] if field.metadata["option"] else []
+    option, formerly = field.metadata["option"], field.metadata["formerly"]
+    names = [option or option_name(field.name), formerly] if formerly else [option] if option else []
     limits = {"min": field.metadata["minimum"], "max": field.metadata["maximum"]}
     return Annotated[kind, typer.Option(*names, help=field.metadata["help"], rich_help_panel=panel, **limits)]
 

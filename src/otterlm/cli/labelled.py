@@ -110,11 +110,7 @@ def line(reading: GuardReading, tokenizer: PreTrainedTokenizerBase, tokens: bool
         "rings": reading.rings,
     }
     if reading.labelled.characters is not None:
-        row["spans"] = [
-            [start, end, label]
-            for label, threshold in config.span_thresholds.items()
-            for start, end in reading.passages(label, threshold)
-        ]
+        row["spans"] = [[start, end, label] for label in config.spans for start, end in reading.passages(label)]
     if tokens:
         (response,) = reading.labelled.example.branches
         by_label = dict(zip(config.labels, reading.probabilities.T.tolist(), strict=True))

@@ -1,17 +1,34 @@
 """Decides by a guard: the alarm ends a running response, or replaces it; a prompt is judged before the first token."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from otterlm.decoding.ending import Replacing, SignalStop
+from otterlm.decoding.hits import Hits
 from otterlm.decoding.scoring import label_sequences
 from otterlm.generation import Generation
 from otterlm.interventions import InterventionSettings
 from otterlm.model import OtterModel
 from otterlm.signals.alarm import Alarm, Verdict, alarm_settings, never_rings, verdict
 from otterlm.signals.base import Capability, ClassConfig, ClassSignal
+
+
+@dataclass(frozen=True, slots=True)
+class _Latest:
+    """Holds what a stop remembers of one call.
+
+    Attributes:
+        alarm: finds hits.
+        hits: `[B, window, A]` bool, which of the latest tokens were hits.
+        ended_by: `[B]`, the index of the label that ended each row, -1 where none has.
+    """
+
+    alarm: Hits
+    hits: Tensor
+    ended_by: Tensor
 
 
 class GuardStop(SignalStop):
@@ -29,7 +46,6 @@ class GuardStop(SignalStop):
 
     Attributes:
         stopped: `[B]` bool, which sequences of the latest call were ended by the guard.
-        labels: of each sequence of the latest call, the label that ended it, or None.
 
     Raises:
         OtterError: a setting is out of range, or there is no such label.
@@ -47,39 +63,43 @@ class GuardStop(SignalStop):
         config: ClassConfig = self.model.adapter(self.adapter_name).config.signal  # type: ignore[assignment]
         self.settings = alarm_settings(config, alarm, hits, window)
         self.off = self.settings.off
-        self.labels: list[str | None] = []
+        self._names = config.labels
+        self._ended_by: Tensor | None = None
+
+    @property
+    def labels(self) -> list[str | None]:
+        """Returns the label that ended each sequence of the latest call, or None."""
+        names: list[str | None] = [*self.settings.alarms, None]
+        return [] if self._ended_by is None else [names[index] for index in self._ended_by.tolist()]
 
     def begin(self, generation: Generation) -> None:
         """Forgets the previous call."""
         super().begin(generation)
-        self.labels = []
+        self._ended_by = None
 
-    def start(self, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Returns what is remembered, see `SignalStop`: which of the latest tokens were hits, `[B, window, A]` bool;
-        and the index of the label that ended each row, `[B]`, -1 where none has."""
-        self.labels = [None] * rows
+    def start(self, rows: int, device: torch.device) -> _Latest:
+        """Returns what is remembered before the first token, see `SignalStop`."""
         hits = torch.zeros(rows, self.settings.window, len(self.settings.alarms), dtype=torch.bool, device=device)
-        return hits, torch.full((rows,), -1, device=device)
+        self._ended_by = torch.full((rows,), -1, device=device)
+        return _Latest(Hits(self.settings, self._names, device), hits, self._ended_by)
 
-    def judge(self, remembered: tuple[Tensor, Tensor], signal: ClassSignal) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    def judge(self, remembered: _Latest, signal: ClassSignal) -> tuple[_Latest, Tensor]:
         """Judges a token, see `SignalStop`."""
-        before, ended_by = remembered
-        new = self.settings.hit(signal.probabilities[:, -1], signal.labels)  # [B, A]
-        hits = torch.cat((before[:, 1:], new[:, None]), dim=1)
-        return (hits, ended_by), (hits.sum(dim=1) >= self.settings.hits).any(dim=-1)
+        new = remembered.alarm.of(signal.probabilities[:, -1])  # [B, A]
+        hits = torch.cat((remembered.hits[:, 1:], new[:, None]), dim=1)
+        return replace(remembered, hits=hits), (hits.sum(dim=1) >= self.settings.hits).any(dim=-1)
 
-    def end(self, remembered: tuple[Tensor, Tensor], new: Tensor) -> tuple[Tensor, Tensor]:
-        """Names the labels, see `SignalStop`: of several the one with the most hits ends a row."""
-        hits, ended_by = remembered
-        ended_by = torch.where(new, hits.sum(dim=1).argmax(dim=-1), ended_by)
-        names: list[str | None] = [*self.settings.alarms, None]
-        self.labels = [names[index] for index in ended_by.tolist()]
-        return hits, ended_by
+    def end(self, remembered: _Latest, new: Tensor) -> _Latest:
+        """Notes the labels, see `SignalStop`: of several the one with the most hits ends a row."""
+        ended_by = torch.where(new, remembered.hits.sum(dim=1).argmax(dim=-1), remembered.ended_by)
+        self._ended_by = ended_by
+        return replace(remembered, ended_by=ended_by)
 
     def keep(self, rows: Tensor) -> None:
         """Keeps some rows, see `SignalStop`."""
         super().keep(rows)
-        self.labels = [self.labels[row] for row in rows.tolist()] if self.labels else []
+        if self._ended_by is not None:
+            self._ended_by = self._ended_by[rows]
 
 
 class ReplaceGuarded(Replacing):

@@ -1,6 +1,7 @@
 """Goes back to before an offence where a guard's alarm rings, and goes on with the label steered against. CARE does
 this with a second model (Qwen3Guard, arXiv 2510.14276)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,6 +10,8 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from otterlm.checks import check_count, check_weight
+from otterlm.decoding.ends import unread_ends
+from otterlm.decoding.hits import Hits
 from otterlm.decoding.loop import Loop, Run
 from otterlm.decoding.prompt import read_prompt
 from otterlm.decoding.rows import Reading, join_rows, process_row
@@ -96,6 +99,7 @@ class GuardRollback(Loop):
         model, name = run.model, self.reads(run.model)
         config: ClassConfig = model.adapter(name).config.signal  # type: ignore[assignment]
         settings = alarm_settings(config, self.alarm, self.hits, self.window)
+        alarm, ends = Hits(settings, config.labels, run.input_ids.device), unread_ends(model, name)
         prompt = read_prompt(run)
         seen = prompt.seen.bool()  # a token that was taken back stays in the cache, unseen
         rows = [GuardedRow(Reading.of(prompt.output, index, -1), settings, self.back) for index in range(len(seen))]
@@ -111,11 +115,14 @@ class GuardRollback(Loop):
                 past_key_values=prompt.cache,
             )
             signal: Any = output.signals[name]
-            hits = settings.hit(signal.probabilities[:, -1], signal.labels)  # [B, A]
-            for index, row in enumerate(rows):
+            hits = alarm.of(signal.probabilities[:, -1])  # [B, A]
+            # All that decides about the rows comes from the device at once.
+            for index, (chosen, *hit) in enumerate(torch.cat((token, hits.to(token)), dim=1).tolist()):
+                row = rows[index]
                 if row.ended:
                     continue
-                row.read(int(token[index]), Reading.of(output, index, -1), slot, hits[index])
+                hit = [0] * len(hit) if chosen in ends else hit  # the text was judged before its end
+                row.read(chosen, Reading.of(output, index, -1), slot, hit)
                 label = row.ringing()
                 if label is not None:
                     seen[index, row.go_back(label, self.attempts)] = False
@@ -181,7 +188,7 @@ class GuardedRow:
         self._back = back
         self._readings: list[Reading | None] = [reading]  # of each token, after that of the prompt
         self._slots: list[int] = []
-        self._hits: list[Tensor] = []  # [A] bool each
+        self._hits: list[Sequence[int]] = []  # of each label of the alarm, 1 or 0
         self._final = self._shown = 0
 
     @property
@@ -195,8 +202,8 @@ class GuardedRow:
         """Returns the tokens as a tensor."""
         return like.new_tensor(self.tokens)
 
-    def read(self, token: int, reading: Reading, slot: int, hits: Tensor) -> None:
-        """Adds a token that a pass has read into a slot of the cache, and which labels it hits, `[A]` bool."""
+    def read(self, token: int, reading: Reading, slot: int, hits: Sequence[int]) -> None:
+        """Adds a token that a pass has read into a slot of the cache, and which of the A labels it hits, 1 or 0."""
         self.tokens.append(token)
         self._readings.append(reading)
         self._slots.append(slot)
@@ -211,9 +218,9 @@ class GuardedRow:
 
     def ringing(self) -> str | None:
         """Returns the label whose alarm rings at the last token, if one does."""
-        counts = torch.stack(self._hits[-self._settings.window :]).sum(dim=0)  # [A]
-        best = int(counts.argmax())
-        return list(self._settings.alarms)[best] if int(counts[best]) >= self._settings.hits else None
+        counts = [sum(hits) for hits in zip(*self._hits[-self._settings.window :], strict=True)]
+        best = max(counts)
+        return list(self._settings.alarms)[counts.index(best)] if best >= self._settings.hits else None
 
     def go_back(self, label: str, attempts: int) -> list[int]:
         """Goes back to before the first hit of a label; after so many attempts the row ends there.
@@ -223,7 +230,7 @@ class GuardedRow:
         """
         column = list(self._settings.alarms).index(label)
         start = max(0, len(self._hits) - self._settings.window)
-        first = next(index for index in range(start, len(self._hits)) if bool(self._hits[index][column]))
+        first = next(index for index in range(start, len(self._hits)) if self._hits[index][column])
         if len(self.rollbacks) == attempts:
             self.ended, self.stopped = True, label
         else:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from otterlm.decoding.ends import before_ends, unread_ends
 from otterlm.masks import token_positions
 from otterlm.model import OtterModel
 from otterlm.signals.base import Capability
@@ -18,7 +19,7 @@ def score_sequences(
     adapter_name: str | None = None,
     position_ids: Tensor | None = None,
 ) -> Tensor:
-    """Returns the reward of every prefix.
+    """Returns the reward of every prefix. A guard's at the end token of a text is the one before it.
 
     Args:
         model: with the adapter.
@@ -32,7 +33,8 @@ def score_sequences(
     """
     name = model.adapter_name(adapter_name, Capability.PREFIX)
     signal = _read(model, sequences, attention_mask, position_ids, name)
-    return signal.prefix.masked_fill(attention_mask == 0, torch.nan)
+    rewards = before_ends(signal.prefix, sequences, attention_mask, unread_ends(model, name))
+    return rewards.masked_fill(attention_mask == 0, torch.nan)
 
 
 @torch.no_grad()
@@ -43,13 +45,15 @@ def label_sequences(
     adapter_name: str | None = None,
     position_ids: Tensor | None = None,
 ) -> Tensor:
-    """Returns the probability of every label after every prefix, `[B, T, L]` float32, NaN at padding.
+    """Returns the probability of every label after every prefix, `[B, T, L]` float32, NaN at padding. At the end token
+    of a text it is the one before it.
 
     Arguments are as for `score_sequences`.
     """
     name = model.adapter_name(adapter_name, Capability.CLASSES)
     signal = _read(model, sequences, attention_mask, position_ids, name)
-    return signal.probabilities.masked_fill(attention_mask[..., None] == 0, torch.nan)
+    labels = before_ends(signal.probabilities, sequences, attention_mask, unread_ends(model, name))
+    return labels.masked_fill(attention_mask[..., None] == 0, torch.nan)
 
 
 def _read(model: OtterModel, sequences: Tensor, attention_mask: Tensor, position_ids: Tensor | None, name: str) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from otterlm.cache import keep_path
 from otterlm.checks import check_chance, check_count, check_positive, check_weight
+from otterlm.decoding.ends import unread_ends
 from otterlm.decoding.loop import Loop, Run
 from otterlm.decoding.output import RewardedOutput
 from otterlm.decoding.prompt import read_prompt
@@ -78,6 +79,8 @@ class CandidateSearch(Loop):
         turned = TransposedLinear(model, model.base_model)
         rewards: list[Tensor] = []
         weight = self.weight / model.adapter(name).config.signal.unit
+        value = prompt.output.signals[name].prefix[:, -1]  # [B]
+        ends = input_ids.new_tensor(sorted(unread_ends(model, name)))
         while unfinished.any():
             scores = run.processors(input_ids, logits.float())
             likely, candidates = scores.topk(min(self.top_k, scores.shape[-1]), dim=-1)  # [B, k]
@@ -90,6 +93,7 @@ class CandidateSearch(Loop):
                     past_key_values=prompt.cache,
                 )
             values = output.signals[name].prefix  # [B, k]
+            values = torch.where(torch.isin(candidates, ends), value[:, None], values)
             scored = likely + weight * values
             if self.min_p > 0:
                 scored = scored.masked_fill(~plausible(likely, self.min_p), -torch.inf)
@@ -102,7 +106,8 @@ class CandidateSearch(Loop):
             token = candidates[rows, chosen]
             if pad is not None:
                 token = torch.where(unfinished, token, pad.to(token))
-            rewards.append(values[rows, chosen].masked_fill(~unfinished, torch.nan))
+            value = values[rows, chosen]
+            rewards.append(value.masked_fill(~unfinished, torch.nan))
             input_ids = torch.cat((input_ids, token[:, None]), dim=-1)
             seen = torch.cat((seen, seen.new_ones(len(seen), 1)), dim=-1)
             position = position + 1

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokenizerBase, StoppingCriteriaList
 
+from otterlm.decoding.ends import judging
 from otterlm.errors import OtterError
 from otterlm.generation import Generation, Intervention, Request, Supports, bare
 from otterlm.model import OtterModel
@@ -67,7 +68,7 @@ def numbers_beside(
     Args:
         model: with its adapters.
         token: its id.
-        after: the signals of the pass that read it last.
+        after: the signals that judge the text with it, see `otterlm.decoding.ends.judging`.
         before: those of the pass that chose it.
     """
     return {
@@ -82,7 +83,7 @@ def labels_beside(model: OtterModel, signals: Mapping[str, Signal]) -> dict[str,
 
     Args:
         model: with its adapters.
-        signals: of the pass that read the token last.
+        signals: that judge the text, see `otterlm.decoding.ends.judging`.
     """
     labels: dict[str, dict[str, float]] = {}
     for name, signal in signals.items():
@@ -196,6 +197,7 @@ class _Stream(Intervention):
                 length = 1 if inputs["use_cache"] else None
                 output = model(**model.prepare_inputs_for_generation(input_ids, next_sequence_length=length, **inputs))
                 after = model.signals
-                values = numbers_beside(model, int(token), after, before)
-                labels = labels_beside(model, after)
+                judges = judging(model, int(token), after, before)
+                values = numbers_beside(model, int(token), judges, before)
+                labels = labels_beside(model, judges)
             yield int(token), values, labels

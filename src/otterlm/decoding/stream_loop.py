@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import Cache, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
+from otterlm.decoding.ends import judging
 from otterlm.decoding.stream import StreamedToken, TokenTexts, labels_beside, numbers_beside
 from otterlm.model import OtterModel
 from otterlm.signals.base import Signal
@@ -123,8 +124,9 @@ class TokenReader:
             self._pass(self._prompt)
         self.logits, self.before = self._next_logits, self._signals
         self._pass(self._prompt.new_tensor([[token]]))
-        numbers = numbers_beside(self._model, token, self._signals, self.before)
-        return StreamedToken(token, self._texts.add(token), numbers, labels_beside(self._model, self._signals))
+        judges = judging(self._model, token, self._signals, self.before)
+        numbers = numbers_beside(self._model, token, judges, self.before)
+        return StreamedToken(token, self._texts.add(token), numbers, labels_beside(self._model, judges))
 
     def _pass(self, input_ids: Tensor) -> None:
         output = self._model(input_ids=input_ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)

@@ -5,17 +5,13 @@ Stops in Transformers and in engines decide by the same settings. Nothing here n
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
-from typing import TYPE_CHECKING
 
 from otterlm.checks import LARGEST_PATIENCE, check_alarm, check_count
 from otterlm.errors import OtterError
 from otterlm.signals.base import ClassConfig
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Alarm = float | Mapping[str, float] | None
 """From which probability on a token is a hit: of all labels, of some labels by name, or as the adapter has it."""
@@ -38,19 +34,6 @@ class AlarmSettings:
     def off(self) -> bool:
         """Says whether it never rings."""
         return all(alarm > 1 for alarm in self.alarms.values())
-
-    def hit(self, probabilities: Tensor, labels: Sequence[str]) -> Tensor:
-        """Returns which labels of the alarm a token's probabilities reach.
-
-        Args:
-            probabilities: `[..., L]`.
-            labels: their names, L of them.
-
-        Returns:
-            `[..., A]` bool, in the order of `alarms`.
-        """
-        columns = probabilities[..., [labels.index(name) for name in self.alarms]]
-        return columns >= columns.new_tensor(list(self.alarms.values()))
 
 
 def alarm_settings(

@@ -85,6 +85,12 @@ class SignalConfig:
         return None
 
     @property
+    def reads_end(self) -> bool:
+        """Says whether the number after the end token of a text is learned. Otherwise a finished text is judged at the
+        last token before it."""
+        return True
+
+    @property
     def unit(self) -> float:
         """Returns what next tokens typically change in the signal; 1 where it was not measured.
 

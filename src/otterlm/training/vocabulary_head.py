@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from otterlm.causal import decoder_of
+from otterlm.decoding.ends import unread_ends
 from otterlm.decoding.prompt import check_branches
 from otterlm.errors import OtterError, reason
 from otterlm.masks import additive, branch_mask
@@ -91,6 +92,7 @@ class _Reader:
         self.followed, self.candidates = _Collected(), _Collected()
         self._model, self._name, self._k, self._count = model, name, k, count
         self._generator = torch.Generator().manual_seed(seed)
+        self._ends = torch.tensor(sorted(unread_ends(model, name)), dtype=torch.long, device=model.device)
 
     def read(self, batch: Batch) -> None:
         """Reads the texts, then the candidates behind some of their positions."""
@@ -112,7 +114,8 @@ class _Reader:
         after = (batch.position_ids[rows, chosen] + 1).repeat_interleave(k, dim=1)
         mask = torch.cat((seen, itself.expand(len(chosen), 1, -1, -1)), dim=-1)
         _, _, rivals = self._pass(likely.flatten(1), after, mask, cache)
-        gains = rivals.view(*likely.shape, -1) - numbers[rows, chosen][:, :, None]  # [B, places, k, L]
+        gains = rivals.view(*likely.shape, -1) - numbers[rows, chosen][:, :, None]  # [B, count, k, L]
+        gains = gains.masked_fill(torch.isin(likely, self._ends)[..., None], 0.0)  # an end changes nothing
         self.candidates.add(
             batch.rows[:, None].expand(chosen.shape).flatten(),
             state[rows, chosen].flatten(0, 1),

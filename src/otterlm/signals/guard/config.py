@@ -12,6 +12,19 @@ from otterlm.signals.base import Capability, SignalConfig
 
 
 @dataclass(frozen=True, slots=True)
+class SpanThreshold:
+    """A threshold says which words of a text are inside a passage.
+
+    Attributes:
+        least: the least probability of such a word.
+        share: of the probability of the text's highest word, which such a word reaches, too.
+    """
+
+    least: float
+    share: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class LabelCalibration:
     """A calibration says what the probabilities of one label mean, as measured on texts that were held out.
 
@@ -23,7 +36,8 @@ class LabelCalibration:
         threshold: from this probability on a whole text counts as labelled: the highest F1.
         alarm: the probability from which on a token counts as a hit for the alarm of a running text.
         false_alarm_rate: the share of texts without the label in which the alarm was allowed to ring.
-        span: from this probability on a token counts as inside a span; None where no spans were learned.
+        span: from this probability on a word counts as inside a span; None where no spans were learned.
+        span_share: and from this share of the probability of its text's highest word on.
     """
 
     label: str
@@ -32,6 +46,7 @@ class LabelCalibration:
     alarm: float
     false_alarm_rate: float
     span: float | None = None
+    span_share: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "curve", tuple(tuple(point) for point in self.curve))
@@ -39,7 +54,8 @@ class LabelCalibration:
         if not pairs or not all(a[0] <= b[0] and a[1] <= b[1] for a, b in itertools.pairwise(self.curve)):
             raise OtterError("a label's curve is 1 to 1000 points (probability, share), both rising")
         numbers = [value for point in self.curve for value in point]
-        numbers += [self.threshold, self.alarm, self.false_alarm_rate, *([] if self.span is None else [self.span])]
+        numbers += [self.threshold, self.alarm, self.false_alarm_rate, self.span_share]
+        numbers += [] if self.span is None else [self.span]
         if not all(isinstance(value, int | float) and 0 <= value <= 1 for value in numbers):
             raise OtterError("a label's calibration holds numbers from 0 to 1")
 
@@ -53,6 +69,8 @@ class GuardConfig(SignalConfig):
         harmless: the labels that are no offence. Where there are any, the labels exclude each other (softmax), and a
             text has one of them.
         spans: the offences whose passages are marked, too, see `otterlm.signals.guard.head.GuardHead`.
+        span_delay: so many tokens later a token's passage is judged, once what follows is known; at the end of a text
+            as late as can be. Beside a token that was just read stands what is known at once.
         vocabulary_rank: rank of each label's vocabulary head; 0: the guard watches and does not steer.
         vocabulary_hidden: width of the head's two small networks, see `otterlm.signals.two_towers`; 0 for linear maps.
         hits, window: the alarm rings when so many of the latest `window` tokens reach the alarm's probability.
@@ -64,6 +82,7 @@ class GuardConfig(SignalConfig):
     labels: tuple[str, ...] = ("unsafe",)
     harmless: tuple[str, ...] = ()
     spans: tuple[str, ...] = ()
+    span_delay: int = setting(0, "Tokens that the judgement of passages waits for.", minimum=0, maximum=8)
     vocabulary_rank: int = setting(32, "Rank of each label's vocabulary head; 0 for none.", minimum=0)
     vocabulary_hidden: int = setting(256, "Hidden width of the vocabulary heads; 0 for linear ones.", minimum=0)
     hits: int = setting(
@@ -110,10 +129,12 @@ class GuardConfig(SignalConfig):
         return dict.fromkeys(self.offences, 0.5) | {each.label: each.threshold for each in self.calibrations}
 
     @property
-    def span_thresholds(self) -> dict[str, float]:
-        """Returns the same for a token inside a span, of each label of `spans`."""
-        measured = {each.label: each.span for each in self.calibrations if each.span is not None}
-        return dict.fromkeys(self.spans, 0.5) | measured
+    def span_thresholds(self) -> dict[str, SpanThreshold]:
+        """Returns what makes a word a part of a span, of each label of `spans`."""
+        measured = {
+            each.label: SpanThreshold(each.span, each.span_share) for each in self.calibrations if each.span is not None
+        }
+        return dict.fromkeys(self.spans, SpanThreshold(0.5)) | measured
 
     @property
     def capabilities(self) -> Capability:
@@ -125,6 +146,11 @@ class GuardConfig(SignalConfig):
     def typical_range(self) -> tuple[float, float]:
         """Returns the range of the probability that a text is harmless, which stands beside tokens."""
         return 0.0, 1.0
+
+    @property
+    def reads_end(self) -> bool:
+        """Says that labels are not learned at end tokens, see `SignalConfig`."""
+        return False
 
     def limits(self, width: int, vocabulary: int) -> dict[str, tuple[int, int]]:
         """Returns the limit of the rank, see `SignalConfig`."""

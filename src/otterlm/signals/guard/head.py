@@ -25,6 +25,8 @@ class GuardHead(nn.Module):
     two outputs because after an offence they differ: the text stays offensive to its end, which is what a stop asks,
     and the passage is over, which is what a highlight asks. Neither can be computed from the other.
 
+    With a delay of k tokens a passage has k + 1 outputs, of the latest token and of each of the k before it.
+
     Args:
         config: of the signal.
         width: d + d'.
@@ -36,7 +38,8 @@ class GuardHead(nn.Module):
         super().__init__()
         self.config = config
         self.prefix = nn.Linear(width, len(config.labels), **factory)
-        self.spans = nn.Linear(width, len(config.spans), **factory) if config.spans else None
+        outputs = len(config.spans) * (1 + config.span_delay)
+        self.spans = nn.Linear(width, outputs, **factory) if config.spans else None
         rank, hidden = config.vocabulary_rank, config.vocabulary_hidden
         made = (vocabulary_head(width, rank, hidden, base_width, **factory) for _ in config.labels)
         self.vocabulary = nn.ModuleList(head for head in made if head is not None)
@@ -50,6 +53,14 @@ class GuardHead(nn.Module):
         heads: Any = self.vocabulary
         for head in heads:
             head.initialize()
+
+    def passages(self, state: Tensor) -> Tensor:
+        """Maps `[..., d + d']` to the logits of passages, `[..., 1 + k, S]` float32."""
+        shape = (1 + self.config.span_delay, len(self.config.spans))
+        if self.spans is None:
+            return state.new_empty((*state.shape[:-1], *shape), dtype=torch.float32)
+        logits: Tensor = self.spans(state)
+        return logits.float().unflatten(-1, shape)
 
     def forward(self, state: Tensor, unembedding: Tensor) -> "GuardSignal":
         """Maps `[B, T, d + d']` and the base's unembedding, `[V, d]`, to the labels."""
@@ -83,16 +94,29 @@ class GuardSignal:
 
     @property
     def span_logits(self) -> Tensor:
-        """Returns those of the last token of every prefix being inside a passage, `[B, T, S]` float32, of each label of
-        `GuardConfig.spans`."""
-        if self._head.spans is None:
-            return self.state.new_empty((*self.state.shape[:-1], 0), dtype=torch.float32)
-        return self._head.spans(self.state).float()
+        """Returns those of tokens being inside a passage, `[B, T, 1 + k, S]` float32, of each label of
+        `GuardConfig.spans`: after every prefix, of its last token and of each of the k before it."""
+        return self._head.passages(self.state)
 
     @property
     def span_probabilities(self) -> Tensor:
-        """Returns those of the same, `[B, T, S]` float32."""
-        return self.span_logits.sigmoid()
+        """Returns those of the last token of every prefix being inside a passage, `[B, T, S]` float32."""
+        return self.span_logits[..., 0, :].sigmoid()
+
+    def late_span_probabilities(self, row: int, start: int, end: int) -> Tensor:
+        """Returns those of the tokens of one whole text, each read as late as `GuardConfig.span_delay` allows.
+
+        Args:
+            row: of the text.
+            start, end: of its tokens in this pass, n of them.
+
+        Returns:
+            `[n, S]` float32.
+        """
+        tokens = torch.arange(start, end, device=self.state.device)
+        read = (tokens + self._config.span_delay).clamp_max(end - 1)
+        logits = self._head.passages(self.state[row, read])  # [n, 1 + k, S]
+        return logits[tokens - start, read - tokens].sigmoid()
 
     @property
     def calibrated(self) -> Tensor:

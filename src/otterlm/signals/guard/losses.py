@@ -39,6 +39,26 @@ def class_weights(positive: Tensor, negative: Tensor, balance: float, exclusive:
     return Weights(weight(positive, half), weight(negative, half))
 
 
+def span_loss(logits: Tensor, targets: Tensor, weights: Weights) -> Tensor:
+    """Returns the cross-entropy of passages, a mean over the k + 1 outputs of each position.
+
+    Args:
+        logits: `[B, T, 1 + k, S]` float32, see `otterlm.signals.guard.head.GuardSignal.span_logits`.
+        targets: `[B, T, S]`, of tokens, 0, 1 or NaN; NaN at padding.
+        weights: of the labels.
+
+    Returns:
+        A scalar.
+    """
+    inside = ~targets.isnan().all(dim=-1, keepdim=True)
+    losses = []
+    for delay in range(logits.shape[2]):
+        late = F.pad(targets, (0, 0, delay, 0), value=torch.nan)[:, : targets.shape[1]]
+        # What is read at padding is of no text.
+        losses.append(label_loss(logits[:, :, delay], late.masked_fill(~inside, torch.nan), weights, False))
+    return torch.stack(losses).mean()
+
+
 def label_loss(logits: Tensor, targets: Tensor, weights: Weights, exclusive: bool) -> Tensor:
     """Returns the cross-entropy of the labels, a mean over the known prefixes of a text, then over the texts.
 

@@ -16,7 +16,7 @@ from otterlm.settings import check_settings, setting
 from otterlm.signals.base import Capability
 from otterlm.signals.guard.config import GuardConfig
 from otterlm.signals.guard.head import GuardSignal
-from otterlm.signals.guard.losses import Weights, class_weights, label_loss
+from otterlm.signals.guard.losses import Weights, class_weights, label_loss, span_loss
 from otterlm.training.data.packing import Batch, followed_tokens
 from otterlm.training.data.targets import Targets
 from otterlm.training.sources import Source, of_adapter, read_batch
@@ -100,7 +100,7 @@ class GuardObjective(nn.Module):
         loss = metrics["labels"]
         if self._signal.spans:
             wanted = self._targets(batch, "spans")  # [B, T, S]
-            metrics["spans"] = label_loss(signal.span_logits, wanted, self._span_weights, False)
+            metrics["spans"] = span_loss(signal.span_logits, wanted, self._span_weights)
             loss = loss + self.config.span_weight * metrics["spans"]
         if self._learns_vocabulary:
             metrics["vocabulary"] = _vocabulary_loss(signal, logits.detach(), batch)

@@ -43,7 +43,7 @@ class RewardTrainingConfig:
             fitted to candidates afterwards.
         probe_start: whether the head starts from a linear probe on the base's last hidden state.
         trace: lambda of TD(lambda), for given scores on prefixes, see `otterlm.signals.reward.losses.regression`.
-        candidates, places: after training, the vocabulary head is fitted to so many of the base's likeliest next tokens
+        candidates, positions: after training, the vocabulary head is fitted to so many of the base's likeliest next tokens
             at so many positions of each example, see `otterlm.training.vocabulary_head`; 0 candidates leave it as
             trained.
     """
@@ -57,7 +57,7 @@ class RewardTrainingConfig:
     candidates: int = setting(
         6, "Likeliest next tokens a position that the vocabulary head is fitted to; 0: not.", minimum=0
     )
-    places: int = setting(16, "Positions of each example with candidates.", minimum=1)
+    positions: int = setting(16, "Positions of each example with candidates.", minimum=1, formerly="--places")
 
     def __post_init__(self) -> None:
         if self.compare not in get_args(Compare):
@@ -90,7 +90,7 @@ class RewardObjective(nn.Module):
         if head is not None:
             head.requires_grad_(self._learns_vocabulary)
         # How many candidates the vocabulary head is fitted to after training changes nothing before.
-        losses = {name: value for name, value in asdict(config).items() if name not in ("candidates", "places")}
+        losses = {name: value for name, value in asdict(config).items() if name not in ("candidates", "positions")}
         self.identity = of_adapter(model, self.name) | losses | {"vocabulary": self._learns_vocabulary}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

@@ -1,4 +1,7 @@
-"""Turns labelled rows into tokens, and finds the characters that each token stands for."""
+"""Turns labelled rows into tokens, and finds the characters that each token stands for.
+
+A labelled text has no end token: it is judged at its last token. Few texts would not teach what an end token means.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +14,7 @@ from otterlm.training.data.packing import Example
 from otterlm.training.data.tokens import Limits, dialogue_tokens, prompt_tokens
 
 Characters = tuple[tuple[int, int], ...]
-"""Of each token, the characters `[start, end)` that it stands for; `(0, 0)`: none, as of the end of a sequence."""
+"""Of each token, the characters `[start, end)` that it stands for; `(0, 0)`: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ def _tokenize_row(index: int, row: LabelledRow, tokenizer: PreTrainedTokenizerBa
         if not prompt:
             raise OtterError(f"{row.where}: the prompt has no tokens")
         return LabelledExample(Example(index, (), (tuple(prompt),)), row)
-    before, response = dialogue_tokens(row.text, tokenizer, limits, row.where)
+    before, response = dialogue_tokens(row.text, tokenizer, limits, row.where, ended=False)
     if not response:
         raise OtterError(f"{row.where}: the text has no tokens")
     example = Example(index, tuple(before), (tuple(response),))
@@ -63,7 +66,7 @@ def token_characters(
 
     Args:
         text: what was encoded, perhaps without its end, or after white space that is not in it.
-        tokens: the first of its tokens; an end-of-sequence token may follow.
+        tokens: the first of its tokens.
         tokenizer: a fast one, which knows.
         where: what to name in an error.
 
@@ -72,8 +75,7 @@ def token_characters(
     """
     if not tokenizer.is_fast:
         raise OtterError(f"{where}: marked passages need a fast tokenizer, which knows the characters of its tokens")
-    ended = bool(tokens) and tokens[-1] == tokenizer.eos_token_id
-    wanted = list(tokens[:-1] if ended else tokens)
+    wanted = list(tokens)
     # As chat templates have it: right behind a line feed or a space.
     for before in ("", "\n", " "):
         encoded = tokenizer(
@@ -83,6 +85,5 @@ def token_characters(
         for skipped in range(len(before) + 1):
             if ids[skipped : skipped + len(wanted)] == wanted:
                 inside = offsets[skipped : skipped + len(wanted)]
-                ranges = [(max(0, start - len(before)), max(0, end - len(before))) for start, end in inside]
-                return tuple([*ranges, (0, 0)] if ended else ranges)
+                return tuple((max(0, start - len(before)), max(0, end - len(before))) for start, end in inside)
     raise OtterError(f"{where}: its tokens could not be matched with its characters")

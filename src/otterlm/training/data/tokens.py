@@ -58,12 +58,14 @@ def dialogue_tokens(
     limits: Limits,
     where: str = "the dialogue",
     prompts: LatestPrompt | None = None,
+    ended: bool = True,
 ) -> tuple[list[int], list[int]]:
     """Returns the tokens of a prompt and of its response, apart, as generation would see them.
 
     They follow the tokenizer's chat template; without one, the HH format. A raw text that the chat template wrote is
-    the dialogue it shows. The response ends with the end-of-sequence token, once, unless it was cut. Special tokens in
-    the content of turns are plain text. `prompts` remembers the prompt for the next dialogue.
+    the dialogue it shows. The response ends with the end-of-sequence token, once, unless it was cut or is not to be
+    `ended`. Special tokens in the content of turns are plain text. `prompts` remembers the prompt for the next
+    dialogue.
 
     Returns:
         The last `limits.prompt` tokens of the prompt and the first `limits.response` of the response.
@@ -84,7 +86,7 @@ def dialogue_tokens(
         prompt = (prompts or LatestPrompt(tokenizer)).tokens(dialogue.prompt, where, unsaid)
         answered = bool(tokenizer.chat_template)
         response = answer_tokens(rest, tokenizer, where) if answered else plain_tokens(f" {text}", tokenizer, where)
-    if tokenizer.eos_token_id is not None:
+    if ended and tokenizer.eos_token_id is not None:
         response.append(tokenizer.eos_token_id)
     return prompt[-limits.prompt :], response[: limits.response]
 

@@ -6,7 +6,7 @@ import torch
 
 from otterlm.checks import check_rate
 from otterlm.errors import OtterError
-from otterlm.signals.guard.config import GuardConfig, LabelCalibration
+from otterlm.signals.guard.config import GuardConfig, LabelCalibration, SpanThreshold
 from otterlm.training.data.labelled import LabelledRow
 from otterlm.training.data.labels import OFFENCE
 from otterlm.training.data.targets import span_labels
@@ -15,12 +15,13 @@ from otterlm.training.evaluation.detection import (
     alarm_at_rate,
     alarm_levels,
     best_threshold,
-    character_f1,
 )
 from otterlm.training.evaluation.guard_reading import GuardReading
+from otterlm.training.evaluation.passages import F1Curve, characters_in
 
-GRID = [step / 20 for step in range(1, 20)]
-"""Thresholds that are tried for passages."""
+LEAST = [step / 20 for step in range(1, 20)]
+SHARES = [step / 20 for step in range(20)]
+"""Thresholds of passages, and shares of the highest word, that are tried."""
 
 
 def has_label(row: LabelledRow, label: str, config: GuardConfig) -> bool | None:
@@ -82,32 +83,35 @@ def _calibrate(readings: Sequence[GuardReading], label: str, rate: float, knots:
     final = torch.stack([each.of(label)[-1] for each, _ in known])  # [n]
     truth = torch.tensor([held for _, held in known])
     peaks = [alarm_levels(each.of(label), config.hits, config.window).max() for each, held in known if not held]
+    span = _span_threshold(readings, label) if label in config.spans else None
     return LabelCalibration(
         label=label,
         curve=isotonic(final.tolist(), truth.float().tolist(), knots),
         threshold=best_threshold(final, truth),
         alarm=alarm_at_rate(torch.stack(peaks), rate),
         false_alarm_rate=rate,
-        span=_span_threshold(readings, label) if label in config.spans else None,
+        span=None if span is None else span.least,
+        span_share=0.0 if span is None else span.share,
     )
 
 
-def _span_threshold(readings: Sequence[GuardReading], label: str) -> float | None:
+def _span_threshold(readings: Sequence[GuardReading], label: str) -> SpanThreshold | None:
     """Returns the threshold with the highest mean F1 of characters; None where no passages are marked."""
     marked = [each for each in readings if each.labelled.characters is not None]
-    truths = [true_characters(each, label) for each in marked]
     if not marked:
         return None
+    curves = [
+        F1Curve(each.labelled.row.text.response, *each.words(label), true_characters(each, label)) for each in marked
+    ]
 
-    def quality(threshold: float) -> tuple[float, float]:
+    def quality(threshold: SpanThreshold) -> tuple[float, float]:
         """Returns the sum of the F1, and of equally good thresholds prefers those near a half."""
-        pairs = zip(marked, truths, strict=True)
-        return sum(character_f1(each.marked(label, threshold), truth) for each, truth in pairs), -abs(threshold - 0.5)
+        return sum(curve.at(threshold) for curve in curves), -abs(threshold.least - 0.5)
 
-    return max(GRID, key=quality)
+    return max((SpanThreshold(least, share) for share in SHARES for least in LEAST), key=quality)
 
 
 def true_characters(reading: GuardReading, label: str) -> set[int]:
     """Returns the characters of a text that stand in marked passages of a label."""
-    spans = [span for span, name in span_labels(reading.labelled.row, reading.config) if name == label]
-    return {index for span in spans for index in range(span.start, span.end)}
+    spans = span_labels(reading.labelled.row, reading.config)
+    return characters_in([(span.start, span.end) for span, name in spans if name == label])

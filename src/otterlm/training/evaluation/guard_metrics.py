@@ -44,6 +44,5 @@ def held_out_metrics(readings: Sequence[GuardReading]) -> dict[str, float]:
 
 def span_f1s(readings: Sequence[GuardReading], label: str) -> list[float]:
     """Returns the F1 of characters of every text whose passages are marked, at the stored threshold."""
-    threshold = readings[0].config.span_thresholds[label]
     marked = [each for each in readings if each.labelled.characters is not None]
-    return [character_f1(each.marked(label, threshold), true_characters(each, label)) for each in marked]
+    return [character_f1(each.marked(label), true_characters(each, label)) for each in marked]

@@ -14,6 +14,14 @@ from otterlm.training.data.labelled_tokens import LabelledExample
 from otterlm.training.data.packing import collate, length_buckets
 from otterlm.training.data.targets import tokens_inside
 from otterlm.training.evaluation.detection import alarm_levels
+from otterlm.training.evaluation.passages import (
+    Range,
+    characters_in,
+    limit_of,
+    marked_passages,
+    word_probabilities,
+    words_of,
+)
 from otterlm.training.sources import LiveBase, Source, read_batch
 
 
@@ -25,7 +33,7 @@ class GuardReading:
         labelled: the text.
         config: the guard's.
         probabilities: `[n, L]` float32, of the labels.
-        spans: `[n, S]` float32, of being inside a passage.
+        spans: `[n, S]` float32, of being inside a passage; as late as the guard reads it.
         prompt: `[L]` float32, after the last token of the prompt; None where there is none.
     """
 
@@ -54,17 +62,22 @@ class GuardReading:
         indices = ringing.any(dim=0).nonzero()
         return int(indices[0]) if len(indices) else None
 
-    def passages(self, label: str, threshold: float) -> list[tuple[int, int]]:
-        """Returns the passages of a label, `[start, end)` characters of the response, without white space around."""
-        characters, text = self.labelled.characters or (), self.labelled.row.text.response
-        column = self.spans[:, self.config.spans.index(label)].tolist()
-        inside = [each for each, value in zip(characters, column, strict=True) if value >= threshold]
-        trimmed = [_trimmed(text, start, end) for start, end in _joined(inside)]
-        return [(start, end) for start, end in trimmed if start < end]
+    def words(self, label: str) -> tuple[list[Range], list[float]]:
+        """Returns the words of the response, and the probability of each of being inside a passage of a label."""
+        text, characters = self.labelled.row.text.response, self.labelled.characters
+        assert characters is not None
+        words, column = words_of(text), self.spans[:, self.config.spans.index(label)].tolist()
+        return words, word_probabilities(text, words, characters, column)
 
-    def marked(self, label: str, threshold: float) -> set[int]:
+    def passages(self, label: str) -> list[Range]:
+        """Returns the passages of a label, by its stored threshold: characters of the response."""
+        words, values = self.words(label)
+        limit = limit_of(values, self.config.span_thresholds[label])
+        return marked_passages(self.labelled.row.text.response, words, [value >= limit for value in values])
+
+    def marked(self, label: str) -> set[int]:
         """Returns the characters of the response that stand in passages of a label."""
-        return {index for start, end in self.passages(label, threshold) for index in range(start, end)}
+        return characters_in(self.passages(label))
 
     def first_inside(self) -> int | None:
         """Returns the index of the first token that is inside a marked passage."""
@@ -82,25 +95,6 @@ def reaches(final: Tensor, config: GuardConfig) -> Tensor:
     """Returns which whole texts reach the threshold of an offence, `[..., L]` to `[...]` bool."""
     columns = [final[..., config.labels.index(name)] >= value for name, value in config.thresholds.items()]
     return torch.stack(columns).any(dim=0)
-
-
-def _joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Joins passages that touch."""
-    runs: list[tuple[int, int]] = []
-    for start, end in ranges:
-        if runs and start <= runs[-1][1]:
-            runs[-1] = runs[-1][0], max(end, runs[-1][1])
-        else:
-            runs.append((start, end))
-    return runs
-
-
-def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
-    while start < end and text[start].isspace():
-        start += 1
-    while start < end and text[end - 1].isspace():
-        end -= 1
-    return start, end
 
 
 @torch.no_grad()
@@ -127,10 +121,10 @@ def read_guard(
     by_row = {each.example.row: each for each in examples}
     for group in track(list(length_buckets([each.example for each in examples], batch_size)), "scoring"):
         signal = read_batch(model, shows, collate(group).to(model.device), name)
-        probabilities, spans = signal.probabilities.cpu(), signal.span_probabilities.cpu()
+        probabilities = signal.probabilities.cpu()
         for index, example in enumerate(group):
             begin, end = len(example.prefix), len(example)
             prompt = probabilities[index, begin - 1].clone() if begin else None
-            parts = (probabilities[index, begin:end].clone(), spans[index, begin:end].clone())
+            parts = probabilities[index, begin:end].clone(), signal.late_span_probabilities(index, begin, end).cpu()
             readings[example.row] = GuardReading(by_row[example.row], config, *parts, prompt)
     return [readings[each.example.row] for each in examples]

@@ -17,6 +17,7 @@ from otterlm.training.evaluation.bootstrap import interval, mean_of
 from otterlm.training.evaluation.detection import auc, average_precision, character_f1, f1
 from otterlm.training.evaluation.guard_metrics import PERCENTS, at_percent
 from otterlm.training.evaluation.guard_reading import GuardReading, offence, reaches
+from otterlm.training.evaluation.passages import characters_in
 from otterlm.training.evaluation.scoring import wilson_interval
 
 
@@ -195,7 +196,6 @@ def _summarize_spans(readings: Sequence[GuardReading]) -> dict[str, Any]:
 
 
 def _span_f1(reading: GuardReading) -> float:
-    thresholds = reading.config.span_thresholds
-    marked = {index for name, threshold in thresholds.items() for index in reading.marked(name, threshold)}
-    truth = {index for span in reading.labelled.row.spans or () for index in range(span.start, span.end)}
+    marked = {index for name in reading.config.spans for index in reading.marked(name)}
+    truth = characters_in([(span.start, span.end) for span in reading.labelled.row.spans or ()])
     return character_f1(marked, truth)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from otterlm.decoding.ends import unread_ends
 from otterlm.model import OtterModel
 from otterlm.progress import track
 from otterlm.signals.base import Capability
@@ -44,7 +45,7 @@ def _scored(
     model: OtterModel, examples: Sequence[Example], batch_size: int, adapter_name: str | None
 ) -> Iterator[Scored]:
     name = model.adapter_name(adapter_name, Capability.PREFIX)
-    source = LiveBase(model)
+    source, ends = LiveBase(model), unread_ends(model, name)
     for group in track(length_buckets(examples, batch_size), "scoring", bucket_count(examples, batch_size)):
         batch = collate(group).to(model.device)
         with torch.no_grad():
@@ -54,6 +55,8 @@ def _scored(
             branches, begin = [], len(example.prefix)
             for branch, start in zip(example.branches, example.starts, strict=True):
                 whole = shared + rewards[row, begin : begin + len(branch)].tolist()
+                if branch and branch[-1] in ends and len(whole) > 1:
+                    whole[-1] = whole[-2]
                 branches.append(whole[start:])
                 begin += len(branch)
             yield Scored(example, tuple(branches))

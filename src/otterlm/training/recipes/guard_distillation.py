@@ -1,6 +1,6 @@
 """`otter distill guard` puts any scorer's judgement into a guard, without labelled data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.checks import check_rate
 from otterlm.config import OtterConfig
+from otterlm.decoding.ends import end_tokens
 from otterlm.settings import check_settings, setting
 from otterlm.signals.guard.config import GuardConfig
 from otterlm.signals.guard.objective import GuardObjective, GuardTrainingConfig
@@ -97,6 +98,7 @@ class GuardDistillationRecipe:
         shares: Sequence[list[list[float]]] = []
         with PartialState().main_process_first():
             responses = scored_responses(base, tokenizer, data, of_texts(scorer), scorer.identity, sampling, folder)
+            responses = _without_ends(responses, end_tokens(base.generation_config))
             if self.rollouts.rollouts:
                 judge = PrefixJudge(base, tokenizer, scorer, self.offence_from, sampling, self.rollouts)
                 shares = judge.judge(data, responses, run.out / "rollouts.jsonl")
@@ -125,6 +127,14 @@ class GuardDistillationRecipe:
         for length, share in zip(self.rollouts.lengths(len(tokens)), shares, strict=True):
             labels[len(example.prefix) + length - 1] = float(share >= self.rollouts.rollout_share)
         return replace(targets, labels=labels)
+
+
+def _without_ends(responses: Sequence[Example], ends: Collection[int]) -> list[Example]:
+    """Returns responses without their end tokens, as labelled texts are; an empty response keeps it."""
+    return [
+        replace(each, branches=tuple(row[:-1] if len(row) > 1 and row[-1] in ends else row for row in each.branches))
+        for each in responses
+    ]
 
 
 def _texts(

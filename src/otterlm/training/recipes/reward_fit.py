@@ -65,9 +65,9 @@ def learn_to_steer(
 
     Args:
         model: the base with the trained adapter.
-        examples: places of their responses are what the head is fitted to.
-        learning: how many candidates and places.
-        seed: of the places.
+        examples: positions of their responses are what the head is fitted to.
+        learning: how many candidates and positions.
+        seed: of the positions.
 
     Returns:
         `vocabulary_explained`, see `fit_vocabulary`; nothing where the adapter has no vocabulary head, `candidates` is
@@ -75,7 +75,7 @@ def learn_to_steer(
     """
     head = model.adapter().head.vocabulary
     heads = [] if head is None else [head]
-    fits = fit_heads(model, heads, at_most(examples, POSITIONS, seed), learning.candidates, learning.places, seed)
+    fits = fit_heads(model, heads, at_most(examples, POSITIONS, seed), learning.candidates, learning.positions, seed)
     if not fits:
         return {}
     ((explained, spread),) = fits

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from otterlm.decoding.ends import end_tokens
 from otterlm.identity import Identity, identity, of_data, of_weights
 from otterlm.resumable import run_resumable
 from otterlm.training.data.conversations import Prompt
@@ -164,18 +165,12 @@ def pad_left(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -
     return ids, mask
 
 
-def end_tokens(base: PreTrainedModel) -> set[int]:
-    """Returns the tokens that end the base's responses."""
-    ends = base.generation_config.eos_token_id
-    return set() if ends is None else set(ends) if isinstance(ends, list) else {ends}
-
-
 def responses_of(sequences: Tensor, prompt_length: int, base: PreTrainedModel) -> list[list[int]]:
     """Returns the responses in generated sequences, `[B, T]`, after prompts of one length.
 
     Each has the tokens up to and with the first that ends the base's responses.
     """
-    ends, responses = end_tokens(base), []
+    ends, responses = end_tokens(base.generation_config), []
     for tokens in sequences[:, prompt_length:].tolist():
         length = next((count for count, token in enumerate(tokens, start=1) if token in ends), len(tokens))
         responses.append(tokens[:length])
