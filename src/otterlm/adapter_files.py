@@ -59,6 +59,8 @@ def read_config(folder: Path) -> OtterConfig:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise OtterError(f"{path} is larger than any adapter's configuration")
         text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise OtterError(f"{folder} holds no adapter: there is no {CONFIG}. Did its training end?") from error
     except (OSError, UnicodeDecodeError) as error:
         raise OtterError(f"{path} cannot be read: {error}") from error
     return OtterConfig.from_json(text, str(path))
