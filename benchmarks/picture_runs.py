@@ -19,8 +19,9 @@ ADAPTERS, RUN = ROOT / "adapters", ROOT / "docs" / "assets" / "guided.json"
 WEIGHT, TOKENS = 1.0, 48
 PROMPT = 2
 """Which of the demo's three prompts. After the first one guidance changes the words and hardly the reward."""
-GUARDED, SEED = "The film starts well, and I liked the music. But the director is such a", 0
-"""A text that starts friendly, and a seed with which the base turns rude."""
+GUARDED = "The concert was lovely. The man beside us shouted at the singer: go home, you"
+SEED = 5
+"""With the first four seeds the base stays below the guard's alarm: not every rude word rings it."""
 
 
 def record() -> dict[str, Any]:
