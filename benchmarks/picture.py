@@ -31,6 +31,7 @@ STYLE = """
     .panel { fill: #ffffff; stroke: #d0d7de }
     .token { font-family: ui-monospace, "DejaVu Sans Mono", "Liberation Mono", Menlo, Consolas, monospace }
     .on { fill: #14181f }
+    g > rect:not(.stop) { shape-rendering: crispEdges }
     .grid { stroke: #d0d7de }
     .mean { stroke: #59636e; stroke-dasharray: 3 4 }
     .stop { fill: #a3260d }
@@ -175,7 +176,7 @@ def _legend(scale: Scale, y: float) -> list[str]:
 
 def _curve(run: dict[str, Any], scale: Scale, top: float) -> tuple[list[str], float]:
     """Returns the rewards along the tokens, and where the picture ends."""
-    left, right, height = MARGIN + 34, WIDTH - 92, 110
+    left, right, height = MARGIN + 40, WIDTH - 92, 110
     rewards = [reward for name in NAMES for reward in run[name]["rewards"]]
     low, high = math.floor(min(*rewards, scale.low)), math.ceil(max(*rewards, scale.high))
     steps = max(len(run[name]["rewards"]) for name in NAMES)
@@ -216,7 +217,7 @@ def _guarded(run: dict[str, Any], first: int, top: float) -> tuple[list[str], fl
     y = top + 44
     body = [
         f'  <path class="grid" d="M{MARGIN} {top:g}H{WIDTH - MARGIN}"/>',
-        f'  <text class="title" x="{MARGIN}" y="{top + 28:g}">A guard ends a text in the same pass</text>',
+        f'  <text class="title" x="{MARGIN}" y="{top + 28:g}">A guard ends a toxic text</text>',
         f'  <text class="small k{last}" x="{WIDTH - MARGIN}" y="{top + 28:g}" text-anchor="end">{toxic}</text>',
         *(_letters(*at, y) for at in laid[: len(words)]),
     ]

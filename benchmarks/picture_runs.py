@@ -21,7 +21,7 @@ PROMPT = 2
 """Which of the demo's three prompts. After the first one guidance changes the words and hardly the reward."""
 GUARDED = "The concert was lovely. The man beside us shouted at the singer: go home, you"
 SEED = 5
-"""With the first four seeds the base stays below the guard's alarm: not every rude word rings it."""
+"""With seeds 0 to 4 the text stays below the alarm: not every rude word rings it."""
 
 
 def record() -> dict[str, Any]:
