@@ -1,10 +1,15 @@
-"""Draws the figures of `docs/benchmarks` from the tables beside them, so that a figure and its table cannot differ.
+"""Draws the figures of `figures.toml` from the tables of `docs/benchmarks`, so that a figure and its table cannot differ.
 
-python benchmarks/figures.py
+python benchmarks/figures.py                 # as SVG, into docs/assets
+python benchmarks/figures.py --png FOLDER    # as PNG, too, for slides and papers
 """
 
+import argparse
 import math
 import re
+import shutil
+import subprocess
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +29,14 @@ RIVALS = {
     "one sample",
     "best of 4",
     "best of 16",
+    "fine-tuned copy",
+    "attention probe",
+    "bag of words",
 }
 NUMBER = r"[-+]?\d+(?:\.\d+)?"
 # A phone shows a figure 358 pixels wide, so 15 pixels of 440 are 12 there.
-WIDTH, ROW = 440, 26
+WIDTH, RIGHT, ROW = 440, 366, 26
+"""The width of a figure, where its axis ends, and the height of a row, in pixels."""
 STYLE = """
   <style>
     text { font: 15px system-ui, "Segoe UI", "Liberation Sans", Helvetica, Arial, sans-serif; fill: #1f2328 }
@@ -57,14 +66,21 @@ class Panel:
     Attributes:
         table: which table of the page, from 0.
         column: its header.
-        rows: first cells of the rows to their labels in the figure.
+        rows: first cells of the rows; with the label in the figure, where it is another.
         heading: the text above the rows.
+        interval: the header of the column with the interval, where it is another one.
     """
 
     table: int
     column: str
-    rows: dict[str, str]
+    rows: list[str | list[str]]
     heading: str | None = None
+    interval: str | None = None
+
+    def labels(self) -> Iterator[tuple[str, str]]:
+        """Yields each row with its label."""
+        for row in self.rows:
+            yield (row, row) if isinstance(row, str) else (row[0], row[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +100,11 @@ class Figure:
     """
 
     page: str
-    title: tuple[str, str]
+    title: list[str]
     axis: str
     limits: tuple[float, float]
-    ticks: tuple[float, ...]
-    panels: tuple[Panel, ...]
+    ticks: list[float]
+    panels: list[Panel]
     neutral: float | None = None
     unit: str = ""
     logarithmic: bool = False
@@ -97,149 +113,16 @@ class Figure:
     def x(self, value: float) -> float:
         """Returns where a number is, in pixels."""
         low, high, at = (math.log(n) if self.logarithmic else n for n in (*self.limits, value))
-        return round(self.left + (at - low) / (high - low) * (366 - self.left), 1)
+        return round(self.left + (at - low) / (high - low) * (RIGHT - self.left), 1)
 
 
-def same(*labels: str) -> dict[str, str]:
-    """Returns rows whose label is their name."""
-    return {label: label for label in labels}
+def read_figures() -> list[Figure]:
+    """Reads `figures.toml`."""
+    figures = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())["figure"]
+    return [Figure(**each | {"panels": [Panel(**panel) for panel in each["panels"]]}) for each in figures]
 
 
-SEEDS = same("linear probe", "Otter", "separate model")
-WEIGHTS = same("guidance, weight 8", "guidance, weight 16", "guidance, weight 32")
-DISTILLED = WEIGHTS | same("best of 4, scorer", "best of 4, reward")
-TOXIC = same("the base", "Otter's contrast", "DExperts")
-CARDS = {"CARDS by Otter's reward": "by Otter's reward", "CARDS": "by separate model"}
-
-
-def weighted(weight: int) -> dict[str, str]:
-    """Returns the rows of one weight."""
-    labels = {
-        "Otter, guidance": "Otter, guidance",
-        "Otter, search": "Otter, search",
-        "ARGS with a cache": "ARGS, cached",
-    }
-    return {f"{row}, weight {weight}": label for row, label in labels.items()}
-
-
-FIGURES = (
-    Figure(
-        page="preference",
-        title=("Otter ranks more pairs right than a probe", "and than a separate reward model"),
-        axis="held-out pairs ranked right, 95% interval",
-        limits=(50, 75),
-        ticks=(50, 60, 70),
-        unit="%",
-        neutral=50,
-        panels=tuple(Panel(0, f"seed {seed}", SEEDS, f"seed {seed}") for seed in range(3)),
-    ),
-    Figure(
-        page="steering",
-        title=("Guidance raises the adapter's reward", "further than the best of 16 samples"),
-        axis="gain over the base, in spreads, 95% interval",
-        limits=(-1, 2.5),
-        ticks=(-1, 0, 1, 2),
-        neutral=0,
-        panels=(
-            Panel(
-                0,
-                "gain, in spreads",
-                {
-                    "guidance, weight 0.5": "guidance, weight 0.5",
-                    "guidance, weight 1": "guidance, weight 1",
-                    "guidance, weight 2": "guidance, weight 2",
-                    "guidance, weight 4": "guidance, weight 4",
-                    "search, weight 1": "search, weight 1",
-                    "one sample": "one sample",
-                    "best-of-4": "best of 4",
-                    "best-of-16": "best of 16",
-                },
-            ),
-        ),
-    ),
-    Figure(
-        page="alignment",
-        title=("Guidance follows a separate model's reward", "as far as ARGS does"),
-        axis="judge's reward, 95% interval",
-        limits=(-0.02, 0.08),
-        ticks=(0, 0.04, 0.08),
-        neutral=0,
-        panels=(
-            Panel(0, "judge's reward", {"the base": "the base", "the base, sampled": "base, sampled"}),
-            Panel(0, "judge's reward", weighted(1), "weight 1"),
-            Panel(0, "judge's reward", weighted(2), "weight 2"),
-            Panel(0, "judge's reward", CARDS, "CARDS (sampled)"),
-        ),
-    ),
-    Figure(
-        page="detoxification",
-        title=("The contrast removes as much toxicity", "as DExperts' two models"),
-        axis="with a toxic sample, 95% interval",
-        limits=(20, 80),
-        ticks=(20, 40, 60, 80),
-        unit="%",
-        panels=(
-            Panel(0, "with a toxic one", TOXIC, "after toxic prompts"),
-            Panel(1, "with a toxic one", TOXIC, "after other prompts"),
-        ),
-    ),
-    Figure(
-        page="acceleration",
-        title=("One draft is a little faster than the base,", "with both cores free"),
-        axis="speed, of the base's, 95% interval",
-        limits=(0.9, 1.15),
-        ticks=(0.9, 1, 1.1),
-        neutral=1,
-        panels=(
-            Panel(
-                0,
-                "speed, of the base's",
-                {
-                    "Otter, 1 draft": "Otter, 1 draft",
-                    "Otter, 3 drafts": "Otter, 3 drafts",
-                    "Otter, 4 drafts": "Otter, 4 drafts",
-                    "prompt lookup (Transformers)": "prompt lookup",
-                },
-            ),
-        ),
-    ),
-    Figure(
-        page="distilling",
-        title=("Guidance moves the score that it learned;", "best-of-4 by the scorer moves it further"),
-        axis="more than the base, 95% interval",
-        limits=(-0.1, 0.5),
-        ticks=(0, 0.2, 0.4),
-        neutral=0,
-        left=192,
-        panels=(
-            Panel(0, "more than the base", DISTILLED, "sentiment (VADER)"),
-            Panel(1, "more than the base", DISTILLED, "not toxic (BERT-tiny)"),
-        ),
-    ),
-    Figure(
-        page="overhead",
-        title=("Guidance takes hardly more time", "than the base, ARGS as published most"),
-        axis="time over the base's, logarithmic",
-        limits=(1, 100),
-        ticks=(1, 10, 100),
-        neutral=1,
-        logarithmic=True,
-        panels=(
-            Panel(
-                0,
-                "time",
-                {
-                    "Otter, rewards read": "Otter, reading",
-                    "Otter, guidance": "Otter, guidance",
-                    "Otter, search": "Otter, search",
-                    "ARGS with a reward cache": "ARGS, cached",
-                    "ARGS as published": "ARGS as published",
-                    "DExperts": "DExperts",
-                },
-            ),
-        ),
-    ),
-)
+FIGURES = read_figures()
 
 
 def tables(page: str) -> list[dict[tuple[str, str], str]]:
@@ -272,8 +155,10 @@ def marks(figure: Figure, page: str, y: float) -> Iterator[tuple[float, str]]:
             y += 6
             yield y, f'  <text class="small" x="16" y="{y + 4}">{panel.heading}</text>'
             y += ROW - 2
-        for row, label in panel.rows.items():
+        for row, label in panel.labels():
             cell = cells[panel.table][row, panel.column]
+            if panel.interval is not None:
+                cell += f" ({cells[panel.table][row, panel.interval]})"
             value, *ends = interval(cell)
             ours = label not in RIVALS
             mark, name = ("ours", ' class="otter"') if ours else ("mark", "")
@@ -294,7 +179,7 @@ def draw(figure: Figure) -> str:
     rows = list(marks(figure, page, top))
     bottom = rows[-1][0] + ROW - 8
     height = bottom + 48
-    middle = (figure.left + 366) / 2
+    middle = (figure.left + RIGHT) / 2
     svg = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="640" role="img" '
         'aria-labelledby="t d">',
@@ -316,10 +201,25 @@ def draw(figure: Figure) -> str:
     return "\n".join(svg)
 
 
+def write_png(page: str, folder: Path) -> None:
+    """Writes a figure as a PNG of 1,280 pixels, by librsvg's `rsvg-convert`."""
+    convert = shutil.which("rsvg-convert")
+    if convert is None:
+        raise SystemExit("--png needs rsvg-convert (Debian's package librsvg2-bin)")
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = DOCS / "assets" / f"{page}.svg"
+    subprocess.run([convert, "--width", "1280", "--output", folder / f"{page}.png", drawn], check=True)
+
+
 def main() -> None:
     """Writes every figure into `docs/assets`."""
+    parser = argparse.ArgumentParser(description="Draws the figures of docs/benchmarks.")
+    parser.add_argument("--png", type=Path, metavar="FOLDER", help="write PNGs there, too")
+    png = parser.parse_args().png
     for figure in FIGURES:
         (DOCS / "assets" / f"{figure.page}.svg").write_text(draw(figure))
+        if png is not None:
+            write_png(figure.page, png)
 
 
 if __name__ == "__main__":

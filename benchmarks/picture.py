@@ -1,28 +1,24 @@
-"""Draws the moving picture of README from a recorded run: one prompt, the base alone beside guidance.
+"""Draws the moving picture of README from recorded runs: a prompt that the base answers alone and guided, and a text
+that the guard ends.
 
-python benchmarks/picture.py --record    # runs SmolLM2-135M with the shipped adapter
-python benchmarks/picture.py             # draws what was recorded
+python benchmarks/picture_runs.py    # runs SmolLM2-135M with the shipped adapters
+python benchmarks/picture.py         # draws what was recorded
 """
 
 import html
 import json
 import math
-import sys
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ASSETS = Path(__file__).parent.parent / "docs" / "assets"
-ADAPTER = Path(__file__).parent.parent / "adapters" / "smollm2-135m-harmless"
 RUN, PICTURE = ASSETS / "guided.json", ASSETS / "guided.svg"
-WEIGHT, TOKENS = 1.0, 48
-PROMPT = 2
-"""Which of the demo's three prompts. After the first one guidance changes the words and hardly the reward."""
-
 # A phone shows the picture 358 pixels wide, so 14 pixels of 440 are 11 there.
 WIDTH, MARGIN, LINE, LETTER = 440, 16, 25, 8.4
 COLUMNS = int((WIDTH - 2 * MARGIN) / LETTER)
-SECONDS, WRITING = 14, 0.72
+SECONDS, WRITING = 18, 0.75
 """The seconds of a turn, and the share of them in which the tokens come; then the whole picture stands."""
 LOW, MIDDLE, HIGH = (240, 160, 80), (244, 245, 247), (110, 170, 230)
 """Orange, white and blue differ for colour-blind eyes, too, and dark text is readable on all three."""
@@ -35,7 +31,11 @@ STYLE = """
     .panel { fill: #ffffff; stroke: #d0d7de }
     .token { font-family: ui-monospace, "DejaVu Sans Mono", "Liberation Mono", Menlo, Consolas, monospace }
     .on { fill: #14181f }
+    g > rect:not(.stop) { shape-rendering: crispEdges }
     .grid { stroke: #d0d7de }
+    .mean { stroke: #59636e; stroke-dasharray: 3 4 }
+    .stop { fill: #a3260d }
+    .end { fill: #ffffff; font-weight: 700 }
     .original { stroke: #59636e; stroke-width: 2.5; fill: none }
     .guided { stroke: #b45309; stroke-width: 2.5; fill: none }
     @media (prefers-color-scheme: dark) {
@@ -45,6 +45,9 @@ STYLE = """
       .panel { fill: #14181f; stroke: #3d444d }
       .on { fill: #14181f }
       .grid { stroke: #3d444d }
+      .mean { stroke: #9198a1 }
+      .stop { fill: #ff9d84 }
+      .end { fill: #14181f }
       .original { stroke: #9198a1 }
       .guided { stroke: #ffa657 }
     }"""
@@ -69,25 +72,6 @@ class Scale:
         return "#" + "".join(f"{part:02x}" for part in mixed)
 
 
-def record() -> dict[str, Any]:
-    """Runs one of the demo's prompts greedily, without and with guidance, and returns tokens and rewards."""
-    from otterlm import OtterModel, load_base, load_tokenizer
-    from otterlm.cli.demo import reward
-    from otterlm.interventions import InterventionSettings
-
-    tokenizer = load_tokenizer("smollm2-135m")
-    model = OtterModel.from_pretrained(load_base("smollm2-135m"), ADAPTER)
-    part = reward.run(model, tokenizer, "guidance", InterventionSettings(WEIGHT), TOKENS)
-    entry = part["prompts"][PROMPT]
-    run: dict[str, Any] = {"prompt": entry["prompt"], "weight": WEIGHT, "range": list(part["range"])}
-    for name in NAMES:
-        pieces = [tokenizer.decode([token], skip_special_tokens=True) for token in entry[name]["tokens"]]
-        if "".join(pieces) != entry[name]["text"]:
-            raise SystemExit(f"the tokens of {name} are not pieces of its text: choose another prompt")
-        run[name] = {"pieces": pieces, "rewards": [round(reward, 3) for reward in entry[name]["rewards"]]}
-    return run
-
-
 def lay_out(pieces: list[str]) -> list[tuple[int, int, str]]:
     """Returns row, column and letters of each piece. Rows break before a word, and where the text breaks."""
     laid, row, column = [], 0, 0
@@ -107,6 +91,7 @@ def draw(run: dict[str, Any]) -> str:
     scale = Scale(*run["range"])
     finals = {name: run[name]["rewards"][-1] for name in NAMES}
     steps = max(len(run[name]["pieces"]) for name in NAMES)
+    guarded = len(run["guard"]["pieces"])
     alone = f"and alone at {_signed(finals['original'], 1)}. One pass a token."
     title = f"Guided, the reward ends at {_signed(finals['guided'], 1)}"
     body, y = [], 112.0
@@ -122,17 +107,20 @@ def draw(run: dict[str, Any]) -> str:
         body += [_token(step, *at, scale.colour(run[name]["rewards"][step]), y) for step, at in enumerate(laid)]
         y += LINE * (laid[-1][0] + 1) + 30
     body += _legend(scale, y - 6)
-    curve, y = _curve(run, scale, y + 26)
-    body += curve
-    frames = "\n".join(f"      {_frames(step, steps)}" for step in range(steps))
+    part, y = _curve(run, scale, y + 26)
+    body += part
+    part, y = _guarded(run["guard"], steps, y + 8)
+    body += part
+    frames = "\n".join(f"      {_frames(step, steps + guarded)}" for step in range(steps + guarded))
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y:g}" width="600" role="img" '
             'aria-labelledby="t d">',
             f'  <title id="t">{title}</title>',
             f'  <desc id="d">SmolLM2-135M answers: {html.escape(run["prompt"])} Alone: '
-            f"{html.escape(''.join(run['original']['pieces']))} Guided: {html.escape(''.join(run['guided']['pieces']))}"
-            "</desc>",
+            f"{html.escape(''.join(run['original']['pieces']))} Guided: {html.escape(''.join(run['guided']['pieces']))} "
+            f"A guard ends a text as {run['guard']['label']}: "
+            f"{html.escape(run['guard']['prompt'] + ''.join(run['guard']['pieces']))}</desc>",
             f"  <style>{STYLE}\n    @media (prefers-reduced-motion: no-preference) {{\n{frames}\n    }}\n  </style>",
             f'  <rect class="panel" x="1" y="1" width="{WIDTH - 2}" height="{y - 2:g}" rx="14"/>',
             f'  <text class="title" x="{MARGIN}" y="30">{title},</text>',
@@ -149,12 +137,20 @@ def _signed(number: float, digits: int) -> str:
 
 
 def _token(step: int, row: int, column: int, letters: str, colour: str, y: float) -> str:
-    """Returns a token on its colour. Its length is fixed, so that another font changes no position."""
+    """Returns a token on its colour, which appears at a step."""
     x, top, wide = MARGIN + column * LETTER, y + row * LINE, len(letters) * LETTER
     box = f'<rect x="{x:.1f}" y="{top:g}" width="{wide:.1f}" height="21" fill="{colour}"/>'
+    return f'  <g class="k{step}">{box}{_letters(row, column, letters, y, "token on").strip()}</g>'
+
+
+def _letters(row: int, column: int, letters: str, y: float, name: str = "token") -> str:
+    """Returns the letters of a token. Their length is fixed, so that another font changes no position."""
+    if not letters.strip():
+        return ""
+    wide = len(letters) * LETTER
     length = f'textLength="{wide:.1f}" lengthAdjust="spacingAndGlyphs" xml:space="preserve"'
-    text = f'<text class="token on" x="{x:.1f}" y="{top + 15:g}" {length}>{html.escape(letters)}</text>'
-    return f'  <g class="k{step}">{box}{text if letters.strip() else ""}</g>'
+    at = f'x="{MARGIN + column * LETTER:.1f}" y="{y + row * LINE + 15:g}"'
+    return f'  <text class="{name}" {at} {length}>{html.escape(letters)}</text>'
 
 
 def _frames(step: int, steps: int) -> str:
@@ -180,7 +176,7 @@ def _legend(scale: Scale, y: float) -> list[str]:
 
 def _curve(run: dict[str, Any], scale: Scale, top: float) -> tuple[list[str], float]:
     """Returns the rewards along the tokens, and where the picture ends."""
-    left, right, height = MARGIN + 34, WIDTH - 92, 110
+    left, right, height = MARGIN + 40, WIDTH - 92, 110
     rewards = [reward for name in NAMES for reward in run[name]["rewards"]]
     low, high = math.floor(min(*rewards, scale.low)), math.ceil(max(*rewards, scale.high))
     steps = max(len(run[name]["rewards"]) for name in NAMES)
@@ -188,12 +184,12 @@ def _curve(run: dict[str, Any], scale: Scale, top: float) -> tuple[list[str], fl
     def at(step: int, reward: float) -> str:
         return f"{left + (right - left) * step / (steps - 1):.1f} {top + height * (high - reward) / (high - low):.1f}"
 
+    marks = []
     mean = (scale.low + scale.high) / 2
-    marks = [f'  <path class="grid" stroke-dasharray="4 4" d="M{at(0, mean)}L{at(steps - 1, mean)}"/>']
-    for tick in sorted({low, 0, high}):
+    for tick, digits, line in ((low, 0, "grid"), (mean, 1, "mean"), (high, 0, "grid")):
         x, y = at(0, tick).split()
-        marks.append(f'  <path class="grid" d="M{x} {y}h{right - left}"/>')
-        shown = _signed(tick, 0) if tick else "0"
+        marks.append(f'  <path class="{line}" d="M{x} {y}h{right - left}"/>')
+        shown = _signed(tick, digits)
         marks.append(f'  <text class="small" x="{left - 6}" y="{float(y) + 5:g}" text-anchor="end">{shown}</text>')
     for name in NAMES:
         values = run[name]["rewards"]
@@ -212,10 +208,38 @@ def _curve(run: dict[str, Any], scale: Scale, top: float) -> tuple[list[str], fl
     return marks, below + 16
 
 
+def _guarded(run: dict[str, Any], first: int, top: float) -> tuple[list[str], float]:
+    """Returns the text that the guard ends, its first token at a step, and where the picture ends."""
+    last = first + len(run["pieces"]) - 1
+    words = re.findall(r"\s*\S+", run["prompt"])
+    laid = lay_out([*words, *run["pieces"]])
+    toxic = f"{run['label']} {1 - run['harmless'][-2]:.2f}"  # a stop comes one token late
+    y = top + 44
+    body = [
+        f'  <path class="grid" d="M{MARGIN} {top:g}H{WIDTH - MARGIN}"/>',
+        f'  <text class="title" x="{MARGIN}" y="{top + 28:g}">A guard ends a toxic text</text>',
+        f'  <text class="small k{last}" x="{WIDTH - MARGIN}" y="{top + 28:g}" text-anchor="end">{toxic}</text>',
+        *(_letters(*at, y) for at in laid[: len(words)]),
+    ]
+    scale = Scale(0.0, 1.0)
+    for step, at in enumerate(laid[len(words) :]):
+        body.append(_token(first + step, *at, scale.colour(run["harmless"][step]), y))
+    row, column, letters = laid[-1]
+    end, column = f"stopped: {run['label']}", column + len(letters) + 1
+    if column + len(end) + 1 > COLUMNS:
+        row, column = row + 1, 0
+    x, below, wide = MARGIN + column * LETTER, y + row * LINE, (len(end) + 1) * LETTER
+    body.append(
+        f'  <g class="k{last}"><rect class="stop" x="{x:.1f}" y="{below:g}" width="{wide:.1f}" height="21" rx="4"/>'
+        f'<text class="end" x="{x + wide / 2:.1f}" y="{below + 15:g}" text-anchor="middle">{end}</text></g>'
+    )
+    below += LINE + 20
+    body.append(f'  <text class="small" x="{MARGIN}" y="{below:g}">blue: harmless so far, orange: {run["label"]}</text>')
+    return body, below + 16
+
+
 def main() -> None:
-    """Draws the recorded run; with `--record` runs it first."""
-    if "--record" in sys.argv[1:]:
-        RUN.write_text(json.dumps(record(), ensure_ascii=False, indent=1) + "\n")
+    """Draws the recorded runs."""
     PICTURE.write_text(draw(json.loads(RUN.read_text())))
 
 

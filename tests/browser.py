@@ -91,6 +91,14 @@ class Page:
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(base64.b64decode(self.browser.execute_cdp_cmd("Page.captureScreenshot", shot)["data"]))
 
+    def download(self, selector: str, folder: Path, name: str) -> bytes:
+        """Clicks, and returns what is downloaded under a name into an empty folder."""
+        allowed = {"behavior": "allow", "downloadPath": str(folder)}
+        self.browser.execute_cdp_cmd("Browser.setDownloadBehavior", allowed)
+        self.click(selector)
+        self.wait((folder / name).exists)  # Chromium renames a file when it is whole
+        return (folder / name).read_bytes()
+
     def wait(self, condition: Callable[[], Any], seconds: float = 240) -> None:
         """Waits until a condition holds."""
         end = time.monotonic() + seconds

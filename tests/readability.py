@@ -11,8 +11,9 @@ WIDTH = 120
 
 
 def pages() -> list[Path]:
-    """Returns README, the page for contributors, the docs and the adapters' cards."""
-    paths = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("adapters/*/*.md")]
+    """Returns README, the changelog, the page for contributors, the docs and the adapters' cards."""
+    roots = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")]
+    paths = [*roots, *ROOT.glob("docs/**/*.md"), *ROOT.glob("adapters/*/*.md")]
     return sorted(paths)
 
 
@@ -21,11 +22,11 @@ def prose(page: str) -> str:
     page = re.sub(r"\A---\n.*?\n---\n", "", page, flags=re.DOTALL)
     page = re.sub(r"^ *```.*?^ *```$", "", page, flags=re.DOTALL | re.MULTILINE)
     page = re.sub(r"<!--.*?-->", "", page, flags=re.DOTALL)
+    page = re.sub(r"`[^`]+`", "code", page)
     page = re.sub(r"^( *\||#|:::|!!!|    ).*$", "", page, flags=re.MULTILINE)
     page = re.sub(r"!\[[^\]]*\]\([^)]*\)", "", page)
     page = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", page)
     page = re.sub(r"<[^>]+>", "", page)
-    page = re.sub(r"`[^`]+`", "code", page)
     page = re.sub(r"\d[\d.,:]*(?<=\d)", "9", page)  # the point in 0.5 ends no sentence
     page = re.sub(r"^ *(?:[-*]|\d+\.) ", "\n", page, flags=re.MULTILINE)
     paragraphs = (" ".join(part.split()).replace("*", "") for part in re.split(r"\n\s*\n", page))

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import shutil
 import sys
 from typing import Any
 from xml.etree import ElementTree
@@ -21,13 +22,20 @@ def script(name: str) -> Any:
     return module
 
 
-figures, picture = script("figures"), script("picture")
+figures, picture, runs = script("figures"), script("picture"), script("picture_runs")
 
 
 @pytest.mark.parametrize("figure", figures.FIGURES, ids=lambda figure: figure.page)
 def test_the_figure_is_its_table(figure) -> None:
     drawn = (ROOT / "docs" / "assets" / f"{figure.page}.svg").read_text()
     assert drawn == figures.draw(figure), "run python benchmarks/figures.py"
+
+
+def test_a_figure_as_png(tmp_path) -> None:
+    if shutil.which("rsvg-convert") is None:
+        pytest.skip("rsvg-convert is not installed")
+    figures.write_png("guard", tmp_path / "out")
+    assert (tmp_path / "out" / "guard.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
@@ -62,10 +70,15 @@ def test_the_picture_is_whole_where_nothing_moves() -> None:
         shown = [piece.strip() for piece in RUN[name]["pieces"] if piece.strip()]
         assert [text.strip() for text in texts if text.strip() in shown][: len(shown)]
         assert any(f"{abs(RUN[name]['rewards'][-1]):.2f}" in text for text in texts)
+    guard = RUN["guard"]
+    written = [text.strip() for text in texts]
+    assert "".join(guard["prompt"].split() + [piece.strip() for piece in guard["pieces"]]) in "".join(written)
+    assert f"stopped: {guard['label']}" in written
+    assert 1 - guard["harmless"][-2] > 0.9
     still, moving = picture.PICTURE.read_text().split("@media (prefers-reduced-motion: no-preference)")
     assert "opacity" not in still
     assert "opacity" not in moving.split("</style>")[1]
-    steps = max(len(RUN[name]["pieces"]) for name in picture.NAMES)
+    steps = max(len(RUN[name]["pieces"]) for name in picture.NAMES) + len(guard["pieces"])
     assert len(re.findall(r"@keyframes", moving)) == steps
 
 
@@ -77,7 +90,9 @@ def test_pieces_stay_inside_the_picture() -> None:
 
 @pytest.mark.slow
 def test_the_run_can_be_repeated() -> None:
-    again = picture.record()
+    again = runs.record()
+    assert again["guard"]["pieces"] == RUN["guard"]["pieces"]
+    assert again["guard"]["harmless"] == pytest.approx(RUN["guard"]["harmless"], abs=0.01)
     for name in picture.NAMES:
         assert again[name]["pieces"] == RUN[name]["pieces"]
         assert again[name]["rewards"] == pytest.approx(RUN[name]["rewards"], abs=0.01)

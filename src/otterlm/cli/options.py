@@ -97,5 +97,8 @@ def show_result(result: dict[str, float], out: Path, as_json: bool) -> None:
     if as_json:
         print_json(result)
         return
-    shown = "  ".join(f"{name} {value:.4f}" for name, value in result.items() if name != "step")
-    print(f"{shown}  (step {result['step']:.0f})\nThe adapter is in {out}")
+    print(f"on the rows held out, after step {result['step']:.0f}:")
+    for name, value in result.items():
+        if name != "step":
+            print(f"  {name.replace('_', ' ')}: {value:.4f}")
+    print(f"The adapter is in {out}")

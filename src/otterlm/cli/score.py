@@ -109,7 +109,11 @@ def _show(summary: dict[str, Any], scored: Sequence[Scored], rows: int, shortly:
         print(_in_words(kind))
     if len(scored) < rows:
         print(f"{rows - len(scored)} of {rows} rows left out: no tokens to tell two responses apart")
-    for row in () if shortly else scored[:10]:
+    if shortly:
+        return
+    pairs = any(len(row.rewards) == 2 for row in scored)
+    print(f"rewards at the end, of the first rows{': chosen, then rejected' if pairs else ''}")
+    for row in scored[:10]:
         print(f"row {row.example.row + 1}: " + "  ".join(f"{values[-1]:+.3f}" for values in row.rewards))
 
 

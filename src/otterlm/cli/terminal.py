@@ -111,7 +111,7 @@ def prepare_streams() -> None:
 
 
 def quieten_libraries() -> None:
-    """Silences what libraries would print beside the results."""
+    """Silences what libraries would print beside the results. On a terminal their bars vanish when they are full."""
     import datasets
     import transformers
 
@@ -120,6 +120,7 @@ def quieten_libraries() -> None:
     if not sys.stderr.isatty():
         for library in (transformers.utils.logging, datasets):
             library.disable_progress_bar()
+    transformers.utils.logging.set_tqdm_hook(lambda make, args, settings: make(*args, **(settings | {"leave": False})))
 
 
 def _broken_pipe(_: Console) -> None:

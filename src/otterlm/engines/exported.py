@@ -33,6 +33,7 @@ from otterlm.config import OtterConfig
 from otterlm.errors import OtterError
 from otterlm.families import FAMILIES
 from otterlm.model import OtterModel
+from otterlm.progress import library_bars
 
 ADAPTERS = "otter"
 """Otter's field of `config.json`. The names of Otter's tensors begin with it, too."""
@@ -67,7 +68,8 @@ def export(base: str, adapters: Mapping[str, str | Path], out: str | Path) -> No
     if (target / adapter_files.CONFIG).exists():
         raise OtterError(f"{out} holds an adapter, and a model could not be loaded beside it: choose another folder")
     # Loading checks the fingerprint, the shapes and the values.
-    model = OtterModel(AutoModelForCausalLM.from_pretrained(source, dtype="auto"))
+    with library_bars():
+        model = OtterModel(AutoModelForCausalLM.from_pretrained(source, dtype="auto"))
     inserted: dict[str, torch.Tensor] = {}
     configs: dict[str, Any] = {}
     for name, adapter in adapters.items():
@@ -117,7 +119,9 @@ def load_exported(folder: str | Path, config: PretrainedConfig | None = None, **
     """
     folder = Path(folder)
     exported_config = AutoConfig.from_pretrained(folder) if config is None else config
-    base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, config=base_config(exported_config), **kwargs)
+    plain = base_config(exported_config)
+    with library_bars():
+        base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, config=plain, **kwargs)
     base.config._name_or_path = str(folder)
     model = OtterModel(base)
     for name, adapter_config in read_adapters(exported_config).items():

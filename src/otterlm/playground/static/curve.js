@@ -3,7 +3,7 @@
 import { draw, find, make, visible } from "./dom.js";
 import { words } from "./scale.js";
 
-const DASHES = ["2 4", "none", "9 4", "9 3 2 3", "4 3"];
+export const DASHES = ["2 4", "none", "9 4", "9 3 2 3", "4 3"];
 const HEIGHT = 240;
 const EDGE = { left: 52, right: 14, top: 12, bottom: 40 };
 

@@ -2,6 +2,7 @@
 import { Curve } from "./curve.js";
 import { find, make, percent } from "./dom.js";
 import * as form from "./form.js";
+import { picture } from "./picture.js";
 import { rangeOf, showLegend } from "./scale.js";
 import { Responses } from "./tokens.js";
 
@@ -27,12 +28,12 @@ async function* compared(body, signal) {
 }
 
 /** Starts showing a comparison. */
-function begin(request, adapters, names, recorded) {
+function begin(request, base, adapters, names, recorded) {
   const adapter = adapters.find((each) => each.name === request.shown);
   const asked = request.values.threshold ?? null;
   const alarm = adapter.alarm === null ? asked : request.values.alarm === undefined ? adapter.alarm : 1 - request.values.alarm;
   run = {
-    request, adapter, alarm, recorded, guide: request.guide?.[0] ?? null, length: request.length,
+    request, base, adapter, alarm, recorded, guide: request.guide?.[0] ?? null, length: request.length,
     adapterOf: (name) => adapters.find((each) => each.name === name),
     sides: names.map((name) => ({ name, tokens: [], ended: false, stopped: null, passages: [], speed: null })), end: null,
   };
@@ -126,7 +127,7 @@ async function compare() {
     for await (const event of compared(request, mine.signal)) {
       whole ||= event.kind === "end" || event.kind === "error";
       if (event.kind === "error") form.showError(event.field, event.message);
-      else if (event.kind === "start") begin(request, about.adapters, event.sides, false);
+      else if (event.kind === "start") begin(request, about.base, about.adapters, event.sides, false);
       else take(event);
     }
     find("status").textContent = whole ? "" : "The comparison broke off: see the server's terminal.";
@@ -171,7 +172,7 @@ async function load(name, button) {
 async function showRecorded() {
   const recorded = await (await fetch("recorded.json")).json();
   const [start, ...rest] = recorded.events;
-  begin(recorded.request, recorded.adapters, start.sides, true);
+  begin(recorded.request, recorded.base, recorded.adapters, start.sides, true);
   for (const event of rest) take(event, true);
   find("status").textContent = `${recorded.base} with ${recorded.source}. Press Compare to run your own.`;
   redraw();
@@ -187,13 +188,21 @@ function copyLink() {
   navigator.clipboard.writeText(link).then(() => say("Copied"), () => say("See the address"));
 }
 
-function download() {
+function save(blob, name) {
+  const url = URL.createObjectURL(blob);
+  make("a", { href: url, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 1000);
+}
+
+function downloadData() {
   const { request, sides, end, recorded } = run;
   const whole = sides.map((side) => ({ ...side, text: side.tokens.map((token) => token.text).join("") }));
-  const data = JSON.stringify({ base: about.base, recorded, request, responses: whole, end }, null, 1);
-  const url = URL.createObjectURL(new Blob([data], { type: "application/json" }));
-  make("a", { href: url, download: "otter-comparison.json" }).click();
-  setTimeout(() => URL.revokeObjectURL(url), 1000);
+  const data = JSON.stringify({ base: run.base, recorded, request, responses: whole, end }, null, 1);
+  save(new Blob([data], { type: "application/json" }), "otter-comparison.json");
+}
+
+async function downloadPicture() {
+  save(await picture(run), "otter-comparison.png");
 }
 
 async function start() {
@@ -212,7 +221,8 @@ async function start() {
   find("stop").addEventListener("click", () => leaving?.abort());
   find("restart").addEventListener("click", () => { form.turns.length = 0; form.showTurns(); });
   find("link").addEventListener("click", copyLink);
-  find("download").addEventListener("click", download);
+  find("data").addEventListener("click", downloadData);
+  find("picture").addEventListener("click", downloadPicture);
   addEventListener("resize", () => run && redraw());
   await showRecorded();
 }

@@ -22,7 +22,7 @@ export function words(value, adapter) {
 }
 
 /** Says what a number means, for the legend. */
-function meaning(adapter) {
+export function meaning(adapter) {
   if (adapter.alarm !== null) return "Probability that the text so far is harmless.";
   if (adapter.type === "reward") return "Reward of the text up to and with the token. Blue is better.";
   if (adapter.type === "contrast") return "Expert's logit less the anti-expert's, of the token. Blue is the expert's choice.";

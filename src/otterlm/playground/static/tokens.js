@@ -84,7 +84,7 @@ export class Responses {
     });
   }
 
-  /** Says how fast a response comes, and how it ended. */
+  /** Says how a response ended. */
   end(index) {
     const side = this.run.sides[index];
     const box = this.boxes[index];
@@ -105,9 +105,12 @@ export class Responses {
     box.notes.replaceChildren(...notes);
   }
 
+  /** Says where the signal stands after the last token, and how fast tokens come. */
   rate(index) {
     const { tokens, speed } = this.run.sides[index];
-    this.boxes[index].rate.textContent = `${tokens.length} tokens${speed ? `, ${speed.toFixed(1)} tokens/s` : ""}`;
+    const { adapter } = this.run;
+    const last = `${adapter.name} ${words(tokens.at(-1).signals[adapter.name], adapter)}`;
+    this.boxes[index].rate.textContent = [last, `${tokens.length} tokens`, speed && `${speed.toFixed(1)} tokens/s`].filter(Boolean).join(", ");
   }
 
   /** Marks the token of this index in every response. */

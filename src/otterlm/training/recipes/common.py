@@ -118,7 +118,7 @@ class Run:
         if not train_examples or not eval_examples:
             raise OtterError(
                 f"too few rows: of {len(examples)}, {len(train_examples)} are to train on and {len(eval_examples)} to "
-                f"evaluate on (eval_fraction {self.eval_fraction:g})"
+                f"evaluate on (eval_fraction {self.eval_fraction:g}): add rows, or change the fraction"
             )
         return train_examples, eval_examples
 
