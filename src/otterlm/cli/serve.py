@@ -28,7 +28,8 @@ def command(
 
     Example:
         otter serve --base smollm2-135m \\
-            --adapter adapters/smollm2-135m-harmless --port 8000 --max-model-len 2048
+            --adapter adapters/smollm2-135m-harmless \\
+            --port 8000 --max-model-len 2048
     """
     require_vllm()
     folder = cached_export(base, named_adapters(adapter))
