@@ -12,8 +12,8 @@ from conftest import add_tiny_adapter, refused, tiny_base
 from otterlm.engines import cached_export as cache
 from otterlm.engines.cached_export import cached_export, short_name
 from otterlm.engines.exported import WEIGHTS, export
-from otterlm.engines.vllm import starting
-from otterlm.engines.vllm.starting import serve_command, serve_environment
+from otterlm.engines.vllm.upstream import starting
+from otterlm.engines.vllm.upstream.starting import serve_command, serve_environment
 from otterlm.model import OtterModel
 from otterlm.signals.draft.config import DraftConfig
 

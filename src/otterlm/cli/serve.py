@@ -7,7 +7,7 @@ import typer
 
 from otterlm.cli.options import Base, NamedAdapters, named_adapters
 from otterlm.engines.cached_export import cached_export, short_name
-from otterlm.engines.vllm.starting import require_vllm, serve_command, serve_environment
+from otterlm.engines.vllm.upstream.starting import require_vllm, serve_command, serve_environment
 
 
 def command(

@@ -107,7 +107,11 @@ def _link(source: Path, target: Path) -> None:
 
 def _copy(source: Path, target: Path) -> None:
     """Copies a file. It is written whole first: a link of an earlier export must not be written through."""
-    files.write_files(target.parent, {target.name: lambda path: shutil.copyfile(source, path)})
+
+    def write(path: Path) -> None:
+        shutil.copyfile(source, path)
+
+    files.write_files(target.parent, {target.name: write})
 
 
 def load_exported(folder: str | Path, config: PretrainedConfig | None = None, **kwargs: Any) -> OtterModel:
