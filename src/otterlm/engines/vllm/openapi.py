@@ -18,7 +18,7 @@ COMPONENT = "OtterSettings"
 FIELD = "vllm_xargs"
 """The field of requests that holds it."""
 TEXT, FLAG = {"type": "string"}, {"type": "integer", "enum": [0, 1]}
-OWN: dict[str, tuple[Schema, str]] = {
+IN_REQUESTS: dict[str, tuple[Schema, str]] = {
     "weight": ({"type": "number"}, "How far to steer: the weight of a reward, or a contrast's alpha. 0: the base."),
     "signal": (TEXT, "The adapter that steers, if there are several."),
     "guard": (TEXT, "The adapter that ends the response, if there are several."),
@@ -66,7 +66,7 @@ def settings_schema() -> Schema:
     shared = {each.name: each for each in fields(InterventionSettings)}
     properties = {}
     for name in NAMES:
-        kind, help = OWN.get(name) or (_kind(shared[name]), shared[name].metadata["help"])
+        kind, help = IN_REQUESTS.get(name) or (_kind(shared[name]), shared[name].metadata["help"])
         properties[PREFIX + name] = {**kind, "description": help}
     return {"type": "object", "title": COMPONENT, "properties": properties}
 

@@ -53,8 +53,8 @@ def serve_command(folder: Path, name: str, options: Sequence[str]) -> list[str]:
     """
     if any(option.partition("=")[0] == "--model" for option in options):
         raise OtterError("--model: the exported folder is served; name the base with --base")
-    given = {option.partition("=")[0].replace("_", "-") for option in options}
-    added = [] if "--served-model-name" in given else ["--served-model-name", name]
+    names = {option.partition("=")[0].replace("_", "-") for option in options}
+    added = [] if "--served-model-name" in names else ["--served-model-name", name]
     # Drafts are proposed where an adapter of the folder can.
     if (drafts := _drafts(folder)) and not any(option.startswith(SPECULATION) for option in options):
         added += ["--speculative-config", json.dumps(drafts)]
