@@ -1,6 +1,7 @@
 """An exported folder is the base and its adapters: one changed line, the same numbers."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,22 @@ def test_it_can_be_written_again(tmp_path) -> None:
     assert set(load_exported(tmp_path / "out").active_adapters) == {"reward", "draft"}
 
 
+@torch.no_grad()
+def test_a_copied_folder_can_be_moved(tmp_path) -> None:
+    """It replaces the links of an earlier export, and not what they point to."""
+    model, adapters = saved(tmp_path, tiny_base())
+    base = tmp_path / "base" / "model.safetensors"
+    before = base.read_bytes()
+    for copy in (False, True):
+        export(str(tmp_path / "base"), adapters, tmp_path / "out", copy)
+    assert not [path for path in (tmp_path / "out").iterdir() if path.is_symlink()]
+    assert base.read_bytes() == before
+    shutil.rmtree(tmp_path / "base")
+    (tmp_path / "out").rename(tmp_path / "moved")
+    again = load_exported(tmp_path / "moved")
+    assert torch.equal(again(tokens(2, 7)).logits, model(tokens(2, 7)).logits)
+
+
 def test_what_cannot_be_exported_or_loaded_is_refused(tmp_path) -> None:
     _, adapters = saved(tmp_path, tiny_base())
     base, out = str(tmp_path / "base"), tmp_path / "out"
@@ -86,10 +103,13 @@ def test_what_cannot_be_exported_or_loaded_is_refused(tmp_path) -> None:
     refused(lambda: load_exported(out), WEIGHTS)
 
 
-def test_command(answer, refusal, tmp_path) -> None:
+def test_command(answer, otter, refusal, tmp_path) -> None:
     _, adapters = saved(tmp_path, tiny_base())
     command = ("export", "--base", tmp_path / "base", "--out", tmp_path / "out", "--adapter", adapters["reward"])
     assert answer(*command)["adapters"] == ["reward"]
     assert answer(*command, "--adapter", f"second={adapters['reward']}")["adapters"] == ["reward", "second"]
     assert load_exported(tmp_path / "out").active_adapters == ["reward", "second"]
     assert "NAME=FOLDER" in refusal(*command, "--adapter", adapters["reward"])
+    assert "--copy" in otter(*command)[1]
+    assert "--copy" not in otter(*command, "--copy")[1]
+    assert answer(*command, "--copy")["copied"]

@@ -37,10 +37,14 @@ def same_base(base: PreTrainedModel, expected: tuple[float, ...]) -> bool:
     """Returns whether a fingerprint is of this base, as it was or with more or fewer rows in its embedding table."""
     if len(expected) == FORMER:
         return _same_former(base, torch.tensor(expected))
-    actual = torch.tensor(fingerprint(base))
+    return alike(expected, fingerprint(base))
+
+
+def alike(expected: tuple[float, ...], actual: tuple[float, ...]) -> bool:
+    """Returns whether two fingerprints are of one base. Former ones cannot be compared, and are not."""
     shared = min(len(expected), len(actual))
     norms = SAMPLES if len(actual) > ROWS else 0  # a norm without weights has none
-    close = _close(torch.tensor(expected)[:shared], actual[:shared])
+    close = _close(torch.tensor(expected)[:shared], torch.tensor(actual)[:shared])
     return len(expected) <= SAMPLES + ROWS and bool(close[:norms].all() and _most(close[norms:]))
 
 

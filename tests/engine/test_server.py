@@ -1,4 +1,4 @@
-"""The server answers on every route, streamed or not: with two API processes under a path, and by `run-batch`."""
+"""The server answers on every route, streamed or not: by `otter serve` with two API processes, and by `run-batch`."""
 
 import asyncio
 import json
@@ -23,6 +23,7 @@ from otterlm.engines.rewards import STOPPED, extend
 from otterlm.engines.vllm.metrics import REWARDS as BUCKETS
 
 PORT = 8217
+SIGNALS = ("reward", "guard", "moderator")
 SETTINGS = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "256", "--served-model-name", "otter"]
 PROMPT = "The otter swims under"
 GREEDY = {"model": "otter", "temperature": 0, "max_tokens": 8}
@@ -36,18 +37,17 @@ RINGING = {"vllm_xargs": {"otter_alarm": '{"threat": 0}'}}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("served"), signals=("reward", "guard", "moderator"))
+    return make_folder(tmp_path_factory.mktemp("served"), signals=SIGNALS)
 
 
 @pytest.fixture(scope="module")
 def http(folder: Path) -> Iterator[httpx.Client]:
     """Makes a client of a running server."""
-    # `vllm serve` asks for a package called vllm, and the CPU's is called otherwise.
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), *SETTINGS]
-    command += ["--host", "127.0.0.1", "--port", str(PORT), "--api-server-count", "2", "--root-path", "/some/where"]
-    command += ["--enable-scale-out"]
-    # The routes of plugins are added where they are named.
-    environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_PLUGINS": "otter"}
+    command = [sys.executable, "-m", "otterlm.cli", "serve", "--base", str(folder.parent / "base")]
+    command += [part for name in SIGNALS for part in ("--adapter", f"{name}={folder.parent / name}")]
+    command += [*SETTINGS, "--host", "127.0.0.1", "--port", str(PORT), "--api-server-count", "2"]
+    command += ["--root-path", "/some/where", "--enable-scale-out"]
+    environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "OTTER_HOME": str(folder.parent / "home")}
     with subprocess.Popen(command, env=environment) as server:
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=60) as session:

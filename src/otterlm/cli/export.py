@@ -13,20 +13,24 @@ from otterlm.engines.exported import export
 def command(
     base: Base,
     adapter: NamedAdapters,
-    out: Annotated[Path, typer.Option(help="Folder to write; the base's files are linked into it.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    copy: Annotated[bool, typer.Option("--copy", help="Copy the base's files: the folder can be moved.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Writes a base and its adapters as one model folder.
 
-    The base's own files are linked into it, and the inserted tensors lie beside them. Transformers and vLLM load it.
+    The inserted tensors lie beside the base's own files. Transformers and vLLM load it. Without --copy the base's
+    files are links, which hold on this machine alone.
 
     Example:
         otter export --base smollm2-135m \\
             --adapter adapters/smollm2-135m-harmless --out served
     """
     adapters = named_adapters(adapter)
-    export(base, adapters, out)
+    export(base, adapters, out, copy)
     if as_json:
-        print_json({"out": str(out), "adapters": list(adapters)})
-    else:
-        print(f"{out} holds {base} with {', '.join(adapters)}")
+        print_json({"out": str(out), "adapters": list(adapters), "copied": copy})
+        return
+    print(f"{out} holds {base} with {', '.join(adapters)}")
+    if not copy:
+        print("Its links to the base hold on this machine alone; --copy makes a folder that can be moved.")

@@ -30,22 +30,25 @@ class Verb:
     panel: str | None = None
 
     @classmethod
-    def of(cls, path: str, help: str, panel: str | None = None) -> Self:
+    def of(cls, path: str, help: str, panel: str | None = None, passes_on: bool = False) -> Self:
         """Names a verb that is in a module.
 
         Args:
             path: `module:name` of a function, or of a `typer.Typer` with more verbs.
             help, panel: see `Verb`.
+            passes_on: options that the verb does not know are not refused: they go into its argument.
         """
-        return cls(help, partial(_load, path), panel)
+        return cls(help, partial(_load, path, passes_on), panel)
 
 
-def _load(path: str) -> Any:
+def _load(path: str, passes_on: bool) -> Any:
     module, _, name = path.partition(":")
     target = getattr(importlib.import_module(module), name)
     if isinstance(target, typer.Typer):
         return typer.main.get_command(target)
-    return as_command(module.rpartition(".")[2], target, inspect.getdoc(target))
+    command = as_command(module.rpartition(".")[2], target, inspect.getdoc(target))
+    command.ignore_unknown_options = passes_on
+    return command
 
 
 def lazy_group(verbs: Callable[[], Mapping[str, Verb]], default: str | None = None) -> type[TyperGroup]:

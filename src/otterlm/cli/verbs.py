@@ -30,6 +30,12 @@ VERBS = {
         "Writes a base and its adapters as one model folder.",
         USE,
     ),
+    "serve": Verb.of(
+        "otterlm.cli.serve:command",
+        "Serves a base and its adapters with vLLM, over HTTP.",
+        USE,
+        passes_on=True,
+    ),
     "demo": Verb.of(
         "otterlm.cli.demo:command",
         "Shows the shipped adapters, each beside the base alone.",

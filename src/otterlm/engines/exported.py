@@ -1,9 +1,9 @@
 """Writes and loads exported folders: a base and its adapters as one model, that loads with one changed line.
 
     config.json           the base's, its model_type with `otter_` before it, and what is inserted under `otter`
-    model*.safetensors    links to the base's files
+    model*.safetensors    links to the base's files, or copies of them
     otter.safetensors     the inserted tensors of all adapters, named `otter.NAME....`
-    tokenizer and others  links
+    tokenizer and others  the same
 
 After `import otterlm`, `AutoModelForCausalLM.from_pretrained(folder)` gives an `OtterModel`.
 """
@@ -44,7 +44,7 @@ SPECIAL = ("config.json", SAFE_WEIGHTS_INDEX_NAME, WEIGHTS)
 """These files are written rather than linked."""
 
 
-def export(base: str, adapters: Mapping[str, str | Path], out: str | Path) -> None:
+def export(base: str, adapters: Mapping[str, str | Path], out: str | Path, copy: bool = False) -> None:
     """Writes a folder that engines load.
 
     Args:
@@ -52,6 +52,7 @@ def export(base: str, adapters: Mapping[str, str | Path], out: str | Path) -> No
             files.
         adapters: folders or hub ids, by the names of their signals.
         out: created; the base's files are linked into it (copied where links cannot be made).
+        copy: copy the base's files, so that the folder can be moved to another machine.
 
     Raises:
         OtterError: there is no adapter, the base has no safetensors files, an adapter does not fit the base, or the
@@ -95,7 +96,7 @@ def export(base: str, adapters: Mapping[str, str | Path], out: str | Path) -> No
     files.write_files(target, written)
     for path in source.iterdir():
         if path.is_file() and path.name not in SPECIAL:
-            _link(path.resolve(), target / path.name)
+            (_copy if copy else _link)(path.resolve(), target / path.name)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -103,7 +104,16 @@ def _link(source: Path, target: Path) -> None:
     try:
         os.symlink(source, target)
     except OSError:  # a filesystem without links
-        shutil.copyfile(source, target)
+        _copy(source, target)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copies a file. It is written whole first: a link of an earlier export must not be written through."""
+
+    def write(path: Path) -> None:
+        shutil.copyfile(source, path)
+
+    files.write_files(target.parent, {target.name: write})
 
 
 def load_exported(folder: str | Path, config: PretrainedConfig | None = None, **kwargs: Any) -> OtterModel:

@@ -4,8 +4,8 @@ Nothing here needs torch or Transformers.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from otterlm.checks import check_number, shown
@@ -27,6 +27,9 @@ from otterlm.settings import rule
 from otterlm.signals.alarm import Alarm, alarm_settings
 from otterlm.signals.base import STEERS, Capability, ClassConfig
 
+ENTERED = "otter"
+"""The extra argument that holds the settings of a request that has entered an engine."""
+
 
 @dataclass(frozen=True, slots=True)
 class Served:
@@ -37,29 +40,40 @@ class Served:
         vocabulary_size: the base's.
         speculates: the engine verifies drafts, and so does not steer.
         guards: the configurations of the adapters that have labels.
+        unloaded: adapters that no new request may ask for; requests that began before still may have them.
     """
 
     signals: Mapping[str, Capability]
     vocabulary_size: int
     speculates: bool = False
     guards: Mapping[str, ClassConfig] = field(default_factory=dict)
+    unloaded: Collection[str] = ()
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], speculates: bool = False) -> Self:
+    def from_config(cls, config: Mapping[str, Any], speculates: bool = False, unloaded: Collection[str] = ()) -> Self:
         """Reads the `config.json` of an exported folder, or of a model without adapters."""
         adapters = config.get("otter") or {}
         configs: dict[str, Any] = {name: signal_config(values["signal"]) for name, values in adapters.items()}
         signals = {name: each.capabilities for name, each in configs.items()}
-        guards = {name: each for name, each in configs.items() if Capability.CLASSES in signals[name]}
-        return cls(signals, config.get("vocab_size", 0), speculates, guards)
+        guards = {
+            name: each for name, each in configs.items() if Capability.CLASSES in signals[name] and name not in unloaded
+        }
+        return cls(signals, config.get("vocab_size", 0), speculates, guards, unloaded)
 
     @property
     def numbers(self) -> tuple[str, ...]:
         """Returns the adapters that have a number beside every token."""
-        return tuple(name for name, each in self.signals.items() if Capability.PREFIX in each)
+        return tuple(name for name, each in self.loaded.items() if Capability.PREFIX in each)
+
+    @property
+    def loaded(self) -> dict[str, Capability]:
+        """Returns what can be done with each adapter that requests may ask for."""
+        return {name: each for name, each in self.signals.items() if name not in self.unloaded}
 
     def watched(self, settings: Settings) -> tuple[str, ...]:
         """Returns the adapters that are to be read beside every token of a request."""
+        if settings.watched is not None:
+            return settings.watched
         names = [name for name in (settings.guard, settings.refuse) if name is not None]
         of_prompt = settings.prompt or settings.prompt_tokens
         names += self.numbers if settings.rewards or of_prompt else ()
@@ -75,7 +89,20 @@ class Served:
         Raises:
             OtterError: an argument is unknown, out of range or without effect, or the engine cannot do it.
         """
+        entered = (arguments or {}).get(ENTERED)
+        if isinstance(entered, Settings):  # which no request over HTTP can hold
+            return entered
         return _Reader(self, _ours(arguments or {})).read()
+
+    def enter(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns extra arguments with what they mean now, so that they mean it to the end of the request, whichever
+        adapters come and go meanwhile.
+
+        Raises:
+            OtterError: as for `settings`.
+        """
+        settings = self.settings(arguments)
+        return {**arguments, ENTERED: replace(settings, watched=self.watched(settings))}
 
 
 def refuse_stray(fields: Iterable[str]) -> None:
@@ -218,7 +245,7 @@ class _Reader:
         return checked
 
     def adapter(self, name: str, fits: Callable[[Capability], bool]) -> str:
-        names = [adapter for adapter, each in self.served.signals.items() if fits(each)]
+        names = [adapter for adapter, each in self.served.loaded.items() if fits(each)]
         value = self.arguments.get(name)
         if name not in self.arguments and len(names) == 1:
             return names[0]

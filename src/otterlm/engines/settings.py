@@ -52,7 +52,8 @@ DEFAULTS = InterventionSettings()
 class Settings:
     """Holds the checked settings of a request. `steer`, `guard` and `refuse` name adapters; None: not asked for.
 
-    A guard ends the response by its labels where there is an alarm, and else by its reward.
+    A guard ends the response by its labels where there is an alarm, and else by its reward. `watched` names what is
+    read beside every token; None: that is decided when the request enters the engine.
     """
 
     steer: str | None = None
@@ -69,6 +70,7 @@ class Settings:
     guards: bool = False
     prompt: bool = False
     prompt_tokens: bool = False
+    watched: tuple[str, ...] | None = None
 
     @property
     def returns(self) -> bool:

@@ -1,7 +1,7 @@
 """Defines vLLM's model classes with what is inserted, such as `OtterLlamaForCausalLM`."""
 
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from otterlm.config import OtterConfig
 from otterlm.detection import recognize
 from otterlm.engines.exported import ADAPTERS, base_config, read_adapters
+from otterlm.engines.vllm.replacing import Replacement
 from otterlm.engines.vllm.upstream import install_worker, served
 from otterlm.engines.vllm.upstream.names import (
     LlamaForCausalLM,
@@ -69,10 +70,8 @@ class Otter:
         family = recognize(base)
         if not isinstance(family, Family) or any(adapter.taps == "edge" for adapter in configs.values()):
             raise OtterError("the vLLM engine serves no adapters that read blocks at their edge: use Transformers")
-        adapters = {
-            name: EngineAdapter(adapter_config, base, family, vllm_config.model_config.dtype)
-            for name, adapter_config in configs.items()
-        }
+        make = partial(EngineAdapter, base=base, family=family, dtype=vllm_config.model_config.dtype)
+        adapters = {name: make(adapter_config) for name, adapter_config in configs.items()}
         model: Any = self
         narrow = cache(narrowed)
         for name, adapter in adapters.items():
@@ -89,6 +88,7 @@ class Otter:
         self._vocabulary_size = config.vocab_size
         shared(vllm_config).model = self
         self.watcher = Watcher(self, served(vllm_config))
+        self.replacement = Replacement(self, vllm_config, make)
         install_worker()
         self._drafts = vllm_config.speculative_config is not None
         self.seq_lens: Tensor | None = None

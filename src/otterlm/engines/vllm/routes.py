@@ -17,6 +17,7 @@ from typing import Any
 from otterlm.engines.requests import Served, refuse_stray
 from otterlm.engines.rewards import Joiner, Numbers, is_ours
 from otterlm.engines.settings import PREFIX, RETURNED
+from otterlm.engines.vllm.events import log_event
 from otterlm.engines.vllm.metrics import count_refused
 from otterlm.errors import OtterError
 
@@ -36,6 +37,8 @@ async def enter(read: Read, original: Any, handler: Any, request: Any, http: Any
             raise OtterError(f"this route has no field for otter_{name}: use /v1/completions or /v1/chat/completions")
     except OtterError as error:
         count_refused()
+        identity = None if http is None else http.headers.get("X-Request-Id")
+        log_event("request_refused", request=identity or getattr(request, "request_id", None), reason=str(error))
         return handler.create_error_response(str(error))
     return await original(handler, request, http, *rest)
 

@@ -6,30 +6,33 @@
 and `"tokens": true` for the numbers beside every token. A text is read as the prompt of a request for one token, by the
 handlers of vLLM's own routes. So a text has what `otter_prompt` gives, see `otterlm.engines.rewards`.
 
-vLLM adds the routes of plugins only where `VLLM_PLUGINS` names them.
+vLLM adds the routes of plugins only where `VLLM_PLUGINS` names them, as `otter serve` does.
 """
 
 import asyncio
+import uuid
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from otterlm.engines.rewards import PROMPT
+from otterlm.engines.vllm import adapters, openapi
 from otterlm.engines.vllm.upstream.names import ChatCompletionRequest, CompletionRequest
 from otterlm.errors import OtterError
 
-PATH = "/v1/otter/score"
 FIELDS = ("model", "input", "messages", "tokens")
 
 
 class ScoreRoute:
-    """Is what vLLM calls an endpoint plugin."""
+    """Is what vLLM calls an endpoint plugin. It adds all of Otter's routes."""
 
     name = "otter"
     required_tasks: ClassVar = ("generate",)
 
     def attach_router(self, app: Any) -> None:
-        """Adds the route."""
-        app.add_route(PATH, answer, methods=["POST"])
+        """Adds the routes, and describes them."""
+        app.add_route(openapi.SCORE, answer, methods=["POST"])
+        adapters.attach(app)
+        openapi.attach(app)
 
     async def init_state(self, *_: Any) -> None:
         """Needs nothing: the handlers are read with each request."""
@@ -41,7 +44,7 @@ async def answer(http: Any) -> Any:
 
     handler = http.app.state.openai_serving_completion
     try:
-        result = await score(http.app.state, await http.json())
+        result = await score(http.app.state, await http.json(), http.headers.get("X-Request-Id"))
     except (OtterError, ValueError) as error:  # also of JSON, and of the fields of vLLM's requests
         result = handler.create_error_response(str(error))
     if isinstance(result, dict):
@@ -49,12 +52,13 @@ async def answer(http: Any) -> Any:
     return JSONResponse(result.model_dump(), result.error.code)
 
 
-async def score(state: Any, body: Any) -> Any:
+async def score(state: Any, body: Any, identity: str | None = None) -> Any:
     """Scores what a request holds.
 
     Args:
         state: of the server, with the handlers of its routes.
         body: of the request.
+        identity: the client's name of the request; None: a random one. It is the response's, and the engine's.
 
     Returns:
         The response, a dictionary; or vLLM's error.
@@ -72,6 +76,7 @@ async def score(state: Any, body: Any) -> Any:
     tokens = body.get("tokens", False)
     if not isinstance(tokens, bool):
         raise OtterError("tokens must be true or false")
+    identity = identity or uuid.uuid4().hex
     settings = {
         "model": body.get("model"),
         "max_tokens": 1,
@@ -80,10 +85,13 @@ async def score(state: Any, body: Any) -> Any:
         "vllm_xargs": {"otter_prompt_tokens" if tokens else "otter_prompt": 1},
     }
     if "input" in body:
-        request = CompletionRequest(prompt=body["input"], **settings)
+        request = CompletionRequest(prompt=body["input"], request_id=identity, **settings)
         answers = [await state.openai_serving_completion.create_completion(request)]
     else:
-        requests = [ChatCompletionRequest(**_dialogue(each), **settings) for each in _dialogues(body["messages"])]
+        requests = [
+            ChatCompletionRequest(**_dialogue(each), request_id=f"{identity}-{index}", **settings)
+            for index, each in enumerate(_dialogues(body["messages"]))
+        ]
         answers = await asyncio.gather(*map(state.openai_serving_chat.create_chat_completion, requests))
     for each in answers:
         if getattr(each, "error", None) is not None:
@@ -95,6 +103,7 @@ async def score(state: Any, body: Any) -> Any:
     ]
     used = sum(each.usage.prompt_tokens for each in answers)
     return {
+        "id": f"score-{identity}",
         "object": "list",
         "model": answers[0].model,
         "data": data,

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from otterlm.decoding.steering import contrast, guide
+from otterlm.engines.requests import Served
 from otterlm.engines.settings import Settings
 from otterlm.engines.vllm.models import shared
 from otterlm.engines.vllm.upstream import served
@@ -42,9 +43,14 @@ class Steering(LogitsProcessor, LogitsProcessorV2):
     """
 
     def __init__(self, vllm_config: VllmConfig, *runner_state: Any) -> None:
-        self._served = served(vllm_config)
+        self._config = vllm_config
         self._shared = shared(vllm_config)
         self._settings: dict[int, Settings] = {}  # of requests that steer, by row (first runner) or slot (second)
+
+    @property
+    def _served(self) -> Served:
+        """Returns what is served now: adapters come and go."""
+        return served(self._config)
 
     # -- the first runner ----------------------------------------------------------------------------------------
 

@@ -31,6 +31,10 @@ class Watcher:
         self._lengths: dict[str, int] = {}  # of the prompts that are to be read
         self._prompts: dict[str, tuple[int, dict[str, Tensor]]] = {}  # of the latest step
 
+    def serve(self, served: Served) -> None:
+        """Checks requests against other adapters from now on."""
+        self._served = served
+
     def schedule(self, entering: Iterable[tuple[str, Any, int]], leaving: Iterable[str]) -> None:
         """Updates the requests for the next step.
 

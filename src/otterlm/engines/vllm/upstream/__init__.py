@@ -16,7 +16,7 @@ from importlib import import_module
 
 from otterlm.engines.vllm.architectures import ARCHITECTURES
 from otterlm.engines.vllm.refusals import refuse_config
-from otterlm.engines.vllm.upstream import front_end, scheduler, worker
+from otterlm.engines.vllm.upstream import adapters, front_end, scheduler, worker
 from otterlm.engines.vllm.upstream.wrapping import served, wrap
 
 __all__ = ["install", "install_worker", "served"]
@@ -33,6 +33,8 @@ def install() -> None:
     wrap("vllm.outputs", "RequestOutput", "add", front_end.merge)
     wrap("vllm.v1.core.sched.scheduler", "Scheduler", "update_from_output", scheduler.update)
     wrap("vllm.v1.engine.async_llm", "AsyncLLM", "__init__", front_end.serve)
+    wrap("vllm.v1.engine.core", "EngineCore", "add_request", adapters.add)
+    import_module("vllm.v1.engine.core").EngineCore.otter_change = adapters.change
 
 
 def install_worker() -> None:

@@ -8,7 +8,9 @@ from typing import Any
 
 from otterlm.engines.rewards import extend, part
 from otterlm.engines.vllm import metrics, routes
-from otterlm.engines.vllm.upstream.wrapping import END, FIELD, served, wrap
+from otterlm.engines.vllm.events import log_end, log_event
+from otterlm.engines.vllm.upstream.adapters import STATE, of_state
+from otterlm.engines.vllm.upstream.wrapping import END, FIELD, served, set_slots, wrap
 from otterlm.errors import OtterError
 
 OPENAI = "vllm.entrypoints.openai"
@@ -45,6 +47,7 @@ def check(original: Any, processor: Any, params: Any, *rest: Any, **named: Any) 
         settings = served(processor.vllm_config).settings(getattr(params, "extra_args", None))
     except OtterError as error:
         metrics.count_refused()
+        log_event("request_refused", reason=str(error))
         raise import_module("vllm.exceptions").VLLMValidationError(str(error)) from error
     if settings.prompt_tokens:
         params.skip_reading_prefix_cache = True  # of tokens in the cache nothing could be read
@@ -57,6 +60,8 @@ def receive(original: Any, processor: Any, outputs: Any, *rest: Any, **named: An
     """Removes the numbers from the engine's outputs, and stores them with their requests."""
     for output in outputs:
         parameters = output.kv_transfer_params
+        if parameters and STATE in parameters:  # of no request
+            set_slots(processor.otter, of_state(parameters[STATE]))
         if parameters and not parameters.keys().isdisjoint((FIELD, END)):
             output.kv_transfer_params = {k: v for k, v in parameters.items() if k not in (FIELD, END)} or None
             state = processor.request_states.get(output.request_id)
@@ -64,6 +69,7 @@ def receive(original: Any, processor: Any, outputs: Any, *rest: Any, **named: An
                 extend(vars(state).setdefault(FIELD, {}), parameters[FIELD])
             if END in parameters:
                 metrics.count_end(parameters[END])
+                log_end(parameters[END], getattr(state, "external_req_id", None))
     return original(processor, outputs, *rest, **named)
 
 
@@ -93,3 +99,4 @@ def serve(original: Any, *args: Any, **named: Any) -> None:
         for method, around in methods.items():
             wrap(path, owner, method, functools.partial(around, served))
     original(*args, **named)
+    vars(args[0].output_processor)[FIELD] = args[0].vllm_config

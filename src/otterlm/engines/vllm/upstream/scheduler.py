@@ -17,16 +17,16 @@ def update(original: Any, scheduler: Any, scheduled: Any, output: Any) -> Any:
         return original(scheduler, scheduled, output)
     for name, (start, rows) in prompts.items():
         if name in scheduler.requests:
-            _track(scheduler, scheduler.requests[name]).read_prompt(start, rows)
+            track(scheduler, scheduler.requests[name]).read_prompt(start, rows)
     requests = {name: scheduler.requests[name] for name in numbers if name in scheduler.requests}
-    tracks = {name: _track(scheduler, request) for name, request in requests.items()}
+    tracks = {name: track(scheduler, request) for name, request in requests.items()}
     ended = [name for name, request in requests.items() if _cut(request, tracks[name], output, numbers[name])]
     updates = original(scheduler, scheduled, output)
     for each in (each for update in updates.values() for each in update.outputs):
-        if track := tracks.get(each.request_id):
-            leaving = track.leaving(numbers[each.request_id], len(each.new_token_ids))
+        if followed := tracks.get(each.request_id):
+            leaving = followed.leaving(numbers[each.request_id], len(each.new_token_ids))
             each.kv_transfer_params = _with(
-                each.kv_transfer_params, leaving, track.end() if each.finish_reason else None
+                each.kv_transfer_params, leaving, followed.end() if each.finish_reason else None
             )
     for name in ended:
         _end(scheduler, requests[name], tracks[name], updates)
@@ -39,7 +39,8 @@ def _with(parameters: dict[str, Any] | None, numbers: Numbers, end: dict[str, An
     return {**(parameters or {}), **more} if more else parameters
 
 
-def _track(scheduler: Any, request: Any) -> Track:
+def track(scheduler: Any, request: Any) -> Track:
+    """Returns what follows a request. It is made when the request enters the engine."""
     tracks: WeakKeyDictionary[Any, Track] = vars(scheduler).setdefault(FIELD, WeakKeyDictionary())
     if request not in tracks:
         params = request.sampling_params

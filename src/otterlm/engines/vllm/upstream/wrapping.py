@@ -7,7 +7,9 @@ from typing import Any
 from weakref import ref
 
 from otterlm.engines.requests import Served
+from otterlm.engines.slots import Slots
 from otterlm.engines.vllm.architectures import ARCHITECTURES
+from otterlm.errors import OtterError
 
 FIELD = "otter"
 """Otter's attribute, or key, on objects of vLLM."""
@@ -15,6 +17,9 @@ PROMPTS = "otter_prompts"
 """The attribute of what was read of prompts, on a worker's output."""
 END = "otter_end"
 """The key of what is counted of a response, beside its last numbers."""
+
+UNLOADED = "otter_unloaded"
+"""The attribute of a model's configuration that names the adapters which were unloaded."""
 
 
 def wrap(path: str, owner: str, method: str, around: Callable[..., Any]) -> None:
@@ -39,9 +44,30 @@ def served(vllm_config: Any) -> Served:
         model = vllm_config.model_config
         widened = model.architecture in ARCHITECTURES.values()
         config = {"otter": model.hf_config.otter, "vocab_size": model.hf_config.vocab_size} if widened else {}
-        read = Served.from_config(config, speculates=vllm_config.speculative_config is not None)
+        unloaded = getattr(model.hf_config, UNLOADED, ())
+        read = Served.from_config(config, vllm_config.speculative_config is not None, unloaded)
         _served[id(vllm_config)] = ref(vllm_config), read
     return read
+
+
+def slots(vllm_config: Any) -> Slots:
+    """Returns the slots of an engine's adapters, as this process knows them.
+
+    Raises:
+        OtterError: the model that is served has no adapters.
+    """
+    if not served(vllm_config).signals:
+        raise OtterError("the model that is served has no adapters: serve an exported folder")
+    config = vllm_config.model_config.hf_config
+    return Slots(config.otter, tuple(getattr(config, UNLOADED, ())))
+
+
+def set_slots(vllm_config: Any, changed: Slots) -> None:
+    """Makes this process serve other adapters from now on. It may be called twice for a configuration."""
+    config = vllm_config.model_config.hf_config
+    config.otter = dict(changed.adapters)
+    setattr(config, UNLOADED, changed.unloaded)
+    _served.pop(id(vllm_config), None)
 
 
 _served: dict[int, tuple[ref[Any], Served]] = {}
