@@ -42,7 +42,13 @@ MIX: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"refuse": 1, "guards": 1, "weight": 3.0, "signal": "moderator"}, {}),
 ]
 """Settings of requests that share batches, and their sampling parameters."""
-PROMPTS = prompts(3 * len(MIX))
+REQUESTS = [
+    (prompt, kind, settings, {"max_tokens": 9 + 7 * index % 26} | parameters)
+    for index, (prompt, (kind, (settings, parameters))) in enumerate(
+        zip(prompts(3 * len(MIX)), [*enumerate(MIX)] * 3, strict=True)
+    )
+]
+PROMPTS = [prompt for prompt, *_ in REQUESTS]
 DRAFTERS = {
     "drafts": {"method": "custom_class", "model": "otterlm.engines.vllm.drafts.DraftProposer"},
     "ngram": {"method": "ngram", "prompt_lookup_max": 3, "prompt_lookup_min": 1},
@@ -59,11 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def asked(folder: Path) -> list[SamplingParams]:
-    """Returns the requests' parameters, of different lengths."""
-    return [
-        greedy(**{"max_tokens": 5 + 7 * index % 26} | parameters, **client.request(folder, **settings))
-        for index, (settings, parameters) in enumerate(MIX * 3)
-    ]
+    return [greedy(**parameters, **client.request(folder, **settings)) for _, _, settings, parameters in REQUESTS]
 
 
 @pytest.fixture(scope="module")
@@ -135,26 +137,22 @@ def test_requests_get_what_they_get_without_drafts(drafter: str, drafted: Any, p
 
 
 def test_the_mix_has_an_effect(folder: Path, plain: list[Answer]) -> None:
-    """Each kind of steering changes a text, guards end some and not all, and innocent requests get the base's tokens."""
-    kinds = [(index % len(MIX), prompt) for index, prompt in enumerate(PROMPTS)]
-    places = [(kind, prompt) for kind, prompt in kinds for _ in range(MIX[kind][1].get("n", 1))]
-    lengths = [5 + 7 * index % 26 for index, (kind, _) in enumerate(kinds) for _ in range(MIX[kind][1].get("n", 1))]
-    unasked = [greedy(**{"max_tokens": length} | MIX[kind][1] | {"n": 1}) for (kind, _), length in zip(places, lengths)]
-    (base,) = answers(folder.parent / "base", ([prompt for _, prompt in places], unasked), **SETTINGS)
+    """Steering changes texts, guards end some in the middle, and innocent requests get the base's tokens."""
+    unasked = [greedy(**parameters) for *_, parameters in REQUESTS]
+    (base,) = answers(folder.parent / "base", (PROMPTS, unasked), **SETTINGS)
+    asked = [request for request in REQUESTS for _ in range(request[-1].get("n", 1))]
     changed, ended = set(), set()
-    for (kind, _), length, ours, theirs in zip(places, lengths, plain, base, strict=True):
-        settings = MIX[kind][0]
+    for (_, kind, settings, parameters), ours, theirs in zip(asked, plain, base, strict=True):
         if "weight" not in settings:
             assert ours.tokens == theirs.tokens[: len(ours.tokens)]
         elif ours.tokens != theirs.tokens:
             changed.add(kind)
-        if str(ours.stop_reason).startswith("otter"):
-            ended.add((kind, 0 < len(ours.tokens) < length))
+        if str(ours.stop_reason).startswith("otter") and 0 < len(ours.tokens) < parameters["max_tokens"]:
+            ended.add(kind)
         if not settings:
-            assert ours.logprobs == theirs.logprobs
-            assert ours.tokens == theirs.tokens
+            assert (ours.tokens, ours.logprobs) == (theirs.tokens, theirs.logprobs)
     assert changed == {kind for kind, (settings, _) in enumerate(MIX) if "weight" in settings}
-    assert {kind for kind, middle in ended if middle} >= {6, 8, 10}
+    assert ended == {kind for kind, (settings, _) in enumerate(MIX) if "guard" in settings}
 
 
 class Tree:
