@@ -42,7 +42,7 @@ MIX: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"refuse": 1, "guards": 1, "weight": 3.0, "signal": "moderator"}, {}),
 ]
 """Settings of requests that share batches, and their sampling parameters."""
-REQUESTS = [
+REQUESTS: list[tuple[Any, int, dict[str, Any], dict[str, Any]]] = [
     (prompt, kind, settings, {"max_tokens": 9 + 7 * index % 26} | parameters)
     for index, (prompt, (kind, (settings, parameters))) in enumerate(
         zip(prompts(3 * len(MIX)), [*enumerate(MIX)] * 3, strict=True)
@@ -145,7 +145,7 @@ def test_the_mix_has_an_effect(folder: Path, plain: list[Answer]) -> None:
     for (_, kind, settings, parameters), ours, theirs in zip(asked, plain, base, strict=True):
         if "weight" not in settings:
             assert ours.tokens == theirs.tokens[: len(ours.tokens)]
-        elif ours.tokens != theirs.tokens:
+        elif ours.tokens != theirs.tokens[: len(ours.tokens)]:
             changed.add(kind)
         if str(ours.stop_reason).startswith("otter") and 0 < len(ours.tokens) < parameters["max_tokens"]:
             ended.add(kind)
@@ -173,16 +173,15 @@ class Tree:
             grown = {}
             for text, chance in texts.items():
                 output = self._model(torch.tensor([[*self._prompt, *text]]))
-                scores = change(output.logits[:, -1], output.signals["reward"].vocabulary()[:, -1])
+                scores = change(output.logits[:, -1], output.signals["reward"])
                 for token, share in enumerate(scores.softmax(dim=-1)[0].tolist()):
                     if share > 0:
                         grown[*text, token] = chance * share
             texts = grown
         return texts
 
-    def _steered(self, scores: Tensor, rewards: Tensor) -> Tensor:
-        of = lambda tokens: rewards if tokens is None else rewards.gather(-1, tokens)  # noqa: E731
-        return guide(scores, of, self.WEIGHT / self._unit, self.WIDTH)
+    def _steered(self, scores: Tensor, signal: Any) -> Tensor:
+        return guide(scores, signal.vocabulary, self.WEIGHT / self._unit, self.WIDTH)
 
     def _few(self, scores: Tensor) -> Tensor:
         return scores.masked_fill(scores < scores.topk(self.WIDTH).values[:, -1:], -torch.inf)
