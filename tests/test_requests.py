@@ -38,9 +38,9 @@ PLAIN = ("reward", "blunt", "contrast", "draft")
 """Those that are no guards."""
 
 
-def served(*names: str, speculates: bool = False) -> Served:
+def served(*names: str) -> Served:
     adapters = {name: {"signal": SIGNALS[name]} for name in names or PLAIN}
-    return Served.from_config({"otter": adapters, "vocab_size": 100}, speculates)
+    return Served.from_config({"otter": adapters, "vocab_size": 100})
 
 
 def read(model: Served, **settings: object) -> Settings:
@@ -151,9 +151,6 @@ def test_names_ranges_and_defaults_are_those_of_all_of_otter() -> None:
 
 
 def test_what_the_engine_cannot_do_is_refused() -> None:
-    with pytest.raises(OtterError, match="verifies drafts"):
-        read(served(speculates=True), weight=1, signal="reward")
-    assert read(served(speculates=True), weight=0, rewards=1, threshold=0, guard="reward").asks
     with pytest.raises(OtterError, match="has none"):
         read(served("contrast", "draft"), rewards=1)
     with pytest.raises(OtterError, match="no adapters"):

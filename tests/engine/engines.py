@@ -78,7 +78,7 @@ def make_folder(out: Path, model_type: str = "llama", signals: tuple[str, ...] =
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer is what an engine returns for one prompt."""
+    """An answer is one text that an engine returns for a prompt."""
 
     prompt: list[int]
     tokens: list[int]
@@ -90,13 +90,13 @@ class Answer:
     at_prompt: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, output: Any) -> Self:
-        """Reads vLLM's output."""
-        first = output.outputs[0]
-        logprobs = [{token: entry.logprob for token, entry in step.items()} for step in first.logprobs or []]
-        prompt, tokens = list(output.prompt_token_ids), list(first.token_ids)
-        labelled = client.guards(first), client.spans(first), client.prompt(first)
-        return cls(prompt, tokens, client.rewards(first), logprobs, first.stop_reason, *labelled)
+    def of(cls, output: Any, index: int = 0) -> Self:
+        """Reads vLLM's output, which has several texts if they were asked for."""
+        text = output.outputs[index]
+        logprobs = [{token: entry.logprob for token, entry in step.items()} for step in text.logprobs or []]
+        prompt, tokens = list(output.prompt_token_ids), list(text.token_ids)
+        labelled = client.guards(text), client.spans(text), client.prompt(text)
+        return cls(prompt, tokens, client.rewards(text), logprobs, text.stop_reason, *labelled)
 
 
 def engine(folder: Path, **settings: Any) -> LLM:
@@ -108,7 +108,8 @@ def engine(folder: Path, **settings: Any) -> LLM:
 def _answers(folder: Path, batches: list[tuple[list[Any], Any]], settings: dict[str, Any]) -> list[Any]:
     if settings.pop("multiprocess", settings.get("tensor_parallel_size", 1) > 1):
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
-    llm = engine(folder, **settings)
+    counting = settings.pop("count", False)
+    llm = engine(folder, **settings, disable_log_stats=not counting)
     results: list[Any] = []
     for batch, parameters in batches:
         try:
@@ -116,13 +117,17 @@ def _answers(folder: Path, batches: list[tuple[list[Any], Any]], settings: dict[
         except VLLMValidationError as error:
             results.append(str(error))
         else:
-            results.append([Answer.of(output) for output in outputs])
+            results.append([Answer.of(output, index) for output in outputs for index in range(len(output.outputs))])
+    if counting:
+        counts = {metric.name: getattr(metric, "value", None) for metric in llm.get_metrics()}
+        names = {"drafted": "vllm:spec_decode_num_draft_tokens", "accepted": "vllm:spec_decode_num_accepted_tokens"}
+        results.append({short: counts[name] for short, name in names.items()})
     return results
 
 
 def answers(folder: Path, *batches: tuple[list[Any], Any], **settings: Any) -> list[Any]:
     """Returns an engine's answers to batches, each with its sampling parameters, in another process: a list of
-    `Answer`, or the message of a refusal."""
+    `Answer`, or the message of a refusal. With `count=True` the last is how many drafts were verified and accepted."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(_answers, folder, list(batches), settings).result()

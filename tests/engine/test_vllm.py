@@ -37,7 +37,6 @@ from otterlm.engines import client
 from otterlm.engines.exported import load_exported
 from otterlm.engines.rewards import STOPPED
 from otterlm.engines.vllm import upstream
-from otterlm.engines.vllm.drafts import last_rows
 from otterlm.engines.vllm.steering import Steering
 from otterlm.engines.vllm.upstream import served, worker
 from otterlm.errors import OtterError
@@ -208,6 +207,17 @@ def test_requests_are_checked_against_the_folder_that_is_served(folder, tmp_path
         ({"decode_context_parallel_size": 2, "tensor_parallel_size": 2}, "context parallelism"),
         ({"enable_dbo": True}, "enable_dbo"),
         ({"speculative_config": {"method": "medusa", "model": "FOLDER", "num_speculative_tokens": 2}}, "'medusa'"),
+        (
+            {
+                "speculative_config": {
+                    "method": "ngram",
+                    "num_speculative_tokens": 2,
+                    "rejection_sample_method": "synthetic",
+                    "synthetic_acceptance_rates": [0.5, 0.5],
+                }
+            },
+            "rejection_sample_method='synthetic'",
+        ),
     ],
 )
 def test_what_cannot_be_served_is_refused_at_the_start(folder, settings, message) -> None:
@@ -230,38 +240,6 @@ def test_a_model_without_adapters_takes_no_settings(folder) -> None:
     config = EngineArgs(model=str(folder.parent / "base")).create_engine_config()
     with pytest.raises(OtterError, match="no adapters"):
         served(config).settings({"otter_rewards": 1})
-
-
-@pytest.mark.parametrize("method", ["custom_class", "ngram"])
-def test_under_speculation(folder, plain, transformers_path, method) -> None:
-    """The tokens are the base's, rewards and guards belong to the tokens that are kept, and steering is refused."""
-    speculative = {"method": method, "num_speculative_tokens": 3}
-    if method == "custom_class":
-        speculative["model"] = "otterlm.engines.vllm.drafts.DraftProposer"
-    rewarded = greedy(**client.request(folder, rewards=1), max_tokens=30)
-    guard = client.request(folder, rewards=1, threshold=0.0, guard="guard", patience=2)
-    batches = [
-        (prompts(40), greedy()),
-        (PROMPTS, rewarded),
-        (PROMPTS, greedy(**guard, max_tokens=30)),
-        (PROMPTS[:2], greedy(prompt_logprobs=1)),
-        (PROMPTS[:1], greedy(**client.request(folder, weight=1.0, signal="reward"))),
-    ]
-    drafted, whole, ended, _, refused = answers(
-        folder, *batches, max_num_batched_tokens=64, speculative_config=speculative
-    )
-    assert tokens_of(drafted) == tokens_of(plain)[:40]
-    assert_rewards(transformers_path, whole, "reward", "guard")
-    lengths = [guarded(answer.rewards["guard"], 0.0, patience=2) for answer in whole]
-    assert min(lengths) < 30
-    assert tokens_of(ended) == [answer.tokens[:length] for answer, length in zip(whole, lengths, strict=True)]
-    assert_rewards(transformers_path, ended, "guard")
-    assert "verifies drafts" in refused
-
-
-def test_rows_of_a_speculative_batch() -> None:
-    # A prompt in the middle, one that verified 3 drafts and kept 1, one without drafts, one that kept all of 2.
-    assert last_rows([[], [7, 8], [9], [4, 5, 6]], [30, 12, 5, 9], [16, 13, 4, 8]) == [0, 2, 5, 8]
 
 
 @pytest.mark.slow
@@ -305,19 +283,35 @@ def test_the_second_runners_interface(folder, llm) -> None:
     parameters = [greedy(**client.request(folder, **settings)) for settings in requests]
     wants = [second.add_request(slot, each) for slot, each in enumerate(parameters)]
     assert wants == [True, False, False, False]
-    hidden = torch.randn(4, sum(model._widths), generator=torch.Generator().manual_seed(0))
-    order = [2, 3, 1, 0]  # rows are in another order than slots
+    hidden = torch.randn(6, sum(model._widths), generator=torch.Generator().manual_seed(0))
+    # Rows are in another order than slots. Two requests verify a draft, one of them steers.
+    order = torch.tensor([2, 3, 3, 0, 0, 1])
+    batch = SimpleNamespace(
+        req_ids=["2", "3", "0", "1"], cu_num_logits_np=np.array([0, 1, 3, 5, 6]), expanded_idx_mapping=order
+    )
     logits = model.compute_logits(hidden).clone()
-    after = second.apply(logits.clone(), SimpleNamespace(expanded_idx_mapping=torch.tensor(order)))
-    reward, guard = model.signal("reward"), model.signal("guard")
-    expected = logits[3] + 3.0 * reward.vocabulary()[3]
-    chances = logits[3].softmax(dim=-1)
-    torch.testing.assert_close(after[3], expected.masked_fill(chances < 0.15 * chances.max(), -torch.inf))
-    assert torch.equal(after[:3], logits[:3])
+    parts: list[torch.Tensor] = []
+
+    def sample(*_):
+        """Steers the rows in two parts, as vLLM does with many, once the logits are there."""
+        model.compute_logits(hidden)
+        parts.extend(
+            second.apply(logits[part].clone(), SimpleNamespace(expanded_idx_mapping=order[part]))
+            for part in (slice(0, 4), slice(4, 6))
+        )
+        return "output"
+
     model.watcher.schedule([(str(slot), each.extra_args, 3) for slot, each in enumerate(parameters)], [])
     runner = SimpleNamespace(model=model)
-    batch = SimpleNamespace(req_ids=["2", "3", "1"], cu_num_logits_np=np.array([0, 1, 3, 4]))  # "3" verifies a draft
-    assert worker.sample_second(lambda *_: "output", runner, hidden, batch, None) == "output"
+    assert worker.sample_second(sample, runner, hidden, batch, None) == "output"
+    after = torch.cat(parts)
+    reward, guard = model.signal("reward"), model.signal("guard")
+    expected = logits + 3.0 * reward.vocabulary()
+    chances = logits.softmax(dim=-1)
+    expected = expected.masked_fill(chances < 0.15 * chances.amax(dim=-1, keepdim=True), -torch.inf)
+    torch.testing.assert_close(after[3:5], expected[3:5])
+    innocent = [0, 1, 2, 5]
+    assert torch.equal(after[innocent], logits[innocent])
 
     class Pending(AsyncModelRunnerOutput):
         def get_output(self):
@@ -334,6 +328,7 @@ def test_the_second_runners_interface(folder, llm) -> None:
     model.watcher.schedule([("4", client.request(folder, prompt_tokens=1)["extra_args"], 3)], ["0", "1", "2", "3"])
     batch = SimpleNamespace(
         req_ids=["4"],
+        expanded_idx_mapping=torch.tensor([4]),
         cu_num_logits_np=np.array([0, 1]),
         query_start_loc_np=np.array([0, 3]),
         num_computed_prefill_tokens_np=np.array([1]),

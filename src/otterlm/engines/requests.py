@@ -38,19 +38,17 @@ class Served:
     Attributes:
         signals: what can be done with each adapter, by name; empty for a model without adapters.
         vocabulary_size: the base's.
-        speculates: the engine verifies drafts, and so does not steer.
         guards: the configurations of the adapters that have labels.
         unloaded: adapters that no new request may ask for; requests that began before still may have them.
     """
 
     signals: Mapping[str, Capability]
     vocabulary_size: int
-    speculates: bool = False
     guards: Mapping[str, ClassConfig] = field(default_factory=dict)
     unloaded: Collection[str] = ()
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], speculates: bool = False, unloaded: Collection[str] = ()) -> Self:
+    def from_config(cls, config: Mapping[str, Any], unloaded: Collection[str] = ()) -> Self:
         """Reads the `config.json` of an exported folder, or of a model without adapters."""
         adapters = config.get("otter") or {}
         configs: dict[str, Any] = {name: signal_config(values["signal"]) for name, values in adapters.items()}
@@ -58,7 +56,7 @@ class Served:
         guards = {
             name: each for name, each in configs.items() if Capability.CLASSES in signals[name] and name not in unloaded
         }
-        return cls(signals, config.get("vocab_size", 0), speculates, guards, unloaded)
+        return cls(signals, config.get("vocab_size", 0), guards, unloaded)
 
     @property
     def numbers(self) -> tuple[str, ...]:
@@ -177,8 +175,6 @@ class _Reader:
         refuse_unused(values, used, STEERING, _spelled)
         if weight == 0:
             return values
-        if self.served.speculates:
-            raise OtterError("otter_weight: this engine verifies drafts (speculative_config), and then cannot steer")
         return {"steer": steer, "weight": weight, **values}
 
     def guarding(self) -> dict[str, Any]:

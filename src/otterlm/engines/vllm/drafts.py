@@ -4,8 +4,8 @@
         "method": "custom_class", "model": "otterlm.engines.vllm.drafts.DraftProposer", "num_speculative_tokens": 4})
 
 vLLM calls a custom proposer with tokens alone, so the states are read from the model, which holds those of its latest
-`compute_logits`. vLLM runs no logits processors of plugins beside speculation: such an engine returns rewards and
-guards, and does not steer.
+`compute_logits`. Drafts are guesses at the base's tokens. vLLM verifies them by the steered logits where a request
+steers.
 """
 
 from typing import Any
@@ -58,19 +58,19 @@ class DraftProposer:
 
         Args:
             sampled_token_ids: of each request; empty while its prompt is read.
-            num_tokens_no_spec: `[B]`, how many tokens each request has with them.
+            num_tokens_no_spec: unused.
             token_ids_cpu: unused.
 
         Returns:
             For each request `num_speculative_tokens` tokens, or none.
         """
         model = self._model
-        rows = last_rows(sampled_token_ids, num_tokens_no_spec, model.seq_lens.tolist())
         drafting = [request for request, sampled in enumerate(sampled_token_ids) if sampled]
         if not drafting:
             return [[] for _ in sampled_token_ids]
         device = model.sampled[self._name].device
-        chosen = torch.tensor([rows[request] for request in drafting], device=device)
+        rows = [model.rows[request][len(sampled_token_ids[request]) - 1] for request in drafting]
+        chosen = torch.tensor(rows, device=device)
         drafter = model.signal(self._name, chosen, sampled=True)
         token = torch.tensor([sampled_token_ids[request][-1] for request in drafting], device=device)
         state, code, drafted = drafter.state[:, 0], None, list[Tensor]()
@@ -80,17 +80,3 @@ class DraftProposer:
             drafted.append(token)
         drafts = iter(torch.stack(drafted, dim=1).tolist())
         return [next(drafts) if sampled else [] for sampled in sampled_token_ids]
-
-
-def last_rows(sampled: list[list[int]], lengths: Any, seq_lens: list[int]) -> list[int]:
-    """Returns which row of the logits gave each request's last accepted token.
-
-    A request has a row for its last token and one for each draft that was verified, and its rows come together. It was
-    read up to `seq_lens`, drafts included, which exceeds its tokens by the number of drafts.
-    """
-    rows, start = [], 0
-    for request, tokens in enumerate(sampled):
-        drafts = max(0, seq_lens[request] - (int(lengths[request]) - len(tokens)))
-        rows.append(start + max(0, len(tokens) - 1))
-        start += 1 + drafts
-    return rows

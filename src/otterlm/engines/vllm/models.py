@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from functools import cache, partial
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,14 +12,14 @@ from otterlm.config import OtterConfig
 from otterlm.detection import recognize
 from otterlm.engines.exported import ADAPTERS, base_config, read_adapters
 from otterlm.engines.vllm.replacing import Replacement
-from otterlm.engines.vllm.upstream import install_worker, served
+from otterlm.engines.vllm.steering import Steering
+from otterlm.engines.vllm.upstream import install_worker, served, shared
 from otterlm.engines.vllm.upstream.names import (
     LlamaForCausalLM,
     MistralForCausalLM,
     Qwen2ForCausalLM,
     Qwen3ForCausalLM,
     VllmConfig,
-    get_forward_context,
     get_tensor_model_parallel_world_size,
     tensor_model_parallel_all_gather,
 )
@@ -52,14 +51,15 @@ class EngineAdapter(nn.Module):
         self.head = head(config.signal, widths.base + widths.inserted, widths.base, dtype=dtype)
 
 
-def shared(vllm_config: VllmConfig) -> SimpleNamespace:
-    """Returns the object that gives the logits processor of a worker the worker's model."""
-    context: dict[str, Any] = vllm_config.compilation_config.static_forward_context
-    return context.setdefault(ADAPTERS, SimpleNamespace(model=None))
-
-
 class Otter:
-    """Is mixed into a model class of vLLM. `forward` returns [h, h'_1, h'_2, ...]; the base's modules see h alone."""
+    """Is mixed into a model class of vLLM. `forward` returns [h, h'_1, h'_2, ...]; the base's modules see h alone.
+
+    Attributes:
+        states: those of the latest `compute_logits`, by adapter, `[N, 1, d + d']`.
+        sampled: those that were sampled from. Prompts' log probabilities may have come after them.
+        rows: of each request of the batch among `sampled`, see `rows_of`.
+        slots: of the second runner, the slot that each row's request has, `[N]`.
+    """
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
@@ -89,19 +89,13 @@ class Otter:
         shared(vllm_config).model = self
         self.watcher = Watcher(self, served(vllm_config))
         self.replacement = Replacement(self, vllm_config, make)
+        # vLLM makes none where drafts are verified, see `upstream.worker`.
+        self.steering = None if vllm_config.speculative_config is None else Steering(vllm_config)
         install_worker()
-        self._drafts = vllm_config.speculative_config is not None
-        self.seq_lens: Tensor | None = None
         self.states: dict[str, Tensor] = {}
         self.sampled: dict[str, Tensor] = {}
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs a pass, see vLLM's class."""
-        if self._drafts:
-            metadata = get_forward_context().attn_metadata
-            if isinstance(metadata, dict):
-                self.seq_lens = next(iter(metadata.values())).seq_lens
-        return super().forward(*args, **kwargs)  # type: ignore[misc]
+        self.rows: list[range] = []
+        self.slots: Tensor | None = None
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
         """Maps rows, `[N, d + d'_1 + ...]`, to the base's logits, `[N, V]`, and stores their states for the signals."""
@@ -135,7 +129,7 @@ class Otter:
         Args:
             name: of the adapter.
             rows: all, if they are left out.
-            sampled: take the latest call that was sampled from. Prompts' log probabilities may have come after it.
+            sampled: of the latest call that was sampled from instead.
         """
         states = self.sampled if sampled else self.states
         return self._head(name, states[name][rows])

@@ -30,6 +30,12 @@ def refuse_config(vllm_config: Any) -> None:
         "dual batch overlap or batch-sharded sampling: leave enable_dbo and enable_batch_sharded_sampling off": (
             parallel.use_ubatching or bool(parallel.enable_batch_sharded_sampling)
         ),
+        "rejection_sample_method='synthetic': it takes drafts without a look at the logits": (
+            speculative is not None and speculative.rejection_sample_method == "synthetic"
+        ),
+        "enable_adaptive_verification: which drafts are verified is known on the device alone": (
+            speculative is not None and speculative.enable_adaptive_verification
+        ),
         f"the speculative method {method!r}: there are {', '.join(DRAFTING)}": (
             method is not None and method not in DRAFTING
         ),

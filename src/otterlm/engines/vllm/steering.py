@@ -1,9 +1,12 @@
 """Steers every request by its settings, and leaves the rows of the others unchanged.
 
 Settings belong to requests, so requests with different settings share a batch. vLLM has two model runners, each with
-an interface, and takes a plugin for both: `LogitsProcessor` and `LogitsProcessorV2`.
+an interface, and takes a plugin for both: `LogitsProcessor` and `LogitsProcessorV2`. Where drafts are verified, a
+request has several rows, and each is steered by the signal of its own text. The second runner's interface is made for
+that. The first runner's is not, see `upstream.worker`.
 """
 
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -11,8 +14,8 @@ from torch import Tensor
 from otterlm.decoding.steering import contrast, guide
 from otterlm.engines.requests import Served
 from otterlm.engines.settings import Settings
-from otterlm.engines.vllm.models import shared
-from otterlm.engines.vllm.upstream import served
+from otterlm.engines.vllm.rows import rows_of
+from otterlm.engines.vllm.upstream import served, shared
 from otterlm.engines.vllm.upstream.names import (
     BatchUpdate,
     LogitsContext,
@@ -32,6 +35,20 @@ class Way(NamedTuple):
     top_k: int | None
     min_p: float
     top_p: float
+
+
+class Row(NamedTuple):
+    """A row of logits is steered by the settings of its request, and by the state of its own text.
+
+    Attributes:
+        logits: its index among the logits.
+        state: its index among the model's states.
+        settings: of its request.
+    """
+
+    logits: int
+    state: int
+    settings: Settings
 
 
 class Steering(LogitsProcessor, LogitsProcessorV2):
@@ -62,6 +79,29 @@ class Steering(LogitsProcessor, LogitsProcessorV2):
         """Follows the requests that entered, left and moved in the batch."""
         process_dict_updates(self._settings, batch_update, lambda params, _, __: self._read(params))
 
+    @property
+    def steers(self) -> bool:
+        """Says whether a request of the batch steers."""
+        return bool(self._settings)
+
+    def apply_with_spec_decode(self, logits: Tensor, num_draft_tokens: Sequence[int]) -> Tensor:
+        """Steers the rows that verify drafts, in place. Their requests' last rows are steered by `apply`.
+
+        Args:
+            logits: `[sum of drafts, V]`.
+            num_draft_tokens: how many drafts are verified, of each request.
+        """
+        rows = rows_of(num_draft_tokens)
+        # Each request before has a last row among the states, and none among these logits.
+        return self._steer(
+            [
+                Row(state - request, state, settings)
+                for request, settings in self._settings.items()
+                for state in rows[request][:-1]
+            ],
+            logits,
+        )
+
     # -- the second runner ---------------------------------------------------------------------------------------
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
@@ -74,34 +114,60 @@ class Steering(LogitsProcessor, LogitsProcessorV2):
     # -- both ----------------------------------------------------------------------------------------------------
 
     def apply(self, logits: Tensor, context: LogitsContext | None = None) -> Tensor:
-        """Steers `[N, V]` logits, in place. The second runner passes the slots that the rows belong to."""
+        """Steers `[N, V]` logits, in place.
+
+        Args:
+            logits: of the first runner, each request's last row; of the second, all rows, or some that follow each
+                other.
+            context: of the second runner. It says which slots the rows belong to.
+        """
         if not self._settings:
             return logits
-        rows = self._settings
-        if context is not None:
-            slots = context.expanded_idx_mapping.tolist()
-            rows = {row: rows[slot] for row, slot in enumerate(slots) if slot in rows}
-        ways: dict[Way, list[int]] = {}
-        for row, settings in sorted(rows.items()):
-            if settings.steer is not None:
-                ways.setdefault(Way(settings.steer, settings.top_k, settings.min_p, settings.top_p), []).append(row)
-        for way, steered in ways.items():
-            self._steer(way, steered, [rows[row].weight for row in steered], logits)
-        return logits
+        model = self._shared.model
+        if context is None:
+            return self._steer(
+                [Row(row, model.rows[row][-1], settings) for row, settings in self._settings.items()], logits
+            )
+        slots = context.expanded_idx_mapping
+        first = slots.storage_offset() - model.slots.storage_offset()
+        return self._steer(
+            [
+                Row(row, first + row, self._settings[slot])
+                for row, slot in enumerate(slots.tolist())
+                if slot in self._settings
+            ],
+            logits,
+        )
 
     def _read(self, params: SamplingParams) -> Settings | None:
         settings = self._served.settings(params.extra_args)
         return None if settings.steer is None else settings
 
-    def _steer(self, way: Way, rows: list[int], weights: list[float], logits: Tensor) -> None:
-        # All rows are a slice: a view, which costs no copy.
-        index = slice(None) if len(rows) == len(logits) else rows
-        scores, model = logits[index], self._shared.model  # [n, V]
-        signal = model.signal(way.signal, index)
-        weight = scores.new_tensor(weights)[:, None]  # [n, 1]
+    def _steer(self, rows: Iterable[Row], logits: Tensor) -> Tensor:
+        ways: dict[Way, list[Row]] = {}
+        for row in sorted(rows, key=lambda row: row.logits):
+            settings = row.settings
+            if settings.steer is not None:
+                way = Way(settings.steer, settings.top_k, settings.min_p, settings.top_p)
+                ways.setdefault(way, []).append(row)
+        for way, steered in ways.items():
+            self._steer_alike(way, steered, logits)
+        return logits
+
+    def _steer_alike(self, way: Way, rows: list[Row], logits: Tensor) -> None:
+        model = self._shared.model
+        index = _index([row.logits for row in rows], len(logits))
+        scores = logits[index]  # [n, V]
+        signal = model.signal(way.signal, _index([row.state for row in rows], len(model.states[way.signal])))
+        weight = scores.new_tensor([row.settings.weight for row in rows])[:, None]  # [n, 1]
         if Capability.REPLACES in self._served.signals[way.signal]:
             logits[index] = contrast(scores, model.gather(signal.difference()).to(scores), weight, way.top_p)
             return
         rewards = model.gather(signal.vocabulary())
         of = lambda tokens: rewards if tokens is None else rewards.gather(-1, tokens)  # noqa: E731
         logits[index] = guide(scores, of, weight / model.unit(way.signal), way.top_k, way.min_p)
+
+
+def _index(rows: list[int], count: int) -> list[int] | slice:
+    """Returns an index of rows in rising order. All rows are a slice: a view, which costs no copy."""
+    return slice(None) if len(rows) == count else rows

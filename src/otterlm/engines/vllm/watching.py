@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from otterlm.engines.requests import Served
+from otterlm.engines.vllm.rows import rows_of
 from otterlm.signals.base import Capability
 
 
@@ -54,12 +55,13 @@ class Watcher:
     def sample(self, requests: Sequence[str], drafts: Sequence[int]) -> None:
         """Reads the numbers of the rows that are sampled from now.
 
-        Each request has one row, and one more for each draft that is verified, in the order of the batch.
+        Args:
+            requests: in the order of the batch.
+            drafts: how many are verified, of each request.
         """
-        self._model.sampled = self._model.states
-        self._rows, start = {}, 0
-        for request, count in zip(requests, drafts, strict=True):
-            rows = range(start, start := start + count + 1)
+        self._model.sampled, self._model.rows = self._model.states, rows_of(drafts)
+        self._rows = {}
+        for request, rows in zip(requests, self._model.rows, strict=True):
             for name in self._wanted.get(request, ()):
                 self._rows.setdefault(name, {})[request] = rows
         self._copies = {

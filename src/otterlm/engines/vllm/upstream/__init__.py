@@ -17,9 +17,9 @@ from importlib import import_module
 from otterlm.engines.vllm.architectures import ARCHITECTURES
 from otterlm.engines.vllm.refusals import refuse_config
 from otterlm.engines.vllm.upstream import adapters, front_end, scheduler, worker
-from otterlm.engines.vllm.upstream.wrapping import served, wrap
+from otterlm.engines.vllm.upstream.wrapping import served, shared, wrap
 
-__all__ = ["install", "install_worker", "served"]
+__all__ = ["install", "install_worker", "served", "shared"]
 
 
 def install() -> None:
@@ -38,10 +38,12 @@ def install() -> None:
 
 
 def install_worker() -> None:
-    """Wraps methods of the two model runners, for the worker of a widened model."""
+    """Wraps methods of the two model runners and of what samples, for the worker of a widened model."""
     for path in ("vllm.v1.worker.gpu_model_runner", "vllm.v1.worker.gpu.model_runner"):
         wrap(path, "GPUModelRunner", "execute_model", worker.execute)
         wrap(path, "GPUModelRunner", "sample_tokens", worker.attach)
+    wrap("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "initialize_kv_cache", worker.prepare)
     wrap("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "_sample", worker.sample)
     wrap("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "_get_prompt_logprobs_dict", worker.read_prompts)
+    wrap("vllm.v1.sample.rejection_sampler", "RejectionSampler", "apply_logits_processors", worker.verify)
     wrap("vllm.v1.worker.gpu.model_runner", "GPUModelRunner", "sample", worker.sample_second)

@@ -1,5 +1,11 @@
-"""Wraps vLLM's two model runners: the numbers of the sampled rows are read, and attached to the step's output."""
+"""Wraps vLLM's two model runners: the numbers of the sampled rows are read, and attached to the step's output.
 
+Where drafts are verified, the first runner leaves out the logits processors of plugins. So steering is added to what it
+applies to each request's last row, and the rejection sampler is wrapped for the rows before. vLLM's pull request 43672
+proposes what would make both needless: its processors say that they support drafts, and have `apply_with_spec_decode`.
+"""
+
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -24,6 +30,31 @@ def execute(original: Any, runner: Any, scheduled: Any, *rest: Any, **named: Any
     return original(runner, scheduled, *rest, **named)
 
 
+def prepare(original: Any, runner: Any, *rest: Any, **named: Any) -> Any:
+    """Wraps the first model runner, where it has its model and gets its cache: steering joins what samples."""
+    output = original(runner, *rest, **named)
+    steering = getattr(runner.model, "steering", None)
+    if steering is not None and not hasattr(runner.rejection_sampler, FIELD):  # the cache may be made twice
+        runner.input_batch.logitsprocs.non_argmax_invariant.append(steering)
+        setattr(runner.rejection_sampler, FIELD, steering)
+    return output
+
+
+def verify(original: Any, sampler: Any, logits: Any, sampling: Any, drafts: Any) -> Any:
+    """Wraps the first model runner's rejection sampler, where it changes the logits that verify drafts.
+
+    Steering comes after what rules tokens out and before penalties, as for rows without drafts. Penalties come first
+    here, so what rules tokens out runs twice; the second time it changes nothing.
+    """
+    steering = getattr(sampler, FIELD, None)
+    if steering is None or not steering.steers:
+        return original(sampler, logits, sampling, drafts)
+    ruled_out = replace(sampling, no_penalties=True, thinking_budget_state_holder=None)
+    logits = original(sampler, logits, ruled_out, drafts)
+    logits = steering.apply_with_spec_decode(logits, drafts.num_draft_tokens)
+    return original(sampler, logits, sampling, drafts)
+
+
 def sample(original: Any, runner: Any, logits: Any, drafts: Any) -> Any:
     """Wraps the first model runner, which has computed the logits."""
     if watcher := _watcher(runner):
@@ -44,8 +75,10 @@ def read_prompts(original: Any, runner: Any, hidden: Any, counts: Any) -> Any:
 
 def sample_second(original: Any, runner: Any, hidden: Any, batch: Any, grammar: Any) -> Any:
     """Wraps the second model runner, which computes the logits here."""
-    output = original(runner, hidden, batch, grammar)
     if watcher := _watcher(runner):
+        runner.model.slots = batch.expanded_idx_mapping
+    output = original(runner, hidden, batch, grammar)
+    if watcher:
         rows = np.diff(batch.cu_num_logits_np[: len(batch.req_ids) + 1])
         watcher.sample(batch.req_ids, (rows - 1).tolist())
         reading = set(watcher.reading)

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 from weakref import ref
 
@@ -37,6 +38,12 @@ def wrap(path: str, owner: str, method: str, around: Callable[..., Any]) -> None
     setattr(cls, method, wrapper)
 
 
+def shared(vllm_config: Any) -> SimpleNamespace:
+    """Returns the object that gives the logits processor of a worker the worker's model."""
+    context: dict[str, Any] = vllm_config.compilation_config.static_forward_context
+    return context.setdefault(FIELD, SimpleNamespace(model=None))
+
+
 def served(vllm_config: Any) -> Served:
     """Reads what an engine serves. A folder that another model class than Otter's has loaded counts as plain."""
     known, read = _served.get(id(vllm_config), (None, None))
@@ -45,7 +52,7 @@ def served(vllm_config: Any) -> Served:
         widened = model.architecture in ARCHITECTURES.values()
         config = {"otter": model.hf_config.otter, "vocab_size": model.hf_config.vocab_size} if widened else {}
         unloaded = getattr(model.hf_config, UNLOADED, ())
-        read = Served.from_config(config, vllm_config.speculative_config is not None, unloaded)
+        read = Served.from_config(config, unloaded)
         _served[id(vllm_config)] = ref(vllm_config), read
     return read
 

@@ -1,0 +1,32 @@
+"""Proposes drafts for tests: what a file has as the next tokens, now and then a wrong one, and each time another number
+of them."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+TEXTS = "OTTER_TEST_TEXTS"
+"""The variable of the environment that names the file: a JSON list of lists of tokens, prompts with what follows."""
+
+
+class Oracle:
+    """The oracle is a speculative proposer of vLLM, see `otterlm.engines.vllm.drafts.DraftProposer`."""
+
+    def __init__(self, vllm_config: Any) -> None:
+        self._texts = json.loads(Path(os.environ[TEXTS]).read_text())
+        self._most: int = vllm_config.speculative_config.num_speculative_tokens
+
+    def load_model(self, model: Any) -> None:
+        """Needs no model."""
+
+    def propose(self, sampled: list[list[int]], lengths: Any, tokens: Any, **_: Any) -> list[list[int]]:
+        """Returns the drafts of each request; none for a text that no text of the file begins with."""
+        texts = [row[:length].tolist() for row, length in zip(tokens, lengths[: len(sampled)], strict=False)]
+        return [self._drafts(text) if new else [] for new, text in zip(sampled, texts, strict=True)]
+
+    def _drafts(self, text: list[int]) -> list[int]:
+        length = len(text)
+        following: list[int] = next((each[length:] for each in self._texts if each[:length] == text), [])
+        drafts = following[: self._most - length % (self._most + 1)]
+        return [token if (length + index) % 7 else token - 1 for index, token in enumerate(drafts)]
