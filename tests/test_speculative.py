@@ -2,7 +2,7 @@
 
 import math
 from contextlib import contextmanager
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,21 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import StoppingCriteria
 
-from otterlm.decoding import DraftTree, RewardGuidance, RewardStop, SpeculativeDecoding
+from otterlm.decoding import (
+    DraftTree,
+    GuardStop,
+    RewardGuidance,
+    RewardStop,
+    SpeculativeDecoding,
+    label_sequences,
+)
 from otterlm.decoding.draft_growth import propose
 from otterlm.model import OtterModel
 from otterlm.signals.draft.config import DraftConfig
 from otterlm.signals.draft.objective import DraftObjective, frequent_tokens, measured_accuracy
+from otterlm.signals.guard.config import GuardConfig
 from otterlm.training.data.packing import Example, collate
+from otterlm.training.evaluation.detection import alarm_levels
 from otterlm.training.sources import LiveBase
 from otterlm.training.trainer import TrainingConfig, train
 
@@ -360,3 +369,32 @@ def test_a_draft_adapter_is_saved_whole(tmp_path: Path, trained) -> None:
         refused(lambda: OtterModel.from_pretrained(tiny_base(), tmp_path), "no tokens of the base")
     save_file(weights | {"head.vocabulary": weights["head.vocabulary"].float()}, tmp_path / "adapter_model.safetensors")
     refused(lambda: OtterModel.from_pretrained(tiny_base(), tmp_path), "head.vocabulary is F32; expected I64")
+
+
+@pytest.mark.parametrize(("hits", "window"), [(1, 1), (2, 3)])
+def test_a_guard_stops_beside_drafts_where_it_stops_without(trained, hits, window) -> None:
+    add_tiny_adapter(trained, "guard", seed=4, signal=GuardConfig(("rude", "threat"), vocabulary_rank=0))
+    try:
+        ids = tokens(1, 5, seed=9)
+        settings = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+        plain = trained.generate(ids, **settings)
+        beside = label_sequences(trained, plain, torch.ones_like(plain))[0, 5:]  # [N, L]
+        levels = torch.stack([alarm_levels(beside[:, label], hits, window) for label in range(2)]).amax(dim=0)
+        edges = sorted({0.0, *levels.tolist(), 1.0})
+        ends, lengths = set(), []
+        for alarm in [(low + high) / 2 for low, high in pairwise(edges)]:
+            alone, drafted = (GuardStop(trained, alarm, hits, window) for _ in range(2))
+            expected = trained.generate(ids, stopping_criteria=[alone], **settings)
+            loop = SpeculativeDecoding(tree=TREES["chain"])
+            output = trained.generate(
+                ids, stopping_criteria=[drafted], custom_generate=loop, return_dict_in_generate=True, **settings
+            )
+            assert torch.equal(output.sequences, expected)
+            assert drafted.labels == alone.labels
+            assert torch.equal(drafted.stopped, alone.stopped)
+            ends.add(expected.shape[1])
+            lengths.append(output.acceptance_length or 1.0)
+        assert len(ends) > 1  # at several tokens
+        assert max(lengths) > 1.1  # also where drafts were accepted
+    finally:
+        trained.delete_adapter("guard")
