@@ -1,4 +1,4 @@
-"""Draws the figures of `figures.toml` from the tables of `docs/benchmarks`, so that a figure and its table cannot differ.
+"""Draws the figures of `figures.toml` from the tables of `docs/benchmarks`, so that figure and table cannot differ.
 
 python benchmarks/figures.py                 # as SVG, into docs/assets
 python benchmarks/figures.py --png FOLDER    # as PNG, too, for slides and papers

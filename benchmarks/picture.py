@@ -117,10 +117,7 @@ def draw(run: dict[str, Any]) -> str:
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y:g}" width="600" role="img" '
             'aria-labelledby="t d">',
             f'  <title id="t">{title}</title>',
-            f'  <desc id="d">SmolLM2-135M answers: {html.escape(run["prompt"])} Alone: '
-            f"{html.escape(''.join(run['original']['pieces']))} Guided: {html.escape(''.join(run['guided']['pieces']))} "
-            f"A guard ends a text as {run['guard']['label']}: "
-            f"{html.escape(run['guard']['prompt'] + ''.join(run['guard']['pieces']))}</desc>",
+            f'  <desc id="d">{html.escape(_describe(run))}</desc>',
             f"  <style>{STYLE}\n    @media (prefers-reduced-motion: no-preference) {{\n{frames}\n    }}\n  </style>",
             f'  <rect class="panel" x="1" y="1" width="{WIDTH - 2}" height="{y - 2:g}" rx="14"/>',
             f'  <text class="title" x="{MARGIN}" y="30">{title},</text>',
@@ -130,6 +127,13 @@ def draw(run: dict[str, Any]) -> str:
             "</svg>\n",
         ]
     )
+
+
+def _describe(run: dict[str, Any]) -> str:
+    """Returns what the picture shows, for who cannot see it."""
+    alone, guided, ended = ("".join(run[name]["pieces"]) for name in (*NAMES, "guard"))
+    answers = f"SmolLM2-135M answers: {run['prompt']} Alone: {alone} Guided: {guided}"
+    return f"{answers} A guard ends a text as {run['guard']['label']}: {run['guard']['prompt']}{ended}"
 
 
 def _signed(number: float, digits: int) -> str:
@@ -234,7 +238,8 @@ def _guarded(run: dict[str, Any], first: int, top: float) -> tuple[list[str], fl
         f'<text class="end" x="{x + wide / 2:.1f}" y="{below + 15:g}" text-anchor="middle">{end}</text></g>'
     )
     below += LINE + 20
-    body.append(f'  <text class="small" x="{MARGIN}" y="{below:g}">blue: harmless so far, orange: {run["label"]}</text>')
+    legend = f"blue: harmless so far, orange: {run['label']}"
+    body.append(f'  <text class="small" x="{MARGIN}" y="{below:g}">{legend}</text>')
     return body, below + 16
 
 

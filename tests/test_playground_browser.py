@@ -90,8 +90,8 @@ def test_the_comparison_is_downloaded(page, width, dark, tmp_path) -> None:
     curve = page.run("return document.querySelector('#curve svg').viewBox.baseVal.width")
     assert picture.width == 2 * (round(curve) + 40)
     colours = {colour for _, colour in picture.getcolors(2**24)}
-    sides = ((176, 183, 193), (140, 194, 245), (243, 167, 92)) if dark else ((93, 102, 114), (11, 92, 173), (180, 82, 10))
-    assert colours >= {(30, 34, 40) if dark else (255, 255, 255), *sides}
+    light = {(255, 255, 255), (93, 102, 114), (11, 92, 173), (180, 82, 10)}  # the card, and the line of each response
+    assert colours >= ({(30, 34, 40), (176, 183, 193), (140, 194, 245), (243, 167, 92)} if dark else light)
     assert page.complaints() == []
 
 
@@ -194,6 +194,37 @@ def test_an_example_and_an_adapter_are_chosen(page) -> None:
     page.click("#available button")
     page.wait(lambda: "smollm2_135m_detox (contrast)" in page.texts("#loaded li"), 60)
     assert "smollm2_135m_detox: contrast" in page.texts("#guide option")
+
+
+def choose(page: Page, selector: str, text: str) -> None:
+    """Chooses what an option of a list shows."""
+    options = page.texts(f"{selector} option")
+    page.run("arguments[0].selectedIndex = arguments[1]", page.find(selector), options.index(text))
+    page.run("arguments[0].dispatchEvent(new Event('change', {bubbles: true}))", page.find(selector))
+
+
+def test_a_guard_ends_a_text_and_takes_it_back(page) -> None:
+    guard = "smollm2_135m_guard"
+    if f"{guard} (guard)" not in page.texts("#loaded li"):
+        page.click("#adapters summary")
+        page.click(f"#available button:nth-child({1 + page.texts('#available button').index(f'Load {guard}')})")
+        page.wait(lambda: f"{guard} (guard)" in page.texts("#loaded li"))
+    page.click("input[value=text]")
+    page.type("#prompt", "The man shouted: go home, you stupid")
+    page.run("document.querySelector('#more').open = true")
+    choose(page, "#shown", guard)
+    stop, rollback = "none (only the stop)", f"{guard}: rollback"
+    for method, ended in ((stop, "Stopped by the guard: toxic."), (rollback, "Taken back")):
+        choose(page, "#guide", method)
+        page.type("#length", "8")
+        page.type("#alarm", "0.2")
+        page.click("#run")
+        page.wait(lambda: not page.run(IDLE))
+        page.wait(lambda: page.run(IDLE))
+        assert page.text(".response:nth-child(2) .stopped").startswith(ended)
+        assert len(page.texts("#curve .alarm")) == 1
+        assert page.accessibility() == []
+    assert page.texts(".response:nth-child(2) .back")
 
 
 def test_the_page_fetches_nothing_from_elsewhere(page, address) -> None:
