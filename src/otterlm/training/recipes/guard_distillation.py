@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.checks import check_rate
@@ -22,6 +21,7 @@ from otterlm.training.data.prompts import HELP as PROMPTS_HELP
 from otterlm.training.data.prompts import read_prompts
 from otterlm.training.data.targets import Targets, targets_of
 from otterlm.training.evaluation.guard_calibration import check_labels
+from otterlm.training.processes import this_process
 from otterlm.training.recipes.common import Run, on_device
 from otterlm.training.recipes.guard import fit_guard
 from otterlm.training.teachers.responses import Sampling, of_texts, scored_responses
@@ -87,6 +87,7 @@ class GuardDistillationRecipe:
         run: Run,
     ) -> dict[str, float]:
         """Distils the scorer, see `otterlm.training.recipes.base.Recipe`."""
+        run.needs_whole_base("the base samples responses")
         base, scorer = on_device(base), load_scorer(self.scorer)
         shape = config.signal
         assert isinstance(shape, GuardConfig)
@@ -95,7 +96,7 @@ class GuardDistillationRecipe:
         run.begin(base, config, GuardObjective)
         sampling, folder = replace(self.sampling, seed=run.training.seed), run.out / "responses"
         shares: Sequence[list[list[float]]] = []
-        with PartialState().main_process_first():
+        with this_process().main_process_first():
             responses = scored_responses(base, tokenizer, data, of_texts(scorer), scorer.identity, sampling, folder)
             if self.rollouts.rollouts:
                 judge = PrefixJudge(base, tokenizer, scorer, self.offence_from, sampling, self.rollouts)
