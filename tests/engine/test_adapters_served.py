@@ -50,7 +50,7 @@ def http(folder: Path, log: Path) -> Iterator[httpx.Client]:
     out = folder.parent
     command = [sys.executable, "-m", "otterlm.cli", "serve", "--load-adapters", "--base", str(out / "base")]
     command += ["--adapter", f"reward={out / 'reward'}", "--adapter", f"moderator={out / 'moderator'}"]
-    command += [*SETTINGS, "--host", "127.0.0.1", "--port", str(PORT), "--api-server-count", "2", "--block-size", "16"]
+    command += [*SETTINGS, "--host", "127.0.0.1", "--port", str(PORT), "--api-server-count", "2", "--block-size", "32"]
     environment = os.environ | {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
         "VLLM_LOGGING_LEVEL": "INFO",

@@ -15,7 +15,7 @@ def command(
     adapter: NamedAdapters,
     options: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[VLLM OPTIONS]...", help="Any further options of vllm serve, such as --port 9000."),
+        typer.Argument(metavar="VLLM-OPTION", help="Any further options of vllm serve, such as --port 9000."),
     ] = None,
     load_adapters: Annotated[
         bool, typer.Option("--load-adapters", help="Clients may load and unload adapters while the server runs.")

@@ -66,11 +66,17 @@ def change(core: Any, name: str, folder: str | None) -> dict[str, Any]:
         return {"error": str(error)}
     set_slots(config, changed)
     state = state_of(changed)
+    if hasattr(core, "output_queue"):  # else the front end is in this process, with the same configuration
+        _announce(core, state)
+    return state
+
+
+def _announce(core: Any, state: dict[str, Any]) -> None:
+    """Sends the state to every API server, with an output that is no request's."""
     engine = import_module("vllm.v1.engine")
-    for index in range(config.parallel_config._api_process_count):
+    for index in range(core.vllm_config.parallel_config._api_process_count):
         output = engine.EngineCoreOutput(request_id=STATE, new_token_ids=[], kv_transfer_params={STATE: state})
         core.output_queue.put_nowait((index, engine.EngineCoreOutputs(outputs=[output])))
-    return state
 
 
 def _load(core: Any, name: str, folder: Path) -> Slots:
