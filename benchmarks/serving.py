@@ -41,7 +41,7 @@ def speeds(folder: str, settings: dict[str, Any], batches: list[int], eager: boo
     os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     from vllm import LLM, SamplingParams
 
-    from otterlm.engines import client
+    from otterlm import client
 
     llm = LLM(model=folder, dtype="float32", enforce_eager=eager, max_model_len=512, max_num_seqs=max(batches))
     extra = client.request(folder, **settings) if settings else {}
