@@ -8,7 +8,7 @@ DATA ?= ../shared/data
 PAIRS := $(DATA)/hh_harmless/pairs.jsonl.gz
 JUDGES := runs/judges
 
-.PHONY: setup demo test test-slow real-weights test-vllm lint docs exactness adapters bench clean
+.PHONY: setup demo test test-slow real-weights test-vllm test-clients lint docs exactness adapters bench clean
 
 setup: $(VENV)/.ready
 
@@ -39,6 +39,16 @@ real-weights: setup
 
 test-vllm: .venv-vllm/.ready
 	.venv-vllm/bin/python -m pytest -q tests/engine
+
+# Packages of clients. There is no torch here: otterlm.client needs none.
+.venv-clients/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/python -m pip install --quiet pytest openai langchain-openai litellm
+	.venv-clients/bin/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+test-clients: .venv-clients/.ready
+	.venv-clients/bin/python -m pytest -q --noconftest tests/test_client.py
 
 lint: setup
 	$(BIN)/ruff format --check .
@@ -101,4 +111,4 @@ bench: setup adapters $(JUDGES)/.ready test-vllm
 	.venv-vllm/bin/python benchmarks/serving.py throughput --folder runs/served --base $(BASE)
 
 clean:
-	rm -rf $(VENV) .venv-vllm
+	rm -rf $(VENV) .venv-vllm .venv-clients

@@ -82,7 +82,7 @@ def speeds(method: Method, arguments: argparse.Namespace) -> dict[int, Run]:
     """Returns a run for each batch size, in a new engine. A part of the prompts is read before the clock starts."""
     from vllm import SamplingParams
 
-    from otterlm.engines import client
+    from otterlm import client
 
     llm = engine(method, arguments)
     extra = client.request(method.folder, **method.settings) if method.settings else {}

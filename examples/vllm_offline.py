@@ -19,8 +19,8 @@ os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 
 from vllm import LLM, SamplingParams
 
+from otterlm import client
 from otterlm.bases import base_folder
-from otterlm.engines import client
 from otterlm.engines.exported import export
 
 SHIPPED = Path(__file__).parents[1] / "adapters" / "smollm2-135m-harmless"

@@ -13,6 +13,8 @@ FILES = (path for folder in ("benchmarks", "examples", "recipes") for path in (R
 SCRIPTS = sorted(path for path in FILES if not (path.parent / "__init__.py").exists())  # a package is installed first
 ENGINE = {"vllm", "httpx", "psutil"}
 """Of the engine's environment (make test-vllm), which pins a Transformers of its own."""
+CLIENTS = {"openai", "langchain_core", "litellm"}
+"""Of the environment of clients (make test-clients)."""
 
 
 def test_there_are_scripts() -> None:
@@ -33,9 +35,11 @@ def test_importing_does_nothing(
     try:
         spec.loader.exec_module(util.module_from_spec(spec))
     except ModuleNotFoundError as error:
-        if error.name not in ENGINE:
+        if error.name not in ENGINE | CLIENTS:
             raise
-        pytest.skip(f"{error.name} is of the engine's environment: make test-vllm")
+        pytest.skip(
+            f"{error.name} is of another environment: make test-{'vllm' if error.name in ENGINE else 'clients'}"
+        )
     assert dict(os.environ) == environment
     assert list(tmp_path.iterdir()) == []
     assert capfd.readouterr() == ("", "")

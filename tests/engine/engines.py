@@ -25,8 +25,7 @@ from transformers import PreTrainedTokenizerFast
 from vllm import LLM, SamplingParams
 from vllm.exceptions import VLLMValidationError
 
-from otterlm import ContrastConfig, DraftConfig, GuardConfig, OtterModel
-from otterlm.engines import client
+from otterlm import ContrastConfig, DraftConfig, GuardConfig, OtterModel, client
 from otterlm.engines.exported import export
 
 VOCABULARY = 320

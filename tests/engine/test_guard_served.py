@@ -8,8 +8,8 @@ import torch
 from engines import Answer, answers, assert_rewards, greedy, make_folder, prompts, tokens_of
 from torch import Tensor
 
+from otterlm import client
 from otterlm.decoding import GuardStop, RewardGuidance, judge_prompt, label_sequences
-from otterlm.engines import client
 from otterlm.engines.exported import load_exported
 
 PROMPTS = prompts(8)

@@ -9,8 +9,7 @@ import pytest
 from conftest import add_tiny_adapter, tiny_base
 from engines import SIZES, answers, assert_rewards, greedy, prompts, tokenizer
 
-from otterlm import OtterModel
-from otterlm.engines import client
+from otterlm import OtterModel, client
 from otterlm.engines.exported import export, load_exported
 from otterlm.signals import signal_type
 

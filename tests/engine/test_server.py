@@ -16,8 +16,8 @@ import torch
 from engines import Answer, assert_rewards, make_folder, tokenizer
 from openai import OpenAI
 
+from otterlm import client
 from otterlm.decoding import judge_prompt
-from otterlm.engines import client
 from otterlm.engines.exported import load_exported
 from otterlm.engines.rewards import STOPPED, extend
 from otterlm.engines.vllm.metrics import REWARDS as BUCKETS

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from engines import answers, assert_rewards, greedy, tokens_of
 
+from otterlm import client
 from otterlm.bases import base_folder, load_tokenizer
-from otterlm.engines import client
 from otterlm.engines.exported import export, load_exported
 from otterlm.smollm2 import SMOLLM2
 

@@ -32,8 +32,8 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import StructuredOutputsParams
 from vllm.v1.outputs import AsyncModelRunnerOutput
 
+from otterlm import client
 from otterlm.decoding import ContrastGuidance, RewardGuidance
-from otterlm.engines import client
 from otterlm.engines.exported import load_exported
 from otterlm.engines.rewards import STOPPED
 from otterlm.engines.vllm import upstream

@@ -40,6 +40,7 @@ ADAPTERS = "otter"
 FORMER = "otter_channels"
 """Folders of earlier versions have this field, and nothing reads it."""
 WEIGHTS = "otter.safetensors"
+QUANTISED = "quantization_config"
 SPECIAL = ("config.json", SAFE_WEIGHTS_INDEX_NAME, WEIGHTS)
 """These files are written rather than linked."""
 
@@ -69,8 +70,7 @@ def export(base: str, adapters: Mapping[str, str | Path], out: str | Path, copy:
     if (target / adapter_files.CONFIG).exists():
         raise OtterError(f"{out} holds an adapter, and a model could not be loaded beside it: choose another folder")
     # Loading checks the fingerprint, the shapes and the values.
-    with library_bars():
-        model = OtterModel(AutoModelForCausalLM.from_pretrained(source, dtype="auto"))
+    model, quantised = _load(source)
     inserted: dict[str, torch.Tensor] = {}
     configs: dict[str, Any] = {}
     for name, adapter in adapters.items():
@@ -78,7 +78,7 @@ def export(base: str, adapters: Mapping[str, str | Path], out: str | Path, copy:
         module = model.adapter(name)
         configs[name] = json.loads(module.config.to_json())
         inserted |= {f"{ADAPTERS}.{name}.{key}": value for key, value in module.state_dict().items()}
-    config = model.base_model.config.to_dict()
+    config = model.base_model.config.to_dict() | quantised
     config |= {
         "model_type": PREFIX + config["model_type"],
         "architectures": [f"Otter{kind}" for kind in config.get("architectures") or [type(model.base_model).__name__]],
@@ -97,6 +97,23 @@ def export(base: str, adapters: Mapping[str, str | Path], out: str | Path, copy:
     for path in source.iterdir():
         if path.is_file() and path.name not in SPECIAL:
             (_copy if copy else _link)(path.resolve(), target / path.name)
+
+
+def _load(source: Path) -> tuple[OtterModel, dict[str, Any]]:
+    """Loads a base, and returns the part of its `config.json` that says how it is quantised.
+
+    Its quantised weights are left out: what reads them is of the engine, and may not be installed here. An adapter is
+    checked against the embedding table and the last norm, which are not quantised.
+    """
+    config = AutoConfig.from_pretrained(source)
+    quantised = {QUANTISED: getattr(config, QUANTISED)} if hasattr(config, QUANTISED) else {}
+    if quantised:
+        delattr(config, QUANTISED)
+    with library_bars():
+        base = AutoModelForCausalLM.from_pretrained(
+            source, config=config, dtype="auto", ignore_mismatched_sizes=bool(quantised)
+        )
+    return OtterModel(base), quantised
 
 
 def _link(source: Path, target: Path) -> None:
