@@ -234,7 +234,9 @@ def _guarded(run: dict[str, Any], first: int, top: float) -> tuple[list[str], fl
         f'<text class="end" x="{x + wide / 2:.1f}" y="{below + 15:g}" text-anchor="middle">{end}</text></g>'
     )
     below += LINE + 20
-    body.append(f'  <text class="small" x="{MARGIN}" y="{below:g}">blue: harmless so far, orange: {run["label"]}</text>')
+    body.append(
+        f'  <text class="small" x="{MARGIN}" y="{below:g}">blue: harmless so far, orange: {run["label"]}</text>'
+    )
     return body, below + 16
 
 

@@ -90,7 +90,9 @@ def test_the_comparison_is_downloaded(page, width, dark, tmp_path) -> None:
     curve = page.run("return document.querySelector('#curve svg').viewBox.baseVal.width")
     assert picture.width == 2 * (round(curve) + 40)
     colours = {colour for _, colour in picture.getcolors(2**24)}
-    sides = ((176, 183, 193), (140, 194, 245), (243, 167, 92)) if dark else ((93, 102, 114), (11, 92, 173), (180, 82, 10))
+    sides = (
+        ((176, 183, 193), (140, 194, 245), (243, 167, 92)) if dark else ((93, 102, 114), (11, 92, 173), (180, 82, 10))
+    )
     assert colours >= {(30, 34, 40) if dark else (255, 255, 255), *sides}
     assert page.complaints() == []
 
