@@ -7,16 +7,24 @@
     otter bench guard --base smollm2-135m --adapter runs/guard/adapter --train runs/guard/train.jsonl \\
         --data jigsaw=runs/guard/test-jigsaw.jsonl --classifier runs/guard/classifier/model --max-response-tokens 160
 
+    PYTHONPATH=benchmarks otter distill guard --base smollm2-135m --scorer guard:toxicity \\
+        --prompts runs/guard/prompts.jsonl --limit 100 --per-prompt 2 --max-new-tokens 48 --label toxic \\
+        --rollouts 4 --prefixes 3 --layers 11-29:2 --out runs/guard/distilled
+
 `prepare` writes `train.jsonl` and `valid.jsonl`, and `test-*.jsonl`, which nothing learns from. `finetune` trains a
 copy of the base on the same rows and at the same prefixes as the guard; an interrupted run is gone on with.
+`toxicity` is a scorer that needs no network; it reads the folder that DATA names.
 """
 
 import argparse
 import csv
+import functools
 import gzip
 import io
 import json
+import os
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +90,25 @@ def answers(data: Path) -> list[Record]:
     return [{"text": row[side], "label": label(side == "rejected")} for row in rows for side in ("chosen", "rejected")]
 
 
+def toxicity(responses: Sequence[str]) -> list[float]:
+    """Returns the probability that each text is toxic, by words and pairs of words."""
+    return [float(row[1]) for row in _bag_of_words().predict_proba(responses)]
+
+
+@functools.cache
+def _bag_of_words() -> Any:
+    """Fits a logistic regression to the comments of jigsaw that are not kept for testing."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    rows = jigsaw(Path(os.environ.get("DATA", "../shared/data")))
+    random.Random(0).shuffle(rows)
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2)
+    model = make_pipeline(words, LogisticRegression(C=10.0))
+    return model.fit([row["text"] for row in rows[TEST:]], [row["label"] == "toxic" for row in rows[TEST:]])
+
+
 SETS = {
     "jigsaw": jigsaw,
     "toxic_spans": toxic_spans,
@@ -115,6 +142,8 @@ def prepare(arguments: argparse.Namespace) -> None:
         print(f"{name}: {len(rows) - held} rows to train on, {held} to evaluate on")
     write(arguments.out / "train.jsonl", train)
     write(arguments.out / "valid.jsonl", valid)
+    toxic = lines(arguments.data / "rtp_toxic_prompts" / "prompts.jsonl.gz")
+    write(arguments.out / "prompts.jsonl", [{"prompt": row["prompt"]["text"]} for row in toxic])
     for name in ("openai_moderation", "xstest"):
         write(arguments.out / f"test-{name}.jsonl", lines(arguments.data / name / "dev.jsonl.gz"))
 

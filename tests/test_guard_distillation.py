@@ -13,7 +13,7 @@ from otterlm.adapter_files import read_config
 from otterlm.signals.guard.config import GuardConfig
 from otterlm.training.data.packing import Example
 from otterlm.training.data.targets import Targets
-from otterlm.training.recipes.guard_distillation import GuardDistillationRecipe
+from otterlm.training.recipes.guard_distillation import GuardDistillationRecipe, _without_ends
 from otterlm.training.teachers.responses import Sampling
 from otterlm.training.teachers.rollouts import PrefixJudge, Rollouts
 from otterlm.training.teachers.scorers import load_scorer
@@ -70,6 +70,13 @@ def test_distill_guard(answer, base, prompts, tmp_path, rollouts) -> None:
     assert answer(*command, *settings) == result  # nothing is sampled again
     card = (tmp_path / "out" / "README.md").read_text()
     assert "judged by regex:[ab]" in card
+
+
+def test_a_response_is_judged_before_its_end() -> None:
+    example = Example(0, (1, 2), ((3, 4, 9), (9,), (3, 9, 4)), (0.0, 1.0, 0.0))
+    (result,) = _without_ends([example], {9})
+    assert result.branches == ((3, 4), (9,), (3, 9, 4))  # an empty response has nothing else
+    assert (result.prefix, result.scores) == (example.prefix, example.scores)
 
 
 def test_verdicts_of_rollouts_replace_those_of_the_response() -> None:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otterlm.signals.guard.config import GuardConfig, SpanThreshold
+from otterlm.signals.guard.head import late_logits
 from otterlm.signals.guard.losses import Weights, label_loss, span_loss
 from otterlm.training.evaluation.detection import character_f1
 from otterlm.training.evaluation.passages import (
@@ -66,12 +67,14 @@ def test_late_outputs() -> None:
     config = GuardConfig(("rude", "threat"), spans=("rude", "threat"), span_delay=2, vocabulary_rank=0)
     otter = tiny_otter(tiny_base(), signal=config)
     signal: Any = otter(tokens(2, 7)).signals["reward"]
-    assert signal.span_logits.shape == (2, 7, 3, 2)
-    assert torch.equal(signal.span_probabilities, signal.span_logits[:, :, 0].sigmoid())
-    late = signal.late_span_probabilities(1, 2, 6)  # the tokens 2 to 5
+    logits = signal.span_logits
+    assert logits.shape == (2, 7, 3, 2)
+    assert torch.equal(signal.span_probabilities, logits[:, :, 0].sigmoid())
+    outputs = otter.adapter().head.spans(signal.state).view(2, 7, 3, 2)
+    torch.testing.assert_close(logits[1, 5, 2], outputs[1, 3, 0] + outputs[1, 4, 1] + outputs[1, 5, 2])
+    late = late_logits(logits[1], 2, 6)  # the tokens 2 to 5
     read = [(4, 2), (5, 2), (5, 1), (5, 0)]  # at which position, by which output
-    expected = torch.stack([signal.span_logits[1, position, delay] for position, delay in read]).sigmoid()
-    torch.testing.assert_close(late, expected)
+    assert torch.equal(late, torch.stack([logits[1, position, delay] for position, delay in read]))
 
 
 def test_late_outputs_learn_of_earlier_tokens() -> None:

@@ -17,6 +17,7 @@ from otterlm.cli.terminal import console, print_json, show_coloured
 from otterlm.colour import colour_range, coloured, legend
 from otterlm.decoding import SpeculativeOutput, score_sequences
 from otterlm.decoding.choice import check_method, generate_arguments, methods
+from otterlm.decoding.scoring import judge_sequences
 from otterlm.errors import OtterError
 from otterlm.interventions import InterventionSettings, intervention_type, interventions, refuse_unused
 from otterlm.model import OtterModel
@@ -136,12 +137,13 @@ def _generate(
     result: dict[str, Any] = {"text": tokenizer.decode(new, skip_special_tokens=True), "tokens": new}
     can = {name: model.adapter(name).config.signal.capabilities for name in adapters}
     guards = [name for name in adapters if Capability.CLASSES in can[name]]
-    numbers = {
-        name: score_sequences(model, sequences, torch.ones_like(sequences), name)[0, prompt:]
+    mask = torch.ones_like(sequences)
+    judged = {name: judge_sequences(model, sequences, mask, name) for name in guards}
+    rewards = {
+        name: score_sequences(model, sequences, mask, name)[0, prompt:].tolist()
         for name in adapters
-        if Capability.PREFIX in can[name]
+        if Capability.PREFIX in can[name] and name not in guards
     }
-    rewards = {name: values.tolist() for name, values in numbers.items() if name not in guards}
     result |= {"rewards": rewards if len(rewards) > 1 else next(iter(rewards.values()), []), "seconds": seconds}
     result["final"] = {
         name: final_reward(values[-1], model.adapter(name).config.signal.typical_range)
@@ -149,11 +151,12 @@ def _generate(
         if values
     }
     if guards:
-        result |= guard_report(model, guards, sequences, prompt, output, arguments.get("stopping_criteria", []))
+        labels = {name: shares[0] for name, (_, shares) in judged.items()}
+        result |= guard_report(model, labels, prompt, output, arguments.get("stopping_criteria", []))
     if isinstance(output, SpeculativeOutput):
         result["acceptance_length"] = output.acceptance_length
     # A guard's number is the logarithm of a probability, which has a scale for colours.
-    values = rewards | {name: numbers[name].exp().tolist() for name in guards}
+    values = rewards | {name: safe[0, prompt:].exp().tolist() for name, (safe, _) in judged.items()}
     typical = {name: model.adapter(name).config.signal.typical_range for name in values}
     return result, {name: (each, *colour_range(typical[name], each)) for name, each in values.items()}
 

@@ -1,27 +1,25 @@
 """Tells what guards say of a response that was generated, and what they did about it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from otterlm.decoding import GuardStop, RollbackOutput, label_sequences
+from otterlm.decoding import GuardStop, RollbackOutput
 from otterlm.model import OtterModel
 from otterlm.signals.alarm import verdict
 
 
 def guard_report(
-    model: OtterModel, guards: Sequence[str], sequences: Tensor, prompt: int, output: Any, criteria: Sequence[Any]
+    model: OtterModel, labels: Mapping[str, Tensor], prompt: int, output: Any, criteria: Sequence[Any]
 ) -> dict[str, Any]:
     """Returns what --json prints of guards.
 
     Args:
         model: that generated.
-        guards: the names of its guards.
-        sequences: `[1, T]` tokens.
-        prompt: how many of them are the prompt's.
+        labels: of each guard, by its name, the probabilities beside all tokens, `[T, L]`.
+        prompt: how many tokens are the prompt's.
         output: what `generate` gave.
         criteria: the stopping criteria of the call.
 
@@ -30,8 +28,7 @@ def guard_report(
         new token; and `stopped`, the label that ended the response, and `rollbacks`, those that decoding went back for.
     """
     report: dict[str, Any] = {"prompt": {}, "response": {}, "labels": {}}
-    for name in guards:
-        shares = label_sequences(model, sequences, torch.ones_like(sequences), name)[0]  # [T, L]
+    for name, shares in labels.items():
         config: Any = model.adapter(name).config.signal
         for part, position in (("prompt", prompt - 1), ("response", -1)):
             by_label = dict(zip(config.labels, shares[position].tolist(), strict=True))

@@ -33,8 +33,7 @@ def score_sequences(
     """
     name = model.adapter_name(adapter_name, Capability.PREFIX)
     signal = _read(model, sequences, attention_mask, position_ids, name)
-    rewards = before_ends(signal.prefix, sequences, attention_mask, unread_ends(model, name))
-    return rewards.masked_fill(attention_mask == 0, torch.nan)
+    return _rewards(model, signal, sequences, attention_mask, name)
 
 
 @torch.no_grad()
@@ -52,8 +51,29 @@ def label_sequences(
     """
     name = model.adapter_name(adapter_name, Capability.CLASSES)
     signal = _read(model, sequences, attention_mask, position_ids, name)
-    labels = before_ends(signal.probabilities, sequences, attention_mask, unread_ends(model, name))
-    return labels.masked_fill(attention_mask[..., None] == 0, torch.nan)
+    return _labels(model, signal, sequences, attention_mask, name)
+
+
+@torch.no_grad()
+def judge_sequences(
+    model: OtterModel, sequences: Tensor, attention_mask: Tensor, adapter_name: str
+) -> tuple[Tensor, Tensor]:
+    """Returns what `score_sequences` and `label_sequences` say of a guard, in one pass."""
+    signal = _read(model, sequences, attention_mask, None, adapter_name)
+    arguments = model, signal, sequences, attention_mask, adapter_name
+    return _rewards(*arguments), _labels(*arguments)
+
+
+def _rewards(model: OtterModel, signal: Any, sequences: Tensor, mask: Tensor, name: str) -> Tensor:
+    """Returns `[B, T]` float32 of a pass, NaN at padding."""
+    rewards = before_ends(signal.prefix, sequences, mask, unread_ends(model, name))
+    return rewards.masked_fill(mask == 0, torch.nan)
+
+
+def _labels(model: OtterModel, signal: Any, sequences: Tensor, mask: Tensor, name: str) -> Tensor:
+    """Returns `[B, T, L]` float32 of a pass, NaN at padding."""
+    labels = before_ends(signal.probabilities, sequences, mask, unread_ends(model, name))
+    return labels.masked_fill(mask[..., None] == 0, torch.nan)
 
 
 def _read(model: OtterModel, sequences: Tensor, attention_mask: Tensor, position_ids: Tensor | None, name: str) -> Any:

@@ -25,7 +25,8 @@ class GuardHead(nn.Module):
     two outputs because after an offence they differ: the text stays offensive to its end, which is what a stop asks,
     and the passage is over, which is what a highlight asks. Neither can be computed from the other.
 
-    With a delay of k tokens a passage has k + 1 outputs, of the latest token and of each of the k before it.
+    With a delay of k tokens a passage has k + 1 outputs, of the latest token and of each of the k before it: the
+    first says what is known at once, the others what each further token changes.
 
     Args:
         config: of the signal.
@@ -53,14 +54,6 @@ class GuardHead(nn.Module):
         heads: Any = self.vocabulary
         for head in heads:
             head.initialize()
-
-    def passages(self, state: Tensor) -> Tensor:
-        """Maps `[..., d + d']` to the logits of passages, `[..., 1 + k, S]` float32."""
-        shape = (1 + self.config.span_delay, len(self.config.spans))
-        if self.spans is None:
-            return state.new_empty((*state.shape[:-1], *shape), dtype=torch.float32)
-        logits: Tensor = self.spans(state)
-        return logits.float().unflatten(-1, shape)
 
     def forward(self, state: Tensor, unembedding: Tensor) -> "GuardSignal":
         """Maps `[B, T, d + d']` and the base's unembedding, `[V, d]`, to the labels."""
@@ -95,28 +88,21 @@ class GuardSignal:
     @property
     def span_logits(self) -> Tensor:
         """Returns those of tokens being inside a passage, `[B, T, 1 + k, S]` float32, of each label of
-        `GuardConfig.spans`: after every prefix, of its last token and of each of the k before it."""
-        return self._head.passages(self.state)
+        `GuardConfig.spans`: after every prefix, of its last token and of each of the k before it. A token's later
+        logit is the one before, changed by what the next token's state says of it."""
+        shape = (1 + self._config.span_delay, len(self._config.spans))
+        if self._head.spans is None:
+            return self.state.new_empty((*self.state.shape[:-1], *shape), dtype=torch.float32)
+        first, *changes = self._head.spans(self.state).float().unflatten(-1, shape).unbind(dim=-2)  # [B, T, S] each
+        logits = [first]
+        for change in changes:
+            logits.append(change + F.pad(logits[-1], (0, 0, 1, 0))[:, :-1])
+        return torch.stack(logits, dim=-2)
 
     @property
     def span_probabilities(self) -> Tensor:
         """Returns those of the last token of every prefix being inside a passage, `[B, T, S]` float32."""
         return self.span_logits[..., 0, :].sigmoid()
-
-    def late_span_probabilities(self, row: int, start: int, end: int) -> Tensor:
-        """Returns those of the tokens of one whole text, each read as late as `GuardConfig.span_delay` allows.
-
-        Args:
-            row: of the text.
-            start, end: of its tokens in this pass, n of them.
-
-        Returns:
-            `[n, S]` float32.
-        """
-        tokens = torch.arange(start, end, device=self.state.device)
-        read = (tokens + self._config.span_delay).clamp_max(end - 1)
-        logits = self._head.passages(self.state[row, read])  # [n, 1 + k, S]
-        return logits[tokens - start, read - tokens].sigmoid()
 
     @property
     def calibrated(self) -> Tensor:
@@ -186,6 +172,21 @@ class GuardSignal:
         """
         heads: Any = self._head.vocabulary
         return torch.stack([head.of_tokens(state, tokens, self._unembedding) for head in heads], dim=-1)
+
+
+def late_logits(logits: Tensor, start: int, end: int) -> Tensor:
+    """Returns the logits of a text's tokens being inside a passage, each as late as the text allows.
+
+    Args:
+        logits: `[T, 1 + k, S]`, see `GuardSignal.span_logits`.
+        start, end: of the text's n tokens in the pass.
+
+    Returns:
+        `[n, S]`.
+    """
+    tokens = torch.arange(start, end, device=logits.device)
+    read = (tokens + logits.shape[1] - 1).clamp_max(end - 1)
+    return logits[read, read - tokens]
 
 
 def log_without(logits: Tensor, config: GuardConfig, label: str | None = None) -> Tensor:

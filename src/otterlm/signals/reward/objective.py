@@ -43,9 +43,9 @@ class RewardTrainingConfig:
             fitted to candidates afterwards.
         probe_start: whether the head starts from a linear probe on the base's last hidden state.
         trace: lambda of TD(lambda), for given scores on prefixes, see `otterlm.signals.reward.losses.regression`.
-        candidates, positions: after training, the vocabulary head is fitted to so many of the base's likeliest next tokens
-            at so many positions of each example, see `otterlm.training.vocabulary_head`; 0 candidates leave it as
-            trained.
+        candidates, positions: after training, the vocabulary head is fitted to so many of the base's likeliest next
+            tokens at so many positions of each example, see `otterlm.training.vocabulary_head`; 0 candidates leave it
+            as trained.
     """
 
     compare: Compare = setting("prefixes", "Train the reward of all prefixes, or of the last token only.")

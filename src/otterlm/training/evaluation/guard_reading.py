@@ -10,6 +10,7 @@ from otterlm.model import OtterModel
 from otterlm.progress import track
 from otterlm.signals.base import Capability
 from otterlm.signals.guard.config import GuardConfig
+from otterlm.signals.guard.head import late_logits
 from otterlm.training.data.labelled_tokens import LabelledExample
 from otterlm.training.data.packing import collate, length_buckets
 from otterlm.training.data.targets import tokens_inside
@@ -121,10 +122,10 @@ def read_guard(
     by_row = {each.example.row: each for each in examples}
     for group in track(list(length_buckets([each.example for each in examples], batch_size)), "scoring"):
         signal = read_batch(model, shows, collate(group).to(model.device), name)
-        probabilities = signal.probabilities.cpu()
+        probabilities, spans = signal.probabilities.cpu(), signal.span_logits.cpu()
         for index, example in enumerate(group):
             begin, end = len(example.prefix), len(example)
             prompt = probabilities[index, begin - 1].clone() if begin else None
-            parts = probabilities[index, begin:end].clone(), signal.late_span_probabilities(index, begin, end).cpu()
+            parts = probabilities[index, begin:end].clone(), late_logits(spans[index], begin, end).sigmoid()
             readings[example.row] = GuardReading(by_row[example.row], config, *parts, prompt)
     return [readings[each.example.row] for each in examples]
