@@ -15,6 +15,8 @@ from otterlm.decoding.rejection import Segments
 from otterlm.model import OtterModel
 from otterlm.peers.args import ARGS
 from otterlm.peers.cards import CARDS
+from otterlm.peers.dexperts import FineTunedExpert
+from otterlm.training.data.packing import Example, collate
 from otterlm.training.teachers.reward_model import SeparateRewardModel
 
 NEW = 8
@@ -119,6 +121,19 @@ def test_lora_is_merged_without_a_trace() -> None:
         merged = model.merge()
         close(merged.read(input_ids=tokens(2, 6)), expected, 1e-3)
     assert {name for name, _ in merged.named_parameters()} == {name for name, _ in plain.named_parameters()}
+
+
+def test_lora_trains_in_float32_beside_half_the_precision() -> None:
+    base = tiny_base(dtype=torch.bfloat16)
+    expert = FineTunedExpert.lora(base, rank=2).train()
+    trained = {name: parameter for name, parameter in expert.named_parameters() if parameter.requires_grad}
+    assert all("lora_" in name and parameter.dtype == torch.float32 for name, parameter in trained.items())
+    example = Example(0, (), (tuple(tokens(9).tolist()),))
+    expert(collate([example]))["loss"].backward()
+    assert all(parameter.grad is not None for parameter in trained.values())
+    assert {parameter.dtype for parameter in expert.merge().parameters()} == {torch.bfloat16}
+    assert expert.identity["lora"] == 2
+    assert not any("lora_" in name for name, _ in base.named_parameters())
 
 
 @pytest.fixture

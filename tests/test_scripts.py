@@ -1,4 +1,4 @@
-"""Every script of `benchmarks/` and `examples/` can be imported, which does nothing, and says how it is called."""
+"""Every script of `benchmarks/`, `examples/` and `recipes/` can be imported, which does nothing."""
 
 import os
 import subprocess
@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FILES = (path for folder in ("benchmarks", "examples") for path in (ROOT / folder).rglob("*.py"))
+FILES = (path for folder in ("benchmarks", "examples", "recipes") for path in (ROOT / folder).rglob("*.py"))
 SCRIPTS = sorted(path for path in FILES if not (path.parent / "__init__.py").exists())  # a package is installed first
 ENGINE = {"vllm", "httpx", "psutil"}
 """Of the engine's environment (make test-vllm), which pins a Transformers of its own."""
 
 
 def test_there_are_scripts() -> None:
-    assert {path.parent.name for path in SCRIPTS} >= {"benchmarks", "examples"}
+    assert {path.parent.name for path in SCRIPTS} >= {"benchmarks", "examples", "paper"}
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
@@ -24,6 +24,7 @@ def test_importing_does_nothing(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(path.parent))  # as Python does for a script
     monkeypatch.setattr(sys, "argv", [str(path), "--nonsense"])  # a script that reads them exits
     environment, modules = dict(os.environ), set(sys.modules)
     spec = util.spec_from_file_location(f"imported_{path.stem}", path)

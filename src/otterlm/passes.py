@@ -5,7 +5,8 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
@@ -55,7 +56,7 @@ class StreamPass(Visitor):
         slot = self._slots.get(index)
         if slot is None:
             return
-        taps = _cast(taps, self.stream.dtype)
+        given, taps = taps, _cast(taps, self.stream.dtype)
         if self._inserted is None:
             if self.stream.projection is None:
                 raise OtterError("this adapter embeds tokens (embedding: table): give input_ids, not inputs_embeds")
@@ -68,7 +69,13 @@ class StreamPass(Visitor):
             shared = self._rotated_by(taps.rotary)
         else:
             shared = self._seen_by(taps, slot)
-        self._inserted = self.stream.layers[str(index)](self._inserted, taps, slot, shared)
+        layer = self.stream.layers[str(index)]
+        if given.again is None or not torch.is_grad_enabled():
+            self._inserted = layer(self._inserted, taps, slot, shared)
+            return
+        again = _Recomputed(layer, given, self.stream.dtype)
+        without = {"use_reentrant": False, "preserve_rng_state": False}  # a stream has no dropout
+        self._inserted = checkpoint(again, self._inserted, slot, shared, **without)
 
     def _rotated_by(self, table: tuple[Tensor, Tensor] | None) -> Rotation | None:
         """Returns the heads' rotation. Blocks that follow each other mostly share one table."""
@@ -91,6 +98,22 @@ class StreamPass(Visitor):
         assert self._inserted is not None
         inserted = self.stream.final_norm(self._inserted, hidden)
         self.state = torch.cat((normed.to(inserted.dtype), inserted), dim=-1)
+
+
+class _Recomputed:
+    """Runs a layer on the taps that are there, and in the backward pass on taps that are computed again."""
+
+    def __init__(self, layer: nn.Module, taps: EdgeTaps, dtype: torch.dtype) -> None:
+        self._layer, self._dtype = layer, dtype
+        self._taps: EdgeTaps | None = taps
+        self._again = taps.again
+
+    def __call__(self, inserted: Tensor, slot: CacheSlot, shared: Any) -> Tensor:
+        taps, self._taps = self._taps, None
+        if taps is None:
+            assert self._again is not None
+            taps = self._again()
+        return self._layer(inserted, _cast(taps, self._dtype), slot, shared)
 
 
 def _length(index: int, taps: EdgeTaps) -> int | None:

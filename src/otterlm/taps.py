@@ -8,7 +8,7 @@ anything.
 import inspect
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -47,12 +47,14 @@ class EdgeTaps:
         added: what the block adds to it, `[B, T, d]`; None where only the inside is read.
         text: the text; None where only the inside is read.
         cache: the KV cache in use, which already holds this block's keys and values.
+        again: computes these taps again, so that a training step need not hold them; None: they stay in memory.
     """
 
     hidden: Tensor
     added: Tensor | None = None
     text: Text | None = None
     cache: Cache | None = None
+    again: "Callable[[], EdgeTaps] | None" = None
 
 
 @dataclass(slots=True, kw_only=True)

@@ -1,14 +1,16 @@
 """Implements DExperts (arXiv 2105.03023): two language models, an expert and an anti-expert, steer the base."""
 
 import copy
+from typing import Self
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from otterlm.decoding.read_along import ReadAlongModel, TwoModelContrast
-from otterlm.identity import of_weights
+from otterlm.identity import Identity, of_weights
 from otterlm.training.data.packing import Batch, followed_tokens
+from otterlm.training.teachers.lora import insert_lora, merge_lora
 
 
 class DExperts(TwoModelContrast):
@@ -47,7 +49,20 @@ class FineTunedExpert(nn.Module):
     def __init__(self, base: PreTrainedModel) -> None:
         super().__init__()
         self.model = copy.deepcopy(base).requires_grad_(True)
-        self.identity = {"base": of_weights(base)}
+        self.identity: Identity = {"base": of_weights(base)}
+
+    @classmethod
+    def lora(cls, base: PreTrainedModel, rank: int = 16) -> Self:
+        """Trains a copy by LoRA alone, see `otterlm.training.teachers.lora.insert_lora`. `merge` folds it in."""
+        expert = cls(base)
+        insert_lora(expert.model, rank)
+        expert.identity |= {"lora": rank}
+        return expert
+
+    def merge(self) -> Self:
+        """Folds LoRA into the weights, see `otterlm.training.teachers.lora.merge_lora`."""
+        merge_lora(self.model)
+        return self
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the language-model loss on packed texts."""

@@ -86,7 +86,8 @@ class MedusaObjective(nn.Module):
             self._source.show(batch, reader)
         assert reader.normed is not None
         size = self._model[0].base_model.config.vocab_size
-        return draft_metrics(self.medusa(reader.normed), batch, size, measure=not self.training)
+        state = reader.normed.to(self.medusa.blocks[0].weight.dtype)
+        return draft_metrics(self.medusa(state), batch, size, measure=not self.training)
 
 
 class MedusaDecoding(SpeculativeDecoding):

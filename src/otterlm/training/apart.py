@@ -67,9 +67,15 @@ class Packing(Visitor):
         self._visitor.tokens(self._apart.batch.input_ids)
 
     def layer(self, index: int, taps: EdgeTaps) -> None:
+        packed, again = self._packed(taps), taps.again
+        if again is not None:
+            packed.again = lambda: self._packed(again())
+        self._visitor.layer(index, packed)
+
+    def _packed(self, taps: EdgeTaps) -> EdgeTaps:
         assert taps.added is not None
         hidden, added = self._apart.pack(taps.hidden), self._apart.pack(taps.added)
-        self._visitor.layer(index, replace(taps, hidden=hidden, added=added, text=self._text, cache=None))
+        return replace(taps, hidden=hidden, added=added, text=self._text, cache=None)
 
     def final(self, hidden: Tensor, normed: Tensor) -> None:
         self._visitor.final(self._apart.pack(hidden), self._apart.pack(normed))

@@ -20,6 +20,8 @@ class TrainingConfig:
         gradient_accumulation: passes a step: each process reads its examples in so many parts, and adds up their
             gradients. A part's mean counts by its examples, so where a loss is a mean over tokens the sum is only near
             that of one pass.
+        gradient_checkpointing: whether blocks are computed again in the backward pass, which takes less memory and more
+            time, see `otterlm.training.recomputation`.
         mixed_precision: `bf16` or `no`; `auto`: bf16 on a GPU that has it.
         learning_rate: the peak, reached after the warm-up and followed by a linear decay to 0.
         weight_decay: AdamW's.
@@ -34,6 +36,9 @@ class TrainingConfig:
     epochs: int = setting(1, "Passes over the data.", minimum=1)
     batch_size: int = setting(8, "Examples a step, over all processes.", minimum=1)
     gradient_accumulation: int = setting(1, "Passes a step; more need less memory.", minimum=1, advanced=True)
+    gradient_checkpointing: bool = setting(
+        False, "Compute blocks again in the backward pass: less memory, more time.", advanced=True
+    )
     mixed_precision: MixedPrecision = setting("auto", "bf16 or no; auto: bf16 on a GPU that has it.", advanced=True)
     learning_rate: float = setting(1e-3, "Peak of the learning rate, after the warm-up.")
     weight_decay: float = setting(0.01, "Weight decay of AdamW.", advanced=True)

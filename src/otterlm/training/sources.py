@@ -4,7 +4,8 @@ The base is frozen, so what it computes on an example is the same in every epoch
 once, it need not run again: a step is then only the thin inserted stream.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,9 +19,10 @@ from otterlm.families.parts import blocks_of, inputs_of, part_of, rotary_table
 from otterlm.identity import Identity, identity, of_config, of_data, of_weights
 from otterlm.masks import branch_mask
 from otterlm.model import OtterModel
-from otterlm.taps import EdgeTaps, LayerTaps, Visitor
+from otterlm.taps import EdgeTaps, LayerTaps, Text, Visitor
 from otterlm.training.apart import Packing, Unpacked, text_of
 from otterlm.training.data.packing import Batch, Example, collate
+from otterlm.training.recomputation import recomputing
 from otterlm.training.token_file import TokenFile
 
 
@@ -45,22 +47,28 @@ def of_adapter(model: OtterModel, adapter_name: str) -> Identity:
 
 
 class LiveBase:
-    """Runs the base (without its unembedding, which training does not need)."""
+    """Runs the base (without its unembedding, which training does not need).
 
-    def __init__(self, model: OtterModel) -> None:
+    Args:
+        model: with the adapters that are trained.
+        again: whether blocks are computed again in the backward pass, see `otterlm.training.recomputation`.
+    """
+
+    def __init__(self, model: OtterModel, again: bool = False) -> None:
         self._model = model
+        self._again = again
 
     def show(self, batch: Batch, visitor: Visitor) -> None:
         """Runs the base, see `Source`."""
         base = self._model.base_model
-        decoder = decoder_of(base)
-        if self._model.family.branches:
-            with self._model.visit(visitor):
-                decoder(**batch.inputs(base.dtype))
-            return
-        apart = Unpacked(batch)
-        with self._model.visit(Packing(visitor, apart, base.dtype)):
-            decoder(input_ids=apart.input_ids, attention_mask=apart.attention_mask, use_cache=False)
+        inputs = batch.inputs(base.dtype) if self._model.family.branches else {}
+        if not inputs:
+            apart = Unpacked(batch)
+            visitor = Packing(visitor, apart, base.dtype)
+            inputs = {"input_ids": apart.input_ids, "attention_mask": apart.attention_mask, "use_cache": False}
+        show = recomputing if self._again and torch.is_grad_enabled() else OtterModel.visit
+        with show(self._model, visitor):
+            decoder_of(base)(**inputs)
 
 
 class RecordedBase:
@@ -75,14 +83,22 @@ class RecordedBase:
         examples: all that will be read.
         folder: of the recording.
         batch_size: examples a recording pass.
+        again: whether what a block reads is made of the recording again in the backward pass.
 
     Raises:
         OtterError: the folder holds the recording of another run, the recording does not fit on the disk, or another
             process is making it.
     """
 
-    def __init__(self, model: OtterModel, examples: Sequence[Example], folder: Path, batch_size: int = 8) -> None:
-        self._model = model
+    def __init__(
+        self,
+        model: OtterModel,
+        examples: Sequence[Example],
+        folder: Path,
+        batch_size: int = 8,
+        again: bool = False,
+    ) -> None:
+        self._model, self._again = model, again
         self._blocks = blocks_of(model.base_model, model.family)
         self._layers = model.watched_layers
         self._inside = model.family if isinstance(model.family, Family) and model.reads(inside=True) else None
@@ -120,32 +136,36 @@ class RecordedBase:
         """Reads the recording, see `Source`."""
         base, family, device = self._model.base_model, self._model.family, batch.input_ids.device
         recorded = self._file.read(batch).to(device, base.dtype)  # [B, T, width]
-        mask = branch_mask(batch.segments, base.dtype)
-        text = text_of(batch, mask)
+        text = text_of(batch, branch_mask(batch.segments, base.dtype))
         visitor.tokens(batch.input_ids)
         *blocks, final = recorded.split([*self._parts * len(self._layers), decoder_config(base).hidden_size], dim=-1)
         for n, index in enumerate(self._layers):
             start = n * len(self._fields)
             tensors = dict(zip(self._fields, blocks[start : start + len(self._fields)], strict=True))
-            if self._inside is None:
-                visitor.layer(index, EdgeTaps(text=text, **tensors))
-                continue
-            middle = tensors.pop("middle", tensors["hidden"])
-            visitor.layer(
-                index,
-                LayerTaps(
-                    attention_input=self._normed(index, self._inside.attention_norm, tensors["hidden"]),
-                    middle=middle,
-                    ffn_input=self._normed(index, self._inside.ffn_norm, middle),
-                    units=tensors.pop("units", None),
-                    rotary=rotary_table(base, self._inside, index, recorded, batch.position_ids),
-                    mask=mask,
-                    text=text,
-                    **tensors,
-                ),
-            )
+            taps = self._taps(index, tensors, text)
+            if self._again:
+                taps.again = partial(self._taps, index, tensors, text)
+            visitor.layer(index, taps)
         norm = part_of(decoder_of(base), family.final_norm)
         visitor.final(final, final if norm is None else norm(final))
+
+    def _taps(self, index: int, tensors: Mapping[str, Tensor], text: Text) -> EdgeTaps:
+        """Makes the taps of a block of what is recorded of it."""
+        if self._inside is None:
+            return EdgeTaps(text=text, **tensors)
+        rest = dict(tensors)
+        hidden, middle, units = rest["hidden"], rest.pop("middle", rest["hidden"]), rest.pop("units", None)
+        assert text.positions is not None
+        return LayerTaps(
+            attention_input=self._normed(index, self._inside.attention_norm, hidden),
+            middle=middle,
+            ffn_input=self._normed(index, self._inside.ffn_norm, middle),
+            units=units,
+            rotary=rotary_table(self._model.base_model, self._inside, index, hidden, text.positions),
+            mask=text.mask,
+            text=text,
+            **rest,
+        )
 
     def _normed(self, index: int, path: str | None, state: Tensor) -> Tensor:
         return state if path is None else self._blocks[index].get_submodule(path)(state)

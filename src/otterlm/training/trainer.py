@@ -98,10 +98,11 @@ def known_identity(
 ) -> Identity:
     """Returns the parts of a run's identity that are known before its data are made.
 
-    How often a checkpoint is made changes no step, so it is not among them. Nor are settings that are as former
-    versions had them, whose checkpoints go on.
+    How often a checkpoint is made changes no step, nor does what is computed again, so they are not among them. Nor are
+    settings that are as former versions had them, whose checkpoints go on.
     """
-    how = {name: value for name, value in asdict(config).items() if name != "checkpoint_every"}
+    without = ("checkpoint_every", "gradient_checkpointing")
+    how = {name: value for name, value in asdict(config).items() if name not in without}
     for name, former in (("gradient_accumulation", 1), ("mixed_precision", "auto")):
         if how[name] == former:
             del how[name]

@@ -26,7 +26,7 @@ from otterlm.training.checkpoint import CHECKPOINT, check_checkpoint
 from otterlm.training.data.packing import Example
 from otterlm.training.data.rows import check_fraction
 from otterlm.training.data.stored_examples import by_row, longest_of, select
-from otterlm.training.sources import RecordedBase
+from otterlm.training.sources import LiveBase, RecordedBase
 from otterlm.training.trainer import TrainingConfig, known_identity, run_identity, train
 
 
@@ -80,17 +80,20 @@ class Run:
         check_checkpoint(self.out / CHECKPOINT, identity("checkpoint", **parts), partial=True)
 
     def prepare(self, objective: Any, train_examples: Sequence[Example], eval_examples: Sequence[Example]) -> None:
-        """Gives an objective its source, with a recording if there is to be one, after a check of the folder.
+        """Gives an objective its source, if it is not the base that holds everything, after a check of the folder.
 
         Raises:
             OtterError: the folder holds a checkpoint or a recording of another run.
         """
         this = run_identity(objective, train_examples, eval_examples, self.training, self._settings)
         check_checkpoint(self.out / CHECKPOINT, this)
+        again = self.training.gradient_checkpointing
         if self.record:
             examples = by_row(train_examples, eval_examples)
             with PartialState().main_process_first():
-                objective.source = RecordedBase(objective.model, examples, self.out / "recording")
+                objective.source = RecordedBase(objective.model, examples, self.out / "recording", again=again)
+        elif again:
+            objective.source = LiveBase(objective.model, again)
 
     def held_out(self, population: Sequence[int]) -> set[int]:
         """Returns a random part of `population`, the same for the same seed.
@@ -169,6 +172,14 @@ class Run:
         metadata = {"license": self.license, "datasets": known or None, "metrics": list(metrics) or None}
         metadata = {name: value for name, value in metadata.items() if value is not None}
         model.save_pretrained(self.out, card=card, dtype=parse_dtype(self.save_dtype), card_metadata=metadata)
+
+
+def trained_model(base: PreTrainedModel, config: OtterConfig) -> OtterModel:
+    """Wraps a base on this process's device with a new adapter.
+
+    Its parameters are float32 also beside a base of less precision, where small steps of AdamW would be rounded away.
+    """
+    return OtterModel(on_device(base), config, dtype=torch.promote_types(base.dtype, torch.float32))
 
 
 def use_device(device: torch.device) -> None:

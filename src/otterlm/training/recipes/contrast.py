@@ -8,11 +8,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.config import OtterConfig
 from otterlm.errors import OtterError
-from otterlm.model import OtterModel
 from otterlm.settings import check_settings, setting
 from otterlm.signals.contrast.objective import ContrastObjective
 from otterlm.training.data.corpora import read_labelled, read_texts, tokenize_corpora
-from otterlm.training.recipes.common import Run, on_device
+from otterlm.training.recipes.common import Run, trained_model
 from otterlm.training.sources import LiveBase
 
 
@@ -79,7 +78,7 @@ class ContrastRecipe:
         positive, negative = data
         examples = tokenize_corpora(positive, negative, tokenizer, self.max_tokens)
         train_examples, eval_examples = run.split(examples, base)
-        model = OtterModel(on_device(base), config).train()
+        model = trained_model(base, config).train()
         objective = ContrastObjective(model, LiveBase(model))
         run.prepare(objective, train_examples, eval_examples)
         metrics = run.train(objective, train_examples, eval_examples, tokenizer)

@@ -9,13 +9,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.config import OtterConfig
 from otterlm.errors import OtterError
-from otterlm.model import OtterModel
 from otterlm.settings import check_settings, setting
 from otterlm.signals.reward.objective import RewardObjective, RewardTrainingConfig
 from otterlm.training.data.conversations import Prompt
 from otterlm.training.data.prompts import HELP as PROMPTS_HELP
 from otterlm.training.data.prompts import read_prompts
-from otterlm.training.recipes.common import Run, on_device
+from otterlm.training.recipes.common import Run, on_device, trained_model
 from otterlm.training.recipes.reward_fit import learn_reward, learn_to_steer, measure_spread, save_reward
 from otterlm.training.teachers.responses import Sampling, of_texts, scored_responses
 from otterlm.training.teachers.scorers import load_scorer
@@ -78,7 +77,7 @@ class DistillationRecipe:
         if len({score for example in examples for score in example.scores}) == 1:
             raise OtterError(f"the scorer {name} gives every response the same score: there is nothing to learn")
         held = run.held_out(range(len(data)))
-        model = OtterModel(base, config)
+        model = trained_model(base, config)
         train_examples, held_out = run.split(examples, base, held)
         metrics = learn_reward(model, tokenizer, train_examples, held_out, self.learning, run)
         measure_spread(model, examples)

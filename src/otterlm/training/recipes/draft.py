@@ -28,7 +28,7 @@ from otterlm.training.data.packing import Example
 from otterlm.training.data.prompts import HELP as PROMPTS_HELP
 from otterlm.training.data.prompts import read_prompts
 from otterlm.training.data.tokens import Limits
-from otterlm.training.recipes.common import Run, on_device
+from otterlm.training.recipes.common import Run, on_device, trained_model
 from otterlm.training.sources import LiveBase
 from otterlm.training.teachers.continuations import continue_prompts
 
@@ -118,7 +118,7 @@ class DraftRecipe:
         with PartialState().main_process_first():
             examples = self.examples(base, tokenizer, data, run.out)
         train_examples, eval_examples = run.split(examples, base)
-        model = OtterModel(base, config).train()
+        model = trained_model(base, config).train()
         choose_vocabulary(model, train_examples)
         objective = DraftObjective(model, LiveBase(model), self.learning)
         run.prepare(objective, train_examples, eval_examples)

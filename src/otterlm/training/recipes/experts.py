@@ -11,11 +11,10 @@ from otterlm.bases import load_base
 from otterlm.checks import check_weight
 from otterlm.config import OtterConfig
 from otterlm.errors import OtterError
-from otterlm.model import OtterModel
 from otterlm.settings import check_settings, setting
 from otterlm.signals.contrast.experts_objective import ExpertsObjective
 from otterlm.training.data.corpora import read_texts
-from otterlm.training.recipes.common import Run, on_device
+from otterlm.training.recipes.common import Run, on_device, trained_model
 from otterlm.training.sources import LiveBase
 from otterlm.training.teachers.continuations import continue_texts
 from otterlm.training.teachers.experts import ExpertOpinions
@@ -82,7 +81,7 @@ class ExpertsRecipe:
             expert, anti = (on_device(load_base(name, base.dtype)).eval() for name in (self.expert, self.anti_expert))
             opinions = ExpertOpinions(base, expert, anti, examples, run.out / "opinions.f32")
         train_examples, eval_examples = run.split(examples, base)
-        model = OtterModel(base, config).train()
+        model = trained_model(base, config).train()
         objective = ExpertsObjective(model, LiveBase(model), opinions, self.alpha)
         run.prepare(objective, train_examples, eval_examples)
         metrics = run.train(objective, train_examples, eval_examples, tokenizer)

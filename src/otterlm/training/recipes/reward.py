@@ -9,7 +9,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.config import OtterConfig
 from otterlm.errors import OtterError
-from otterlm.model import OtterModel
 from otterlm.settings import check_settings, setting
 from otterlm.signals.reward.objective import RewardObjective, RewardTrainingConfig
 from otterlm.training.data.encoding import stored_tokens
@@ -18,7 +17,7 @@ from otterlm.training.data.rows import Row, hold_out, iterate_rows
 from otterlm.training.data.stored_rows import StoredRows
 from otterlm.training.data.tokens import Limits
 from otterlm.training.evaluation.scoring import score_ends, summarize
-from otterlm.training.recipes.common import Run, on_device
+from otterlm.training.recipes.common import Run, trained_model
 from otterlm.training.recipes.reward_fit import learn_reward, learn_to_steer, save_reward
 from otterlm.training.recipes.values import Values, learn_values, prompts_of
 
@@ -101,7 +100,7 @@ class RewardRecipe:
             examples = stored_tokens(rows, tokenizer, self.limits, self.workers)
         settings = {f"max_{name}_tokens": value for name, value in asdict(self.limits).items()} | asdict(self.learning)
         train_examples, held_out = run.split(examples, base, held)
-        model, seed = OtterModel(on_device(base), config), run.training.seed
+        model, seed = trained_model(base, config), run.training.seed
         metrics = learn_reward(model, tokenizer, train_examples, held_out, self.learning, run)
 
         def save(more: dict[str, float]) -> None:

@@ -15,11 +15,12 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from otterlm.bases import load_tokenizer
 from otterlm.causal import decoder_of
 from otterlm.errors import OtterError, reason
-from otterlm.identity import of_weights
+from otterlm.identity import Identity, of_weights
 from otterlm.signals.reward.losses import bradley_terry, preference_accuracy
 from otterlm.training.data.conversations import Dialogue, Prompt
 from otterlm.training.data.packing import Batch
 from otterlm.training.data.tokens import Limits, dialogue_tokens
+from otterlm.training.teachers.lora import insert_lora, merge_lora
 
 
 class SeparateRewardModel(nn.Module):
@@ -35,7 +36,7 @@ class SeparateRewardModel(nn.Module):
     def __init__(self, classifier: PreTrainedModel) -> None:
         super().__init__()
         self.classifier = classifier
-        self.identity = {"base": of_weights(classifier)}
+        self.identity: Identity = {"base": of_weights(classifier)}
 
     @classmethod
     def of(cls, base: PreTrainedModel, shared: bool = False) -> Self:
@@ -79,31 +80,25 @@ class SeparateRewardModel(nn.Module):
 
     @classmethod
     def lora(cls, base: PreTrainedModel, rank: int = 16) -> Self:
-        """Makes a reward model with LoRA (arXiv 2106.09685) on all linear layers, trained beside the head alone.
+        """Makes a reward model with LoRA on all linear layers, trained beside the head alone, see `insert_lora`.
 
         `merge` folds LoRA into the weights.
         """
-        from peft import LoraConfig, inject_adapter_in_model
-
         model = cls.of(base)
-        backbone = model.classifier.base_model.requires_grad_(False)
-        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"), backbone)
+        insert_lora(model.classifier.base_model, rank)
+        model.classifier.score.float()
+        model.identity |= {"lora": rank}
         return model
 
     def merge(self) -> Self:
-        """Folds LoRA into the weights: the size and the speed of a full fine-tune."""
-        from peft.tuners.lora import LoraLayer
-
-        for path, module in list(self.classifier.named_modules()):
-            if isinstance(module, LoraLayer):
-                module.merge()
-                parent, _, name = path.rpartition(".")
-                setattr(self.classifier.get_submodule(parent), name, module.get_base_layer())
+        """Folds LoRA into the weights, see `merge_lora`."""
+        merge_lora(self.classifier)
         return self
 
     def read(self, **inputs: Any) -> Tensor:
         """Returns the reward of every prefix, `[B, T]` float32; arguments are the decoder's."""
-        return self.classifier.score(self.classifier.base_model(**inputs).last_hidden_state).squeeze(-1).float()
+        state = self.classifier.base_model(**inputs).last_hidden_state
+        return self.classifier.score(state.to(self.classifier.score.weight.dtype)).squeeze(-1).float()
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the loss and the accuracy on packed pairs."""
@@ -119,6 +114,7 @@ class Preference:
 
     Args:
         folder: a sequence classifier with one label, and its tokenizer.
+        dtype, device: in which precision and where it runs.
 
     Attributes:
         identity: a digest of its weights, see `otterlm.identity`.
@@ -127,9 +123,9 @@ class Preference:
         OtterError: the folder holds no reward model.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, dtype: torch.dtype = torch.float32, device: Any = "cpu") -> None:
         self._tokenizer = load_tokenizer(str(folder))
-        self._model = SeparateRewardModel.from_pretrained(folder)
+        self._model, self._device = SeparateRewardModel.from_pretrained(folder, dtype).to(device), device
         self.identity = of_weights(self._model)
 
     @torch.no_grad()
@@ -138,5 +134,6 @@ class Preference:
         rewards: list[float] = []
         for prompt, response in zip(prompts, responses, strict=True):
             before, after = dialogue_tokens(Dialogue(prompt, response), self._tokenizer, limits)
-            rewards.append(float(self._model.read(input_ids=torch.tensor([before + after]))[0, -1]))
+            tokens = torch.tensor([before + after], device=self._device)
+            rewards.append(float(self._model.read(input_ids=tokens)[0, -1]))
         return rewards

@@ -1,0 +1,96 @@
+"""The table of bases: rows of two tiny bases, made once each, and what is drawn of them."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from conftest import close, refused, tiny_base, tiny_config
+from test_bench_guard import records, write
+from training_runs import preferences
+from word_tokenizer import TEMPLATE, WORDS, tokenizer
+
+from otterlm.model import OtterModel
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def bases(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Imports the script as Python would run it."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return script("bases")
+
+
+def test_states_are_read_with_the_recording(bases, tmp_path) -> None:
+    base = tiny_base()
+    model = OtterModel(base, tiny_config(layers=(2, 3)))
+    examples = preferences(21)
+    states = bases.read_once(model, examples, tmp_path)[1]
+    for number in (0, 7, 20):
+        example = examples[number]
+        for side, branch in enumerate(example.branches):
+            text = torch.tensor([[*example.prefix, *branch]])
+            hidden = base.model(text, output_hidden_states=True).hidden_states
+            for block in range(3):  # the last of these is normed
+                close(states[side, number, block], hidden[block + 1][0, -1])
+    stored = (tmp_path / "states.safetensors").stat().st_mtime_ns
+    same = bases.read_once(model, examples, tmp_path)[1]
+    assert torch.equal(states, same)
+    assert (tmp_path / "states.safetensors").stat().st_mtime_ns == stored
+
+
+def test_rows_and_table(bases, pairs, tmp_path, capsys, monkeypatch) -> None:
+    out = tmp_path / "out"
+    train, test = (write(tmp_path / f"{seed}.jsonl", records(60, seed)) for seed in (0, 1))
+    for depth in (2, 3):
+        folder = tmp_path / f"base-{depth}"
+        tiny_base(vocab_size=len(WORDS), num_hidden_layers=depth, intermediate_size=160).save_pretrained(folder)
+        tokenizer(TEMPLATE).save_pretrained(folder)
+        fixed = ["--base", str(folder), "--out", str(out), "--layers", "1", "--hidden-size", "8"]
+        data = [f"harmless={pairs}"]
+        bases.main(["preference", *fixed, "--data", *data, "--epochs", "1", "--rank", "2", "--seeds", "0", "1"])
+    bases.main(["guard", *fixed, "--train", str(train), "--test", str(test)])
+    bases.main(["cost", *fixed, "--prompt", "4", "--new", "4", "--rounds", "3"])
+    rows = sorted(path.name for path in out.glob("*/rows/*.json"))
+    assert len(rows) == 2 * 6 + 2
+    (row,) = [json.loads(path.read_text()) for path in out.glob("*base-3/rows/preference-harmless-otter-1.json")]
+    assert len(row["right"]) == 8
+    assert row["accuracy"] == sum(row["right"]) / 8
+    capsys.readouterr()
+    bases.main(["table", "--out", str(out)])
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[0].count("|") == 10
+    assert "guard, AUC: best probe" in printed
+    assert (out / "bases.svg").stat().st_size > 1000
+    # A row that is there is not made again; one of other settings is refused.
+    monkeypatch.setattr(bases, "judge", None)
+    bases.main(["preference", *fixed, "--data", *data, "--epochs", "1", "--rank", "2"])
+    assert capsys.readouterr().out.count("is there") == 3
+    refused(lambda: bases.main(["preference", *fixed, "--data", *data, "--epochs", "2"]), "epochs (1 there, 2 now)")
+    refused(lambda: bases.main(["table", "--out", str(tmp_path / "none")]), "holds no rows")
+
+
+def test_differences_are_of_the_same_pairs(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    table = script("bases_table")
+    fixed = {"task": "preference", "base": "b", "data": "d", "parameters": 7}
+    right = {("otter", 0): [1, 1, 0, 1], ("probe", 0): [1, 0, 0, 0], ("otter", 1): [1, 1, 1, 1]}
+    rows = [{**fixed, "method": method, "seed": seed, "right": each} for (method, seed), each in right.items()]
+    (difference,) = table.differences(rows, "d", "probe")
+    assert difference["points"] == 50  # of seed 0, which both have
+    low, high = difference["points_ci95"]
+    assert low < 50 < high
+    assert table.differences(rows, "d", "lora") == []
