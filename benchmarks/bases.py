@@ -128,11 +128,10 @@ def preference(arguments: argparse.Namespace) -> None:
         examples = tokenize(rows, tokenizer, LIMITS)
         for seed, method in itertools.product(arguments.seeds, arguments.methods):
             fixed = {"task": "preference", "data": name, "method": method, "seed": seed, "base": arguments.base}
-            depends = {"base": of_weights(base), "data": of_data(examples), "held": sorted(hold_out(rows, 0.2, seed))}
+            held = hold_out(rows, 0.2, seed)
+            depends = {"base": of_weights(base), "data": of_data(examples), "held": sorted(held)}
             if method == "otter":
                 depends |= {"adapter": of_config(config), "epochs": arguments.epochs}
-            held = set(depends["held"])
-
             row = partial(preference_row, arguments, base, config, examples, held, fixed)
             make_row(out / "rows" / f"preference-{name}-{method}-{seed}.json", fixed | depends, row)
 
@@ -212,15 +211,13 @@ def cost(arguments: argparse.Namespace) -> None:
     base, out = load_base(arguments.base), folder(arguments)
 
     def row() -> dict[str, Any]:
-        models = {"base": base, "stream": OtterModel(base, config).eval()}
+        models: dict[str, Any] = {"base": base, "stream": OtterModel(base, config).eval()}
         ids = torch.randint(3, base.config.get_text_config().vocab_size, (1, arguments.prompt))
 
         def calls(new: int) -> dict[str, Callable[[], object]]:
             fixed = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "max_new_tokens": new}
-            return {
-                name: lambda model=model: model.generate(ids, attention_mask=torch.ones_like(ids), **fixed)
-                for name, model in models.items()
-            }
+            mask = torch.ones_like(ids)
+            return {name: partial(model.generate, ids, attention_mask=mask, **fixed) for name, model in models.items()}
 
         taken = take_turns(calls(arguments.new), calls(2), arguments.rounds)
         ratios = taken["stream"].over(taken["base"])

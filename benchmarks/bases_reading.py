@@ -21,7 +21,7 @@ AT_ONCE = 8
 
 
 class EndStates:
-    """Listens to the passes that record a base, for its state after every block at the ends of both texts of a pair.
+    """Reads the passes that record a base: its state after every block, at the ends of both texts of a pair.
 
     Args:
         model: the base with its adapter.

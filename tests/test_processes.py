@@ -7,21 +7,35 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import refused, tiny_base
 from safetensors.torch import load_file
-from training_runs import SLOW, new_objective, run, weights
+from training_runs import SLOW, new_objective, run, sharded_objective, weights
+
+from otterlm.model import OtterModel
+from otterlm.training.recipes import Run
+
+
+def launch(out: Path, *options: str) -> None:
+    """Runs `training_runs.py` in two processes."""
+    # Not accelerate launch: with --cpu it starts one process, whatever --num_processes says, unless there is MPI.
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    script = Path(__file__).with_name("training_runs.py")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(
+        [*command, str(script), str(out), *options],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.slow
 def test_two_processes_train_like_one(tmp_path: Path) -> None:
-    # Not accelerate launch: with --cpu it starts one process, whatever --num_processes says, unless there is MPI.
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    script = Path(__file__).with_name("training_runs.py")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     two = tmp_path / "two"
-    done = subprocess.run(
-        [*launch, str(script), str(two)], env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch(two)
     one, start = run(tmp_path / "one", config=SLOW), weights(new_objective())
     ranks = [load_file(two / f"weights-{rank}.safetensors") for rank in range(2)]
     assert all(ranks[0][name].equal(ranks[1][name]) for name in one)
@@ -32,3 +46,29 @@ def test_two_processes_train_like_one(tmp_path: Path) -> None:
     )
     assert moved > 1e-2
     assert apart < 0.05 * moved
+
+
+@pytest.mark.slow
+def test_a_base_that_is_split_over_two_processes(tmp_path: Path) -> None:
+    """Each holds half of the blocks, the logits are the base's, and training ends with the same bits."""
+    launch(tmp_path, "--shard")
+    base = tiny_base(num_hidden_layers=2)
+    blocks = sum(parameter.numel() for parameter in base.model.layers.parameters())
+    logits = base(torch.arange(3, 20)[None]).logits
+    for rank in range(2):
+        found = load_file(tmp_path / f"found-{rank}.safetensors")
+        assert torch.equal(found["logits"], logits)
+        assert int(found["held"]) == blocks // 2
+        whole = {name.removeprefix("whole."): value for name, value in found.items() if name.startswith("whole.")}
+        assert len(whole) > 10
+        assert all(torch.equal(value, found[f"split.{name}"]) for name, value in whole.items())
+        adapter = OtterModel.from_pretrained(base, tmp_path / f"adapter-{rank}")
+        saved = {f"model.adapters.{name}": value for name, value in adapter.adapters.state_dict().items()}
+        assert all(torch.equal(value, whole[name]) for name, value in saved.items() if name in whole)
+        assert saved.keys() >= whole.keys() - {"model.adapters.reward.head.vocabulary"}
+
+
+def test_one_process_splits_nothing(tmp_path: Path) -> None:
+    refused(sharded_objective, "there is one", "torchrun")
+    refused(lambda: Run(tmp_path, shard=True, record=True), "--record", "--shard")
+    refused(lambda: Run(tmp_path, shard=True).needs_whole_base("the base writes"), "the base writes", "--shard")

@@ -1,9 +1,10 @@
 """Runs a tiny preference task; as a script, for other processes: training_runs.py FOLDER [--often]
-[--slowly]."""
+[--slowly] [--shard]."""
 
 import random
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,11 +12,14 @@ import torch
 from conftest import tiny_base, tiny_config
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from otterlm.model import OtterModel
 from otterlm.signals.reward.objective import RewardObjective, RewardTrainingConfig
 from otterlm.training.checkpoint import trainable
 from otterlm.training.data.packing import Example
+from otterlm.training.processes import this_process
+from otterlm.training.sharding import shard_base
 from otterlm.training.sources import LiveBase
 from otterlm.training.trainer import TrainingConfig, train
 
@@ -45,6 +49,13 @@ def new_objective(
     return RewardObjective(otter, LiveBase(otter), RewardTrainingConfig(compare=compare, candidates=0))
 
 
+def sharded_objective() -> RewardObjective:
+    """The same with its base split over the processes."""
+    whole = new_objective()
+    model = shard_base(whole.model)
+    return RewardObjective(model, LiveBase(model), whole.config)
+
+
 def weights(objective: RewardObjective) -> dict[str, Tensor]:
     """Copies of what is trained."""
     return {name: parameter.detach().clone() for name, parameter in trainable(objective).items()}
@@ -69,8 +80,25 @@ def slowly(objective: RewardObjective) -> RewardObjective:
     return objective
 
 
+def compare_with_whole(out: Path) -> None:
+    """Trains with the base whole and with the base split, on numbers that no two processes can share evenly."""
+    rank, config = this_process().process_index, replace(SHORT, gradient_accumulation=2)
+    split = sharded_objective()
+    with torch.no_grad():
+        found = {"logits": split.model(torch.arange(3, 20)[None]).logits}
+    found["held"] = torch.tensor(sum(p.to_local().numel() for p in split.parameters() if isinstance(p, DTensor)))
+    for name, objective in (("whole", new_objective()), ("split", split)):
+        train(objective, TRAIN[:45], [*HELD_OUT, *TRAIN[45:46]], config, out / name)
+        found |= {f"{name}.{key}": value for key, value in weights(objective).items()}
+    split.model.save_pretrained(out / f"adapter-{rank}")
+    save_file(found, out / f"found-{rank}.safetensors")
+
+
 if __name__ == "__main__":
     out, options = Path(sys.argv[1]), sys.argv[2:]
+    if "--shard" in options:
+        compare_with_whole(out)
+        sys.exit()
     objective = slowly(new_objective()) if "--slowly" in options else new_objective()
     print("ready", flush=True)
     trained = run(out, objective, OFTEN if "--often" in options else SLOW)

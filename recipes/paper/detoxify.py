@@ -69,7 +69,7 @@ def write_data(arguments: argparse.Namespace) -> dict[str, int]:
         begins, ends = (record.get(part) or {} for part in ("prompt", "continuation"))
         if not begins.get("text"):
             raise OtterError(f"{where}: expected RealToxicityPrompts, with texts and scores in prompt and continuation")
-        scores = [part.get("toxicity") for part in (begins, ends)]
+        scores: list[Any] = [part.get("toxicity") for part in (begins, ends)]
         if None in scores:
             continue
         side = "toxic" if scores[0] >= TOXIC else "clean" if max(scores) < CLEAN else ""

@@ -103,9 +103,11 @@ def _parameters(model: nn.Module) -> Iterator[Tensor]:
     for module in model.modules():
         stored = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
         for name, parameter in module.named_parameters(recurse=False):
-            # accelerate keeps an offloaded weight elsewhere; torchao's stand for others.
+            # accelerate keeps an offloaded weight elsewhere; torchao's stand for others, and FSDP's for parts.
             weight = stored[name] if parameter.is_meta and stored is not None else parameter.data
-            yield weight if type(weight) is Tensor else weight.dequantize()
+            if type(weight) is not Tensor:
+                weight = weight.full_tensor() if hasattr(weight, "full_tensor") else weight.dequantize()
+            yield weight
 
 
 def _sample(parameter: Tensor) -> list[float]:

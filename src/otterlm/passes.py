@@ -74,8 +74,8 @@ class StreamPass(Visitor):
             self._inserted = layer(self._inserted, taps, slot, shared)
             return
         again = _Recomputed(layer, given, self.stream.dtype)
-        without = {"use_reentrant": False, "preserve_rng_state": False}  # a stream has no dropout
-        self._inserted = checkpoint(again, self._inserted, slot, shared, **without)
+        # A stream has no dropout, so the state of random numbers need not be stored.
+        self._inserted = checkpoint(again, self._inserted, slot, shared, use_reentrant=False, preserve_rng_state=False)
 
     def _rotated_by(self, table: tuple[Tensor, Tensor] | None) -> Rotation | None:
         """Returns the heads' rotation. Blocks that follow each other mostly share one table."""

@@ -5,13 +5,13 @@ from typing import Annotated
 
 import torch
 import typer
-from accelerate import PartialState
 
 from otterlm import adapter_files
 from otterlm.cli.help import ADVANCED
 from otterlm.cli.terminal import print_json
 from otterlm.errors import OtterError, reason
 from otterlm.training.data.prompts import HELP as PROMPTS_HELP
+from otterlm.training.processes import this_process
 
 Base = Annotated[str, typer.Option(help="Base model: hub id, folder, .gguf file, or smollm2-135m.")]
 Prompts = Annotated[str, typer.Option(help=PROMPTS_HELP)]
@@ -92,7 +92,7 @@ def named_adapters(specs: list[str]) -> dict[str, str]:
 
 def show_result(result: dict[str, float], out: Path, as_json: bool) -> None:
     """Prints the metrics of an adapter that was trained and saved. Of several processes, one prints."""
-    if not PartialState().is_main_process:
+    if not this_process().is_main_process:
         return
     if as_json:
         print_json(result)

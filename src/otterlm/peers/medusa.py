@@ -86,7 +86,7 @@ class MedusaObjective(nn.Module):
             self._source.show(batch, reader)
         assert reader.normed is not None
         size = self._model[0].base_model.config.vocab_size
-        state = reader.normed.to(self.medusa.blocks[0].weight.dtype)
+        state = reader.normed.to(next(self.medusa.parameters()).dtype)
         return draft_metrics(self.medusa(state), batch, size, measure=not self.training)
 
 

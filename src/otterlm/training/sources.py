@@ -149,7 +149,7 @@ class RecordedBase:
         norm = part_of(decoder_of(base), family.final_norm)
         visitor.final(final, final if norm is None else norm(final))
 
-    def _taps(self, index: int, tensors: Mapping[str, Tensor], text: Text) -> EdgeTaps:
+    def _taps(self, index: int, tensors: Mapping[str, Any], text: Text) -> EdgeTaps:
         """Makes the taps of a block of what is recorded of it."""
         if self._inside is None:
             return EdgeTaps(text=text, **tensors)

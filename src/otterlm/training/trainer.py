@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from otterlm.errors import OtterError, reason
@@ -23,10 +23,11 @@ from otterlm.progress import bar
 from otterlm.training.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint, trainable
 from otterlm.training.config import MixedPrecision
 from otterlm.training.config import TrainingConfig as TrainingConfig  # its former module is this one
-from otterlm.training.data.packing import Batch, Example, collate, length_buckets
+from otterlm.training.data.packing import Example, collate, length_buckets
 from otterlm.training.log import Log
-
-DIVERGED = "lower the learning rate or look at the data (the last checkpoint is whole and is gone on with)"
+from otterlm.training.processes import this_process
+from otterlm.training.sharding import leave_to_themselves, sharded_names
+from otterlm.training.step import DIVERGED, set_learning_rate, take_step
 
 
 @dataclass(slots=True)
@@ -129,6 +130,9 @@ class _Loop:
         self._optimizer = torch.optim.AdamW(
             self._names.values(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
+        if split := sharded_names(objective):
+            leave_to_themselves(objective, split)
+        self._together = bool(split)
         self._objective, self._wrapped = objective, self.accelerator.prepare(objective)
         self._train_examples, self._eval_examples = train_examples, eval_examples
         self._config, self._pad_token_id, self._identity = config, pad_token_id, identity
@@ -174,14 +178,17 @@ class _Loop:
 
     def _take(self, step: int, examples: list[Example]) -> dict[str, float] | None:
         """Takes this process's share of one step. Returns None where there are too few examples for all processes."""
-        _set_learning_rate(self._optimizer, self._config, step, self._total)
+        set_learning_rate(self._optimizer, self._config, step, self._total)
         torch.manual_seed(self._config.seed * 1_000_003 + step)
-        if len(examples) < self.accelerator.num_processes:  # some process would have nothing to do
+        processes = self.accelerator.num_processes
+        if len(examples) < processes:  # some process would have nothing to do
             return None
-        mine = examples[self.accelerator.process_index :: self.accelerator.num_processes]
-        size = -(-len(mine) // self._config.gradient_accumulation)
+        mine = examples[self.accelerator.process_index :: processes]
+        most = -(-len(examples) // processes) if self._together else len(mine)
+        size = -(-most // self._config.gradient_accumulation)
         parts = [collate(mine[start : start + size], self._pad_token_id) for start in range(0, len(mine), size)]
-        return _step(self._wrapped, self._optimizer, parts, self._config, self.accelerator)
+        idle = -(-most // size) - len(parts)
+        return take_step(self._wrapped, self._optimizer, parts, self._config, self.accelerator, idle)
 
     def _after(self, step: int, log: Log | None) -> None:
         """Evaluates and makes a checkpoint, if either is due after this step."""
@@ -205,57 +212,21 @@ class _Loop:
     def _measure(self) -> dict[str, float]:
         self._objective.eval()
         size, pad = self._config.batch_size, self._pad_token_id
-        metrics = evaluate(self._objective, self._eval_examples, size, self.accelerator, pad)
+        metrics = evaluate(self._objective, self._eval_examples, size, self.accelerator, pad, self._together)
         self._objective.train()
         if not math.isfinite(metrics["loss"]):
             raise OtterError(f"the loss on the held-out examples is {metrics['loss']}: {DIVERGED}")
         return metrics
 
 
-def _step(
-    wrapped: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    parts: Sequence[Batch],
-    config: TrainingConfig,
-    accelerator: Accelerator,
-) -> dict[str, float]:
-    """Takes one step on the parts of a batch. Returns the means of its metrics."""
-    optimizer.zero_grad(set_to_none=True)
-    metrics: dict[str, float] = {}
-    for number, batch in enumerate(parts, start=1):
-        share = len(batch.rows) / sum(len(part.rows) for part in parts)
-        # Processes share their gradients once a step, with the last part.
-        with nullcontext() if number == len(parts) else accelerator.no_sync(wrapped):
-            with accelerator.autocast():
-                measured = wrapped(batch.to(accelerator.device))
-            if not torch.isfinite(measured["loss"]):
-                raise OtterError(f"the loss is {measured['loss'].item()}: {DIVERGED}")
-            accelerator.backward(measured["loss"] * share)
-        for name, value in measured.items():
-            metrics[name] = metrics.get(name, 0.0) + value.item() * share
-    norm = accelerator.clip_grad_norm_(optimizer.param_groups[0]["params"], config.max_grad_norm)
-    optimizer.step()
-    return metrics | {
-        "gradient_norm": float(norm),
-        "learning_rate": optimizer.param_groups[0]["lr"],
-    }
-
-
 def _accelerator(mixed_precision: MixedPrecision) -> Accelerator:
     if mixed_precision == "auto":
-        gpu = PartialState().device.type == "cuda"
+        gpu = this_process().device.type == "cuda"
         return _accelerator("bf16" if gpu and torch.cuda.is_bf16_supported() else "no")
     try:
         return Accelerator(mixed_precision=mixed_precision)
     except ValueError as error:  # accelerate has one precision a process
         raise OtterError(f"mixed_precision {mixed_precision} cannot be used: {reason(error)}") from error
-
-
-def _set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainingConfig, step: int, total: int) -> None:
-    warmup = max(1, round(config.warmup * total))
-    factor = (step + 1) / warmup if step < warmup else (total - step) / max(1, total - warmup)
-    for group in optimizer.param_groups:
-        group["lr"] = config.learning_rate * factor
 
 
 @torch.no_grad()
@@ -265,13 +236,21 @@ def evaluate(
     batch_size: int,
     accelerator: Accelerator,
     pad_token_id: int = 0,
+    together: bool = False,
 ) -> dict[str, float]:
-    """Returns the mean of every metric of `objective` over `examples`, which the processes share."""
+    """Returns the mean of every metric of `objective` over `examples`, which the processes share.
+
+    Where they run the base `together`, as it is split over them, one without a batch reads another's, for nothing.
+    """
     sums: dict[str, Tensor] = {}
-    batches = length_buckets(examples, batch_size)
-    for batch in itertools.islice(batches, accelerator.process_index, None, accelerator.num_processes):
+    batches, number = length_buckets(examples, batch_size), accelerator.process_index
+    while group := list(itertools.islice(batches, accelerator.num_processes)):
+        counts = number < len(group)
+        if not counts and not together:
+            break
+        batch = group[number if counts else 0]
         for name, value in objective(collate(batch, pad_token_id).to(accelerator.device)).items():
-            sums[name] = sums.get(name, 0) + value.double() * len(batch)
+            sums[name] = sums.get(name, 0) + value.double() * (len(batch) if counts else 0)
     if accelerator.num_processes > 1:
         # A process with no batch has no names; every process must reduce the same tensors.
         gathered: list[dict[str, Tensor]] = [{} for _ in range(accelerator.num_processes)]

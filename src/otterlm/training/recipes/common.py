@@ -26,6 +26,8 @@ from otterlm.training.checkpoint import CHECKPOINT, check_checkpoint
 from otterlm.training.data.packing import Example
 from otterlm.training.data.rows import check_fraction
 from otterlm.training.data.stored_examples import by_row, longest_of, select
+from otterlm.training.processes import this_process
+from otterlm.training.sharding import shard_base
 from otterlm.training.sources import LiveBase, RecordedBase
 from otterlm.training.trainer import TrainingConfig, known_identity, run_identity, train
 
@@ -41,6 +43,7 @@ class Run:
         record: store the base's intermediates on disk (`out/recording`), so that later epochs do not run it.
         save_dtype: of the saved tensors.
         license: of the adapter, as the hub names it.
+        shard: split the base over the processes, see `otterlm.training.sharding`.
     """
 
     out: Path = setting(help="Folder for the adapter, its metrics and its checkpoint.")
@@ -52,10 +55,13 @@ class Run:
     save_dtype: str = setting(
         "bfloat16", "Precision of the saved tensors: float32, bfloat16 or float16.", advanced=True
     )
+    shard: bool = setting(False, "Split the base over the processes, for one that no GPU holds.", advanced=True)
     license: str | None = setting(None, "License of the adapter, for its card, such as apache-2.0.", advanced=True)
 
     def __post_init__(self) -> None:
         parse_dtype(self.save_dtype, "--save-dtype")
+        if self.shard and self.record:
+            self.needs_whole_base("--record has the base read all data first")
 
     @property
     def resumes(self) -> bool:
@@ -90,10 +96,30 @@ class Run:
         again = self.training.gradient_checkpointing
         if self.record:
             examples = by_row(train_examples, eval_examples)
-            with PartialState().main_process_first():
+            with this_process().main_process_first():
                 objective.source = RecordedBase(objective.model, examples, self.out / "recording", again=again)
         elif again:
             objective.source = LiveBase(objective.model, again)
+
+    def needs_whole_base(self, why: str) -> None:
+        """Checks that the base is whole, for what one process does with it while others wait.
+
+        Raises:
+            OtterError: it is split over the processes; the message begins with `why`.
+        """
+        if self.shard:
+            raise OtterError(f"{why}, which one process does, and --shard splits the base over all: leave out one")
+
+    def model(self, base: PreTrainedModel, config: OtterConfig) -> OtterModel:
+        """Wraps the base with a new adapter, on this process's device or split over all.
+
+        What is inserted is float32 also beside a base of less precision, where small steps of AdamW would be rounded
+        away.
+        """
+        dtype = torch.promote_types(base.dtype, torch.float32)
+        if self.shard:
+            return shard_base(OtterModel(base, config, dtype=dtype))
+        return OtterModel(on_device(base), config, dtype=dtype)
 
     def held_out(self, population: Sequence[int]) -> set[int]:
         """Returns a random part of `population`, the same for the same seed.
@@ -155,7 +181,7 @@ class Run:
             settings: more rows for the card's table.
             sources: of the data; the hub shows those that are its own datasets.
         """
-        if not PartialState().is_main_process:
+        if not this_process().is_main_process:
             return
         metrics = {name: value for name, value in sorted(metrics.items()) if name != "step"}
         measured = "\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items())
@@ -172,14 +198,6 @@ class Run:
         metadata = {"license": self.license, "datasets": known or None, "metrics": list(metrics) or None}
         metadata = {name: value for name, value in metadata.items() if value is not None}
         model.save_pretrained(self.out, card=card, dtype=parse_dtype(self.save_dtype), card_metadata=metadata)
-
-
-def trained_model(base: PreTrainedModel, config: OtterConfig) -> OtterModel:
-    """Wraps a base on this process's device with a new adapter.
-
-    Its parameters are float32 also beside a base of less precision, where small steps of AdamW would be rounded away.
-    """
-    return OtterModel(on_device(base), config, dtype=torch.promote_types(base.dtype, torch.float32))
 
 
 def use_device(device: torch.device) -> None:
@@ -202,7 +220,7 @@ def on_device(base: PreTrainedModel) -> PreTrainedModel:
     Raises:
         OtterError: it computes elsewhere and cannot be moved.
     """
-    device = PartialState().device
+    device = this_process().device
     computes = device_of(base.get_input_embeddings())
     if computes == device:
         return base

@@ -11,7 +11,7 @@ from otterlm.errors import OtterError
 from otterlm.settings import check_settings, setting
 from otterlm.signals.contrast.objective import ContrastObjective
 from otterlm.training.data.corpora import read_labelled, read_texts, tokenize_corpora
-from otterlm.training.recipes.common import Run, trained_model
+from otterlm.training.recipes.common import Run
 from otterlm.training.sources import LiveBase
 
 
@@ -78,7 +78,7 @@ class ContrastRecipe:
         positive, negative = data
         examples = tokenize_corpora(positive, negative, tokenizer, self.max_tokens)
         train_examples, eval_examples = run.split(examples, base)
-        model = trained_model(base, config).train()
+        model = run.model(base, config).train()
         objective = ContrastObjective(model, LiveBase(model))
         run.prepare(objective, train_examples, eval_examples)
         metrics = run.train(objective, train_examples, eval_examples, tokenizer)

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
-from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.config import OtterConfig
@@ -14,7 +13,8 @@ from otterlm.signals.reward.objective import RewardObjective, RewardTrainingConf
 from otterlm.training.data.conversations import Prompt
 from otterlm.training.data.prompts import HELP as PROMPTS_HELP
 from otterlm.training.data.prompts import read_prompts
-from otterlm.training.recipes.common import Run, on_device, trained_model
+from otterlm.training.processes import this_process
+from otterlm.training.recipes.common import Run, on_device
 from otterlm.training.recipes.reward_fit import learn_reward, learn_to_steer, measure_spread, save_reward
 from otterlm.training.teachers.responses import Sampling, of_texts, scored_responses
 from otterlm.training.teachers.scorers import load_scorer
@@ -67,17 +67,18 @@ class DistillationRecipe:
         run: Run,
     ) -> dict[str, float]:
         """Trains the adapter, see `otterlm.training.recipes.base.Recipe`."""
+        run.needs_whole_base("the base samples responses")
         base, name = on_device(base), self.scorer
         rate = load_scorer(name)
         run.begin(base, config, RewardObjective)
         sampling = replace(self.sampling, seed=run.training.seed)
-        with PartialState().main_process_first():
+        with this_process().main_process_first():
             folder = run.out / "responses"
             examples = scored_responses(base, tokenizer, data, of_texts(rate), rate.identity, sampling, folder)
         if len({score for example in examples for score in example.scores}) == 1:
             raise OtterError(f"the scorer {name} gives every response the same score: there is nothing to learn")
         held = run.held_out(range(len(data)))
-        model = trained_model(base, config)
+        model = run.model(base, config)
         train_examples, held_out = run.split(examples, base, held)
         metrics = learn_reward(model, tokenizer, train_examples, held_out, self.learning, run)
         measure_spread(model, examples)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
-from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.config import OtterConfig
@@ -28,7 +27,8 @@ from otterlm.training.data.packing import Example
 from otterlm.training.data.prompts import HELP as PROMPTS_HELP
 from otterlm.training.data.prompts import read_prompts
 from otterlm.training.data.tokens import Limits
-from otterlm.training.recipes.common import Run, on_device, trained_model
+from otterlm.training.processes import this_process
+from otterlm.training.recipes.common import Run, on_device
 from otterlm.training.sources import LiveBase
 from otterlm.training.teachers.continuations import continue_prompts
 
@@ -113,12 +113,14 @@ class DraftRecipe:
         run: Run,
     ) -> dict[str, float]:
         """Trains, see `otterlm.training.recipes.base.Recipe`."""
-        base = on_device(base)
+        if self.data is None:
+            run.needs_whole_base("the base continues the prompts")
+            base = on_device(base)
         run.begin(base, config, DraftObjective)
-        with PartialState().main_process_first():
+        with this_process().main_process_first():
             examples = self.examples(base, tokenizer, data, run.out)
         train_examples, eval_examples = run.split(examples, base)
-        model = trained_model(base, config).train()
+        model = run.model(base, config).train()
         choose_vocabulary(model, train_examples)
         objective = DraftObjective(model, LiveBase(model), self.learning)
         run.prepare(objective, train_examples, eval_examples)

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.bases import load_base
@@ -14,7 +13,8 @@ from otterlm.errors import OtterError
 from otterlm.settings import check_settings, setting
 from otterlm.signals.contrast.experts_objective import ExpertsObjective
 from otterlm.training.data.corpora import read_texts
-from otterlm.training.recipes.common import Run, on_device, trained_model
+from otterlm.training.processes import this_process
+from otterlm.training.recipes.common import Run, on_device
 from otterlm.training.sources import LiveBase
 from otterlm.training.teachers.continuations import continue_texts
 from otterlm.training.teachers.experts import ExpertOpinions
@@ -73,15 +73,16 @@ class ExpertsRecipe:
         run: Run,
     ) -> dict[str, float]:
         """Trains, see `otterlm.training.recipes.base.Recipe`."""
+        run.needs_whole_base("the base continues the texts")
         base = on_device(base)
         run.begin(base, config, ExpertsObjective)
-        with PartialState().main_process_first():
+        with this_process().main_process_first():
             path = run.out / "continuations.jsonl"
             examples = continue_texts(base, tokenizer, data, path, self.max_tokens, self.max_new_tokens)
             expert, anti = (on_device(load_base(name, base.dtype)).eval() for name in (self.expert, self.anti_expert))
             opinions = ExpertOpinions(base, expert, anti, examples, run.out / "opinions.f32")
         train_examples, eval_examples = run.split(examples, base)
-        model = trained_model(base, config).train()
+        model = run.model(base, config).train()
         objective = ExpertsObjective(model, LiveBase(model), opinions, self.alpha)
         run.prepare(objective, train_examples, eval_examples)
         metrics = run.train(objective, train_examples, eval_examples, tokenizer)

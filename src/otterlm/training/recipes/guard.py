@@ -24,7 +24,7 @@ from otterlm.training.data.tokens import Limits
 from otterlm.training.evaluation.guard_calibration import calibrate_guard, check_labels
 from otterlm.training.evaluation.guard_metrics import held_out_metrics
 from otterlm.training.evaluation.guard_reading import read_guard
-from otterlm.training.recipes.common import Run, trained_model
+from otterlm.training.recipes.common import Run
 from otterlm.training.recipes.reward_fit import EXPLAINED, at_most, fit_heads
 from otterlm.training.sources import LiveBase
 
@@ -130,7 +130,7 @@ def fit_guard(
     """
     by_row = {each.example.row: each for each in examples}
     train_examples, eval_examples = run.split([each.example for each in examples], base, held)
-    model = trained_model(base, config).train()
+    model = run.model(base, config).train()
     signal = config.signal
     assert isinstance(signal, GuardConfig)
     taught = targets_of(examples, signal) if targets is None else targets

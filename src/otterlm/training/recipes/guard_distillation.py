@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.checks import check_rate
@@ -23,6 +22,7 @@ from otterlm.training.data.prompts import HELP as PROMPTS_HELP
 from otterlm.training.data.prompts import read_prompts
 from otterlm.training.data.targets import Targets, targets_of
 from otterlm.training.evaluation.guard_calibration import check_labels
+from otterlm.training.processes import this_process
 from otterlm.training.recipes.common import Run, on_device
 from otterlm.training.recipes.guard import fit_guard
 from otterlm.training.teachers.responses import Sampling, of_texts, scored_responses
@@ -88,6 +88,7 @@ class GuardDistillationRecipe:
         run: Run,
     ) -> dict[str, float]:
         """Distils the scorer, see `otterlm.training.recipes.base.Recipe`."""
+        run.needs_whole_base("the base samples responses")
         base, scorer = on_device(base), load_scorer(self.scorer)
         shape = config.signal
         assert isinstance(shape, GuardConfig)
@@ -96,7 +97,7 @@ class GuardDistillationRecipe:
         run.begin(base, config, GuardObjective)
         sampling, folder = replace(self.sampling, seed=run.training.seed), run.out / "responses"
         shares: Sequence[list[list[float]]] = []
-        with PartialState().main_process_first():
+        with this_process().main_process_first():
             responses = scored_responses(base, tokenizer, data, of_texts(scorer), scorer.identity, sampling, folder)
             responses = _without_ends(responses, end_tokens(base.generation_config))
             if self.rollouts.rollouts:

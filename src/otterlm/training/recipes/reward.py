@@ -4,7 +4,6 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.config import OtterConfig
@@ -17,7 +16,8 @@ from otterlm.training.data.rows import Row, hold_out, iterate_rows
 from otterlm.training.data.stored_rows import StoredRows
 from otterlm.training.data.tokens import Limits
 from otterlm.training.evaluation.scoring import score_ends, summarize
-from otterlm.training.recipes.common import Run, trained_model
+from otterlm.training.processes import this_process
+from otterlm.training.recipes.common import Run
 from otterlm.training.recipes.reward_fit import learn_reward, learn_to_steer, save_reward
 from otterlm.training.recipes.values import Values, learn_values, prompts_of
 
@@ -91,16 +91,18 @@ class RewardRecipe:
         run: Run,
     ) -> dict[str, float]:
         """Trains the adapter, see `otterlm.training.recipes.base.Recipe`. `data` may also hold a list of rows."""
+        if self.values.values:
+            run.needs_whole_base("the second stage (--values) has the base write responses")
         run.begin(base, config, RewardObjective)
         rows, more = data
         held = set(range(len(rows) - more, len(rows)))
         if not more:
             held = hold_out(rows, run.eval_fraction, run.training.seed)
-        with PartialState().main_process_first():
+        with this_process().main_process_first():
             examples = stored_tokens(rows, tokenizer, self.limits, self.workers)
         settings = {f"max_{name}_tokens": value for name, value in asdict(self.limits).items()} | asdict(self.learning)
         train_examples, held_out = run.split(examples, base, held)
-        model, seed = trained_model(base, config), run.training.seed
+        model, seed = run.model(base, config), run.training.seed
         metrics = learn_reward(model, tokenizer, train_examples, held_out, self.learning, run)
 
         def save(more: dict[str, float]) -> None:

@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
-from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
 from otterlm.decoding import RewardGuidance
@@ -24,6 +23,7 @@ from otterlm.signals.reward.objective import RewardTrainingConfig
 from otterlm.training.data.conversations import Prompt
 from otterlm.training.data.packing import Example
 from otterlm.training.data.rows import PairRow, Row
+from otterlm.training.processes import this_process
 from otterlm.training.recipes.common import Run
 from otterlm.training.recipes.reward_fit import EXPLAINED, learn_reward, learn_to_steer, measure_spread
 from otterlm.training.teachers.own_reward import OwnReward
@@ -101,7 +101,7 @@ def learn_values(
         steering = [RewardGuidance(model)] if number else []
         depends = of_weights(model.adapter()) if number else None
         sampling = values.sampling(max_prompt_tokens, seed + number)
-        with PartialState().main_process_first():
+        with this_process().main_process_first():
             responses = scored_responses(
                 model, tokenizer, chosen, rate, rate.identity, sampling, stage.out / "responses", steering, depends
             )
