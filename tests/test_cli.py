@@ -60,19 +60,19 @@ def test_an_interrupted_training_goes_on(
     shape = ("--hidden-size", 8, "--heads", 2, "--kv-heads", 1, "--intermediate-size", 12, "--vocabulary-rank", 4)
     command = ("train", "reward", "--base", base, "--data", pairs, *shape, "--batch-size", 8)
     answer(*command, "--out", tmp_path / "alone")
-    step, left = trainer._step, iter(range(3))
+    step, left = trainer.take_step, iter(range(3))
 
     def interrupted(*arguments):
         if next(left, None) is None:
             raise KeyboardInterrupt
         return step(*arguments)
 
-    monkeypatch.setattr(trainer, "_step", interrupted)
+    monkeypatch.setattr(trainer, "take_step", interrupted)
     code, out, err = otter(*command, "--out", tmp_path / "out")
     assert (code, out, err) == (130, "", "otter: interrupted\n")
     assert (tmp_path / "out" / "checkpoint.safetensors").exists()
     assert not (tmp_path / "out" / WEIGHTS).exists()
-    monkeypatch.setattr(trainer, "_step", step)
+    monkeypatch.setattr(trainer, "take_step", step)
     answer(*command, "--out", tmp_path / "out")
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == (tmp_path / "alone" / WEIGHTS).read_bytes()
 

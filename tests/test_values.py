@@ -52,19 +52,19 @@ def test_a_second_stage_learns_the_bases_responses(
     signal = json.loads((tmp_path / "alone" / CONFIG).read_text())["signal"]
     assert signal["spread"] > 0
     assert signal["advantage_spread"] > 0
-    step, left = trainer._step, iter(range(steps))  # the first stage has three
+    step, left = trainer.take_step, iter(range(steps))  # the first stage has three
 
     def interrupted(*arguments: Any) -> Any:
         if next(left, None) is None:
             raise KeyboardInterrupt
         return step(*arguments)
 
-    monkeypatch.setattr(trainer, "_step", interrupted)
+    monkeypatch.setattr(trainer, "take_step", interrupted)
     out = tmp_path / "out"
     assert otter(*command, "--out", out)[0] == 130
     assert (out / "values" / stopped / "checkpoint.safetensors").exists()
     assert not (out / WEIGHTS).exists()
-    monkeypatch.setattr(trainer, "_step", step)
+    monkeypatch.setattr(trainer, "take_step", step)
     assert answer(*command, "--out", out) == alone
     assert (out / WEIGHTS).read_bytes() == (tmp_path / "alone" / WEIGHTS).read_bytes()
 

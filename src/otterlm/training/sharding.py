@@ -32,7 +32,7 @@ def shard_base(model: OtterModel) -> OtterModel:
     mesh = init_device_mesh(state.device.type, (state.num_processes,))
     try:
         for block in blocks_of(model.base_model, model.family):
-            fully_shard(block, mesh=mesh)
+            fully_shard(block, mesh=mesh, reshard_after_forward=True)
     except (RuntimeError, ValueError, NotImplementedError, AssertionError) as error:
         raise OtterError(f"the base cannot be split over processes: {reason(error)}") from error
     return model.to(state.device)
