@@ -71,9 +71,9 @@ def stored_tokens(
 
 
 def make_room(newest: Path) -> None:
-    """Deletes the files of tokens beside one that were not used for longest, until all take `OTTER_TOKENS_GB` at most.
+    """Removes the files of tokens that were not used for longest, until all together take `OTTER_TOKENS_GB` at most.
 
-    A process that reads a file goes on reading it.
+    The newest stays. A process that reads a file goes on reading it.
 
     Raises:
         OtterError: the environment variable is no number.

@@ -16,7 +16,7 @@ AT_ONCE = 4096
 
 
 class StoredItems(Sequence[Item]):
-    """The items lie in a temporary file without a name, which only this process can read and which goes with it.
+    """The items are stored in a temporary file without a name, which this process alone reads and which goes with it.
 
     `otterlm.training.data.stored_rows` has Arrow for the rows of rewards, of which there are the most; these are
     pickled, so they may be of any kind, such as labelled rows, texts or prompts.
