@@ -54,10 +54,10 @@ class EndStates:
     def _reader(self, number: int) -> Callable[..., None]:
         def read(_: object, __: object, output: Any) -> None:
             state = output[0] if isinstance(output, tuple) else output  # [B, T, d]
-            for place, example in enumerate(self._group):
+            for row, example in enumerate(self._group):
                 ends = len(example.prefix) + len(example.branches[0]) - 1, len(example) - 1
                 for side, end in enumerate(ends):
-                    self.states[side, example.row, number] = state[place, end].float()
+                    self.states[side, example.row, number] = state[row, end].float()
 
         return read
 

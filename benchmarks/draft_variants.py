@@ -170,7 +170,7 @@ def main() -> None:
     arguments.layers = tuple(arguments.layers)
     arguments.out.mkdir(parents=True, exist_ok=True)
     tokenizer, base = load_tokenizer(arguments.base), load_base(arguments.base)
-    examples = continuation_examples(read_continuations(arguments.text), tokenizer, Limits(512, 512))
+    examples = list(continuation_examples(read_continuations(arguments.text), tokenizer, Limits(512, 512)))
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0)).tolist()
     examples = [examples[index] for index in order]
     fitted, held = examples[: -arguments.held], examples[-arguments.held :]

@@ -14,6 +14,7 @@ from word_tokenizer import WORDS
 from otterlm.adapter_files import CONFIG, WEIGHTS
 from otterlm.cli import verify
 from otterlm.training import trainer
+from otterlm.training.step import take_step
 
 
 def test_plan_counts_what_is_there(answer, base, adapter) -> None:
@@ -60,7 +61,7 @@ def test_an_interrupted_training_goes_on(
     shape = ("--hidden-size", 8, "--heads", 2, "--kv-heads", 1, "--intermediate-size", 12, "--vocabulary-rank", 4)
     command = ("train", "reward", "--base", base, "--data", pairs, *shape, "--batch-size", 8)
     answer(*command, "--out", tmp_path / "alone")
-    step, left = trainer.take_step, iter(range(3))
+    step, left = take_step, iter(range(3))
 
     def interrupted(*arguments):
         if next(left, None) is None:

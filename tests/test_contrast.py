@@ -261,7 +261,7 @@ def test_corpora_are_read(tmp_path: Path) -> None:
     table = tmp_path / "tweets.csv"
     table.write_text("class,tweet\n0,a\n1,b\n2,c\n7,d\n")
     corpora = read_labelled(table, ["2"], ["0", "1"], "tweet", "class")
-    assert corpora == (["c"], ["a", "b"])
+    assert [list(side) for side in corpora] == [["c"], ["a", "b"]]
     refused(lambda: read_texts(nested, "text"), "row 1", "text is missing")
     refused(lambda: read_texts(nested, "prompt"), "row 1", "not a text")
     refused(lambda: read_labelled(table, ["5"], ["0"], "tweet", "class"), "positive", "5")

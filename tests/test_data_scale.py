@@ -1,26 +1,36 @@
 """Data of any size: rows and tokens lie on the disk, and what is read of them is what memory would hold."""
 
 import importlib.util
+import os
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from chat_tokenizer import chat_tokenizer
 from conftest import refused
 from word_tokenizer import TEMPLATE, WORDS, tokenizer
 
 from otterlm.errors import OtterError
 from otterlm.identity import of_data
+from otterlm.signals.guard.config import GuardConfig
+from otterlm.training import token_file
 from otterlm.training.data import encoding
 from otterlm.training.data.conversations import Dialogue
 from otterlm.training.data.encoding import stored_tokens
-from otterlm.training.data.packing import Example, length_buckets
+from otterlm.training.data.labelled import LabelledRow, Span, read_labelled_rows
+from otterlm.training.data.labelled_tokens import tokenize_labelled
+from otterlm.training.data.labels import Marks
+from otterlm.training.data.packing import Example, collate, length_buckets
 from otterlm.training.data.rows import PairRow, Row, ScoredRow, hold_out, iterate_rows, read_rows
-from otterlm.training.data.stored_examples import by_row, in_memory, select
+from otterlm.training.data.stored_examples import by_row, in_memory, on_disk, select
+from otterlm.training.data.stored_items import StoredItems
 from otterlm.training.data.stored_rows import StoredRows
+from otterlm.training.data.targets import TargetsOf, targets_of
 from otterlm.training.data.tokens import Limits, tokenize
+from otterlm.training.token_file import TokenFile
 
 TURNS = (("system", "s"), ("user", "a b"), ("assistant", "c"), ("user", "d"))
 ROWS: list[Row] = [
@@ -100,6 +110,92 @@ def test_a_row_that_cannot_be_encoded_is_named(workers: int) -> None:
     refused(lambda: stored_tokens(rows, tokenizer(TEMPLATE), LIMITS, workers), "pairs.jsonl, row 151")
     same = [row for row in pairs(20) if isinstance(row, PairRow) and row.chosen == row.rejected]
     refused(lambda: stored_tokens(same, tokenizer(), LIMITS, workers), "no usable rows")
+
+
+def test_stored_items_are_the_items(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("otterlm.training.data.stored_items.AT_ONCE", 3)
+    rows = [LabelledRow(Dialogue(TURNS, f"a {n}"), Marks(("toxic",)), spans=(Span(0, 1),)) for n in range(50)]
+    stored = StoredItems(iter(rows))
+    assert list(stored) == rows == list(stored)
+    assert (stored[-1], stored[3:9:2], len(stored)) == (rows[-1], rows[3:9:2], 50)
+    assert stored.identity == of_data(rows)
+    assert list(StoredItems(iter(()))) == []
+    with pytest.raises(IndexError):
+        stored[50]
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    refused(lambda: StoredItems(rows), "could not be written into", "TMPDIR")
+
+
+def test_targets_of_examples_on_the_disk() -> None:
+    records = [{"text": f"a {word}", "label": n % 2} for n, word in enumerate(WORDS[10:16])]
+    labelled = tokenize_labelled(read_labelled_rows(records), tokenizer(), LIMITS)
+    config = GuardConfig(("unsafe",))
+    for examples in (labelled, labelled[3:]):  # with rows that are their places, and with others
+        stored, expected = TargetsOf(StoredItems(examples), config), targets_of(examples, config)
+        assert list(stored) == list(expected)
+        assert len(stored) == len(expected)
+        assert all(
+            torch.equal(stored[row].labels.nan_to_num(9), expected[row].labels.nan_to_num(9)) for row in expected
+        )
+
+
+def test_examples_in_a_file_without_a_name() -> None:
+    examples = [Example(n, (1, 2), ((3,) * (1 + n % 4),)) for n in range(600)]
+    stored = on_disk(iter(examples))
+    assert list(stored) == examples
+    assert of_data(stored) == of_data(examples)
+
+
+def test_old_tokens_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTTER_HOME", str(tmp_path))
+    monkeypatch.setattr(encoding, "IN_MEMORY", 10)
+    folder, files = tmp_path / "tokens", []
+
+    def store(limit: int) -> Path:
+        before = set(folder.glob("*.arrow"))
+        examples = stored_tokens(pairs(100), tokenizer(), Limits(limit, 8))
+        assert len(list(examples)) == 90
+        (made,) = set(folder.glob("*.arrow")) - before
+        return made
+
+    for number, limit in enumerate((3, 4, 5)):
+        files.append(store(limit))
+        os.utime(files[-1], (number, number))
+    stored_tokens(pairs(100), tokenizer(), Limits(3, 8))  # the oldest is used again
+    size = sum(path.stat().st_size for path in files)
+    monkeypatch.setenv("OTTER_TOKENS_GB", str(size * 1.2e-9))
+    newest = store(6)
+    assert {path for path in [*files, newest] if path.exists()} == {files[0], files[2], newest}
+    monkeypatch.setenv("OTTER_TOKENS_GB", "0")
+    alone = store(7)
+    assert list(folder.glob("*.arrow")) == [alone]
+    monkeypatch.setenv("OTTER_TOKENS_GB", "ten")
+    refused(lambda: store(8), "OTTER_TOKENS_GB", "'ten'")
+
+
+def resident() -> int:
+    """Returns the bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux says so")
+def test_a_recording_does_not_fill_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_file, "AT_ONCE", 1 << 20)
+    examples = [Example(row, (), ((5,) * 32,)) for row in range(999, 249, -1)]  # of 24 kB each
+
+    def numbers(group: Any) -> torch.Tensor:
+        return torch.stack([torch.full((32, 192), float(example.row)) for example in group])
+
+    before = resident()
+    made = (tmp_path / "n.f32", examples, 192, torch.float32, {"kind": "n"}, numbers, 8, "writing")
+    stored = TokenFile(*made)
+    most = resident()
+    for group in length_buckets(examples, 8, seed=0):
+        read = stored.read(collate(group))
+        assert read[:, 0, 0].tolist() == [example.row for example in group]
+        most = max(most, resident())
+    assert (tmp_path / "n.f32").stat().st_size == 750 * 32 * 192 * 4
+    assert most - before < 9 << 20
 
 
 def test_parts_of_stored_examples() -> None:

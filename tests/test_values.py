@@ -16,6 +16,7 @@ from otterlm.decoding import CandidateSearch, RewardGuidance
 from otterlm.model import OtterModel
 from otterlm.training import trainer
 from otterlm.training.recipes import reward_fit
+from otterlm.training.step import take_step
 
 SHAPE = ("--hidden-size", 8, "--heads", 2, "--kv-heads", 1, "--intermediate-size", 12, "--vocabulary-rank", 4)
 HOW = ("--epochs", 1, "--batch-size", 8, "--value-new-tokens", 6, "--value-responses", 2, "--positions", 3)
@@ -52,7 +53,7 @@ def test_a_second_stage_learns_the_bases_responses(
     signal = json.loads((tmp_path / "alone" / CONFIG).read_text())["signal"]
     assert signal["spread"] > 0
     assert signal["advantage_spread"] > 0
-    step, left = trainer.take_step, iter(range(steps))  # the first stage has three
+    step, left = take_step, iter(range(steps))  # the first stage has three
 
     def interrupted(*arguments: Any) -> Any:
         if next(left, None) is None:

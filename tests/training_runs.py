@@ -81,17 +81,25 @@ def slowly(objective: RewardObjective) -> RewardObjective:
 
 
 def compare_with_whole(out: Path) -> None:
-    """Trains with the base whole and with the base split, on numbers that no two processes can share evenly."""
-    rank, config = this_process().process_index, replace(SHORT, gradient_accumulation=2)
+    """Trains with the base whole and with the base split. The last batch gives one process more than the other."""
     split = sharded_objective()
     with torch.no_grad():
         found = {"logits": split.model(torch.arange(3, 20)[None]).logits}
     found["held"] = torch.tensor(sum(p.to_local().numel() for p in split.parameters() if isinstance(p, DTensor)))
-    for name, objective in (("whole", new_objective()), ("split", split)):
-        train(objective, TRAIN[:45], [*HELD_OUT, *TRAIN[45:46]], config, out / name)
-        found |= {f"{name}.{key}": value for key, value in weights(objective).items()}
+    start = weights(split)
+    for parts in (1, 2):
+        config = replace(SHORT, gradient_accumulation=parts, gradient_checkpointing=parts == 2)
+        for name, objective in (("whole", new_objective()), ("split", split)):
+            if parts == 2:
+                objective.source = LiveBase(objective.model, again=True)
+            with torch.no_grad():
+                for key, value in trainable(objective).items():
+                    value.copy_(start[key])
+            train(objective, TRAIN[:45], [*HELD_OUT, *TRAIN[45:46]], config, out / f"{name}-{parts}")
+            found |= {f"{name}-{parts}.{key}": value for key, value in weights(objective).items()}
+    rank = this_process().process_index
     split.model.save_pretrained(out / f"adapter-{rank}")
-    save_file(found, out / f"found-{rank}.safetensors")
+    save_file(found | {f"start.{key}": value for key, value in start.items()}, out / f"found-{rank}.safetensors")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def write_data(arguments: argparse.Namespace) -> dict[str, int]:
     if len(rows) < wanted:
         raise OtterError(f"{arguments.pairs} has {len(rows)} pairs; --train {arguments.train} takes {wanted}")
     chosen = random.Random(arguments.seed).sample(range(len(rows)), wanted)
-    parts = {number: "methods" if place < arguments.train else "judge" for place, number in enumerate(chosen)}
+    parts = {number: "methods" if index < arguments.train else "judge" for index, number in enumerate(chosen)}
     written: dict[str, list[dict[str, Any]]] = {"methods": [], "judge": []}
     for number, row in enumerate(rows):
         if number in parts and isinstance(row, PairRow):

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -51,6 +52,25 @@ def write_files(folder: Path, writers: Mapping[str, Writer]) -> None:
     finally:
         for path in written.values():
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def temporary_file(what: str) -> Iterator[IO[bytes]]:
+    """Opens a file without a name in the temporary folder, which is gone when nothing reads it any more.
+
+    Args:
+        what: is written there, for the error.
+
+    Raises:
+        OtterError: it cannot be made or written.
+    """
+    try:
+        with tempfile.TemporaryFile() as file:
+            yield file
+    except OSError as error:
+        folder = tempfile.gettempdir()
+        line = f"{what} could not be written into {folder}: {error.strerror or error}; TMPDIR names another folder"
+        raise OtterError(line) from error
 
 
 def make_folder(folder: Path) -> None:

@@ -56,7 +56,7 @@ class StreamPass(Visitor):
         slot = self._slots.get(index)
         if slot is None:
             return
-        given, taps = taps, _cast(taps, self.stream.dtype)
+        shown, taps = taps, _cast(taps, self.stream.dtype)
         if self._inserted is None:
             if self.stream.projection is None:
                 raise OtterError("this adapter embeds tokens (embedding: table): give input_ids, not inputs_embeds")
@@ -70,10 +70,10 @@ class StreamPass(Visitor):
         else:
             shared = self._seen_by(taps, slot)
         layer = self.stream.layers[str(index)]
-        if given.again is None or not torch.is_grad_enabled():
+        if shown.again is None or not torch.is_grad_enabled():
             self._inserted = layer(self._inserted, taps, slot, shared)
             return
-        again = _Recomputed(layer, given, self.stream.dtype)
+        again = _Recomputed(layer, shown, self.stream.dtype)
         # A stream has no dropout, so the state of random numbers need not be stored.
         self._inserted = checkpoint(again, self._inserted, slot, shared, use_reentrant=False, preserve_rng_state=False)
 

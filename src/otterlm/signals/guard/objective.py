@@ -126,7 +126,7 @@ def _vocabulary_loss(signal: GuardSignal, logits: Tensor, batch: Batch) -> Tenso
 
 def _weights(targets: Mapping[int, Targets], part: str, balance: float, exclusive: bool) -> Weights:
     """Makes the weights: texts count by their shares of prefixes with a label, passages by their shares of tokens."""
-    shares = torch.stack([getattr(each, part).nanmean(dim=0) for each in targets.values()])  # [N, L]
+    shares = torch.stack([getattr(targets[row], part).nanmean(dim=0) for row in targets])  # [N, L]
     known = ~shares.isnan()
     positive = shares.nan_to_num().sum(dim=0)
     return class_weights(positive, known.sum(dim=0) - positive, balance, exclusive)
@@ -135,7 +135,8 @@ def _weights(targets: Mapping[int, Targets], part: str, balance: float, exclusiv
 def _digest(targets: Mapping[int, Targets]) -> Identity:
     """Returns what a checkpoint must agree with."""
     digest = hashlib.sha256()
-    for row, each in sorted(targets.items()):
+    for row in sorted(targets):
+        each = targets[row]
         for part in (each.labels, each.spans):
             digest.update(f"{row} {tuple(part.shape)}".encode() + part.numpy().tobytes())
     return {"count": len(targets), "sha256": digest.hexdigest()}

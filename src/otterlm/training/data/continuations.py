@@ -1,6 +1,7 @@
 """Reads continuations of prompts that were generated elsewhere, such as by an engine, as text or as tokens."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ from otterlm.training.data.conversations import Dialogue, is_present
 from otterlm.training.data.packing import Example
 from otterlm.training.data.records import Records, numbered_records, source_name
 from otterlm.training.data.rows import SIDES, read_dialogues, response_columns
+from otterlm.training.data.stored_examples import StoredExamples, on_disk
+from otterlm.training.data.stored_items import StoredItems
 from otterlm.training.data.tokens import Limits, dialogue_tokens
 
 HELP = "The base's ready continuations (prompt and response, or prompt_tokens and response_tokens): file or folder."
@@ -33,8 +36,8 @@ class Continuation:
     where: str
 
 
-def read_continuations(source: Records, limit: int | None = None, split: str = "train") -> list[Continuation]:
-    """Reads continuations, one of each record.
+def read_continuations(source: Records, limit: int | None = None, split: str = "train") -> StoredItems[Continuation]:
+    """Reads continuations, one of each record, onto the disk.
 
     Args:
         source: see `otterlm.training.data.records.read_records`. A record has the columns `TOKENS`, or a prompt and a
@@ -45,11 +48,8 @@ def read_continuations(source: Records, limit: int | None = None, split: str = "
     Raises:
         OtterError: the source cannot be read or is empty, or a row has neither or holds a pair.
     """
-    rows: list[Continuation] = []
-    for where, record in numbered_records(source, split):
-        if limit is not None and len(rows) == limit:
-            break
-        rows.append(_read(record, where))
+    records = itertools.islice(numbered_records(source, split), limit)
+    rows = StoredItems(_read(record, where) for where, record in records)
     if not rows:
         raise OtterError(f"{source_name(source)} holds no continuations")
     return rows
@@ -85,9 +85,9 @@ def _read_tokens(record: Mapping[str, Any], where: str) -> tuple[tuple[int, ...]
 
 
 def continuation_examples(
-    rows: Sequence[Continuation], tokenizer: PreTrainedTokenizerBase, limits: Limits
-) -> list[Example]:
-    """Turns continuations into examples: the prompt, and the response as its branch.
+    rows: Iterable[Continuation], tokenizer: PreTrainedTokenizerBase, limits: Limits
+) -> StoredExamples:
+    """Turns continuations into examples, on the disk: the prompt, and the response as its branch.
 
     Where a row has tokens they are used as they are, so that the draft learns what the base chose; its text must be
     what they say. Responses of one token are left out: nothing is drafted after them.
@@ -95,7 +95,13 @@ def continuation_examples(
     Raises:
         OtterError: tokens are not of this tokenizer, the chat template refuses a prompt, or no row is left.
     """
-    examples = []
+    examples = on_disk(_examples(rows, tokenizer, limits))
+    if not examples:
+        raise OtterError("no usable continuations: a response needs two tokens or more")
+    return examples
+
+
+def _examples(rows: Iterable[Continuation], tokenizer: PreTrainedTokenizerBase, limits: Limits) -> Iterator[Example]:
     for index, row in enumerate(rows):
         if row.tokens is None:
             assert row.dialogue is not None
@@ -105,10 +111,7 @@ def continuation_examples(
             prompt, response = (list(part) for part in row.tokens)
             prompt, response = prompt[-limits.prompt :], response[: limits.response]
         if len(response) > 1:
-            examples.append(Example(index, tuple(prompt), (tuple(response),)))
-    if not examples:
-        raise OtterError("no usable continuations: a response needs two tokens or more")
-    return examples
+            yield Example(index, tuple(prompt), (tuple(response),))
 
 
 def _check_tokens(row: Continuation, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -1,6 +1,6 @@
 """Reads the texts of two corpora, one a language model should write like and one it should not."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -10,6 +10,7 @@ from otterlm.training.data.chat import plain_tokens
 from otterlm.training.data.conversations import clean
 from otterlm.training.data.packing import Example
 from otterlm.training.data.records import Records, numbered_records, source_name
+from otterlm.training.data.stored_items import StoredItems
 
 WANTED, UNWANTED = 1, 0
 """The labels of texts name their corpus."""
@@ -25,16 +26,25 @@ def read_texts(source: Records, column: str = "text") -> list[str]:
     Raises:
         OtterError: it cannot be read, a row lacks the column, or there are no rows; the row is named.
     """
-    texts = [text for text, _ in _read(source, column, None)]
-    if not texts:
+    return list(iterate_texts(source, column))
+
+
+def iterate_texts(source: Records, column: str = "text") -> Iterator[str]:
+    """Reads the texts one by one, see `read_texts`."""
+    empty = True
+    for text, _ in _read(source, column, None):
+        empty = False
+        yield text
+    if empty:
         raise OtterError(f"{source_name(source)} holds no rows; expected a column {column}")
-    return texts
 
 
 def read_labelled(
     source: Records, positive: Sequence[str], negative: Sequence[str], column: str = "text", label: str = "label"
-) -> tuple[list[str], list[str]]:
-    """Reads the wanted and the unwanted texts of one file or dataset. Rows with other labels are left out.
+) -> tuple[StoredItems[str], StoredItems[str]]:
+    """Reads the wanted and the unwanted texts of one file or dataset, onto the disk.
+
+    Rows with other labels are left out.
 
     Args:
         source: see `otterlm.training.data.records.read_records`.
@@ -44,17 +54,14 @@ def read_labelled(
     Raises:
         OtterError: as in `read_texts`, or one side has no text.
     """
-    sides: dict[str, list[str]] = {"positive": [], "negative": []}
-    for text, value in _read(source, column, label):
-        for side, labels in (("positive", positive), ("negative", negative)):
-            if value in labels:
-                sides[side].append(text)
-    for side, labels in (("positive", positive), ("negative", negative)):
-        if not sides[side]:
+    both = StoredItems(_read(source, column, label))  # once: a stream has no second time
+    sides = [StoredItems(text for text, value in both if value in labels) for labels in (positive, negative)]
+    for side, texts, labels in zip(("positive", "negative"), sides, (positive, negative), strict=True):
+        if not texts:
             raise OtterError(
                 f"{source_name(source)} has no row with a {side} label ({', '.join(labels) or 'none given'}) in {label}"
             )
-    return sides["positive"], sides["negative"]
+    return sides[0], sides[1]
 
 
 def _read(source: Records, column: str, label: str | None) -> Iterator[tuple[str, str]]:
@@ -81,7 +88,7 @@ def read_field(record: Mapping[str, Any], column: str, where: str) -> Any:
 
 
 def tokenize_corpora(
-    positive: Sequence[str], negative: Sequence[str], tokenizer: PreTrainedTokenizerBase, longest: int
+    positive: Iterable[str], negative: Iterable[str], tokenizer: PreTrainedTokenizerBase, longest: int
 ) -> list[Example]:
     """Makes examples of texts, with their corpus as label. A longer text keeps its start.
 
@@ -90,15 +97,21 @@ def tokenize_corpora(
     Raises:
         OtterError: one side has no text of at least two tokens.
     """
-    examples: list[Example] = []
+    return list(iterate_corpora(positive, negative, tokenizer, longest))
+
+
+def iterate_corpora(
+    positive: Iterable[str], negative: Iterable[str], tokenizer: PreTrainedTokenizerBase, longest: int
+) -> Iterator[Example]:
+    """Makes the examples one by one, see `tokenize_corpora`."""
     row = 0
     for side, texts in ((WANTED, positive), (UNWANTED, negative)):
-        before = len(examples)
+        empty = True
         for text in texts:
             tokens = tuple(plain_tokens(text, tokenizer, f"text {row + 1}", add_special_tokens=True)[:longest])
             if len(tokens) > 1:
-                examples.append(Example(row, (), (tokens,), label=side))
+                empty = False
+                yield Example(row, (), (tokens,), label=side)
             row += 1
-        if len(examples) == before:
+        if empty:
             raise OtterError("one of the two corpora has no text of at least two tokens")
-    return examples

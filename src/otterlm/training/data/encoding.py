@@ -3,7 +3,9 @@
 import functools
 import itertools
 import multiprocessing
+import os
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import tokenizers
 import transformers
 from transformers import PreTrainedTokenizerBase
 
+from otterlm.errors import OtterError
 from otterlm.files import write_files
 from otterlm.identity import identity, of_data, of_tokenizer
 from otterlm.progress import track
@@ -22,6 +25,9 @@ from otterlm.training.data.tokens import Limits, RowEncoder, no_rows
 
 IN_MEMORY = 4000
 """The examples of up to so many rows are not written to the disk."""
+
+TOKENS_GB = 10
+"""The files of tokens take so many GB at most; `OTTER_TOKENS_GB` sets another limit."""
 
 AT_ONCE = 64
 """So many rows go to a process together."""
@@ -51,13 +57,38 @@ def stored_tokens(
         depends = identity("tokens", rows=of_data(rows), tokenizer=of_tokenizer(tokenizer), code=_code())
         name = of_data([depends, asdict(limits)])["sha256"]
         path = cache_folder() / "tokens" / f"{name[:40]}.arrow"
-        if not path.exists():
+        if path.exists():
+            with suppress(OSError):  # of another user, whose cache this one may read
+                path.touch()  # the time of the latest use
+        else:
             write_files(path.parent, {path.name: lambda unfinished: _write(encoded(), unfinished)})
+            make_room(path)
         file = ExampleFile(path)
         examples = StoredExamples(file, range(len(file.rows)))
     if not examples:
         raise no_rows()
     return examples
+
+
+def make_room(newest: Path) -> None:
+    """Removes the files of tokens that were not used for longest, until all together take `OTTER_TOKENS_GB` at most.
+
+    The newest stays. A process that reads a file goes on reading it.
+
+    Raises:
+        OtterError: the environment variable is no number.
+    """
+    setting = os.environ.get("OTTER_TOKENS_GB", str(TOKENS_GB))
+    try:
+        left = float(setting) * 1e9 - newest.stat().st_size
+    except ValueError as error:
+        raise OtterError(f"OTTER_TOKENS_GB must be a size in GB, such as {TOKENS_GB}, got {setting!r}") from error
+    others = [path for path in newest.parent.glob("*.arrow") if path != newest]
+    facts = [(path.stat(), path) for path in others]
+    for fact, path in sorted(facts, key=lambda each: each[0].st_mtime, reverse=True):
+        left -= fact.st_size
+        if left < 0:
+            path.unlink(missing_ok=True)
 
 
 def _write(examples: Iterator[Example], path: Path) -> None:

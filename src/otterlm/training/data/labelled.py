@@ -1,6 +1,6 @@
 """Reads labelled texts out of records: a text or a dialogue, its labels, and the passages that made them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,10 +70,19 @@ def read_labelled_rows(source: Records, names: LabelNames = LabelNames(), split:
     Raises:
         OtterError: the source cannot be read or is empty, or a row cannot be read; the row is named.
     """
-    rows = [parse_labelled(record, names, where) for where, record in numbered_records(source, split)]
-    if not rows:
+    return list(iterate_labelled_rows(source, names, split))
+
+
+def iterate_labelled_rows(
+    source: Records, names: LabelNames = LabelNames(), split: str = "train"
+) -> Iterator[LabelledRow]:
+    """Reads texts with labels one by one, see `read_labelled_rows`."""
+    empty = True
+    for where, record in numbered_records(source, split):
+        empty = False
+        yield parse_labelled(record, names, where)
+    if empty:
         raise OtterError(f"{source_name(source)} holds no rows; expected columns text and label")
-    return rows
 
 
 def parse_labelled(record: Mapping[str, Any], names: LabelNames, where: str) -> LabelledRow:

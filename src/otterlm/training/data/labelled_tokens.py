@@ -3,7 +3,7 @@
 A labelled text has no end token: it is judged at its last token. Few texts would not teach what an end token means.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -33,7 +33,7 @@ class LabelledExample:
 
 
 def tokenize_labelled(
-    rows: Sequence[LabelledRow], tokenizer: PreTrainedTokenizerBase, limits: Limits
+    rows: Iterable[LabelledRow], tokenizer: PreTrainedTokenizerBase, limits: Limits
 ) -> list[LabelledExample]:
     """Turns rows into examples, all of them.
 
@@ -41,7 +41,15 @@ def tokenize_labelled(
         OtterError: a row has no tokens or cannot be encoded, or passages are marked and the tokenizer does not say
             which characters its tokens stand for; the row is named.
     """
-    return [_tokenize_row(index, row, tokenizer, limits) for index, row in enumerate(rows)]
+    return list(iterate_labelled(rows, tokenizer, limits))
+
+
+def iterate_labelled(
+    rows: Iterable[LabelledRow], tokenizer: PreTrainedTokenizerBase, limits: Limits
+) -> Iterator[LabelledExample]:
+    """Turns rows into examples one by one, see `tokenize_labelled`."""
+    for index, row in enumerate(rows):
+        yield _tokenize_row(index, row, tokenizer, limits)
 
 
 def _tokenize_row(index: int, row: LabelledRow, tokenizer: PreTrainedTokenizerBase, limits: Limits) -> LabelledExample:

@@ -5,6 +5,7 @@ import io
 import itertools
 import mmap
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, overload
@@ -12,6 +13,7 @@ from typing import IO, Any, overload
 import pyarrow
 
 from otterlm.errors import OtterError, reason
+from otterlm.files import temporary_file
 from otterlm.identity import DataDigest, Identity
 from otterlm.training.data.packing import Example
 
@@ -35,7 +37,7 @@ class ExampleFile:
     """The file of Arrow holds examples. It is mapped into memory, or lies there.
 
     Args:
-        source: a path of a file that `write_examples` wrote, or what it wrote.
+        source: a path of a file that `write_examples` wrote, or the open file, or what it wrote.
 
     Raises:
         OtterError: the file is damaged.
@@ -45,13 +47,13 @@ class ExampleFile:
         longest: the tokens of the longest text.
     """
 
-    def __init__(self, source: Path | bytes) -> None:
+    def __init__(self, source: Path | IO[bytes] | bytes) -> None:
         self._memory: mmap.mmap | None = None
         self._reads = 0
         self.rows, self.lengths, self.longest = array.array("q"), array.array("i"), 0
         try:
-            if isinstance(source, Path):
-                with source.open("rb") as file:
+            if not isinstance(source, bytes):
+                with source.open("rb") if isinstance(source, Path) else nullcontext(source) as file:
                     self._memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             self._file = pyarrow.ipc.open_file(pyarrow.py_buffer(self._memory or source))
             for number in range(self._file.num_record_batches):
@@ -147,6 +149,19 @@ def in_memory(examples: Iterable[Example]) -> StoredExamples:
     buffer = io.BytesIO()
     write_examples(examples, buffer)
     file = ExampleFile(buffer.getvalue())
+    return StoredExamples(file, range(len(file.rows)))
+
+
+def on_disk(examples: Iterable[Example]) -> StoredExamples:
+    """Stores examples in a temporary file without a name, which goes with the process.
+
+    Raises:
+        OtterError: an example cannot be made, or the file cannot be written.
+    """
+    with temporary_file("tokens") as sink:
+        write_examples(examples, sink)
+        sink.flush()
+        file = ExampleFile(sink)
     return StoredExamples(file, range(len(file.rows)))
 
 

@@ -4,7 +4,8 @@ The truth of a prefix is only known where passages are marked: it has a label fr
 every prefix learns the label that the text has at its end, so that the guard's output is the expected label (a value).
 """
 
-from collections.abc import Collection, Sequence
+import array
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,13 +31,41 @@ class Targets:
     spans: Tensor
 
 
-def targets_of(examples: Sequence[LabelledExample], config: GuardConfig) -> dict[int, Targets]:
-    """Returns the targets of every example, by its row.
+class TargetsOf(Mapping[int, Targets]):
+    """The targets of every example, by its row, are made when they are asked for: examples may lie on the disk.
+
+    Args:
+        examples: those of the rows 0, 1, 2 and so on, or any, which are looked through for their rows.
+        config: the guard's.
 
     Raises:
         OtterError: a passage has no label or one that the guard does not have; the row is named.
     """
-    return {each.example.row: _targets(each, config) for each in examples}
+
+    def __init__(self, examples: Sequence[LabelledExample], config: GuardConfig) -> None:
+        self._examples, self._config = examples, config
+        self._numbers: dict[int, int] | range = range(len(examples))
+        rows = array.array("q")
+        for each in examples:
+            _targets(each, config)  # that of the worst row is refused before training
+            rows.append(each.example.row)
+        if any(row != number for number, row in enumerate(rows)):
+            self._numbers = {row: number for number, row in enumerate(rows)}
+
+    def __getitem__(self, row: int) -> Targets:
+        return _targets(self._examples[self._numbers[row]], self._config)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __iter__(self) -> Iterator[int]:
+        """Yields the rows."""
+        return iter(self._numbers)
+
+
+def targets_of(examples: Sequence[LabelledExample], config: GuardConfig) -> dict[int, Targets]:
+    """Returns the targets of every example, by its row, all in memory. Errors are those of `TargetsOf`."""
+    return dict(TargetsOf(examples, config).items())
 
 
 def _targets(labelled: LabelledExample, config: GuardConfig) -> Targets:

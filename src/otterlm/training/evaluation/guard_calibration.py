@@ -1,6 +1,6 @@
 """Measures what a guard's probabilities mean, on labelled texts that it was not trained on."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -37,7 +37,7 @@ def has_label(row: LabelledRow, label: str, config: GuardConfig) -> bool | None:
     return None if row.spans is None else label in {name for _, name in span_labels(row, config)}
 
 
-def check_labels(rows: Sequence[LabelledRow], config: GuardConfig, use: str = "to calibrate on") -> None:
+def check_labels(rows: Iterable[LabelledRow], config: GuardConfig, use: str = "to calibrate on") -> None:
     """Checks that rows can teach or calibrate a guard: some have each offence, and some have not.
 
     Args:
@@ -48,12 +48,17 @@ def check_labels(rows: Sequence[LabelledRow], config: GuardConfig, use: str = "t
     Raises:
         OtterError: they cannot.
     """
-    for label in config.offences:
-        seen = {has_label(row, label, config) for row in rows}
-        if not {True, False} <= seen:
-            missing = "with" if True not in seen else "without"
+    seen: dict[str, set[bool | None]] = {label: set() for label in config.offences}
+    count = 0
+    for row in rows:
+        count += 1
+        for label, known in seen.items():
+            known.add(has_label(row, label, config))
+    for label, known in seen.items():
+        if not {True, False} <= known:
+            missing = "with" if True not in known else "without"
             raise OtterError(
-                f"of {len(rows)} rows {use}, none is {missing} the label {label!r}: give more rows, or hold out "
+                f"of {count} rows {use}, none is {missing} the label {label!r}: give more rows, or hold out "
                 "another part (--eval-fraction, --eval-data)"
             )
 

@@ -1,6 +1,6 @@
 """Makes a contrast adapter of a wanted and an unwanted corpus (`otter train contrast`)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,7 +10,9 @@ from otterlm.config import OtterConfig
 from otterlm.errors import OtterError
 from otterlm.settings import check_settings, setting
 from otterlm.signals.contrast.objective import ContrastObjective
-from otterlm.training.data.corpora import read_labelled, read_texts, tokenize_corpora
+from otterlm.training.data.corpora import iterate_corpora, iterate_texts, read_labelled
+from otterlm.training.data.stored_examples import on_disk
+from otterlm.training.data.stored_items import StoredItems
 from otterlm.training.recipes.common import Run
 from otterlm.training.sources import LiveBase
 
@@ -51,8 +53,8 @@ class ContrastRecipe:
     def __post_init__(self) -> None:
         check_settings(self)
 
-    def read(self) -> tuple[list[str], list[str]]:
-        """Returns the wanted and the unwanted texts.
+    def read(self) -> tuple[Sequence[str], Sequence[str]]:
+        """Returns the wanted and the unwanted texts, on the disk.
 
         Raises:
             OtterError: see `read_texts` and `read_labelled`, or one of the two kinds is missing.
@@ -62,21 +64,24 @@ class ContrastRecipe:
             good, bad = ([label.strip() for label in labels.split(",")] for labels in sides)
             return read_labelled(self.data, good, bad, self.text_column, self.label_column)
         if self.data is None and self.positive is not None and self.negative is not None:
-            return read_texts(self.positive, self.text_column), read_texts(self.negative, self.text_column)
+            positive, negative = (
+                StoredItems(iterate_texts(source, self.text_column)) for source in (self.positive, self.negative)
+            )
+            return positive, negative
         raise OtterError("give --positive and --negative, or --data with labels")
 
     def train(
         self,
         base: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        data: tuple[list[str], list[str]],
+        data: tuple[Sequence[str], Sequence[str]],
         config: OtterConfig,
         run: Run,
     ) -> dict[str, float]:
         """Trains, see `otterlm.training.recipes.base.Recipe`."""
         run.begin(base, config, ContrastObjective)
         positive, negative = data
-        examples = tokenize_corpora(positive, negative, tokenizer, self.max_tokens)
+        examples = on_disk(iterate_corpora(positive, negative, tokenizer, self.max_tokens))
         train_examples, eval_examples = run.split(examples, base)
         model = run.model(base, config).train()
         objective = ContrastObjective(model, LiveBase(model))

@@ -13,6 +13,7 @@ from otterlm.signals.reward.objective import RewardObjective, RewardTrainingConf
 from otterlm.training.data.conversations import Prompt
 from otterlm.training.data.prompts import HELP as PROMPTS_HELP
 from otterlm.training.data.prompts import read_prompts
+from otterlm.training.data.stored_examples import on_disk
 from otterlm.training.processes import this_process
 from otterlm.training.recipes.common import Run, on_device
 from otterlm.training.recipes.reward_fit import learn_reward, learn_to_steer, measure_spread, save_reward
@@ -74,7 +75,7 @@ class DistillationRecipe:
         sampling = replace(self.sampling, seed=run.training.seed)
         with this_process().main_process_first():
             folder = run.out / "responses"
-            examples = scored_responses(base, tokenizer, data, of_texts(rate), rate.identity, sampling, folder)
+            examples = on_disk(scored_responses(base, tokenizer, data, of_texts(rate), rate.identity, sampling, folder))
         if len({score for example in examples for score in example.scores}) == 1:
             raise OtterError(f"the scorer {name} gives every response the same score: there is nothing to learn")
         held = run.held_out(range(len(data)))

@@ -26,6 +26,7 @@ from otterlm.training.data.conversations import Prompt
 from otterlm.training.data.packing import Example
 from otterlm.training.data.prompts import HELP as PROMPTS_HELP
 from otterlm.training.data.prompts import read_prompts
+from otterlm.training.data.stored_examples import on_disk
 from otterlm.training.data.tokens import Limits
 from otterlm.training.processes import this_process
 from otterlm.training.recipes.common import Run, on_device
@@ -77,7 +78,7 @@ class DraftRecipe:
         if (self.prompts is None) == (self.data is None):
             raise OtterError("give either prompts (--prompts), which the base continues, or its continuations (--data)")
 
-    def read(self) -> list[Prompt] | list[Continuation]:
+    def read(self) -> Sequence[Prompt] | Sequence[Continuation]:
         """Returns the prompts or the continuations. Errors as in `read_prompts` and `read_continuations`."""
         if self.data is not None:
             return read_continuations(self.data, self.limit)
@@ -90,13 +91,13 @@ class DraftRecipe:
         tokenizer: PreTrainedTokenizerBase,
         data: Sequence[Prompt] | Sequence[Continuation],
         out: Path,
-    ) -> list[Example]:
+    ) -> Sequence[Example]:
         """Returns the texts that are learned. The base generates what is not ready, into `out/continuations.jsonl`."""
         limits = self.limits
         if self.data is not None:
             return continuation_examples(cast("Sequence[Continuation]", data), tokenizer, limits)
         longest, path = (limits.prompt, limits.response), out / "continuations.jsonl"
-        return continue_prompts(base, tokenizer, cast("Sequence[Prompt]", data), path, *longest)
+        return on_disk(continue_prompts(base, tokenizer, cast("Sequence[Prompt]", data), path, *longest))
 
     @property
     def limits(self) -> Limits:
@@ -108,7 +109,7 @@ class DraftRecipe:
         self,
         base: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        data: list[Prompt] | list[Continuation],
+        data: Sequence[Prompt] | Sequence[Continuation],
         config: OtterConfig,
         run: Run,
     ) -> dict[str, float]:

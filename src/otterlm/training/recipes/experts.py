@@ -13,6 +13,7 @@ from otterlm.errors import OtterError
 from otterlm.settings import check_settings, setting
 from otterlm.signals.contrast.experts_objective import ExpertsObjective
 from otterlm.training.data.corpora import read_texts
+from otterlm.training.data.stored_examples import on_disk
 from otterlm.training.processes import this_process
 from otterlm.training.recipes.common import Run, on_device
 from otterlm.training.sources import LiveBase
@@ -78,7 +79,7 @@ class ExpertsRecipe:
         run.begin(base, config, ExpertsObjective)
         with this_process().main_process_first():
             path = run.out / "continuations.jsonl"
-            examples = continue_texts(base, tokenizer, data, path, self.max_tokens, self.max_new_tokens)
+            examples = on_disk(continue_texts(base, tokenizer, data, path, self.max_tokens, self.max_new_tokens))
             expert, anti = (on_device(load_base(name, base.dtype)).eval() for name in (self.expert, self.anti_expert))
             opinions = ExpertOpinions(base, expert, anti, examples, run.out / "opinions.f32")
         train_examples, eval_examples = run.split(examples, base)

@@ -1,6 +1,6 @@
 """`otter train guard` turns labelled texts into a guard adapter."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
@@ -13,13 +13,15 @@ from otterlm.settings import check_settings, setting
 from otterlm.signals.guard.config import GuardConfig
 from otterlm.signals.guard.objective import GuardObjective, GuardTrainingConfig
 from otterlm.training.data.label_sets import label_set
-from otterlm.training.data.labelled import LabelledRow, read_labelled_rows
-from otterlm.training.data.labelled_tokens import LabelledExample, tokenize_labelled
+from otterlm.training.data.labelled import LabelledRow, iterate_labelled_rows
+from otterlm.training.data.labelled_tokens import LabelledExample, iterate_labelled
 from otterlm.training.data.labels import LabelNames
 from otterlm.training.data.packing import Example
 from otterlm.training.data.records import source_name
 from otterlm.training.data.rows import hold_out
-from otterlm.training.data.targets import Targets, targets_of
+from otterlm.training.data.stored_examples import on_disk
+from otterlm.training.data.stored_items import StoredItems
+from otterlm.training.data.targets import Targets, TargetsOf
 from otterlm.training.data.tokens import Limits
 from otterlm.training.evaluation.guard_calibration import calibrate_guard, check_labels
 from otterlm.training.evaluation.guard_metrics import held_out_metrics
@@ -67,18 +69,28 @@ class GuardRecipe:
     def __post_init__(self) -> None:
         check_settings(self)
 
-    def read(self) -> tuple[list[LabelledRow], int]:
-        """Returns all rows, and how many of them, the last ones, are those to evaluate on. Errors as for
+    def read(self) -> tuple[StoredItems[LabelledRow], int]:
+        """Returns all rows, on the disk, and how many of them, the last ones, are those to evaluate on. Errors as for
         `read_labelled_rows`."""
-        rows = read_labelled_rows(self.data, self.names)
-        more = [] if self.eval_data is None else read_labelled_rows(self.eval_data, self.names)
-        return [*rows, *more], len(more)
+        counts: list[int] = []
+        rows = StoredItems(self._rows(counts))
+        return rows, sum(counts[1:])
+
+    def _rows(self, counts: list[int]) -> Iterator[LabelledRow]:
+        """Yields the rows of the data, and appends how many each source has."""
+        for source in (self.data, self.eval_data):
+            if source is None:
+                continue
+            counts.append(0)
+            for row in iterate_labelled_rows(source, self.names):
+                counts[-1] += 1
+                yield row
 
     def train(
         self,
         base: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        data: tuple[list[LabelledRow], int],
+        data: tuple[Sequence[LabelledRow], int],
         config: OtterConfig,
         run: Run,
     ) -> dict[str, float]:
@@ -92,9 +104,9 @@ class GuardRecipe:
         held = set(range(len(rows) - more, len(rows)))
         if not more:
             held = hold_out(rows, run.eval_fraction, run.training.seed)
-        check_labels([row for index, row in enumerate(rows) if index not in held], signal, "to train on")
-        check_labels([rows[index] for index in sorted(held)], signal)
-        examples = tokenize_labelled(rows, tokenizer, self.limits)
+        check_labels((row for index, row in enumerate(rows) if index not in held), signal, "to train on")
+        check_labels((row for index, row in enumerate(rows) if index in held), signal)
+        examples = StoredItems(iterate_labelled(rows, tokenizer, self.limits))
         settings = {f"max_{name}_tokens": value for name, value in asdict(self.limits).items()}
         settings |= {"data": source_name(self.data), "false_alarm_rate": self.false_alarm_rate}
         sources = self.data, self.eval_data
@@ -128,12 +140,11 @@ def fit_guard(
         The metrics of the saved weights on the held-out rows, see `held_out_metrics`; `vocabulary_explained` as for a
         reward, a mean over the labels.
     """
-    by_row = {each.example.row: each for each in examples}
-    train_examples, eval_examples = run.split([each.example for each in examples], base, held)
+    train_examples, eval_examples = run.split(on_disk(each.example for each in examples), base, held)
     model = run.model(base, config).train()
     signal = config.signal
     assert isinstance(signal, GuardConfig)
-    taught = targets_of(examples, signal) if targets is None else targets
+    taught = TargetsOf(examples, signal) if targets is None else targets
     objective = GuardObjective(model, LiveBase(model), learning, taught)
     run.prepare(objective, train_examples, eval_examples)
     metrics = run.train(objective, train_examples, eval_examples, tokenizer)
@@ -141,7 +152,7 @@ def fit_guard(
     source = settings["data"]
     run.save(model, "A guard", f"Trained on `{source}`; its thresholds are not chosen yet.", metrics, settings, sources)
     metrics |= learn_to_steer(model, train_examples, learning, run.training.seed)
-    held_out = [by_row[example.row] for example in eval_examples]
+    held_out = [each for each in examples if each.example.row in held]
     readings = read_guard(model, held_out, run.training.batch_size)
     calibrations = calibrate_guard(readings, settings["false_alarm_rate"])
     signal = replace(signal, calibrations=calibrations)
