@@ -76,7 +76,7 @@ def read_prompts(original: Any, runner: Any, hidden: Any, counts: Any) -> Any:
 def sample_second(original: Any, runner: Any, hidden: Any, batch: Any, grammar: Any) -> Any:
     """Wraps the second model runner, which computes the logits here."""
     if watcher := _watcher(runner):
-        runner.model.slots = batch.expanded_idx_mapping
+        watcher.assign(batch.expanded_idx_mapping)
     output = original(runner, hidden, batch, grammar)
     if watcher:
         rows = np.diff(batch.cu_num_logits_np[: len(batch.req_ids) + 1])
