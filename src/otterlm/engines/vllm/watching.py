@@ -52,6 +52,10 @@ class Watcher:
             if settings.prompt_tokens:
                 self._lengths[request] = length
 
+    def assign(self, slots: Tensor) -> None:
+        """Says which slot the request of each row has, `[N]`, before the second runner computes the logits."""
+        self._model.slots = slots
+
     def sample(self, requests: Sequence[str], drafts: Sequence[int]) -> None:
         """Reads the numbers of the rows that are sampled from now.
 

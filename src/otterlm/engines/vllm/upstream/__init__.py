@@ -17,7 +17,7 @@ from importlib import import_module
 from otterlm.engines.vllm.architectures import ARCHITECTURES
 from otterlm.engines.vllm.refusals import refuse_config
 from otterlm.engines.vllm.upstream import adapters, front_end, scheduler, worker
-from otterlm.engines.vllm.upstream.wrapping import served, shared, wrap
+from otterlm.engines.vllm.upstream.wrapping import served, shared, wrap, wrap_function
 
 __all__ = ["install", "install_worker", "served", "shared"]
 
@@ -46,4 +46,5 @@ def install_worker() -> None:
     wrap("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "_sample", worker.sample)
     wrap("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "_get_prompt_logprobs_dict", worker.read_prompts)
     wrap("vllm.v1.sample.rejection_sampler", "RejectionSampler", "apply_logits_processors", worker.verify)
+    wrap_function("vllm.v1.sample.rejection_sampler", "expand_batch_to_tokens", worker.expand)
     wrap("vllm.v1.worker.gpu.model_runner", "GPUModelRunner", "sample", worker.sample_second)

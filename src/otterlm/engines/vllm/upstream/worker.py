@@ -55,6 +55,18 @@ def verify(original: Any, sampler: Any, logits: Any, sampling: Any, drafts: Any)
     return original(sampler, logits, sampling, drafts)
 
 
+def expand(original: Any, values: Any, ends: Any, count: int, replace_from: int = 0, replace_to: int = 0) -> Any:
+    """Wraps what gives each draft the temperature, top_k or top_p of its request.
+
+    On CPUs vLLM 0.32 returns memory that nothing was written to (its issue 55005), so samples would be of no
+    distribution, and greedy requests beside them would get other tokens.
+    """
+    if values.device.type != "cpu":
+        return original(values, ends, count, replace_from, replace_to)
+    expanded = values.repeat_interleave(ends.diff(prepend=ends.new_zeros(1)), output_size=count)
+    return expanded.masked_fill(expanded == replace_from, replace_to)
+
+
 def sample(original: Any, runner: Any, logits: Any, drafts: Any) -> Any:
     """Wraps the first model runner, which has computed the logits."""
     if watcher := _watcher(runner):
@@ -76,7 +88,7 @@ def read_prompts(original: Any, runner: Any, hidden: Any, counts: Any) -> Any:
 def sample_second(original: Any, runner: Any, hidden: Any, batch: Any, grammar: Any) -> Any:
     """Wraps the second model runner, which computes the logits here."""
     if watcher := _watcher(runner):
-        runner.model.slots = batch.expanded_idx_mapping
+        watcher.assign(batch.expanded_idx_mapping)
     output = original(runner, hidden, batch, grammar)
     if watcher:
         rows = np.diff(batch.cu_num_logits_np[: len(batch.req_ids) + 1])

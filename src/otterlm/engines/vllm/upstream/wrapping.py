@@ -25,8 +25,16 @@ UNLOADED = "otter_unloaded"
 
 def wrap(path: str, owner: str, method: str, around: Callable[..., Any]) -> None:
     """Replaces a method of a class of vLLM by `around(original, self, ...)`, once in a process."""
-    cls = getattr(import_module(path), owner)
-    original = getattr(cls, method)
+    _replace(getattr(import_module(path), owner), method, around)
+
+
+def wrap_function(path: str, name: str, around: Callable[..., Any]) -> None:
+    """Replaces a function, where a module of vLLM calls it, by `around(original, ...)`, once in a process."""
+    _replace(import_module(path), name, around)
+
+
+def _replace(owner: Any, name: str, around: Callable[..., Any]) -> None:
+    original = getattr(owner, name)
     if hasattr(original, "__otter__"):
         return
 
@@ -35,7 +43,7 @@ def wrap(path: str, owner: str, method: str, around: Callable[..., Any]) -> None
         return around(original, *args, **kwargs)
 
     wrapper.__otter__ = True  # type: ignore[attr-defined]
-    setattr(cls, method, wrapper)
+    setattr(owner, name, wrapper)
 
 
 def shared(vllm_config: Any) -> SimpleNamespace:
