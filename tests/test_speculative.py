@@ -391,6 +391,8 @@ def test_a_guard_stops_beside_drafts_where_it_stops_without(trained, hits, windo
             )
             assert torch.equal(output.sequences, expected)
             assert drafted.labels == alone.labels
+            assert drafted.stopped is not None
+            assert alone.stopped is not None
             assert torch.equal(drafted.stopped, alone.stopped)
             ends.add(expected.shape[1])
             lengths.append(output.acceptance_length or 1.0)

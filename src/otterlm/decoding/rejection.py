@@ -6,6 +6,7 @@ read the segment's last token has given it already.
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,7 +82,7 @@ class RejectionSampling(Loop):
         self.adapter_name = adapter_name
         self.off = self.threshold == -math.inf
 
-    def reads(self, model: OtterModel) -> str:
+    def reads(self, model: OtterModel) -> str | None:
         """Returns the name of its adapter."""
         return model.adapter_name(self.adapter_name, Capability.PREFIX)
 
@@ -93,18 +94,17 @@ class RejectionSampling(Loop):
 
     def decode(self, run: Run) -> RejectionOutput:
         """Decodes segment by segment, see `Loop`."""
-        model, input_ids, name = run.model, run.input_ids, self.reads(run.model)
-        ends = unread_ends(model, name)
+        model, input_ids = run.model, run.input_ids
         prompt = read_prompt(run)
         seen = prompt.seen.bool()  # a rejected segment stays in the cache, unseen
-        rewards = prompt.output.signals[name].prefix[:, -1].tolist()  # of the prompts
-        rows = [
-            Segments(ids[seen[index]], Reading.of(prompt.output, index, -1), rewards[index])
-            for index, ids in enumerate(input_ids)
+        rows = [Segments(ids[seen[index]], Reading.of(prompt.output, index, -1)) for index, ids in enumerate(input_ids)]
+        everyone = list(range(len(rows)))
+        first = [
+            (1 - self.alpha) * reward + self.alpha * self.threshold
+            for reward in self._rewards(model, prompt.output, rows, everyone)
         ]
-        first = [(1 - self.alpha) * reward + self.alpha * self.threshold for reward in rewards]
         while not all(row.ended for row in rows):
-            token = torch.stack([self._sample(run, row, index) for index, row in enumerate(rows)])  # [B, 1]
+            token = torch.stack([self._sample(run, rows[index], index) for index in everyone])  # [B, 1]
             slot = seen.shape[1]
             seen = torch.cat((seen, seen.new_ones(len(rows), 1)), dim=-1)
             read = torch.tensor([[len(row.response)] for row in rows], device=token.device)
@@ -114,23 +114,21 @@ class RejectionSampling(Loop):
                 position_ids=prompt.position[:, None] + read,
                 past_key_values=prompt.cache,
             )
-            rewards = output.signals[name].prefix[:, -1].tolist()
             judged = []
             for index, row in enumerate(rows):
                 if row.ended:
                     continue
-                reward = row.reward if int(token[index]) in ends else rewards[index]
-                row.read(token[index], Reading.of(output, index, -1), slot, reward)
+                row.read(token[index], Reading.of(output, index, -1), slot)
                 whole = torch.cat((input_ids[index], row.response))
                 row.ends = bool(run.criteria(whole[None], None).all())
                 if row.ends or self._segment_ends(row):
                     judged.append(index)
-            for index in judged:
+            for index, reward in zip(judged, self._rewards(model, output, rows, judged) if judged else [], strict=True):
                 row = rows[index]
                 share = len(row.response) / run.new_tokens
                 wanted = min(self.threshold, first[index] + share * (self.threshold - first[index]))
-                accepted = float(torch.rand(())) < math.exp(min(0.0, (row.reward - wanted) / self.beta))
-                hidden, shown = row.judge(accepted, self.attempts)
+                accepted = float(torch.rand(())) < math.exp(min(0.0, (reward - wanted) / self.beta))
+                hidden, shown = row.judge(reward, accepted, self.attempts)
                 seen[index, hidden] = False
                 seen[index, shown] = True
         run.show_all(rows[0].response[None])
@@ -154,6 +152,17 @@ class RejectionSampling(Loop):
         whole = torch.cat((run.input_ids[index], row.response))
         return torch.multinomial(process_row(run, whole, row.reading, index).softmax(dim=-1), 1)
 
+    def _rewards(self, model: OtterModel, output: Any, rows: list["Segments"], judged: list[int]) -> list[float]:
+        """Returns the rewards of some rows as they are now, from the latest pass."""
+        name = model.adapter_name(self.adapter_name, Capability.PREFIX)
+        rewards: list[float] = output.signals[name].prefix[judged, -1].tolist()
+        ends = unread_ends(model, name)
+        for number, row in enumerate(rows[index] for index in judged):
+            if row.before is not None and ends and int(row.tokens[-1]) in ends:
+                signal: Any = model.heads({name: row.before.states[name][None, None]})[name]  # [1, 1, d + d']
+                rewards[number] = float(signal.prefix)
+        return rewards
+
 
 @dataclass
 class _Candidate:
@@ -172,22 +181,22 @@ class Segments:
     Attributes:
         tokens: prompt (without padding), segments taken and the one being sampled.
         reading: of the pass that read the last of them.
-        reward: of the text so far.
+        before: of the pass before that one; None at the prompt's end.
         slots: where the segment being sampled is in the KV cache.
         ends: whether the response would end with it.
         ended: whether the response has ended.
         taken, sampled: how many segments.
     """
 
-    def __init__(self, prompt: Tensor, reading: Reading, reward: float) -> None:
+    def __init__(self, prompt: Tensor, reading: Reading) -> None:
         self.tokens = prompt
         self.reading = reading
-        self.reward = reward
+        self.before: Reading | None = None
         self.slots: list[int] = []
         self.ends = self.ended = False
         self.taken = self.sampled = 0
         self._prompt = len(prompt)
-        self._start = (prompt, reading, reward)
+        self._start = (prompt, reading)
         self._rejected: list[_Candidate] = []
 
     @property
@@ -195,30 +204,30 @@ class Segments:
         """Returns the tokens after the prompt."""
         return self.tokens[self._prompt :]
 
-    def read(self, token: Tensor, reading: Reading, slot: int, reward: float) -> None:
-        """Adds a token that a pass has read into a slot of the cache, with the reward of the text that it ends."""
+    def read(self, token: Tensor, reading: Reading, slot: int) -> None:
+        """Adds a token that a pass has read into a slot of the cache."""
         self.tokens = torch.cat((self.tokens, token))
-        self.reading, self.reward = reading, reward
+        self.before, self.reading = self.reading, reading
         self.slots.append(slot)
 
-    def judge(self, accepted: bool, attempts: int) -> tuple[list[int], list[int]]:
+    def judge(self, reward: float, accepted: bool, attempts: int) -> tuple[list[int], list[int]]:
         """Takes the segment, or returns to its start. After so many attempts the best one is taken.
 
         Returns:
             The slots of the cache to hide and those to show again.
         """
-        current = _Candidate(self.reward, self.tokens, self.reading, self.slots, self.ends)
+        current = _Candidate(reward, self.tokens, self.reading, self.slots, self.ends)
         self.sampled += 1
         taken = current
         if not accepted:
             self._rejected.append(current)
             if len(self._rejected) < attempts:
-                self.tokens, self.reading, self.reward = self._start
+                self.tokens, self.reading = self._start
                 self.slots = []
                 return current.slots, []
             taken = max(self._rejected, key=lambda candidate: candidate.reward)
-        self.tokens, self.reading, self.reward, self.ended = taken.tokens, taken.reading, taken.reward, taken.ends
-        self._start, self._rejected, self.slots = (taken.tokens, taken.reading, taken.reward), [], []
+        self.tokens, self.reading, self.ended = taken.tokens, taken.reading, taken.ends
+        self._start, self._rejected, self.slots = (taken.tokens, taken.reading), [], []
         self.taken += 1
         return (current.slots, taken.slots) if taken is not current else ([], [])
 
