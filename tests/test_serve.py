@@ -110,7 +110,7 @@ def test_the_environment_names_the_plugins_that_would_be_loaded(monkeypatch) -> 
     assert serve_environment({"A": "b"}, False) == {"A": "b", "VLLM_PLUGINS": "chip,otter,resolver"}
     assert serve_environment({"VLLM_PLUGINS": "foreign"}, False) == {"VLLM_PLUGINS": "foreign,otter"}
     assert serve_environment({"VLLM_PLUGINS": ""}, False) == {"VLLM_PLUGINS": "otter"}
-    assert serve_environment({}, True)["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
+    assert serve_environment({}, True)["OTTER_LOAD_ADAPTERS"] == "1"
 
 
 def test_the_command_line_passes_options_on(parts, otter, refusal, monkeypatch) -> None:

@@ -4,7 +4,7 @@
     POST   /v1/otter/adapters           {"name": NAME, "path": FOLDER}, a folder or hub id, as the server sees it
     DELETE /v1/otter/adapters/NAME
 
-As with vLLM's LoRA, clients may change adapters only where `VLLM_ALLOW_RUNTIME_LORA_UPDATING` is set.
+Clients may change adapters only where the server was started so, as with vLLM's LoRA.
 """
 
 import asyncio

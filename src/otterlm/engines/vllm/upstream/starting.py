@@ -23,9 +23,8 @@ DEFAULT_GROUPS = (
     "vllm.stat_logger_plugins",
 )
 """vLLM loads the plugins of these groups where `VLLM_PLUGINS` is not set."""
-LOADING = "VLLM_ALLOW_RUNTIME_LORA_UPDATING"
-"""vLLM's switch for adapters that clients load. It counts for Otter's, too."""
-
+LOADING = "OTTER_LOAD_ADAPTERS"
+"""The switch for adapters that clients load. vLLM's own for LoRA is refused where there are several API servers."""
 SPECULATION = ("--speculative-config", "--speculative_config", "-sc")
 """How options begin that say what vLLM is to speculate with."""
 
