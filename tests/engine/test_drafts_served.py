@@ -13,8 +13,8 @@ from oracle import TEXTS
 from torch import Tensor
 from vllm import SamplingParams
 
+from otterlm import client
 from otterlm.decoding.steering import guide
-from otterlm.engines import client
 from otterlm.engines.exported import load_exported
 
 ALARM, THRESHOLD = 0.5, 0.0
