@@ -29,4 +29,4 @@ class Oracle:
         length = len(text)
         following: list[int] = next((each[length:] for each in self._texts if each[:length] == text), [])
         drafts = following[: self._most - length % (self._most + 1)]
-        return [token if (length + index) % 7 else token - 1 for index, token in enumerate(drafts)]
+        return [token if (length + index) % 7 else token ^ 1 for index, token in enumerate(drafts)]

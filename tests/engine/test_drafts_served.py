@@ -13,8 +13,8 @@ from oracle import TEXTS
 from torch import Tensor
 from vllm import SamplingParams
 
+from otterlm import client
 from otterlm.decoding.steering import guide
-from otterlm.engines import client
 from otterlm.engines.exported import load_exported
 
 ALARM, THRESHOLD = 0.5, 0.0
@@ -33,13 +33,13 @@ MIX: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {"repetition_penalty": 1.3, "logprobs": 0}),
     ({"threshold": THRESHOLD, "guard": "reward", "patience": 2, "rewards": 1}, {"min_tokens": 4}),
     ({"weight": -2.0, "signal": "reward", "rewards": 1}, {"n": 2, "temperature": 1.0, "top_k": 1}),
-    ({"guard": "moderator", "alarm": ALARM, "hits": 2, "window": 3}, {}),
+    ({"guard": "moderator", "alarm": ALARM, "hits": 4, "window": 6}, {}),
     ({"weight": 2.0, "signal": "contrast", "top_p": 0.5}, {"bad_words": ["a", "b"]}),
     ({"weight": 3.0, "signal": "reward"}, {"allowed_token_ids": list(range(50, 200))}),
     ({"weight": 3.0, "signal": "reward"}, {"min_tokens": 8, "stop_token_ids": list(range(4, 300, 3))}),
     ({"prompt": 1, "guards": 1}, {"prompt_logprobs": 1}),
     ({"prompt_tokens": 1, "rewards": 1, "guards": 1}, {}),
-    ({"refuse": 1, "guards": 1, "weight": 3.0, "signal": "moderator"}, {}),
+    ({"refuse": 1, "guards": 1}, {}),
 ]
 """Settings of requests that share batches, and their sampling parameters."""
 REQUESTS: list[tuple[Any, int, dict[str, Any], dict[str, Any]]] = [

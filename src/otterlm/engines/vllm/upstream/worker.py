@@ -68,7 +68,13 @@ def expand(original: Any, values: Any, ends: Any, count: int, replace_from: int 
 
 
 def sample(original: Any, runner: Any, logits: Any, drafts: Any) -> Any:
-    """Wraps the first model runner, which has computed the logits."""
+    """Wraps the first model runner, which has computed the logits.
+
+    A step may verify drafts of no request. It samples as a step of an engine without drafts: on CPUs vLLM 0.32 ends
+    with an error where a request of it has a `top_k`.
+    """
+    if drafts is not None and not any(drafts.num_draft_tokens):
+        drafts = None
     if watcher := _watcher(runner):
         requests = runner.input_batch.req_ids
         watcher.sample(requests, [0] * len(requests) if drafts is None else drafts.num_draft_tokens)
