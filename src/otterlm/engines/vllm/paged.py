@@ -43,7 +43,8 @@ class PagedLayer(InsertedLayer):
         )
         if vllm_config.compilation_config.mode == NONE:  # else a graph needs the kernel to be one operator of it
             self.kernel.use_direct_call = True
-        self.channels = [heads * widths.head_dim for heads in (widths.heads, widths.kv_heads, widths.kv_heads)]
+        self.heads = [heads * widths.head_dim for heads in (widths.heads, widths.kv_heads, widths.kv_heads)]
+        self.units = [widths.units, widths.units]
 
     def attend(self, inserted: Tensor, x: Tensor, spread: Tensor, heads: Tensor, positions: Tensor) -> Tensor:
         """Adds what the extra heads give.
@@ -59,7 +60,7 @@ class PagedLayer(InsertedLayer):
             h' in the middle of the block, `[T, d']`.
         """
         attention = self.attention
-        query, key, value = attention.qkv(x, normed(inserted, spread)).split(self.channels, dim=-1)
+        query, key, value = attention.qkv(x, normed(inserted, spread)).split(self.heads, dim=-1)
         if attention.query_norm is not None and attention.key_norm is not None:
             query, key = (
                 norm(part.unflatten(-1, (-1, attention.widths.head_dim))).flatten(1)
@@ -81,7 +82,7 @@ class PagedLayer(InsertedLayer):
             h' after the block, `[T, d']`.
         """
         ffn = self.ffn
-        gate, up = ffn.gate_up(x, normed(inserted, spread)).chunk(2, dim=-1)
+        gate, up = ffn.gate_up(x, normed(inserted, spread)).split(self.units, dim=-1)
         return inserted + ffn.down(units, ffn.activation(gate) * up)
 
 
