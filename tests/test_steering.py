@@ -46,6 +46,27 @@ def test_guidance_stays_inside_the_plausible_tokens(shape: tuple[int, int, int],
     assert torch.equal(guided[inside], (scores + weight * rewards)[inside])
 
 
+def test_rewards_are_computed_for_the_plausible_tokens_alone_where_these_are_few() -> None:
+    sharp = torch.zeros(2, 300)
+    sharp[0, [7, 290, 3]], sharp[1, 11] = torch.tensor([20.0, 19.5, 19.0]), 20.0
+    _, rewards, weight = numbers(2, 300, 0)
+    asked: list[Tensor | None] = []
+
+    def ask(tokens: Tensor | None) -> Tensor:
+        asked.append(tokens)
+        return of(rewards, tokens)
+
+    for scores in (sharp, torch.zeros(2, 300), sharp.masked_fill(torch.tensor([[False], [True]]), torch.nan)):
+        guided = guide(scores, ask, weight, min_p=0.15)
+        expected = (scores + weight * rewards).masked_fill(~plausible(scores, 0.15), -torch.inf)
+        assert torch.equal(guided, expected)
+    few, flat, broken = asked
+    assert few is not None
+    assert few.tolist() == [[3, 7, 290], [11, 11, 11]]
+    assert flat is None  # many are plausible
+    assert broken is None  # none is
+
+
 def test_guidance_leaves_what_a_grammar_ruled_out() -> None:
     scores = torch.tensor([[-torch.inf, 1.0, -torch.inf, 0.5]])
     rewards = torch.tensor([[100.0, 0.0, 100.0, 3.0]])

@@ -35,7 +35,7 @@ class Joint(nn.Linear):
     """Projects what the base computed and what was inserted, side by side: [A B] of the paper."""
 
     def forward(self, base: Tensor, inserted: Tensor) -> Tensor:  # type: ignore[override]
-        """Maps `[..., base channels]` and `[..., inserted channels]` to `[..., d']`."""
+        """Maps `[..., base channels]` and `[..., inserted channels]` to `[..., channels]`."""
         return super().forward(torch.cat((base, inserted), dim=-1))
 
 
@@ -55,7 +55,7 @@ class InsertedAttention(nn.Module):
         self.scaling = scaling * (widths.base_head_dim / widths.head_dim) ** 0.5
         biased = is_biased(block, family.query_key_value[0])
         channels = (widths.heads + 2 * widths.kv_heads) * widths.head_dim
-        self.qkv = nn.Linear(widths.base + widths.inserted, channels, bias=biased, **factory)
+        self.qkv = Joint(widths.base + widths.inserted, channels, bias=biased, **factory)
         reads = widths.base_heads * widths.base_head_dim + widths.heads * widths.head_dim
         self.out = Joint(reads, widths.inserted, bias=is_biased(block, family.attention_output), **factory)
         self.query_norm, self.key_norm = (
@@ -63,10 +63,10 @@ class InsertedAttention(nn.Module):
             for norm in (part_of(block, family.query_norm), part_of(block, family.key_norm))
         )
 
-    def forward(self, inputs: Tensor, taps: LayerTaps, slot: CacheSlot, rotation: Rotation | None) -> Tensor:
-        """Maps `[B, T, d + d']` to `[B, T, d']`."""
+    def forward(self, inserted: Tensor, taps: LayerTaps, slot: CacheSlot, rotation: Rotation | None) -> Tensor:
+        """Maps x', `[B, T, d']`, beside the base's x to `[B, T, d']`."""
         w = self.widths
-        heads = self.qkv(inputs).unflatten(-1, (-1, w.head_dim))  # [B, T, H' + 2 KV', head_dim]
+        heads = self.qkv(taps.attention_input, inserted).unflatten(-1, (-1, w.head_dim))  # [B, T, H' + 2 KV', head_dim]
         turned, value = heads.split((w.heads + w.kv_heads, w.kv_heads), dim=2)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = turned.split((w.heads, w.kv_heads), dim=2)
@@ -79,8 +79,6 @@ class InsertedAttention(nn.Module):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, taps: LayerTaps, slot: CacheSlot) -> Tensor:
         """Attends with `[B, T, H', head_dim]` queries and `[B, T, KV', head_dim]` keys and values.
-
-        An engine overrides this kernel.
 
         Returns:
             `[B, T, H' * head_dim]`.
@@ -112,25 +110,28 @@ class InsertedFFN(nn.Module):
         self.gated = family.gated
         into = 2 * widths.units if self.gated else widths.units
         biased = bool(family.gate_up) and is_biased(block, family.gate_up[0])
-        self.gate_up = nn.Linear(widths.base + widths.inserted, into, bias=biased, **factory)
+        self.gate_up = Joint(widths.base + widths.inserted, into, bias=biased, **factory)
         reads = (widths.base_units or widths.base) + widths.units
         biased = family.down is not None and is_biased(block, family.down)
         self.down = Joint(reads, widths.inserted, bias=biased, **factory)
         self.activation = ACT2FN[activation]
 
-    def forward(self, inputs: Tensor, base: Tensor) -> Tensor:
-        """Maps `[B, T, d + d']` and the base's `[B, T, f]` (of experts `[B, T, d]`) to `[B, T, d']`."""
-        units = self.gate_up(inputs)
+    def forward(self, inserted: Tensor, taps: LayerTaps) -> Tensor:
+        """Maps x', `[B, T, d']`, beside the base's x and units (or the output of experts) to `[B, T, d']`."""
+        units = self.gate_up(taps.ffn_input, inserted)
         if self.gated:
             gate, up = units.chunk(2, dim=-1)
             units = self.activation(gate) * up
         else:
             units = self.activation(units)
-        return self.down(base, units)
+        return self.down(taps.produced if taps.units is None else taps.units, units)
 
 
 class InsertedLayer(nn.Module):
-    """Moves h' through one block as the base moves h. It reads h and is never written to it."""
+    """Moves h' through one block as the base moves h. It reads h and is never written to it.
+
+    An engine overrides `forward`.
+    """
 
     def __init__(
         self,
@@ -139,7 +140,6 @@ class InsertedLayer(nn.Module):
         index: int,
         family: Family,
         activation: str,
-        attention: type[InsertedAttention],
         **factory: Any,
     ) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class InsertedLayer(nn.Module):
         self.parallel = family.parallel
         self.residual = residual_multiplier(block.get_submodule(family.attention).config, family)
         self.attention_norm = norm(family.attention_norm)
-        self.attention = attention(widths, block, index, family, **factory)
+        self.attention = InsertedAttention(widths, block, index, family, **factory)
         self.attention_post_norm = norm(family.attention_post_norm)
         self.ffn_norm = norm(family.ffn_norm)
         self.ffn = InsertedFFN(widths, block, family, activation, **factory)
@@ -159,14 +159,11 @@ class InsertedLayer(nn.Module):
 
     def forward(self, inserted: Tensor, taps: LayerTaps, slot: CacheSlot, rotation: Rotation | None) -> Tensor:
         """Maps h' before the block to h' after it, `[B, T, d']`."""
-        x = torch.cat((taps.attention_input, _normed(self.attention_norm, inserted, taps.hidden)), dim=-1)
-        attended = self.attention(x, taps, slot, rotation)
+        attended = self.attention(_normed(self.attention_norm, inserted, taps.hidden), taps, slot, rotation)
         attended = _normed(self.attention_post_norm, attended, taps.attended)
         middle = torch.add(inserted, attended, alpha=self.residual)
-        x = torch.cat(
-            (taps.ffn_input, _normed(self.ffn_norm, inserted if self.parallel else middle, taps.middle)), dim=-1
-        )
-        produced = self.ffn(x, taps.produced if taps.units is None else taps.units)
+        x = _normed(self.ffn_norm, inserted if self.parallel else middle, taps.middle)
+        produced = self.ffn(x, taps)
         produced = _normed(self.ffn_post_norm, produced, taps.produced)
         return torch.add(middle, produced, alpha=self.residual)
 
@@ -186,7 +183,7 @@ class InsertedStream(nn.Module):
         base: the frozen model it is inserted into; only its configuration and the shapes of its parts are read.
         family: where those are; with an outline the blocks are read at their edge.
         dtype, device: of the inserted parameters, which are left uninitialised.
-        attention: how the extra heads attend inside blocks; an engine has another class.
+        layer: moves h' through the blocks whose inside is read; an engine has another class.
     """
 
     def __init__(
@@ -196,7 +193,7 @@ class InsertedStream(nn.Module):
         family: Outline,
         dtype: torch.dtype,
         device: Any = None,
-        attention: type[InsertedAttention] = InsertedAttention,
+        layer: type[InsertedLayer] = InsertedLayer,
     ) -> None:
         super().__init__()
         self.number = next(_numbers)
@@ -213,8 +210,7 @@ class InsertedStream(nn.Module):
             self.rotation = family.rotation
             blocks, activation = blocks_of(base, family), activation_of(decoder_config(base))
             layers: dict[str, nn.Module] = {
-                str(i): InsertedLayer(widths, blocks[i], i, family, activation, attention, **factory)
-                for i in widths.layers
+                str(i): layer(widths, blocks[i], i, family, activation, **factory) for i in widths.layers
             }
             last = decoder_of(base).get_submodule(family.final_norm)
             norm = InsertedNorm.like(widths.inserted, last, family.centred, **factory)

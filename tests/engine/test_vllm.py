@@ -25,6 +25,7 @@ from engines import (
     tokenizer,
     tokens_of,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig
 from vllm import EngineArgs
 from vllm.exceptions import VLLMValidationError
@@ -37,6 +38,7 @@ from otterlm.decoding import ContrastGuidance, RewardGuidance
 from otterlm.engines.exported import load_exported
 from otterlm.engines.rewards import STOPPED
 from otterlm.engines.vllm import upstream
+from otterlm.engines.vllm.paged import spread_of
 from otterlm.engines.vllm.steering import Steering
 from otterlm.engines.vllm.upstream import served, worker
 from otterlm.errors import OtterError
@@ -267,6 +269,41 @@ def test_other_families(tmp_path: Path, model_type, mode) -> None:
     (ours,) = answers(folder, (PROMPTS, greedy(**client.request(folder, rewards=1), logprobs=1)), logprobs_mode=mode)
     assert tokens_of(ours) == tokens_of(plain)
     assert_rewards(load_exported(folder), ours)
+
+
+class _Counting(TorchDispatchMode):
+    """The mode counts operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operators.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+class _Kernel(torch.nn.Module):
+    """The kernel attends to nothing: it needs no cache."""
+
+    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return query
+
+
+@torch.inference_mode()
+def test_a_widened_block_takes_few_operators(llm, monkeypatch) -> None:
+    """At one token a call costs more than what it computes."""
+    model = llm.llm_engine.model_executor.driver_worker.model_runner.model
+    layer = model.otter["reward"].stream.layers["1"]
+    widths = layer.attention.widths
+    monkeypatch.setattr(layer, "kernel", _Kernel())
+    sizes = widths.inserted, widths.base, widths.base_heads * widths.base_head_dim, widths.base_units
+    inserted, x, heads, units = (torch.randn(1, size) for size in sizes)
+    least, positions = torch.tensor(0.1), torch.tensor([3])
+    with _Counting() as counting:
+        middle = layer.attend(inserted, x, spread_of(x, least), heads, positions)
+        layer.feed(middle, x, spread_of(x, least), units)
+    assert len(counting.operators) <= 31, counting.operators
 
 
 @torch.inference_mode()

@@ -11,6 +11,8 @@ from torch import Tensor
 
 FEW = 4096
 """How many of the likeliest tokens are tried first for a nucleus."""
+MANY = 64
+"""If more tokens of a row are plausible, the rewards of all are computed."""
 
 Count = TypeVar("Count", int, Tensor)
 
@@ -35,22 +37,37 @@ def guide(
     Returns:
         `[B, V]`, minus infinity at the tokens that are ruled out.
     """
-    guided = _guided(scores, rewards, weight, top_k)
-    return (
-        guided
-        if isinstance(min_p, float) and min_p == 0
-        else guided.masked_fill_(~plausible(scores, min_p), -torch.inf)
-    )
+    everything = isinstance(min_p, float) and min_p == 0
+    if top_k is not None and top_k < scores.shape[-1]:
+        best, tokens = scores.topk(top_k, dim=-1)  # [B, k]
+        guided = _of_tokens(scores, tokens, best + weight * rewards(tokens).to(scores))
+    elif not everything and (few := _few_plausible(scores, min_p)) is not None:
+        return _of_tokens(scores, few, scores.gather(-1, few) + weight * rewards(few).to(scores))
+    else:
+        guided = (weight * rewards(None).to(scores)).add_(scores)
+    return guided if everything else guided.masked_fill_(~plausible(scores, min_p), -torch.inf)
 
 
-def _guided(
-    scores: Tensor, rewards: Callable[[Tensor | None], Tensor], weight: float | Tensor, top_k: int | None
-) -> Tensor:
-    if top_k is None or top_k >= scores.shape[-1]:
-        return (weight * rewards(None).to(scores)).add_(scores)
-    best, tokens = scores.topk(top_k, dim=-1)  # [B, k]
-    guided = best + weight * rewards(tokens).to(scores)
-    return torch.full_like(scores, -torch.inf).scatter(-1, tokens, guided)
+def _of_tokens(scores: Tensor, tokens: Tensor, values: Tensor) -> Tensor:
+    """Returns scores of some tokens, `[B, k]`, among all, `[B, V]`: minus infinity at the others."""
+    return torch.full_like(scores, -torch.inf).scatter_(-1, tokens, values)
+
+
+def _few_plausible(scores: Tensor, min_p: float | Tensor) -> Tensor | None:
+    """Finds the plausible tokens of each row, `[B, k]`; a row with fewer than k repeats its first.
+
+    Rewards of all tokens take longer. None where they are many, and on devices that would have to be waited for.
+    """
+    if scores.device.type != "cpu":
+        return None
+    rows, tokens = plausible(scores, min_p).nonzero(as_tuple=True)
+    counts = rows.bincount(minlength=len(scores))
+    if not 0 < int(counts.min()) <= int(counts.max()) <= MANY:
+        return None
+    starts = counts.cumsum(0) - counts
+    few = tokens[starts, None].repeat(1, int(counts.max()))
+    few[rows, torch.arange(len(rows)) - starts[rows]] = tokens
+    return few
 
 
 def plausible(scores: Tensor, min_p: float | Tensor) -> Tensor:

@@ -40,10 +40,6 @@ class HookPoint:
         return output if isinstance(output, Tensor) else output[self.position]
 
 
-STATE = 1
-"""The position of the sum in the output of a norm that adds the residual."""
-
-
 EDGE = (
     HookPoint("hidden", "", keywords=("hidden_states", "hidden", "x")),
     HookPoint("left", "", "output"),
@@ -86,24 +82,6 @@ def hook_points(family: Family) -> tuple[HookPoint, ...]:
     elif family.down is None:
         points.append(HookPoint("produced", family.ffn, "output"))
     return tuple(points)
-
-
-def fused_points(family: Family) -> tuple[HookPoint, ...]:
-    """Returns the hook points of a block whose norms add the residual, as vLLM's do.
-
-    Such a norm takes what comes before it and the state, and returns the normed state and the state.
-    """
-    assert family.attention_norm is not None
-    assert family.ffn_norm is not None
-    assert family.down is not None
-    return (
-        HookPoint("attention_input", family.attention_norm, "output"),
-        HookPoint("hidden", family.attention_norm, "output", position=STATE),
-        HookPoint("heads", family.attention_output),
-        HookPoint("ffn_input", family.ffn_norm, "output"),
-        HookPoint("middle", family.ffn_norm, "output", position=STATE),
-        HookPoint("units", family.down),
-    )
 
 
 def by_part(points: tuple[HookPoint, ...]) -> dict[tuple[str, str], tuple[HookPoint, ...]]:

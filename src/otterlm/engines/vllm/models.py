@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from otterlm.config import OtterConfig
 from otterlm.detection import recognize
 from otterlm.engines.exported import ADAPTERS, base_config, read_adapters
+from otterlm.engines.vllm.paged import PagedLayer, narrowed
 from otterlm.engines.vllm.replacing import Replacement
 from otterlm.engines.vllm.steering import Steering
 from otterlm.engines.vllm.upstream import install_worker, served, shared
@@ -24,7 +25,7 @@ from otterlm.engines.vllm.upstream.names import (
     tensor_model_parallel_all_gather,
 )
 from otterlm.engines.vllm.watching import Watcher
-from otterlm.engines.vllm.widening import PagedAttention, Widening, narrowed, shard_and_pack
+from otterlm.engines.vllm.widening import Widening, shard_and_pack
 from otterlm.errors import OtterError
 from otterlm.families import Family
 from otterlm.signals import head_class
@@ -45,7 +46,7 @@ class EngineAdapter(nn.Module):
     def __init__(self, config: OtterConfig, base: Any, family: Family, dtype: torch.dtype) -> None:
         super().__init__()
         self.config = config
-        self.stream = InsertedStream(config, base, family, dtype, attention=PagedAttention)
+        self.stream = InsertedStream(config, base, family, dtype, layer=PagedLayer)
         widths = self.stream.widths
         head = head_class(config.signal)
         self.head = head(config.signal, widths.base + widths.inserted, widths.base, dtype=dtype)
@@ -80,7 +81,7 @@ class Otter:
             for index, layer in inserted.items():
                 attention = model.model.layers[int(index)].self_attn
                 rotary = narrow(attention.rotary_emb, stride)
-                layer.attention.attach(vllm_config, f"model.layers.{index}.otter_{name}.attn", attention.attn, rotary)
+                layer.attach(vllm_config, f"model.layers.{index}.otter_{name}.attn", attention.attn, rotary)
         model.otter = nn.ModuleDict(adapters)
         streams = {name: adapter.stream for name, adapter in adapters.items()}
         self._widening = Widening(model.model, family, streams)
@@ -106,8 +107,10 @@ class Otter:
 
     def _split(self, hidden_states: Tensor) -> dict[str, Tensor]:
         """Splits rows, `[N, d + d'_1 + ...]`, into each adapter's states, `[N, 1, d + d']`."""
+        names = list(self.otter)  # type: ignore[attr-defined]
+        if len(names) == 1:
+            return {names[0]: hidden_states.unsqueeze(1)}
         hidden, *inserted = hidden_states.split(self._widths, dim=-1)
-        names = self.otter.keys()  # type: ignore[attr-defined]
         return {
             name: torch.cat((hidden, part), dim=-1).unsqueeze(1) for name, part in zip(names, inserted, strict=True)
         }
@@ -138,6 +141,14 @@ class Otter:
         """Returns what steering weights of an adapter count in, see `SignalConfig.unit`."""
         unit: float = self.otter[name].config.signal.unit  # type: ignore[attr-defined]
         return unit
+
+    def rewards(self, signal: Any, tokens: Tensor | None) -> Tensor:
+        """Returns what a signal expects after some next tokens of each row, `[N, k]`, or after all, `[N, V]`."""
+        if tokens is None or get_tensor_model_parallel_world_size() > 1:
+            rewards = self.gather(signal.vocabulary())
+            return rewards if tokens is None else rewards.gather(-1, tokens)
+        expected: Tensor = signal.vocabulary(tokens)
+        return expected
 
     def gather(self, scores: Tensor) -> Tensor:
         """Gathers the scores of each process's part of the vocabulary to those of all of it, `[N, V]`."""

@@ -6,6 +6,7 @@ request has several rows, and each is steered by the signal of its own text. The
 that. The first runner's is not, see `upstream.worker`.
 """
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -163,8 +164,7 @@ class Steering(LogitsProcessor, LogitsProcessorV2):
         if Capability.REPLACES in self._served.signals[way.signal]:
             logits[index] = contrast(scores, model.gather(signal.difference()).to(scores), weight, way.top_p)
             return
-        rewards = model.gather(signal.vocabulary())
-        of = lambda tokens: rewards if tokens is None else rewards.gather(-1, tokens)  # noqa: E731
+        of = functools.partial(model.rewards, signal)
         logits[index] = guide(scores, of, weight / model.unit(way.signal), way.top_k, way.min_p)
 
 

@@ -1,84 +1,29 @@
 """Runs inserted streams inside a vLLM decoder, by hooks on its unmodified modules.
 
-The hooks read what the blocks compute, as `otterlm.taps` does of Transformers' models, and show it to the same stream.
-vLLM's tensors are flat, `[T, d]`, with all requests' tokens in a row, and get a batch dimension of 1. The last hook
-appends h' to what the final norm gives, so the decoder returns [h, h'], and the runner's choice of rows, chunked
-prefill, prefix caching and prompt log probabilities carry both.
+The hooks read what the blocks compute, as `otterlm.taps` does of Transformers' models, and move h' as soon as they have
+read what it takes. The last hook appends h' to what the final norm gives, so the decoder returns [h, h'], and the
+runner's choice of rows, chunked prefill, prefix caching and prompt log probabilities carry both.
 """
 
-import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from otterlm.cache import CacheSlot
+from otterlm.engines.vllm.paged import fold_norms, normed, spread_of
 from otterlm.engines.vllm.upstream.names import (
-    Attention,
-    VllmConfig,
     current_platform,
     dispatch_cpu_unquantized_gemm,
     get_tensor_model_parallel_rank,
     get_tensor_model_parallel_world_size,
     tensor_model_parallel_all_reduce,
 )
+from otterlm.errors import OtterError
 from otterlm.families import Family
-from otterlm.families.points import STATE, HookPoint, by_part, fused_points
-from otterlm.passes import StreamPass
-from otterlm.stream import InsertedAttention, InsertedStream, Joint
-from otterlm.taps import LayerTaps
-
-
-@dataclass(slots=True)
-class PagedTaps(LayerTaps):
-    """The taps have the tokens' positions, `[T]`, beside those of `LayerTaps`."""
-
-    positions: Tensor | None = None
-
-
-class PagedAttention(InsertedAttention):
-    """Computes the extra heads with vLLM's kernels and paged KV cache."""
-
-    def attach(self, vllm_config: VllmConfig, prefix: str, base: Attention, rotary: nn.Module) -> None:
-        """Makes the kernel, which allocates the cache.
-
-        Args:
-            vllm_config: the engine's.
-            prefix: a name for the cache, with the block's number in it.
-            base: the block's kernel, whose window the extra heads have, too.
-            rotary: turns queries and keys.
-        """
-        self.rotary = rotary
-        self.kernel = Attention(
-            self.widths.heads,
-            self.widths.head_dim,
-            self.scaling,
-            num_kv_heads=self.widths.kv_heads,
-            cache_config=vllm_config.cache_config,
-            per_layer_sliding_window=base.sliding_window,
-            prefix=prefix,
-        )
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, taps: LayerTaps, slot: CacheSlot) -> Tensor:
-        """Attends, see `InsertedAttention`. B is 1, and queries and keys are not rotated yet."""
-        assert isinstance(taps, PagedTaps)
-        query, key, value = (part[0].flatten(1) for part in (query, key, value))  # [T, heads * dim]
-        query, key = self.rotary(taps.positions, query, key)
-        return self.kernel(query, key, value).unsqueeze(0)
-
-
-def narrowed(rotary: Any, stride: int) -> Any:
-    """Returns a base's rotation for heads `stride` times narrower, with every n-th of its frequencies."""
-    if stride == 1:
-        return rotary
-    narrow = copy.deepcopy(rotary)
-    narrow.head_size //= stride
-    narrow.rotary_dim //= stride
-    narrow.cos_sin_cache = torch.cat([table[:, ::stride] for table in rotary.cos_sin_cache.chunk(2, dim=-1)], dim=-1)
-    return narrow
+from otterlm.families.parts import norm_eps
+from otterlm.stream import InsertedStream, Joint
 
 
 class ShardedJoint(nn.Module):
@@ -101,8 +46,8 @@ class ShardedJoint(nn.Module):
 
     def forward(self, base: Tensor, inserted: Tensor) -> Tensor:
         """Projects as `Joint` does, with this process's part of the base channels."""
-        of_base = tensor_model_parallel_all_reduce(F.linear(base[0], self.base))
-        return of_base.unsqueeze(0) + F.linear(inserted, self.inserted, self.bias)
+        of_base = tensor_model_parallel_all_reduce(F.linear(base, self.base))
+        return of_base + F.linear(inserted, self.inserted, self.bias)
 
 
 class PackedLinear(nn.Module):
@@ -126,7 +71,8 @@ class PackedLinear(nn.Module):
 
 
 def shard_and_pack(stream: InsertedStream) -> None:
-    """Shards a loaded stream's weights for this process, and packs them for the CPU kernel."""
+    """Folds a loaded stream's norms into its weights, shards these for this process, and packs them for CPUs."""
+    fold_norms(stream)
     if get_tensor_model_parallel_world_size() > 1:
         widths = stream.widths
         for layer in stream.layers.children():
@@ -143,6 +89,9 @@ def shard_and_pack(stream: InsertedStream) -> None:
 class Widening:
     """Hooks a decoder of vLLM and drives the streams.
 
+    Its norms add the residual: they take what comes before them and the state, and return the normed state and the
+    state. The first one takes the state alone.
+
     Args:
         decoder: the model inside a causal language model of vLLM.
         family: where its parts are.
@@ -150,70 +99,78 @@ class Widening:
     """
 
     def __init__(self, decoder: Any, family: Family, streams: dict[str, InsertedStream]) -> None:
-        self._family = family
-        self._streams = streams
-        self._passes: list[StreamPass] = []
-        self._input_ids: Tensor | None = None
+        self._streams = list(streams.values())
+        self._inserted: list[Any] = []  # h' of each stream, [T, d'], while a pass runs
         self._positions: Tensor | None = None
         part, blocks = decoder.get_submodule, decoder.get_submodule(family.layers)
-        part(family.embedding).register_forward_pre_hook(self._tokens)
+        norm, width = part(family.final_norm), self._streams[0].widths.base
+        self._least = torch.tensor((width * norm_eps(norm)) ** 0.5, dtype=torch.float32)  # all norms have one epsilon
+        part(family.embedding).register_forward_pre_hook(self._embed)
         blocks[0].register_forward_pre_hook(self._begin)
-        for index in sorted({layer for stream in streams.values() for layer in stream.widths.layers}):
-            self._watch(index, blocks[index])
-        part(family.final_norm).register_forward_hook(self._end)
+        for index in sorted({layer for stream in self._streams for layer in stream.widths.layers}):
+            self._watch(index, blocks[index], family)
+        norm.register_forward_hook(self._end)
 
-    def _tokens(self, _: nn.Module, inputs: tuple[Tensor]) -> None:
-        self._input_ids = inputs[0]
+    def _embed(self, _: nn.Module, inputs: tuple[Tensor]) -> None:
+        self._inserted = [None if each.table is None else each.table(inputs[0]) for each in self._streams]
 
     def _begin(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
         self._positions = inputs[0]
-        self._passes = [StreamPass(stream, 0) for stream in self._streams.values()]
-        if self._input_ids is not None:
-            for stream in self._passes:
-                stream.tokens(self._input_ids.unsqueeze(0))
+        self._inserted = self._inserted or [None] * len(self._streams)
 
-    def _watch(self, index: int, block: Any) -> None:
-        seen: dict[str, Any] = {}
+    def _watch(self, index: int, block: Any, family: Family) -> None:
+        layers: list[tuple[int, Any]] = [
+            (number, stream.layers[str(index)])
+            for number, stream in enumerate(self._streams)
+            if index in stream.widths.layers
+        ]
+        seen: dict[str, Tensor] = {}
 
-        def inputs_of(points: tuple[HookPoint, ...]) -> Callable[..., None]:
-            def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-                for point in points:
-                    seen[point.tap] = point.of_inputs(inputs, {}).unsqueeze(0)
+        def see(inputs: tuple[Tensor, ...], output: Any) -> Tensor:
+            seen["x"], hidden = output if isinstance(output, tuple) else (output, inputs[0])
+            seen["spread"] = spread_of(hidden, self._least)  # now: the next norm adds to the state in place
+            return hidden
 
-            return hook
+        def enter(_: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+            hidden = see(inputs, output)
+            for number, _ in layers:
+                if self._inserted[number] is None:
+                    self._inserted[number] = _projected(self._streams[number], hidden)
 
-        def outputs_of(points: tuple[HookPoint, ...]) -> Callable[..., None]:
-            def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
-                # The first norm takes the state alone and gives it normed.
-                outputs = output if isinstance(output, tuple) else (output, inputs[0])
-                for point in points:
-                    seen[point.tap] = point.of_output(outputs).unsqueeze(0)
-                    if point.position == STATE:  # the next norm adds to it in place
-                        seen[point.tap] = seen[point.tap].clone()
+        def attend(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            for number, layer in layers:
+                self._inserted[number] = layer.attend(
+                    self._inserted[number], **seen, heads=inputs[0], positions=self._positions
+                )
 
-            return hook
+        def stand(_: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+            see(inputs, output)
 
-        def leave(_: nn.Module, __: tuple[Any, ...], ___: Any) -> None:
-            taps = PagedTaps(rotary=None, positions=self._positions, **seen)
+        def feed(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            for number, layer in layers:
+                self._inserted[number] = layer.feed(self._inserted[number], **seen, units=inputs[0])
             seen.clear()
-            for stream in self._passes:
-                stream.layer(index, taps)
 
-        for (path, side), points in by_part(fused_points(self._family)).items():
-            part = block.get_submodule(path)
-            if side == "input":
-                part.register_forward_pre_hook(inputs_of(points))
-            else:
-                part.register_forward_hook(outputs_of(points))
-        block.register_forward_hook(leave)
+        part = block.get_submodule
+        part(family.attention_norm).register_forward_hook(enter)
+        part(family.attention_output).register_forward_pre_hook(attend)
+        part(family.ffn_norm).register_forward_hook(stand)
+        part(family.down).register_forward_pre_hook(feed)
 
     def _end(self, _: nn.Module, __: tuple[Tensor, ...], output: Any) -> tuple[Tensor, Tensor]:
-        normed, hidden = output
-        passes, self._passes = self._passes, []
-        self._input_ids = self._positions = None
-        inserted = []
-        for stream in passes:
-            stream.final(hidden.unsqueeze(0), normed.unsqueeze(0))
-            assert stream.state is not None
-            inserted.append(stream.state[0, :, normed.shape[-1] :])
-        return torch.cat((normed, *(part.to(normed.dtype) for part in inserted)), dim=-1), hidden
+        x, hidden = output
+        inserted, self._inserted, self._positions = self._inserted, [], None
+        spread = spread_of(hidden, self._least)
+        states = [
+            normed(state, spread) * stream.final_norm.weight
+            for stream, state in zip(self._streams, inserted, strict=True)
+        ]
+        return torch.cat((x, *states), dim=-1), hidden
+
+
+def _projected(stream: InsertedStream, hidden: Tensor) -> Tensor:
+    """Returns the h' that a stream without a table starts from."""
+    if stream.projection is None:
+        raise OtterError("this adapter embeds tokens (embedding: table): give input_ids, not inputs_embeds")
+    projected: Tensor = stream.projection(hidden)
+    return projected
