@@ -177,8 +177,9 @@ def keep_path(cache: Cache, path: Tensor, tree_size: int) -> None:
     if length == tree_size:
         return
     rows, target = torch.arange(len(path), device=path.device)[:, None], torch.arange(length, device=path.device)
+    moved = bool((path != target).any())  # the first guesses are often right, and stand where they belong
     for layer in cache.layers:
-        if layer.is_initialized:
+        if moved and layer.is_initialized:
             for states in (layer.keys, layer.values):  # [B, heads, P + tree_size, head_dim]
                 first = states.shape[-2] - tree_size
                 states[rows, :, first + target] = states[rows, :, first + path]
