@@ -18,14 +18,13 @@ class Config(SimpleNamespace):
     """Stands for vLLM's configuration, which can be referred to weakly."""
 
 
-class Request(SimpleNamespace):
+class Request:
     """Stands for a request inside vLLM's engine."""
 
     def __init__(self, name: str, salt: str | None = None, **arguments: Any) -> None:
-        params = SimpleNamespace(extra_args=arguments or None, min_tokens=0)
-        super().__init__(request_id=name, client_index=0, sampling_params=params, cache_salt=salt, block_hashes=["old"])
-
-    __hash__ = object.__hash__
+        self.request_id, self.client_index = name, 0
+        self.sampling_params = SimpleNamespace(extra_args=arguments or None, min_tokens=0)
+        self.cache_salt, self.block_hashes = salt, ["old"]
 
     def update_block_hashes(self) -> None:
         self.block_hashes.append(f"of {self.cache_salt}")
@@ -39,6 +38,7 @@ class Engine:
         model = SimpleNamespace(architecture="OtterLlamaForCausalLM", hf_config=hf_config)
         self.vllm_config = Config(model_config=model, speculative_config=None)
         self.scheduler = SimpleNamespace(requests={}, vllm_config=self.vllm_config)
+        self.worker: Any = None
         self.model_executor = SimpleNamespace(collective_rpc=lambda call, args: [call(self.worker, *args)])
         self.calls: list[Any] = []
         self.problem = ""

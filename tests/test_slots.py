@@ -146,7 +146,9 @@ def test_what_happens_is_a_line_of_json(caplog: pytest.LogCaptureFixture) -> Non
 
 
 def test_the_document_shows_every_setting() -> None:
-    extra = {"anyOf": [{"type": "object", "additionalProperties": {"type": "string"}}, {"type": "null"}]}
+    extra: dict[str, Any] = {
+        "anyOf": [{"type": "object", "additionalProperties": {"type": "string"}}, {"type": "null"}]
+    }
     document: dict[str, Any] = {"components": {"schemas": {"A": {"properties": {"vllm_xargs": extra}}, "B": {}}}}
     describe(document)
     shown = document["components"]["schemas"][COMPONENT]["properties"]

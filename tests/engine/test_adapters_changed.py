@@ -27,7 +27,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def more_adapters(out: Path) -> None:
-    model = OtterModel(tiny_base(**SIZES))
+    sizes: dict[str, Any] = SIZES
+    model = OtterModel(tiny_base(**sizes))
     for name, settings in (("second", {"seed": 7}), ("strict", {**SIGNALS["moderator"], "seed": 9})):
         add_tiny_adapter(model, name, **settings)
         model.save_pretrained(out / name, name)
@@ -36,7 +37,7 @@ def more_adapters(out: Path) -> None:
 def changed(folder: Path) -> dict[str, Any]:
     """Returns what one engine answers before and after its adapters change."""
     llm, out = engine(folder, block_size=32), folder.parent
-    core: Any = llm.llm_engine.engine_core.engine_core  # type: ignore[attr-defined]
+    core: Any = llm.llm_engine.engine_core.engine_core
 
     def ask(**arguments: Any) -> Any:
         try:

@@ -28,7 +28,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Makes a folder with a reward and a guard, and beside it adapters that fit a slot or do not."""
     out = tmp_path_factory.mktemp("changing")
     exported = make_folder(out, signals=("reward", "moderator"))
-    model = OtterModel(tiny_base(**SIZES))
+    sizes: dict[str, Any] = SIZES
+    model = OtterModel(tiny_base(**sizes))
     for name, settings in (
         ("second", {"seed": 7}),
         ("narrow", {"seed": 8, "intermediate_size": 8}),
