@@ -183,3 +183,17 @@ def between(rewards: list[list[float]]) -> float:
     low = ranked[len(ranked) // 20 : len(ranked) // 6]
     _, threshold = max((right - left, (left + right) / 2) for left, right in itertools.pairwise(low))
     return threshold
+
+
+def deviation(samples: list[Any], chances: dict[Any, float]) -> float:
+    """Returns by how many standard deviations Pearson's statistic is above what is expected of samples.
+
+    Texts that are expected less than five times count as one.
+    """
+    counts = {text: samples.count(text) for text in chances}
+    assert sum(counts.values()) == len(samples)
+    cells = [(counts[text], len(samples) * chance) for text, chance in chances.items()]
+    rare = [sum(column) for column in zip((0, 0), *(cell for cell in cells if cell[1] < 5), strict=True)]
+    cells = [cell for cell in cells if cell[1] >= 5] + [(rare[0], rare[1])] * (rare[1] > 0)
+    freedom = len(cells) - 1
+    return (sum((count - mean) ** 2 / mean for count, mean in cells) - freedom) / (2 * freedom) ** 0.5

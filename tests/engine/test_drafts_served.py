@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from engines import Answer, answers, greedy, make_folder, prompts, tokens_of
+from engines import Answer, answers, deviation, greedy, make_folder, prompts, tokens_of
 from oracle import TEXTS
 from torch import Tensor
 from vllm import SamplingParams
@@ -191,20 +191,6 @@ class Tree:
         ranked = sorted(self.steered, key=lambda text: -self.steered[text])
         best = {text[0]: text for text in reversed(ranked)}
         return [[*self._prompt, *text] for text in best.values()]
-
-
-def deviation(samples: list[tuple[int, ...]], chances: dict[tuple[int, ...], float]) -> float:
-    """Returns by how many standard deviations Pearson's statistic is above what is expected of samples.
-
-    Texts that are expected less than five times count as one.
-    """
-    counts = {text: samples.count(text) for text in chances}
-    assert sum(counts.values()) == len(samples)
-    cells = [(counts[text], len(samples) * chance) for text, chance in chances.items()]
-    rare = [sum(column) for column in zip((0, 0), *(cell for cell in cells if cell[1] < 5), strict=True)]
-    cells = [cell for cell in cells if cell[1] >= 5] + [(rare[0], rare[1])] * (rare[1] > 0)
-    freedom = len(cells) - 1
-    return (sum((count - mean) ** 2 / mean for count, mean in cells) - freedom) / (2 * freedom) ** 0.5
 
 
 def test_samples_are_of_the_steered_distribution(drafted: Any, tree: "Tree") -> None:
