@@ -66,14 +66,16 @@ exactness: setup
 	$(BIN)/python tests/exactness_matrix.py > docs/exactness.md
 
 # The recipes of the shipped adapters; about six hours on two cores, and recordings of the base of up to 45 GB each.
-adapters: setup
+adapters: setup .venv-vllm/.ready
 	$(BIN)/python benchmarks/preference_accuracy.py --base $(BASE) --data $(PAIRS) \
 		--out runs --methods otter --seeds 0 --values
 	cp runs/otter-0/adapter/adapter_* adapters/smollm2-135m-harmless/
 	$(BIN)/python benchmarks/detoxification.py --base $(BASE) --data $(DATA) --out runs/detox --methods dexperts distilled
 	cp runs/detox/distilled/adapter_* adapters/smollm2-135m-detox/
-	$(BIN)/python benchmarks/drafting.py --base $(BASE) --data $(DATA) --out runs/draft --methods otter --record
-	cp runs/draft/otter/adapter_* adapters/smollm2-135m-draft/
+	.venv-vllm/bin/python benchmarks/draft_text.py --base $(BASE) --data $(DATA) --tokens 500000 --out runs/draft-text
+	$(BIN)/python benchmarks/draft_variants.py --base $(BASE) --text runs/draft-text --out runs/draft-variants \
+		--layers 11 14 17 20 23 26 29 --tokens 470000 --held 150 --epochs 3 --batch-size 8 --record --variants heads
+	cp runs/draft-variants/heads-470000/adapter_* adapters/smollm2-135m-draft/
 	$(BIN)/python benchmarks/guard.py prepare --data $(DATA) --out runs/guard
 	$(BIN)/otter train guard --base $(BASE) --data runs/guard/train.jsonl --eval-data runs/guard/valid.jsonl \
 		--out runs/guard/adapter --layers 11-29:2 --max-response-tokens 160 --record
@@ -102,7 +104,7 @@ bench: setup adapters $(JUDGES)/.ready test-vllm
 		--anti-expert runs/detox/anti_expert/model --data toxic=runs/detox/toxic.jsonl \
 		--data nontoxic=runs/detox/nontoxic.jsonl --toxicity $(JUDGES)/package --fluency $$($(BIN)/python tests/real_weights.py gemma3-270m) --out runs/bench
 	$(BIN)/otter bench speed --base $(BASE) --adapter adapters/smollm2-135m-draft --medusa runs/draft/medusa \
-		--data $(DATA)/spec_bench/question.jsonl --limit 39 --drafts 1 --drafts 3 --drafts 4 --out runs/bench
+		--data $(DATA)/spec_bench/question.jsonl --limit 39 --out runs/bench
 	$(BIN)/python benchmarks/guard.py finetune --data runs/guard --out runs/guard/classifier --max-response-tokens 160
 	$(BIN)/otter bench guard --base $(BASE) --adapter adapters/smollm2-135m-guard --train runs/guard/train.jsonl \
 		--data jigsaw=runs/guard/test-jigsaw.jsonl --data openai_moderation=runs/guard/test-openai_moderation.jsonl \
