@@ -33,6 +33,19 @@ TASKS: dict[str, dict[str, Any]] = {
 }
 
 
+EVALUATE = """
+import json, sys
+from lm_eval import simple_evaluate
+from lm_eval.tasks import TaskManager
+options, tasks, out, *names = sys.argv[1:]
+manager = TaskManager(include_path=tasks, include_defaults=False)
+samples = simple_evaluate("local-completions", options, tasks=names, task_manager=manager, bootstrap_iters=0)["samples"]
+ordered = {name: sorted(samples[name], key=lambda each: each["doc_id"]) for name in names}
+json.dump({name: [each["resps"] for each in ordered[name]] for name in names}, open(out, "w"))
+"""
+"""What lm_eval's Python runs."""
+
+
 def write_tasks(folder: Path, count: int) -> None:
     """Writes the tasks' files: YAML is a superset of JSON."""
     generator = random.Random(0)
@@ -62,27 +75,20 @@ def answers(model: str, base: str, tasks: Path, arguments: argparse.Namespace) -
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--dtype", "float32"]
     command += ["--enforce-eager", "--max-model-len", "256", "--port", str(arguments.port), "--host", "127.0.0.1"]
     url = f"http://127.0.0.1:{arguments.port}"
-    out = tasks / ("out-" + Path(model).name)
+    out = tasks / "out.json"
     with subprocess.Popen([*command, "--served-model-name", "served"], env=environment, stdout=sys.stderr) as server:
         try:
             wait(server, url)
             # One request at a time: batches of other sizes round differently.
             options = f"model=served,base_url={url}/v1/completions,num_concurrent=1,tokenizer={base}"
-            evaluate = [arguments.lm_eval, "-m", "lm_eval", "--model", "local-completions", "--model_args", options]
-            evaluate += ["--tasks", ",".join(TASKS), "--include_path", str(tasks), "--log_samples"]
-            evaluate += ["--output_path", str(out)]
+            evaluate = [arguments.lm_eval, "-c", EVALUATE, options, str(tasks), str(out), *TASKS]
             settings = {"HF_DATASETS_CACHE": str(tasks / "cache"), "PYTHONPATH": "", "OPENAI_API_KEY": "-"}
             subprocess.run(evaluate, check=True, env=os.environ | settings, stdout=sys.stderr)
         finally:
             server.terminate()
             server.wait(60)
-    return {name: read(next(out.rglob(f"samples_{name}_*.jsonl"))) for name in TASKS}
-
-
-def read(file: Path) -> list[Any]:
-    """Returns the responses of a task, in the order of its documents."""
-    samples = sorted((json.loads(line) for line in file.read_text().splitlines()), key=lambda each: each["doc_id"])
-    return [sample["resps"] for sample in samples]
+    results: dict[str, list[Any]] = json.loads(out.read_text())
+    return results
 
 
 def main() -> None:
