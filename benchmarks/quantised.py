@@ -41,7 +41,7 @@ AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
 def rounded(weight: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
-    """Rounds a weight, `[out, in]`, to whole numbers.
+    """Returns a weight, `[out, in]`, as whole numbers.
 
     Args:
         weight: of a projection.
@@ -163,7 +163,7 @@ def engine_answers(folder: Path, prompts: list[list[int]], dtype: str, rewards: 
 
 
 def round_inputs(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Rounds what enters a projection to 8 bits a token, as W8A8 does while it runs."""
+    """Returns what enters a projection with 8 bits a token, as W8A8 rounds it while it runs."""
     scales = inputs[0].float().abs().amax(dim=-1, keepdim=True).clamp_min(1e-8) / 127
     return ((inputs[0].float() / scales).round().mul(scales).to(inputs[0].dtype), *inputs[1:])
 

@@ -3,14 +3,11 @@
     .venv-vllm/bin/python benchmarks/serving.py throughput --folder FOLDER --base BASE
     .venv-vllm/bin/python benchmarks/serving.py throughput --folder FOLDER --base BASE --signal reward --guard guard \
         --drafts 3 --data question.jsonl --batches 1 4 16
-    .venv-vllm/bin/python benchmarks/serving.py soak --folder FOLDER
 
 `throughput` compares the base, the exported folder, and guidance or a guard on every request, in turn, each time in a
 new engine. With `--drafts` the last three are measured once more in engines that verify so many drafts of the folder's
 draft adapter. Then the report also has the tokens of a pass, and the share of requests with the tokens that the same
 method gives without drafts.
-`soak` sends a server on this machine requests with random settings, cancels some, sends some wrong ones, and watches
-its memory.
 """
 
 import argparse
@@ -24,11 +21,14 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
-from serving_soak import prompt, soak
-
 from otterlm.bases import base_folder
 
 NEW = 64
+WORDS = ("the", "otter", "swims", "under", "a", "bridge", "and", "finds", "seven", "stones", "before", "it", "rains")
+
+
+def prompt(generator: random.Random, longest: int = 30) -> str:
+    return " ".join(generator.choice(WORDS) for _ in range(generator.randint(2, longest)))
 
 
 class Method(NamedTuple):
@@ -172,7 +172,7 @@ def throughput(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["throughput", "soak"])
+    parser.add_argument("what", choices=["throughput"])
     parser.add_argument("--folder", required=True, help="an exported folder")
     parser.add_argument("--base", help="the base: a folder, a hub id or smollm2-135m")
     parser.add_argument("--signal", help="the adapter of the folder that guides, if several can")
@@ -185,11 +185,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 32])
     parser.add_argument("--compiled", action="store_true", help="by torch.compile, as vLLM does by default")
-    parser.add_argument("--requests", type=int, default=1000)
-    parser.add_argument("--at-once", type=int, default=24)
-    parser.add_argument("--port", type=int, default=8123)
     arguments = parser.parse_args()
-    print(json.dumps({"throughput": throughput, "soak": soak}[arguments.what](arguments)))
+    print(json.dumps(throughput(arguments)))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def steps(method: Method, arguments: argparse.Namespace) -> dict[int, dict[str, 
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     from vllm import SamplingParams
 
-    from otterlm.engines import client
+    from otterlm import client
 
     llm = engine(method, arguments)
     extra = client.request(method.folder, **method.settings) if method.settings else {}

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+from serving import prompt
 
 from otterlm.engines.requests import Served
 from otterlm.engines.rewards import STOPPED, extend, is_ours
 from otterlm.signals.base import STEERS
 
 IN_PROMPT = " in the prompt"
-WORDS = ("the", "otter", "swims", "under", "a", "bridge", "and", "finds", "seven", "stones", "before", "it", "rains")
 WRONG: tuple[dict[str, Any], ...] = (
     {"otter_weight": "much"},
     {"otter_weight": 1.0, "otter_signal": "nobody"},
@@ -106,7 +106,7 @@ class Client:
         return "stopped" if any(is_ours(choice.reason) for choice in choices.values()) else "whole"
 
     def body(self, route: str, generator: random.Random) -> dict[str, Any]:
-        text = prompt(generator)
+        text = prompt(generator, longest=15)
         longest = generator.randint(1, 32)
         body = {"model": self.model, "temperature": generator.choice([0.0, 0.7, 1.0]), "stream": True}
         if generator.random() < 0.3:
@@ -149,7 +149,7 @@ class Client:
 
     async def score(self, generator: random.Random) -> str:
         """Scores one to three texts. A text is read as a request for one token."""
-        texts = [prompt(generator) for _ in range(generator.randint(1, 3))]
+        texts = [prompt(generator, longest=15) for _ in range(generator.randint(1, 3))]
         answer = await self.http.post("/v1/otter/score", json={"model": self.model, "input": texts, "tokens": True})
         assert answer.status_code == 200, answer.text
         scored = answer.json()["data"]
@@ -222,10 +222,6 @@ class Client:
             assert bool(choice.numbers.get("rewards")) == bool(settings.rewards and choice.tokens), (body, choice)
             assert bool(choice.numbers.get("guards")) == bool(settings.guards and choice.tokens), (body, choice)
             assert ("prompt" in choice.numbers) == settings.prompt, (body, choice)
-
-
-def prompt(generator: random.Random) -> str:
-    return " ".join(generator.choice(WORDS) for _ in range(generator.randint(2, 15)))
 
 
 def lengths(numbers: dict[str, Any]) -> set[int]:

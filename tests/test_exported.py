@@ -58,6 +58,27 @@ def test_a_base_in_several_files(tmp_path) -> None:
     assert torch.equal(again(tokens(2, 7)).signals["reward"].prefix, model(tokens(2, 7)).signals["reward"].prefix)
 
 
+def test_a_quantised_base_needs_no_package_of_its_format(tmp_path) -> None:
+    """Its packed weights have other names and shapes, and are linked as they are."""
+    _, adapters = saved(tmp_path, tiny_base())
+    file = tmp_path / "base" / "model.safetensors"
+    weights = load_file(file)
+    for name in [name for name in weights if name.endswith("q_proj.weight")]:
+        weights[name.replace("weight", "qweight")] = weights.pop(name).T[::8].int().contiguous()
+    for name in [name for name in weights if name.endswith("k_proj.weight")]:
+        weights[name] = weights[name].flatten()[:, None].to(torch.uint8)
+    save_file(weights, file, {"format": "pt"})
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    quantised = {"quant_method": "gptq", "bits": 4, "group_size": 8}
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config | {"quantization_config": quantised}))
+    export(str(tmp_path / "base"), adapters, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"] == quantised
+    assert load_file(tmp_path / "out" / "model.safetensors").keys() == weights.keys()
+    weights["model.norm.weight"] += 1
+    save_file(weights, file, {"format": "pt"})
+    refused(lambda: export(str(tmp_path / "base"), adapters, tmp_path / "other"), "was trained on another base")
+
+
 def test_it_can_be_written_again(tmp_path) -> None:
     _, adapters = saved(tmp_path, tiny_base())
     for _ in range(2):

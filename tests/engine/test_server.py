@@ -254,6 +254,9 @@ def test_metrics(http: httpx.Client, flagged: str) -> None:
     at_or_above = [name for name in new if name.startswith('otter:reward_bucket{adapter="reward"')]
     assert len(at_or_above) == 1 + sum(bound >= numbers["rewards"]["reward"][-1] for bound in BUCKETS)
     assert new['otter:label_probability_count{adapter="moderator",label="rude"}'] == 3
+    one_word = {"ignore_eos": False, "structured_outputs": {"choice": ["yes"]}, "max_tokens": 20}
+    post(http, "/v1/completions", body, one_word, REWARDS)  # the end token ends it
+    assert metrics(http)['otter:reward_count{adapter="reward"}'] == after['otter:reward_count{adapter="reward"}'] + 1
 
 
 def metrics(http: httpx.Client) -> dict[str, float]:

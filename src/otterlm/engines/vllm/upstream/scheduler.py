@@ -26,7 +26,7 @@ def update(original: Any, scheduler: Any, scheduled: Any, output: Any) -> Any:
         if followed := tracks.get(each.request_id):
             leaving = followed.leaving(numbers[each.request_id], len(each.new_token_ids))
             each.kv_transfer_params = _with(
-                each.kv_transfer_params, leaving, followed.end() if each.finish_reason else None
+                each.kv_transfer_params, leaving, followed.end() if each.finish_reason is not None else None
             )
     for name in ended:
         _end(scheduler, requests[name], tracks[name], updates)
