@@ -32,7 +32,7 @@ class Stub(Steering):
 
     def __init__(self, model: Any, settings: dict[int, Settings]) -> None:
         config = SimpleNamespace(compilation_config=SimpleNamespace(static_forward_context={}))
-        super().__init__(config)  # type: ignore[arg-type]
+        super().__init__(config)
         shared(config).model = model
         self._settings = settings
 
