@@ -1,4 +1,4 @@
-"""vLLM's rejection sampler gives samples of the steered distribution, and of the base's beside them, without an engine."""
+"""vLLM's rejection sampler gives samples of the steered distribution, and of the base's beside them. No engine runs."""
 
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -24,7 +24,6 @@ from otterlm.engines.vllm.upstream.wrapping import FIELD, shared
 from otterlm.signals.base import Capability
 
 VOCABULARY, REQUESTS, TEMPERATURE = 12, 9000, 0.7
-DRAFTS = (3, 5)
 SETTINGS = Settings(steer="reward", weight=1.5, top_k=6, min_p=0.0)
 
 
@@ -33,7 +32,7 @@ class Stub(Steering):
 
     def __init__(self, model: Any, settings: dict[int, Settings]) -> None:
         config = SimpleNamespace(compilation_config=SimpleNamespace(static_forward_context={}))
-        super().__init__(config)  # type: ignore[arg-type]
+        super().__init__(config)
         shared(config).model = model
         self._settings = settings
 
@@ -95,7 +94,9 @@ def test_each_position_is_sampled_from_its_own_distribution(count: int) -> None:
     install_worker()
     torch.manual_seed(count)
     logits, rewards = torch.randn(2, 3, VOCABULARY) * 1.5  # of the positions after no, one and two drafts
-    drafts = [[*DRAFTS[: count if request % 3 else 0]] for request in range(REQUESTS)]  # every third has none
+    both = [torch.minimum(chances(logits[at], rewards[at]), chances(logits[at], None)) for at in range(count)]
+    guesses = [int(each.argmax()) for each in both]  # likely with and without steering
+    drafts = [[*guesses[: count if request % 3 else 0]] for request in range(REQUESTS)]  # every third has none
     positions = torch.tensor([position for each in drafts for position in range(len(each) + 1)])
     model = SimpleNamespace(
         states={"reward": positions},
@@ -115,7 +116,7 @@ def test_each_position_is_sampled_from_its_own_distribution(count: int) -> None:
         for position in range(count + 1):
             expected = chances(logits[position], None if reward is None else reward[position])
             other = chances(logits[position], rewards[position] if reward is None else None)
-            tokens = list(follow(ours, list(DRAFTS), position))
+            tokens = list(follow(ours, guesses, position))
             assert len(tokens) > 50
             table = {token: share for token, share in enumerate(expected.tolist()) if share > 0}
             assert deviation(tokens, table) < 4, (start, position)

@@ -49,7 +49,7 @@ REQUESTS: list[tuple[Any, int, dict[str, Any], dict[str, Any]]] = [
     )
 ]
 PROMPTS = [prompt for prompt, *_ in REQUESTS]
-DRAFTERS = {
+DRAFTERS: dict[str, dict[str, Any]] = {
     "drafts": {"method": "custom_class", "model": "otterlm.engines.vllm.drafts.DraftProposer"},
     "ngram": {"method": "ngram", "prompt_lookup_max": 3, "prompt_lookup_min": 1},
     "oracle": {"method": "custom_class", "model": "oracle.Oracle"},
