@@ -59,7 +59,7 @@ def http(folder: Path) -> Iterator[httpx.Client]:
 
 
 def wait(session: httpx.Client, server: subprocess.Popen[bytes]) -> None:
-    for _ in range(300):
+    for _ in range(600):
         assert server.poll() is None, f"the server ended with {server.returncode}"
         try:
             if session.get("/health").status_code == 200:
