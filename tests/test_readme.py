@@ -24,7 +24,7 @@ def commands() -> list[str]:
 
 
 def test_the_readme_has_commands() -> None:
-    assert len(commands()) >= 4
+    assert len(commands()) >= 3
 
 
 # test_smollm2.py verifies the same adapter, and test_cli.py runs the command on a tiny base.
