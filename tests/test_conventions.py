@@ -344,7 +344,7 @@ def test_a_base_that_cannot_be_moved_stays_or_says_so(monkeypatch: pytest.Monkey
     monkeypatch.setattr(base, "to", to)
     assert on_device(base) is base
     monkeypatch.setattr(
-        "otterlm.training.recipes.common.PartialState", lambda: mock.Mock(device=torch.device("cuda:0"))
+        "otterlm.training.recipes.common.this_process", lambda: mock.Mock(device=torch.device("cuda:0"))
     )
     refused(lambda: on_device(base), "cuda:0", "8-bit", "device_map")
 

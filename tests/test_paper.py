@@ -139,7 +139,7 @@ def test_acceleration(recipe, base, tmp_path, monkeypatch) -> None:
     rows = {row["method"]: row for row in json.loads((out / "steps" / "compare.json").read_text())["result"]}
     assert list(rows) == [
         "base",
-        *(f"Otter, {n}" for n in ("drafts that pay", "2 drafts")),
+        *(f"Otter, {n}" for n in ("drafts that pay", "2 drafts", "2 drafts without lookup")),
         *(f"Medusa, {n} drafts" for n in (4, 2)),
         "prompt lookup",
     ]
