@@ -102,7 +102,9 @@ def test_each_position_is_sampled_from_its_own_distribution(count: int) -> None:
         states={"reward": positions},
         rows=rows_of([len(each) for each in drafts]),
         signal=lambda _, index: SimpleNamespace(vocabulary=lambda: rewards[positions[index]]),
-        gather=lambda scores: scores,
+        rewards=lambda signal, tokens: (
+            signal.vocabulary() if tokens is None else signal.vocabulary().gather(-1, tokens)
+        ),
         unit=lambda _: 1.0,
     )
     steered = Stub(model, dict.fromkeys(range(0, REQUESTS, 2), SETTINGS))
