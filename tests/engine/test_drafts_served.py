@@ -86,7 +86,7 @@ def drafted(folder: Path, asked: list[SamplingParams], plain: list[Answer], tree
     sampling = {"temperature": 1.0, "max_tokens": Tree.DEPTH, "top_k": Tree.WIDTH, "ignore_eos": True}
     steer = client.request(folder, weight=tree.WEIGHT, signal="reward", top_k=Tree.WIDTH, min_p=0.0)
     samples = [
-        # vLLM's CPU runner cannot read a prompt in parts beside drafts where a request has a seed of its own.
+        # vLLM's CPU runner cannot read a prompt in parts where a request has a seed of its own.
         SamplingParams(**sampling, **({} if index % 2 else steer))
         for index in range(2 * Tree.SAMPLES)
     ]
