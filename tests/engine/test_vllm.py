@@ -244,19 +244,10 @@ def test_a_model_without_adapters_takes_no_settings(folder) -> None:
         served(config).settings({"otter_rewards": 1})
 
 
-@pytest.mark.slow
-def test_compiled(folder) -> None:
-    """vLLM compiles models by default; the hooks are traced with them."""
-    settings = {"enforce_eager": False}
-    (plain,) = answers(folder.parent / "base", (PROMPTS, greedy()), **settings)
-    ours, steered = answers(
-        folder,
-        (PROMPTS, greedy(**client.request(folder, rewards=1))),
-        (PROMPTS, greedy(**client.request(folder, weight=3.0, signal="reward"))),
-        **settings,
-    )
-    assert tokens_of(ours) == tokens_of(plain) != tokens_of(steered)
-    assert_rewards(load_exported(folder), ours)
+def test_compiled_graphs_are_refused_on_cpus(folder) -> None:
+    """SmolLM2's tokens were right there, its signals were not."""
+    with pytest.raises(Exception, match="--enforce-eager"):
+        EngineArgs(model=str(folder), enforce_eager=False).create_engine_config()
 
 
 @pytest.mark.parametrize(
@@ -299,7 +290,7 @@ def test_a_widened_block_takes_few_operators(llm, monkeypatch) -> None:
     monkeypatch.setattr(layer, "kernel", _Kernel())
     sizes = widths.inserted, widths.base, widths.base_heads * widths.base_head_dim, widths.base_units
     inserted, x, heads, units = (torch.randn(1, size) for size in sizes)
-    least, positions = torch.tensor(0.1), torch.tensor([3])
+    least, positions = 0.1, torch.tensor([3])
     with _Counting() as counting:
         middle = layer.attend(inserted, x, spread_of(x, least), heads, positions)
         layer.feed(middle, x, spread_of(x, least), units)
