@@ -14,8 +14,6 @@ def refuse_config(vllm_config: Any) -> None:
     Raises:
         OtterError: it cannot; the message says what to change.
     """
-    from otterlm.engines.vllm.upstream.names import current_platform  # vLLM's: this module is imported without it
-
     model, parallel, speculative = vllm_config.model_config, vllm_config.parallel_config, vllm_config.speculative_config
     method = None if speculative is None else speculative.method
     reasons = {
@@ -43,7 +41,7 @@ def refuse_config(vllm_config: Any) -> None:
         ),
         # The base's tokens are right there, but the signals of SmolLM2 were wrong or no numbers.
         "compiled graphs on a CPU: start the engine with enforce_eager=True (--enforce-eager)": (
-            current_platform.is_cpu() and not model.enforce_eager
+            vllm_config.device_config.device_type == "cpu" and not model.enforce_eager
         ),
     }
     for reason, applies in reasons.items():
