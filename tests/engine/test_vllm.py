@@ -234,7 +234,7 @@ def test_a_folder_of_an_earlier_version_is_served(folder, tmp_path: Path) -> Non
     config = json.loads((folder / "config.json").read_text())
     (tmp_path / "export" / "config.json").write_text(json.dumps(config | {"otter_channels": {"reward": 319}}))
     assert load_exported(tmp_path / "export").active_adapters == load_exported(folder).active_adapters
-    engine_config = EngineArgs(model=str(tmp_path / "export")).create_engine_config()
+    engine_config = EngineArgs(model=str(tmp_path / "export"), enforce_eager=True).create_engine_config()
     assert served(engine_config).numbers == ("guard", "reward")
 
 
@@ -290,7 +290,7 @@ def test_a_widened_block_takes_few_operators(llm, monkeypatch) -> None:
     monkeypatch.setattr(layer, "kernel", _Kernel())
     sizes = widths.inserted, widths.base, widths.base_heads * widths.base_head_dim, widths.base_units
     inserted, x, heads, units = (torch.randn(1, size) for size in sizes)
-    least, positions = 0.1, torch.tensor([3])
+    least, positions = torch.tensor(0.1), torch.tensor([3])
     with _Counting() as counting:
         middle = layer.attend(inserted, x, spread_of(x, least), heads, positions)
         layer.feed(middle, x, spread_of(x, least), units)

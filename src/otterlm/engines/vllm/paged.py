@@ -97,15 +97,14 @@ def narrowed(rotary: Any, stride: int) -> Any:
     return narrow
 
 
-def spread_of(hidden: Tensor, least: float) -> Tensor:
+def spread_of(hidden: Tensor, least: Tensor) -> Tensor:
     """Returns the spread of h: sqrt(d) times what an RMS norm divides by, `[T, 1]` float32.
 
     Args:
         hidden: `[T, d]`.
-        least: d * epsilon.
+        least: sqrt(d * epsilon), float32.
     """
-    length = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=torch.float32)
-    return (length * length + least).sqrt()
+    return torch.hypot(torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=torch.float32), least)
 
 
 def normed(inserted: Tensor, spread: Tensor) -> Tensor:

@@ -104,7 +104,7 @@ class Widening:
         self._positions: Tensor | None = None
         part, blocks = decoder.get_submodule, decoder.get_submodule(family.layers)
         norm, width = part(family.final_norm), self._streams[0].widths.base
-        self._least = width * norm_eps(norm)  # all norms have one epsilon
+        self._least = torch.tensor((width * norm_eps(norm)) ** 0.5, dtype=torch.float32)  # all norms have one epsilon
         part(family.embedding).register_forward_pre_hook(self._embed)
         blocks[0].register_forward_pre_hook(self._begin)
         for index in sorted({layer for stream in self._streams for layer in stream.widths.layers}):
