@@ -92,7 +92,7 @@ class LikeliestDrafts:
     def __init__(
         self, drafts: int, accuracy: Sequence[Sequence[float]], heads: int, guesses: int, confidence: float = 0.0
     ) -> None:
-        self.tree = pool([row[:guesses] for row in accuracy], heads, drafts)
+        self.tree = pool(accuracy, heads, guesses, drafts)
         self._drafts = drafts
         self._confidence = confidence
 
@@ -115,14 +115,15 @@ class LikeliestDrafts:
         """Learns nothing."""
 
 
-def pool(accuracy: Sequence[Sequence[float]], heads: int, drafts: int = MOST - 1) -> DraftTree:
+def pool(accuracy: Sequence[Sequence[float]], heads: int, guesses: int, drafts: int) -> DraftTree:
     """Returns the tree that the drafts of a step are chosen from: what is likely by the heads, and a longer chain.
 
     Args:
-        accuracy, heads: see `DraftsThatPay`.
+        accuracy, heads, guesses: see `DraftsThatPay`.
         drafts: at most so many of its nodes are verified.
     """
-    tree = DraftTree.best(accuracy, max(POOL, drafts)) if accuracy else DraftTree.chain(min(heads, drafts))
+    likely = [row[:guesses] for row in accuracy]
+    tree = DraftTree.best(likely, max(POOL, drafts)) if likely else DraftTree.chain(min(heads, drafts))
     return tree.longer(drafts)
 
 
@@ -150,8 +151,7 @@ class DraftsThatPay:
         experience: Experience,
         confidence: float = 0.0,
     ) -> None:
-        accuracy = [row[:guesses] for row in accuracy]
-        self.tree = pool(accuracy, heads)
+        self.tree = pool(accuracy, heads, guesses, MOST - 1)
         self.rests = False
         self._accuracy = [row[0] for row in accuracy] or [1.0] * heads
         self._costs = costs

@@ -112,7 +112,7 @@ class SpeculativeDecoding(Loop):
         model = run.model
         name = self.reads(model)
         policy = self._policy(model, len(run.input_ids))
-        rows = [_Row(run, index) for index in range(len(run.input_ids))]
+        rows = [_Row(run, index, self.lookup) for index in range(len(run.input_ids))]
         prompt = read_prompt(run, len(policy.tree), **self.pass_settings)
         drafter = self._drafter(model, prompt.output)
         if self.tree and (max(self.tree.depths) > drafter.heads or max(self.tree.ranks) >= len(drafter.vocabulary)):
@@ -175,7 +175,7 @@ class SpeculativeDecoding(Loop):
     def _copies(self, rows: Sequence["_Row"], count: int) -> Copies | None:
         if not self.lookup:
             return None
-        return Copies.of([row.lookup.following(count) for row in rows], count, rows[0].tokens.device)
+        return Copies.of([row.following(count) for row in rows], count, rows[0].tokens.device)
 
     def _drafter(self, model: OtterModel, output: Any) -> Drafter:
         return output.signals[model.adapter_name(self.adapter_name, Capability.DRAFTS)]
@@ -241,11 +241,11 @@ class _Passes:
 class _Row:
     """A row is one sequence of the batch, which grows independently of the others."""
 
-    def __init__(self, run: Run, index: int) -> None:
+    def __init__(self, run: Run, index: int, lookup: bool) -> None:
         self.tokens = run.input_ids[index]
         self.ended = False
         read = run.prompt_mask[index, : len(self.tokens)].bool()  # without padding; embedded prompts have no tokens
-        self.lookup = Lookup(self.tokens[read].tolist())
+        self._lookup = Lookup(self.tokens[read].tolist()) if lookup else None
         self._run = run
         self._index = index
         self._shown = len(self.tokens)
@@ -257,8 +257,13 @@ class _Row:
         token = torch.multinomial(scores.softmax(dim=-1), 1)[0] if sample else scores.argmax(dim=-1)  # [1]
         self.tokens = torch.cat((self.tokens, token))
         self.ended = bool(self._run.criteria(self.tokens[None], scores).all())
-        self.lookup.append(int(token))
+        if self._lookup is not None:
+            self._lookup.append(int(token))
         return int(token)
+
+    def following(self, count: int) -> list[tuple[int, float]]:
+        """Returns what would follow if the text repeats itself, see `Lookup`."""
+        return [] if self._lookup is None else self._lookup.following(count)
 
     def follow(self, output: Any, drafts: Sequence[int], tree: DraftTree) -> list[int]:
         """Chooses tokens from the root on, as long as each choice was drafted. Returns the accepted nodes."""
