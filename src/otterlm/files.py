@@ -64,9 +64,22 @@ def temporary_file(what: str) -> Iterator[IO[bytes]]:
     Raises:
         OtterError: it cannot be made or written.
     """
+    with temporary_writes(what), tempfile.TemporaryFile() as file:
+        yield file
+
+
+@contextmanager
+def temporary_writes(what: str) -> Iterator[None]:
+    """Says in one line that the temporary folder cannot be written into.
+
+    Args:
+        what: is written there.
+
+    Raises:
+        OtterError: it cannot be written.
+    """
     try:
-        with tempfile.TemporaryFile() as file:
-            yield file
+        yield
     except OSError as error:
         folder = tempfile.gettempdir()
         line = f"{what} could not be written into {folder}: {error.strerror or error}; TMPDIR names another folder"

@@ -19,7 +19,7 @@ from transformers import DynamicCache
 from otterlm.causal import decoder_of
 from otterlm.decoding.ends import unread_ends
 from otterlm.decoding.prompt import check_branches
-from otterlm.errors import OtterError, reason
+from otterlm.files import temporary_writes
 from otterlm.masks import additive, branch_mask
 from otterlm.model import OtterModel
 from otterlm.progress import track
@@ -150,13 +150,8 @@ class _Collected:
         """Takes some steps: what `Steps` holds of them, in its order."""
         self._width = states.shape[-1]
         small = states.to("cpu", torch.bfloat16).contiguous()  # a fit needs no more digits
-        try:
+        with temporary_writes("states"):
             self._file.write(small.view(torch.uint8).numpy().tobytes())
-        except OSError as error:
-            folder = tempfile.gettempdir()
-            raise OtterError(
-                f"states could not be written into {folder}: {reason(error)}; TMPDIR names another folder"
-            ) from error
         self._parts.append((examples.cpu(), *(part.cpu() for part in parts)))
 
     def steps(self) -> Steps:

@@ -10,9 +10,8 @@ from torch import nn
 from otterlm import adapter_files
 from otterlm.config import OtterConfig
 from otterlm.engines.requests import Served
-from otterlm.engines.vllm.upstream.names import VllmConfig, current_platform
+from otterlm.engines.vllm.upstream.names import VllmConfig
 from otterlm.engines.vllm.widening import PackedLinear, shard_and_pack
-from otterlm.errors import OtterError
 
 
 class Replacement:
@@ -38,14 +37,11 @@ class Replacement:
             folder: of the new one.
 
         Raises:
-            OtterError: it cannot be read, or this engine's weights cannot be replaced.
+            OtterError: it cannot be read.
         """
-        config = self._vllm_config.model_config
-        if current_platform.is_cpu() and not config.enforce_eager:
-            raise OtterError("a compiled engine on CPUs holds its weights packed: start it with --enforce-eager")
         with torch.device(next(iter(self._model.otter[slot].head.parameters())).device):
             fresh = self._make(adapter_files.read_config(folder))
-        adapter_files.fill(folder / adapter_files.WEIGHTS, fresh, config.hf_config.vocab_size)
+        adapter_files.fill(folder / adapter_files.WEIGHTS, fresh, self._vllm_config.model_config.hf_config.vocab_size)
         shard_and_pack(fresh.stream)
         self._waiting = fresh
 

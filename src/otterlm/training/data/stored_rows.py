@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow
 
-from otterlm.errors import OtterError, reason
+from otterlm.files import temporary_writes
 from otterlm.identity import DataDigest, Identity
 from otterlm.training.data.conversations import Dialogue, Prompt
 from otterlm.training.data.rows import PairRow, Row, ScoredRow
@@ -58,13 +58,8 @@ class StoredRows(Collection[Row]):
 
     def _write(self, group: Sequence[Row]) -> None:
         batch = pyarrow.RecordBatch.from_pylist([_record(row) for row in group], _SCHEMA)
-        try:
+        with temporary_writes("the rows"):
             self._file.write(batch.serialize())
-        except OSError as error:
-            folder = tempfile.gettempdir()
-            raise OtterError(
-                f"the rows could not be written into {folder}: {reason(error)}; TMPDIR names another folder"
-            ) from error
         self._starts.append(self._file.tell())
         self._count += len(group)
 
