@@ -9,7 +9,7 @@ from otterlm.errors import OtterError
 from otterlm.training.data.chat import plain_tokens
 from otterlm.training.data.conversations import clean
 from otterlm.training.data.packing import Example
-from otterlm.training.data.records import Records, numbered_records, source_name
+from otterlm.training.data.records import Records, at_least_one, numbered_records, source_name
 from otterlm.training.data.stored_items import StoredItems
 
 WANTED, UNWANTED = 1, 0
@@ -31,12 +31,8 @@ def read_texts(source: Records, column: str = "text") -> list[str]:
 
 def iterate_texts(source: Records, column: str = "text") -> Iterator[str]:
     """Reads the texts one by one, see `read_texts`."""
-    empty = True
-    for text, _ in _read(source, column, None):
-        empty = False
-        yield text
-    if empty:
-        raise OtterError(f"{source_name(source)} holds no rows; expected a column {column}")
+    texts = (text for text, _ in _read(source, column, None))
+    yield from at_least_one(texts, f"{source_name(source)} holds no rows; expected a column {column}")
 
 
 def read_labelled(

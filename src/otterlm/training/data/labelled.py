@@ -17,7 +17,7 @@ from otterlm.training.data.conversations import (
 )
 from otterlm.training.data.corpora import read_field
 from otterlm.training.data.labels import LabelNames, Marks, read_label, read_marks, read_printed
-from otterlm.training.data.records import Records, numbered_records, source_name
+from otterlm.training.data.records import Records, at_least_one, numbered_records, source_name
 from otterlm.training.data.rows import read_dialogues, response_columns
 
 
@@ -77,12 +77,8 @@ def iterate_labelled_rows(
     source: Records, names: LabelNames = LabelNames(), split: str = "train"
 ) -> Iterator[LabelledRow]:
     """Reads texts with labels one by one, see `read_labelled_rows`."""
-    empty = True
-    for where, record in numbered_records(source, split):
-        empty = False
-        yield parse_labelled(record, names, where)
-    if empty:
-        raise OtterError(f"{source_name(source)} holds no rows; expected columns text and label")
+    rows = (parse_labelled(record, names, where) for where, record in numbered_records(source, split))
+    yield from at_least_one(rows, f"{source_name(source)} holds no rows; expected columns text and label")
 
 
 def parse_labelled(record: Mapping[str, Any], names: LabelNames, where: str) -> LabelledRow:

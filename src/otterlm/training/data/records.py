@@ -3,10 +3,12 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from otterlm.errors import OtterError, reason
 from otterlm.training.data.data_files import PACKED, READABLE, UNREADABLE, read_file, suffix_of
+
+Item = TypeVar("Item")
 
 Records = str | Path | Iterable[Mapping[str, Any]]
 """Records come from a file, a folder, a dataset on the hub by its name, or are passed themselves."""
@@ -40,6 +42,20 @@ def numbered_records(source: Records, split: str = "train") -> Iterator[tuple[st
         if not isinstance(record, Mapping):
             raise OtterError(f"{where}: expected an object with named columns, found {type(record).__name__}")
         yield where, record
+
+
+def at_least_one(items: Iterable[Item], refusal: str) -> Iterator[Item]:
+    """Yields items one by one.
+
+    Raises:
+        OtterError: there is none; it says the refusal.
+    """
+    empty = True
+    for item in items:
+        empty = False
+        yield item
+    if empty:
+        raise OtterError(refusal)
 
 
 def source_name(source: Records) -> str:

@@ -22,7 +22,7 @@ from otterlm.training.data.conversations import (
     read_turns,
     starts_with_turn,
 )
-from otterlm.training.data.records import Records, numbered_records, source_name
+from otterlm.training.data.records import Records, at_least_one, numbered_records, source_name
 
 SIDES = ["chosen", "rejected"]
 TEXTS = ("text", "response", "completion")
@@ -70,14 +70,9 @@ def read_rows(source: Records, split: str = "train") -> list[Row]:
 
 def iterate_rows(source: Records, split: str = "train") -> Iterator[Row]:
     """Reads rows one by one, see `read_rows`."""
-    empty = True
-    for where, record in numbered_records(source, split):
-        empty = False
-        yield parse_row(record, where)
-    if empty:
-        raise OtterError(
-            f"{source_name(source)} holds no rows; expected columns chosen and rejected, or text and score"
-        )
+    rows = (parse_row(record, where) for where, record in numbered_records(source, split))
+    refusal = f"{source_name(source)} holds no rows; expected columns chosen and rejected, or text and score"
+    yield from at_least_one(rows, refusal)
 
 
 def parse_row(record: Mapping[str, Any], where: str) -> Row:
