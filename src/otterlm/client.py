@@ -187,16 +187,14 @@ def score(server: Any, model: str, **texts: Any) -> list[dict[str, Any]]:
         For each text its `rewards` and the verdicts of `guards`, as `prompt` has them. With `tokens` also `tokens`, the
         numbers of the texts that end with each token, and `token_ids`.
     """
-    response: dict[str, Any] = server.post("/otter/score", cast_to=object, body={"model": model, **texts})
-    data: list[dict[str, Any]] = response["data"]
-    return data
+    response: dict[str, list[Any]] = server.post("/otter/score", cast_to=object, body={"model": model, **texts})
+    return response["data"]
 
 
 async def score_async(server: Any, model: str, **texts: Any) -> list[dict[str, Any]]:
     """Scores texts with an `AsyncOpenAI`. See `score`."""
-    response: dict[str, Any] = await server.post("/otter/score", cast_to=object, body={"model": model, **texts})
-    data: list[dict[str, Any]] = response["data"]
-    return data
+    response: dict[str, list[Any]] = await server.post("/otter/score", cast_to=object, body={"model": model, **texts})
+    return response["data"]
 
 
 class _Reader:

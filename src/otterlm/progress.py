@@ -88,15 +88,19 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
 @contextmanager
 def library_bars() -> Iterator[None]:
     """Hides the bars of Transformers and the hub inside the block where stderr is no terminal: a log repeats them."""
+    from transformers import modeling_gguf_pytorch_utils as gguf
     from transformers.utils import logging
 
     if _STDERR.is_terminal or not logging.is_progress_bar_enabled():
         yield
         return
+    bars: Any = gguf.tqdm  # the one bar that does not ask Transformers' switch
     logging.disable_progress_bar()
+    gguf.tqdm = logging.tqdm
     try:
         yield
     finally:
+        gguf.tqdm = bars
         logging.enable_progress_bar()
 
 

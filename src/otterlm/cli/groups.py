@@ -9,7 +9,7 @@ the fields. A mapping as the default, by field, changes some defaults of the cla
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -24,8 +24,13 @@ from otterlm.settings import option_name
 from otterlm.training.data.rows import PairRow, TextRow, hold_out
 
 
-def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command the options of its groups, for typer to see."""
+def grouped(command: Callable[..., None], unused: Collection[str] = ()) -> Callable[..., None]:
+    """Gives a command the options of its groups, for typer to see.
+
+    Args:
+        command: names its groups.
+        unused: fields of the groups that are no options of this command; they have their defaults.
+    """
     parameters: list[inspect.Parameter] = []
     groups: dict[str, tuple[Any, Any]] = {}
     for name, parameter in inspect.signature(command).parameters.items():
@@ -33,7 +38,8 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
         if isinstance(group, type) and is_dataclass(group):
             instance = parameter.default if isinstance(parameter.default, group) else None
             groups[name] = group, instance
-            parameters += options_of(group, instance, parameter.default if instance is None else {})
+            options = options_of(group, instance, parameter.default if instance is None else {})
+            parameters += [option for option in options if option.name not in unused]
         else:
             parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
 
@@ -79,13 +85,13 @@ def options_of(
 
 
 def build(group: type, instance: Any, values: dict[str, Any]) -> Any:
-    """Makes a group of the values of its options, which are taken out of `values`."""
+    """Makes a group of the values of its options, which are taken out of `values`; others have their defaults."""
     hints = get_type_hints(group, include_extras=True)
     filled = {}
     for field, default in _defaults(group, instance):
         if is_dataclass(default):
             filled[field.name] = build(type(default), default, values)
-        elif _is_option(field, hints[field.name]):
+        elif _is_option(field, hints[field.name]) and field.name in values:
             filled[field.name] = _read(field, default, values.pop(field.name))
         elif default is not MISSING:
             filled[field.name] = default

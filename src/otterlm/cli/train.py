@@ -47,7 +47,6 @@ def command_of(name: str, verb: str) -> Any:
     recipe_class: Any = load_part(signal.recipes[verb])
     shape = OtterConfig(signal=signal.config())
 
-    @grouped
     def command(
         base: Base,
         recipe: recipe_class,
@@ -65,7 +64,8 @@ def command_of(name: str, verb: str) -> Any:
         torch.manual_seed(run.training.seed)
         show_result(recipe.train(model, tokenizer, data, config, run), run.out, as_json)
 
-    return as_command(name, command, help=str(inspect.getdoc(recipe_class)).split("\n\nAttributes:")[0])
+    options = grouped(command, getattr(recipe_class, "unused", ()))
+    return as_command(name, options, help=str(inspect.getdoc(recipe_class)).split("\n\nAttributes:")[0])
 
 
 def _summary(recipe: type) -> str:

@@ -14,6 +14,9 @@ class Recipe(Protocol):
 
     The docstring's `Example:` is shown below the options, which are the fields made by `otterlm.settings.setting`.
 
+    A recipe may also have `unused`: fields of its configurations, of the signal's and of `Run` with which it can do
+    nothing. The command line does not offer them. `tests/test_recipe_options.py` fails if one is missing there.
+
     Attributes:
         defaults: where the command line's defaults differ from those of `Run` and `TrainingConfig`, by field.
     """

@@ -1,6 +1,6 @@
 """`otter distill` puts any scorer into the model, without labelled data. The two never need to run together again."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
@@ -45,6 +45,7 @@ class DistillationRecipe:
         "evaluations_per_epoch": 4,
         "patience": 6,
     }
+    unused: ClassVar[Collection[str]] = ("probe_start", "shard")  # a probe learns pairs
 
     scorer: str = setting(help="module:name, regex:PATTERN, hf:MODEL or openai:URL#MODEL.")
     prompts: str = setting(help=PROMPTS_HELP)

@@ -1,6 +1,6 @@
 """Makes a contrast adapter of two models, which it replaces (`otter distill contrast`)."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -47,6 +47,7 @@ class ExpertsRecipe:
         "patience": 4,
         "eval_fraction": 0.05,
     }
+    unused: ClassVar[Collection[str]] = ("shard",)
 
     expert: str = setting(help="A model that writes as wanted.")
     anti_expert: str = setting(help="A model that writes as not wanted.")

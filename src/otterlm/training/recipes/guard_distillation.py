@@ -59,6 +59,7 @@ class GuardDistillationRecipe:
         "evaluations_per_epoch": 4,
         "patience": 6,
     }
+    unused: ClassVar[Collection[str]] = ("span_delay", "span_weight", "shard")  # nobody marks passages
 
     scorer: str = setting(help="module:name, regex:PATTERN, hf:MODEL or openai:URL#MODEL; the higher, the worse.")
     prompts: str = setting(help=PROMPTS_HELP)

@@ -49,7 +49,7 @@ def learn_reward(
     objective = RewardObjective(model.train(), LiveBase(model), learning)
     run.prepare(objective, train_examples, eval_examples)
     pairs = train_examples[0].is_pair
-    if learning.probe_start and pairs and not run.resumes:
+    if pairs and learning.probe_start and not run.resumes:
         start_from_probe(objective, train_examples)
     metrics = run.train(objective, train_examples, eval_examples, tokenizer)
     model.eval()
