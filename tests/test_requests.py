@@ -208,7 +208,7 @@ def test_settings_of_guards() -> None:
         ({"alarm": "[" * 100_000, "guard": "moderator"}, "otter_alarm must be a probability"),
         ({"window": 2**63, "guard": "moderator"}, "window must be a whole number from 1 to 1048576"),
         ({"alarm": "{}", "guard": "moderator"}, "names no label"),
-        ({"alarm": '{"rud": 0.5}', "guard": "moderator"}, "no label 'rud'"),
+        ({"alarm": '{"rud": 0.5}', "guard": "moderator"}, "no label 'rud'; there are: rude, threat"),
         ({"alarm": '{"rude": "much"}', "guard": "moderator"}, "the alarm of rude must be a probability"),
         ({"hits": 3, "guard": "moderator"}, "hits \\(3\\) must not exceed the window \\(2\\)"),
         ({"window": 0, "guard": "moderator"}, "otter_window must be a whole number"),

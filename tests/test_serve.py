@@ -1,8 +1,11 @@
 """`otter serve` exports into the cache and starts vLLM's server: its command, environment and folder, without vLLM."""
 
 import json
+import os
 import shutil
+import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -69,6 +72,40 @@ def test_what_a_killed_run_left_is_no_folder(parts, home, monkeypatch) -> None:
     assert (cached_export(str(base), adapters) / "config.json").is_file()
     (adapters["reward"] / "adapter_model.safetensors").unlink()
     refused(lambda: cached_export(str(base), adapters), "adapter_model.safetensors", "cannot be read")
+
+
+def test_folders_that_nobody_used_for_a_month_are_removed(parts, home) -> None:
+    base, adapters = parts
+
+    def of(name: str) -> Path:
+        return cached_export(str(base), {name: adapters["reward"]})
+
+    def age(*folders: Path) -> None:
+        for folder in folders:
+            os.utime(folder, times=(0, time.time() - cache.UNUSED_DAYS * 24 * 3600 - 60))
+
+    # Another process exports two folders and ends; a third one becomes another program that goes on.
+    lines = "import sys; from otterlm.engines.cached_export import cached_export as e"
+    lines += "; base, *adapters = sys.argv[1:]; folders = [e(base, {each: adapters[0]}) for each in adapters[1:]]"
+    command = [sys.executable, "-c", f"{lines}; print(*folders)", base, adapters["reward"], "old", "again"]
+    old, again = map(Path, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    becomes = f"{lines}; print(*folders, flush=True); import os; os.execvp('cat', ['cat'])"
+    with subprocess.Popen(
+        [sys.executable, "-c", becomes, base, adapters["reward"], "served"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as server:
+        assert server.stdout is not None
+        served = Path(server.stdout.readline().strip())
+        age(old, again, served)
+        assert of("again") == again
+        new = of("new")
+        assert {*(home / "served").iterdir()} == {again, served, new}
+        assert (again / WEIGHTS).is_file()
+        server.communicate()
+    of("new")
+    assert {*(home / "served").iterdir()} == {again, new}
 
 
 def test_a_name_is_the_last_part(tmp_path) -> None:

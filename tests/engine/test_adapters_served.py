@@ -148,7 +148,7 @@ def test_a_slot_in_use_is_not_taken(http: httpx.Client, folder: Path) -> None:
         next(lines)
         assert http.delete(f"{ADAPTERS}/{name}").status_code == 200
         busy = http.post(ADAPTERS, json={"name": "again", "path": str(out / "reward")})
-        assert f"1 requests still use {name}" in refusal(busy, 400)
+        assert f"1 requests still use {name}" in refusal(busy, 409)
         pieces = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
     rewards = [
         each for piece in pieces for each in piece["choices"][0].get("otter", {}).get("rewards", {}).get(name, [])

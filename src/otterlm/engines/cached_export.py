@@ -1,8 +1,15 @@
-"""Exports a base and its adapters into the user's cache folder, once for the same files."""
+"""Exports a base and its adapters into the user's cache folder, once for the same files.
 
+A folder that nobody has used for a month is removed when the next one is used.
+"""
+
+import fcntl
 import hashlib
+import os
 import shutil
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import otterlm
@@ -15,12 +22,15 @@ from otterlm.smollm2 import cache_folder
 
 DIGITS = 12
 """So much of its digest is in a folder's name."""
+UNUSED_DAYS = 30
+"""A folder stays so long after its last use."""
 
 
 def cached_export(base: str, adapters: Mapping[str, str | Path]) -> Path:
     """Returns an exported folder in the user's cache, see `otterlm.engines.exported.export`.
 
-    It is made anew when a file of the base or an adapter has changed. The base's files are links.
+    It is made anew when a file of the base or an adapter has changed. The base's files are links. The folder is in use
+    until this process ends, also if it becomes another program. Folders that were not used for 30 days are removed.
 
     Raises:
         OtterError: as for `export`, or another process is making the same folder.
@@ -29,14 +39,50 @@ def cached_export(base: str, adapters: Mapping[str, str | Path]) -> Path:
     target = cache_folder() / "served" / f"{short_name(base)}-{_digest(base_folder(base), folders)}"
     with files.hold(target):
         if not target.is_dir():
-            unfinished = target.with_name(f".{target.name}{files.UNFINISHED}")
+            unfinished = _unfinished(target)
             shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
             export(base, folders, unfinished)
             try:
                 unfinished.rename(target)
             except OSError as error:
                 raise OtterError(f"{target} could not be written: {error.strerror or error}") from error
+        _use(target)
+    _remove_unused(target.parent)
     return target
+
+
+def _unfinished(folder: Path) -> Path:
+    """Returns where a folder is made and taken apart, so that it is whole or not there."""
+    return folder.with_name(f".{folder.name}{files.UNFINISHED}")
+
+
+def _use(folder: Path) -> None:
+    """Marks a folder as used now, and until this process ends."""
+    handle = os.open(folder, os.O_RDONLY)  # never closed
+    os.set_inheritable(handle, True)  # the program that this process becomes has the lock, too
+    fcntl.flock(handle, fcntl.LOCK_SH)
+    os.utime(handle)
+
+
+def _remove_unused(served: Path) -> None:
+    """Removes the folders that were not used for long and that no process uses. What cannot be removed stays."""
+    oldest = time.time() - UNUSED_DAYS * 24 * 3600
+    for folder in served.glob("[!.]*"):
+        with suppress(OSError, OtterError):
+            if folder.stat().st_mtime < oldest:
+                with files.hold(folder):
+                    _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder; raises `BlockingIOError` if a process uses it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(_unfinished(folder), ignore_errors=True)  # of a run that was killed
+        shutil.rmtree(folder.rename(_unfinished(folder)))
+    finally:
+        os.close(handle)
 
 
 def short_name(base: str) -> str:

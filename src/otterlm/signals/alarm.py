@@ -54,8 +54,10 @@ def alarm_settings(
         alarms = dict(labels)
     elif isinstance(alarm, Mapping):
         unknown = [name for name in alarm if name not in config.labels]
-        if unknown or not alarm:
-            raise OtterError(f"there is no label {unknown[0]!r}" if unknown else "the alarm names no label")
+        if unknown:
+            raise OtterError(f"there is no label {unknown[0]!r}; there are: {', '.join(config.labels)}")
+        if not alarm:
+            raise OtterError("the alarm names no label")
         alarms = {name: check_alarm(f"the alarm of {name}", value) for name, value in alarm.items()}
     else:
         alarms = dict.fromkeys(labels, check_alarm("alarm", alarm))

@@ -16,7 +16,7 @@ from typing import Any
 from otterlm import adapter_files
 from otterlm.engines.slots import Slots, read
 from otterlm.engines.vllm.events import log_event
-from otterlm.engines.vllm.upstream.adapters import of_state
+from otterlm.engines.vllm.upstream.adapters import Busy, of_state
 from otterlm.engines.vllm.upstream.starting import LOADING
 from otterlm.engines.vllm.upstream.wrapping import set_slots, slots
 from otterlm.errors import OtterError
@@ -44,6 +44,8 @@ def _answer(make: Callable[..., Any]) -> Callable[..., Any]:
             return JSONResponse(await make(http, http.app.state.engine_client))
         except Forbidden as error:
             result = handler.create_error_response(str(error), "PermissionDeniedError", HTTPStatus.FORBIDDEN)
+        except Busy as error:
+            result = handler.create_error_response(str(error), "ConflictError", HTTPStatus.CONFLICT)
         except (OtterError, ValueError) as error:  # also of JSON
             result = handler.create_error_response(str(error))
         return JSONResponse(result.model_dump(), result.error.code)
@@ -101,7 +103,7 @@ def _check_allowed(engine: Any) -> None:
 async def _change(engine: Any, name: str, folder: str | None) -> Slots:
     state = await engine.engine_core.call_utility_async("otter_change", name, folder)
     if "error" in state:
-        raise OtterError(state["error"])
+        raise (Busy if state["busy"] else OtterError)(state["error"])
     changed = of_state(state)
     set_slots(engine.vllm_config, changed)
     return changed

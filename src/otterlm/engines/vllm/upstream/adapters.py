@@ -21,6 +21,10 @@ LOADS = "otter_loads"
 """The attribute of an engine that counts the loads of each name."""
 
 
+class Busy(OtterError):
+    """The slot that another adapter is to take is still in use by requests."""
+
+
 def add(original: Any, core: Any, request: Any, *rest: Any) -> None:
     """Reads a request's settings as it enters the engine, and separates what it caches from what was cached before the
     adapters that it needs were loaded."""
@@ -57,13 +61,13 @@ def change(core: Any, name: str, folder: str | None) -> dict[str, Any]:
     """Loads an adapter, or unloads it where no folder is given. The engine runs it between two steps.
 
     Returns:
-        The new state, see `state_of`; or `error`, why nothing changed.
+        The new state, see `state_of`; or `error`, why nothing changed, and `busy`, whether that passes by itself.
     """
     try:
         config = core.vllm_config
         changed = slots(config).unload(name) if folder is None else _load(core, name, Path(folder))
     except OtterError as error:
-        return {"error": str(error)}
+        return {"error": str(error), "busy": isinstance(error, Busy)}
     set_slots(config, changed)
     state = state_of(changed)
     if hasattr(core, "output_queue"):  # else the front end is in this process, with the same configuration
@@ -83,7 +87,7 @@ def _load(core: Any, name: str, folder: Path) -> Slots:
     current, config = slots(core.vllm_config), read(folder)
     slot = current.slot_for(name, config, core.vllm_config.model_config.hf_config.hidden_size)
     if users := sum(slot in _adapters(request) for request in core.scheduler.requests.values()):
-        raise OtterError(f"{users} requests still use {slot}, which was unloaded: try again when they have ended")
+        raise Busy(f"{users} requests still use {slot}, which was unloaded: try again when they have ended")
     call = core.model_executor.collective_rpc
     if problems := [problem for problem in call(_prepare, args=(slot, str(folder))) if problem]:
         raise OtterError(problems[0])
