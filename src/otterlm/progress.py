@@ -85,6 +85,11 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
         yield from shown.track(items, total=total, description=description)
 
 
+def note(text: str) -> None:
+    """Prints a line on stderr, before something that takes long and has no bar."""
+    _STDERR.print(Text(text), soft_wrap=True)
+
+
 @contextmanager
 def library_bars() -> Iterator[None]:
     """Hides the bars of Transformers and the hub inside the block where stderr is no terminal: a log repeats them."""

