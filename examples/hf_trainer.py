@@ -20,7 +20,7 @@ from otterlm.training.adapter_trainer import AdapterTrainer
 from otterlm.training.data.encoding import stored_tokens
 from otterlm.training.data.rows import hold_out, iterate_rows
 from otterlm.training.data.stored_examples import select
-from otterlm.training.data.stored_rows import StoredRows
+from otterlm.training.data.stored_items import StoredItems
 from otterlm.training.data.tokens import Limits
 from otterlm.training.sources import LiveBase
 
@@ -37,7 +37,7 @@ def main() -> None:
 
 def train(base: str, data: str, out: Path, steps: int = -1, config: OtterConfig = OtterConfig()) -> AdapterTrainer:
     """Trains the adapter and saves it into `out`."""
-    rows, tokenizer = StoredRows(iterate_rows(data)), load_tokenizer(base)
+    rows, tokenizer = StoredItems(iterate_rows(data)), load_tokenizer(base)
     examples, held = stored_tokens(rows, tokenizer, Limits()), hold_out(rows, 0.1, seed=0)
     # The vocabulary head is trained with the rest (`candidates=0`): the recipe's fit after training is not Trainer's.
     model = OtterModel(load_base(base), config).train()

@@ -27,7 +27,6 @@ from otterlm.training.data.packing import Example, collate, length_buckets
 from otterlm.training.data.rows import PairRow, Row, ScoredRow, hold_out, iterate_rows, read_rows
 from otterlm.training.data.stored_examples import by_row, in_memory, on_disk, select
 from otterlm.training.data.stored_items import StoredItems
-from otterlm.training.data.stored_rows import StoredRows
 from otterlm.training.data.targets import TargetsOf, targets_of
 from otterlm.training.data.tokens import Limits, tokenize
 from otterlm.training.token_file import TokenFile
@@ -55,7 +54,7 @@ def pairs(count: int) -> list[Row]:
 
 
 def test_stored_rows_are_the_rows() -> None:
-    stored = StoredRows(iter(ROWS * 99))
+    stored = StoredItems(iter(ROWS * 99))
     assert len(stored) == len(ROWS) * 99
     assert list(stored) == ROWS * 99 == list(stored)
     assert [row.where for row in stored] == [row.where for row in ROWS] * 99
@@ -65,19 +64,12 @@ def test_stored_rows_are_the_rows() -> None:
     assert [row.text.prompt for row in stored if isinstance(row, ScoredRow)][:2] == [TURNS, None]
 
 
-def test_rows_that_outgrow_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("otterlm.training.data.stored_rows.IN_MEMORY", 1)
-    assert list(StoredRows(ROWS * 99)) == ROWS * 99
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
-    refused(lambda: StoredRows(ROWS), "could not be written into", "TMPDIR")
-
-
 def test_a_row_that_cannot_be_read_stops_the_reading() -> None:
     def rows() -> Iterator[Row]:
         yield ROWS[0]
         raise OtterError("row 2 is bad")
 
-    refused(lambda: StoredRows(rows()), "row 2 is bad")
+    refused(lambda: StoredItems(rows()), "row 2 is bad")
 
 
 @pytest.mark.parametrize("template", [None, TEMPLATE])
@@ -92,7 +84,7 @@ def test_stored_tokens_are_the_tokens(
     assert list(stored) == expected
     monkeypatch.setenv("OTTER_HOME", str(tmp_path))
     monkeypatch.setattr(encoding, "IN_MEMORY", 10)
-    for data in (rows, StoredRows(rows)):
+    for data in (rows, StoredItems(rows)):
         mapped = stored_tokens(data, words, LIMITS, workers)
         assert list(mapped) == expected
         assert mapped.identity == stored.identity == of_data(expected)
@@ -113,7 +105,7 @@ def test_a_row_that_cannot_be_encoded_is_named(workers: int) -> None:
 
 
 def test_stored_items_are_the_items(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("otterlm.training.data.stored_items.AT_ONCE", 3)
+    monkeypatch.setattr("otterlm.training.data.stored_items.AT_ONCE", 999)
     rows = [LabelledRow(Dialogue(TURNS, f"a {n}"), Marks(("toxic",)), spans=(Span(0, 1),)) for n in range(50)]
     stored = StoredItems(iter(rows))
     assert list(stored) == rows == list(stored)
@@ -201,6 +193,17 @@ def test_a_recording_does_not_fill_memory(tmp_path: Path, monkeypatch: pytest.Mo
     assert most - before < 9 << 20
 
 
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux says so")
+def test_items_that_are_read_do_not_fill_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("otterlm.training.data.stored_items.AT_ONCE", 1 << 20)
+    stored = StoredItems(bytes([number % 256]) * 24_000 for number in range(1000))
+    before, most = resident(), 0
+    for number, item in enumerate(stored):
+        assert item[0] == number % 256
+        most = max(most, resident())
+    assert most - before < 9 << 20  # of 24 MB
+
+
 def test_parts_of_stored_examples() -> None:
     examples = [
         Example(3 * n, tuple(range(n % 7)), ((5,) * (1 + n % 5), (6,)), (), (n % 3, n % 2), n % 2) for n in range(600)
@@ -225,7 +228,7 @@ def test_parts_of_stored_examples() -> None:
 
 def test_what_is_held_out_of_stored_rows() -> None:
     rows = pairs(300)
-    assert hold_out(StoredRows(rows), 0.2, 1) == hold_out(rows, 0.2, 1)
+    assert hold_out(StoredItems(rows), 0.2, 1) == hold_out(rows, 0.2, 1)
     assert len(hold_out(rows, 0.2, 1)) == 60
 
 
@@ -250,7 +253,7 @@ def peak(count: int, folder: Path) -> float:
     words = chat_tokenizer()
     tracemalloc.start()
     try:
-        rows = StoredRows(iterate_rows(records))
+        rows = StoredItems(iterate_rows(records))
         examples = stored_tokens(rows, words, Limits(256, 256))
         held = hold_out(rows, 0.1, 0)
         rest = select(examples, lambda row: row not in held)
@@ -265,7 +268,6 @@ def test_memory_does_not_grow_with_the_data(tmp_path: Path, monkeypatch: pytest.
     """A pair of these takes 25 kB as rows and tuples of tokens, and may take 200 bytes of an index."""
     monkeypatch.setenv("OTTER_HOME", str(tmp_path))
     monkeypatch.setattr(encoding, "IN_MEMORY", 10)
-    monkeypatch.setattr("otterlm.training.data.stored_rows.IN_MEMORY", 1)
     peak(20, tmp_path)  # what is made once
     small, large = peak(600, tmp_path), peak(1800, tmp_path)
     assert large - small < 1200 * 200 + 100_000

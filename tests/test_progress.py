@@ -7,7 +7,6 @@ import torch
 from conftest import tiny_base
 from rich.console import Console
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import modeling_gguf_pytorch_utils as gguf
 from transformers.utils import logging
 
@@ -83,10 +82,11 @@ def test_converting_a_gguf_writes_no_bar_into_a_log(
     """Transformers converts with tqdm's bar, which its switch of bars does not reach."""
     monkeypatch.setattr(progress, "_STDERR", Console(stderr=True, force_terminal=terminal))
     logging.enable_progress_bar()
+    bars = gguf.tqdm
     with progress.library_bars():
         assert list(gguf.tqdm([1, 2], desc="converting")) == [1, 2]
     assert ("converting" in capsys.readouterr().err) is terminal
-    assert gguf.tqdm is tqdm
+    assert gguf.tqdm is bars
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(5, "0:00:05"), (65.4, "0:01:05"), (3725, "1:02:05")])

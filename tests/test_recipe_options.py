@@ -35,7 +35,7 @@ def runs(base: Path, pairs: Path, tmp_path: Path) -> dict[str, list[tuple[object
     labelled, scored = tmp_path / "labelled.jsonl", tmp_path / "scored.jsonl"
     texts.write_text("".join(f"{a} {b}\n" for a in WORDS[10:18] for b in WORDS[10:14]))
     rows = [f"{a} {b} {c}" for a in "abcd" for b in "ij" for c in "abij"]
-    of_text = [{"text": row, "spans": [[0, 1]] if "a" in row else []} for row in rows]
+    of_text: list[Any] = [{"text": row, "spans": [[0, 1]] if "a" in row else []} for row in rows]
     of_text += [{"text": row, "label": int("a" in row)} for row in rows]
     labelled.write_text("".join(json.dumps(row) + "\n" for row in of_text))
     sides.write_text("text,label\n" + "".join(f"{row},{int('a' in row)}\n" for row in rows))

@@ -25,7 +25,7 @@ from otterlm.training.data.conversations import Dialogue
 from otterlm.training.data.encoding import stored_tokens
 from otterlm.training.data.prompts import read_prompts
 from otterlm.training.data.rows import PairRow, hold_out, iterate_rows, read_rows
-from otterlm.training.data.stored_rows import StoredRows
+from otterlm.training.data.stored_items import StoredItems
 from otterlm.training.data.tokens import Limits
 from otterlm.training.recipes import RewardRecipe, Run
 from otterlm.training.recipes.values import Values
@@ -45,7 +45,7 @@ COLUMNS = {
 
 def write_data(arguments: argparse.Namespace) -> dict[str, int]:
     """Writes the pairs of the methods and of the judge, and the questions."""
-    rows = StoredRows(row for row in iterate_rows(arguments.pairs, "train") if isinstance(row, PairRow))
+    rows = StoredItems(row for row in iterate_rows(arguments.pairs, "train") if isinstance(row, PairRow))
     wanted = 2 * arguments.train
     if len(rows) < wanted:
         raise OtterError(f"{arguments.pairs} has {len(rows)} pairs; --train {arguments.train} takes {wanted}")

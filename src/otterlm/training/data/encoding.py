@@ -42,7 +42,7 @@ def stored_tokens(
     tokens of them. Other runs, and other processes, read them there.
 
     Args:
-        rows: read once, and once more for a digest unless they have one (`otterlm.training.data.stored_rows`).
+        rows: read once, and once more for a digest unless they have one (`otterlm.training.data.stored_items`).
         tokenizer: with its chat template.
         limits: tokens of a prompt and of a response.
         workers: processes that encode; 0: this one.

@@ -11,15 +11,14 @@ from otterlm.identity import DataDigest, Identity
 
 Item = TypeVar("Item")
 
-AT_ONCE = 4096
-"""After so many reads, what was read of the map is given back: until then it counts as this process's memory."""
+AT_ONCE = 16 << 20
+"""After so many bytes, what was read of the map is given back: until then it counts as this process's memory."""
 
 
 class StoredItems(Sequence[Item]):
     """The items are stored in a temporary file without a name, which this process alone reads and which goes with it.
 
-    `otterlm.training.data.stored_rows` has Arrow for the rows of rewards, of which there are the most; these are
-    pickled, so they may be of any kind, such as labelled rows, texts or prompts.
+    They are pickled, so they may be of any kind, such as pairs, labelled rows or texts. They can be read many times.
 
     Args:
         items: read once.
@@ -32,7 +31,7 @@ class StoredItems(Sequence[Item]):
     """
 
     def __init__(self, items: Iterable[Item]) -> None:
-        self._starts, self._reads = array.array("q", [0]), 0
+        self._starts, self._read = array.array("q", [0]), 0
         digest, size = DataDigest(), 0
         with temporary_file("rows") as file:
             for item in items:
@@ -54,10 +53,12 @@ class StoredItems(Sequence[Item]):
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
         number = range(len(self))[index]
-        self._reads += 1
-        if self._reads % AT_ONCE == 0 and hasattr(mmap, "MADV_DONTNEED"):
+        start, end = self._starts[number], self._starts[number + 1]
+        self._read += end - start
+        if self._read > AT_ONCE and hasattr(mmap, "MADV_DONTNEED"):
             self._memory.madvise(mmap.MADV_DONTNEED)
-        item: Item = pickle.loads(self._memory[self._starts[number] : self._starts[number + 1]])
+            self._read = 0
+        item: Item = pickle.loads(self._memory[start:end])
         return item
 
     def __iter__(self) -> Iterator[Item]:

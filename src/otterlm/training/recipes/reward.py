@@ -13,7 +13,7 @@ from otterlm.signals.reward.objective import RewardObjective, RewardTrainingConf
 from otterlm.training.data.encoding import stored_tokens
 from otterlm.training.data.records import source_name
 from otterlm.training.data.rows import Row, hold_out, iterate_rows
-from otterlm.training.data.stored_rows import StoredRows
+from otterlm.training.data.stored_items import StoredItems
 from otterlm.training.data.tokens import Limits
 from otterlm.training.evaluation.scoring import score_ends, summarize
 from otterlm.training.processes import this_process
@@ -58,14 +58,14 @@ class RewardRecipe:
     def __post_init__(self) -> None:
         check_settings(self)
 
-    def read(self) -> tuple[StoredRows, int]:
+    def read(self) -> tuple[StoredItems[Row], int]:
         """Returns all rows, on the disk, and how many of them, the last ones, are those to evaluate on.
 
         Raises:
             OtterError: see `read_rows`, or pairs and scored texts are mixed.
         """
         counts: list[int] = []
-        rows = StoredRows(self._rows(counts))
+        rows = StoredItems(self._rows(counts))
         return rows, sum(counts[1:])
 
     def _rows(self, counts: list[int]) -> Iterator[Row]:
