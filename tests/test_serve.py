@@ -122,7 +122,7 @@ def test_the_command_drafts_where_an_adapter_can(parts) -> None:
     command = serve_command(plain, "tiny", ["--port", "9000", "-tp", "2"])
     assert command == [
         *(sys.executable, "-m", "otterlm.engines.vllm.upstream.launch", str(plain)),
-        *("--served-model-name", "tiny", "--enforce-eager", "--port", "9000", "-tp", "2"),
+        *("--served-model-name", "tiny", "--port", "9000", "-tp", "2"),
     ]
     drafting = cached_export(str(base), adapters)
     command = serve_command(drafting, "tiny", [])
@@ -132,7 +132,7 @@ def test_the_command_drafts_where_an_adapter_can(parts) -> None:
         "num_speculative_tokens": 2,
     }
     ngram = ["--speculative-config.method", "ngram"]
-    assert serve_command(drafting, "tiny", ngram)[-5:] == ["--served-model-name", "tiny", "--enforce-eager", *ngram]
+    assert serve_command(drafting, "tiny", ngram)[-4:] == ["--served-model-name", "tiny", *ngram]
     refused(lambda: serve_command(plain, "tiny", ["--model=x"]), "--model", "--base")
 
 
@@ -171,6 +171,6 @@ def test_the_command_line_passes_options_on(parts, otter, refusal, monkeypatch) 
     otter(*line, "--load-adapters")
     (argv,) = started
     folder = Path(argv[3])
-    assert argv[4:] == ["--served-model-name", "tiny", "--enforce-eager", "--max-model-len", "64", "-O3", "--port=1"]
+    assert argv[4:] == ["--served-model-name", "tiny", "--max-model-len", "64", "-O3", "--port=1"]
     assert set(json.loads((folder / "config.json").read_text())["otter"]) == {"good"}
     shutil.rmtree(folder)

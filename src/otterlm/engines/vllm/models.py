@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM
 from otterlm.config import OtterConfig
 from otterlm.detection import recognize
 from otterlm.engines.exported import ADAPTERS, base_config, read_adapters
-from otterlm.engines.vllm.paged import PagedLayer, narrowed
+from otterlm.engines.vllm.paged import NONE, PagedLayer, narrowed
 from otterlm.engines.vllm.replacing import Replacement
 from otterlm.engines.vllm.steering import Steering
-from otterlm.engines.vllm.upstream import install_worker, served, shared
+from otterlm.engines.vllm.upstream import install_compiler, install_worker, served, shared
 from otterlm.engines.vllm.upstream.names import (
     LlamaForCausalLM,
     MistralForCausalLM,
@@ -93,6 +93,8 @@ class Otter:
         # vLLM makes none where drafts are verified, see `upstream.worker`.
         self.steering = None if vllm_config.speculative_config is None else Steering(vllm_config)
         install_worker()
+        if vllm_config.compilation_config.mode != NONE:
+            install_compiler()
         self.states: dict[str, Tensor] = {}
         self.sampled: dict[str, Tensor] = {}
         self.rows: list[range] = []

@@ -39,10 +39,6 @@ def refuse_config(vllm_config: Any) -> None:
         f"the speculative method {method!r}: there are {', '.join(DRAFTING)}": (
             method is not None and method not in DRAFTING
         ),
-        # The base's tokens are right there, but the signals of SmolLM2 were wrong or no numbers.
-        "compiled graphs on a CPU: start the engine with enforce_eager=True (--enforce-eager)": (
-            vllm_config.device_config.device_type == "cpu" and not model.enforce_eager
-        ),
     }
     for reason, applies in reasons.items():
         if applies:

@@ -1,4 +1,4 @@
-"""Contains all of vLLM 0.32 that Otter depends on and that another version may change.
+"""Contains all of vLLM 0.32, and of its compiler, that Otter depends on and that another version may change.
 
 That is where names come from, which methods are wrapped, and which attributes of vLLM's objects are read and set. No
 file outside this folder imports from vLLM. Numbers travel on vLLM's objects, beside what it puts there:
@@ -16,10 +16,10 @@ from importlib import import_module
 
 from otterlm.engines.vllm.architectures import ARCHITECTURES
 from otterlm.engines.vllm.refusals import refuse_config
-from otterlm.engines.vllm.upstream import adapters, front_end, scheduler, worker
+from otterlm.engines.vllm.upstream import adapters, compiler, front_end, scheduler, worker
 from otterlm.engines.vllm.upstream.wrapping import served, shared, wrap, wrap_function
 
-__all__ = ["install", "install_worker", "served", "shared"]
+__all__ = ["install", "install_compiler", "install_worker", "served", "shared"]
 
 
 def install() -> None:
@@ -48,3 +48,8 @@ def install_worker() -> None:
     wrap("vllm.v1.sample.rejection_sampler", "RejectionSampler", "apply_logits_processors", worker.verify)
     wrap_function("vllm.v1.sample.rejection_sampler", "expand_batch_to_tokens", worker.expand)
     wrap("vllm.v1.worker.gpu.model_runner", "GPUModelRunner", "sample", worker.sample_second)
+
+
+def install_compiler() -> None:
+    """Wraps a method of PyTorch's compiler, for a widened model that is compiled."""
+    wrap("torch._inductor.scheduler", "SchedulerNode", "recompute_size_and_body", compiler.recompute)

@@ -57,15 +57,7 @@ def serve_command(folder: Path, name: str, options: Sequence[str]) -> list[str]:
     # Drafts are proposed where an adapter of the folder can.
     if (drafts := _drafts(folder)) and not any(option.startswith(SPECULATION) for option in options):
         added += ["--speculative-config", json.dumps(drafts)]
-    if not names & {"--enforce-eager", "--no-enforce-eager"} and not _gpu():
-        added.append("--enforce-eager")  # compiled engines are refused on CPUs
     return [sys.executable, "-m", "otterlm.engines.vllm.upstream.launch", str(folder), *added, *options]
-
-
-def _gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def _drafts(folder: Path) -> dict[str, Any] | None:
