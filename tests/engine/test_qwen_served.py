@@ -50,4 +50,4 @@ def test_two_processes(folder: Path) -> None:
     (ours,) = answers(folder, (prompts, greedy(**client.request(folder, rewards=1))), **two)
     assert tokens_of(ours) == tokens_of(plain)
     assert torch.tensor([answer.rewards["reward"] for answer in ours]).std() > 0.1
-    assert_rewards(load_exported(folder, torch.float32), ours)
+    assert_rewards(load_exported(folder, dtype=torch.float32), ours)
