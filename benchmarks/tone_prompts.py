@@ -28,18 +28,68 @@ ASKED = (
     "Write a letter to a friend about {}.",
     "Tell me about {}.",
 )
-THINGS = (
-    "a walk in the rain|a new job|a small hotel|the first day of school|a long flight|an old car|a visit to the dentist|"
-    "a birthday party|the neighbour's dog|a train station at night|moving to another city|a football match|"
-    "a restaurant in the old town|a week without a phone|the winter in the north|learning to swim|a film about the sea|"
-    "a house by the river|a lost key|a summer camp|the office kitchen|a crowded bus|a garden in spring|"
-    "the last day of a holiday|a cup of coffee|a night in a tent|a broken window|a cooking class|a letter from an uncle|"
-    "a museum on a Sunday|a storm at sea|an empty street|a new pair of shoes|a phone call from home|a piano lesson|"
-    "a market in the morning|a mountain hut|a cat on the roof|an exam|a family dinner|a bicycle trip|a hospital visit|"
-    "a computer game|a village school|a wedding|a job interview|a concert in the park|a day at the beach|"
-    "a queue at the bank|a library|a snowy road|a farm|the end of the year|a blind date|a chess game|a bakery|"
-    "a walk through the woods|an airport hotel|a gym|a used book"
-).split("|")
+THINGS = [
+    "a walk in the rain",
+    "a new job",
+    "a small hotel",
+    "the first day of school",
+    "a long flight",
+    "an old car",
+    "a visit to the dentist",
+    "a birthday party",
+    "the neighbour's dog",
+    "a train station at night",
+    "moving to another city",
+    "a football match",
+    "a restaurant in the old town",
+    "a week without a phone",
+    "the winter in the north",
+    "learning to swim",
+    "a film about the sea",
+    "a house by the river",
+    "a lost key",
+    "a summer camp",
+    "the office kitchen",
+    "a crowded bus",
+    "a garden in spring",
+    "the last day of a holiday",
+    "a cup of coffee",
+    "a night in a tent",
+    "a broken window",
+    "a cooking class",
+    "a letter from an uncle",
+    "a museum on a Sunday",
+    "a storm at sea",
+    "an empty street",
+    "a new pair of shoes",
+    "a phone call from home",
+    "a piano lesson",
+    "a market in the morning",
+    "a mountain hut",
+    "a cat on the roof",
+    "an exam",
+    "a family dinner",
+    "a bicycle trip",
+    "a hospital visit",
+    "a computer game",
+    "a village school",
+    "a wedding",
+    "a job interview",
+    "a concert in the park",
+    "a day at the beach",
+    "a queue at the bank",
+    "a library",
+    "a snowy road",
+    "a farm",
+    "the end of the year",
+    "a blind date",
+    "a chess game",
+    "a bakery",
+    "a walk through the woods",
+    "an airport hotel",
+    "a gym",
+    "a used book",
+]
 TEST_THINGS, TEST_QUESTIONS = 10, 20
 
 
