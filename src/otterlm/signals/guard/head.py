@@ -39,8 +39,9 @@ class GuardHead(nn.Module):
         super().__init__()
         self.config = config
         self.prefix = nn.Linear(width, len(config.labels), **factory)
-        outputs = len(config.spans) * (1 + config.span_delay)
-        self.spans = nn.Linear(width, outputs, **factory) if config.spans else None
+        self.spans: nn.Linear | None = None
+        if config.spans:
+            self.spans = nn.Linear(width, len(config.spans) * (1 + config.span_delay), **factory)
         rank, hidden = config.vocabulary_rank, config.vocabulary_hidden
         made = (vocabulary_head(width, rank, hidden, base_width, **factory) for _ in config.labels)
         self.vocabulary = nn.ModuleList(head for head in made if head is not None)
@@ -90,9 +91,9 @@ class GuardSignal:
         """Returns those of tokens being inside a passage, `[B, T, 1 + k, S]` float32, of each label of
         `GuardConfig.spans`: after every prefix, of its last token and of each of the k before it. A token's later
         logit is the one before, changed by what the next token's state says of it."""
-        shape = (1 + self._config.span_delay, len(self._config.spans))
         if self._head.spans is None:
-            return self.state.new_empty((*self.state.shape[:-1], *shape), dtype=torch.float32)
+            return self.state.new_empty((*self.state.shape[:-1], 1, 0), dtype=torch.float32)
+        shape = (1 + self._config.span_delay, len(self._config.spans))
         first, *changes = self._head.spans(self.state).float().unflatten(-1, shape).unbind(dim=-2)  # [B, T, S] each
         logits = [first]
         for change in changes:
