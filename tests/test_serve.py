@@ -126,7 +126,7 @@ def test_the_command_drafts_where_an_adapter_can(parts) -> None:
     ]
     drafting = cached_export(str(base), adapters)
     command = serve_command(drafting, "tiny", [])
-    assert json.loads(command[-2]) == {
+    assert json.loads(command[-1]) == {
         "method": "custom_class",
         "model": "otterlm.engines.vllm.drafts.DraftProposer",
         "num_speculative_tokens": 2,
