@@ -20,7 +20,7 @@ from otterlm.bases import load_tokenizer
 from otterlm.files import make_folder, write_text
 from otterlm.training.data.prompts import read_prompts
 
-ASKED = (
+REQUESTS = (
     "Write a short story about {}.",
     "Write a review of {}.",
     "What do you think of {}?",
@@ -110,8 +110,8 @@ def main() -> None:
     questions = list(dict.fromkeys(turns[0][1] for turns in dialogues))
     questions = [text for text in questions if 5 <= len(tokenizer.encode(text)) <= 24]
     drawn.shuffle(questions)
-    test = [ASKED[number % len(ASKED)].format(thing) for number, thing in enumerate(things[:TEST_THINGS] * 2)]
-    train = [asked.format(thing) for thing in things[TEST_THINGS:] for asked in ASKED]
+    test = [REQUESTS[number % len(REQUESTS)].format(thing) for number, thing in enumerate(things[:TEST_THINGS] * 2)]
+    train = [request.format(thing) for thing in things[TEST_THINGS:] for request in REQUESTS]
     test += questions[:TEST_QUESTIONS]
     train += questions[TEST_QUESTIONS : TEST_QUESTIONS + len(train)]
     drawn.shuffle(test)

@@ -118,7 +118,7 @@ def test_a_failure_changes_nothing(engine: Engine, folder: Path) -> None:
     change(engine, "good", None)
     before = served(engine.vllm_config)
     engine.problem = "weights are damaged"
-    assert change(engine, "new", str(folder)) == {"error": "weights are damaged"}
+    assert change(engine, "new", str(folder)) == {"error": "weights are damaged", "busy": False}
     assert change(engine, "new", str(folder / "nobody"))["error"].endswith("no such file")
     assert served(engine.vllm_config) == before
     assert not engine.calls
