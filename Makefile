@@ -81,6 +81,11 @@ adapters: setup .venv-vllm/.ready
 	$(BIN)/otter train guard --base $(BASE) --data runs/guard/train.jsonl --eval-data runs/guard/valid.jsonl \
 		--out runs/guard/adapter --layers 11-29:2 --max-response-tokens 160 --record
 	cp runs/guard/adapter/adapter_* adapters/smollm2-135m-guard/
+	$(BIN)/python benchmarks/tone_prompts.py --base $(BASE) --data $(DATA) --out runs/sentiment
+	PYTHONPATH=benchmarks $(BIN)/otter distill --base $(BASE) --scorer distillation:sentiment \
+		--prompts runs/sentiment/train.jsonl --limit 240 --out runs/sentiment/adapter --layers 11-29:3 \
+		--max-new-tokens 48 --top-p 0.95 --epochs 3 --batch-size 8 --record
+	cp runs/sentiment/adapter/adapter_* adapters/smollm2-135m-sentiment/
 
 # The judges of the benchmarks, as data: a toxicity classifier and a sentence encoder.
 $(JUDGES)/.ready: $(VENV)/.ready
