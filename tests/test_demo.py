@@ -16,12 +16,14 @@ from otterlm.signals.guard.config import GuardConfig
 def test_all_parts(answer, refusal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     report = answer("demo", "--max-new-tokens", 8, "--method", "guidance")
-    assert list(report) == ["reward", "contrast", "draft", "guard"]
+    assert list(report) == ["sentiment", "reward", "contrast", "draft", "guard"]
     for part in report.values():
         assert 0 < part["plan"]["inserted_parameters"] < 0.1 * part["plan"]["base_parameters"]
         assert all(speed > 0 for speed in part["tokens_per_second"].values())
     for entry in report["reward"]["prompts"]:
         assert len(entry["guided"]["rewards"]) == len(entry["guided"]["tokens"]) == 8
+    for entry in report["sentiment"]["prompts"]:
+        assert entry["gladly"]["tokens"] != entry["gloomily"]["tokens"]
     assert all(entry["contrasted"]["text"] for entry in report["contrast"]["prompts"])
     for entry in report["draft"]["prompts"]:
         assert entry["same_tokens"]
@@ -51,7 +53,7 @@ def test_the_table_on_a_terminal(otter, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(ROOT)
     code, out, _ = otter("demo", "--max-new-tokens", 4)
     assert code == 0
-    for text in ("Reward:", "Contrast:", "Drafts:", "tokens a pass", "inserted parameters"):
+    for text in ("Sentiment:", "Reward:", "Contrast:", "Drafts:", "tokens a pass", "inserted parameters"):
         assert text in out
     seen, proof, further = out.splitlines()[-3:]
     assert re.match(
@@ -62,10 +64,11 @@ def test_the_table_on_a_terminal(otter, monkeypatch: pytest.MonkeyPatch) -> None
     assert "docs/tutorial.md" in further
 
 
-def test_a_folder_without_a_guard_shows_the_other_parts(otter, tmp_path: Path) -> None:
+def test_a_folder_of_an_older_version_shows_the_other_parts(otter, tmp_path: Path) -> None:
     for folder in (FOLDERS[name] for name in FOLDERS if name not in OPTIONAL):
         (tmp_path / folder).symlink_to(ROOT / "adapters" / folder)
     code, out, _ = otter("demo", "--adapters", tmp_path, "--max-new-tokens", 4)
     assert code == 0
     assert "Guard:" not in out
+    assert "Sentiment:" not in out
     assert re.match(r"You saw: .* prompts, drafts gave \d\.\d\d tokens a pass\.$", out.splitlines()[-3])

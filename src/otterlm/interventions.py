@@ -30,6 +30,9 @@ Plug = Literal["logits_processor", "stopping_criteria", "custom_generate"]
 """Where an intervention goes in `generate`: a processor, a criterion or a loop."""
 
 
+CANDIDATES = 10
+"""So many candidates a search scores in each step, and so many responses best-of-n samples, where no other number is
+asked for."""
 MIN_P = 0.15
 """The least share of the likeliest token's probability that makes a token plausible, where no other is asked for. Under
 0.1 strong guidance makes text unlikely, see docs/benchmarks/steering.md."""
@@ -41,7 +44,8 @@ class InterventionSettings:
 
     Attributes:
         weight: of a reward, or of a rollback's steering; 1 is recommended, 0 is the base's own decoding.
-        top_k: candidates a step (guidance, search) at most, or responses (best-of-n).
+        top_k: candidates a step (guidance, search) at most, or responses (best-of-n); None: `CANDIDATES` of a search
+            and a best-of-n, and all plausible ones of guidance, which gets their rewards at once.
         min_p: guidance and search choose from tokens with at least this share of the likeliest one's probability.
         alpha, top_p: of a contrast, see `ContrastGuidance`.
         threshold: of a reward. A stop ends a response that falls under it; rejection samples until one reaches it.
@@ -55,8 +59,11 @@ class InterventionSettings:
     weight: float = setting(
         1.0, "Strength of a reward; 0 gives the base's tokens.", check=check_weight, slider=(-10.0, 10.0, 0.1)
     )
-    top_k: int = setting(
-        10, "Candidates a step (guidance, search) or responses (best-of-n).", minimum=1, slider=(1, 100, 1)
+    top_k: int | None = setting(
+        None,
+        f"Candidates a step, or responses of best-of-n; by default {CANDIDATES}, and for guidance all plausible.",
+        minimum=1,
+        slider=(0, 100, 1),
     )
     min_p: float = setting(
         MIN_P,

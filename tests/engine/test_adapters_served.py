@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,14 @@ def listed(http: httpx.Client) -> dict[str, bool]:
     return {line["id"]: line["loaded"] for line in http.get(ADAPTERS).json()["data"]}
 
 
+def wait_for(http: httpx.Client, state: dict[str, bool]) -> None:
+    """Waits until both processes know a change: the other one gets it a moment after the answer."""
+    end = time.monotonic() + 60
+    while not all(listed(http) == state for _ in range(8)):
+        assert time.monotonic() < end, listed(http)
+        time.sleep(0.1)
+
+
 def rewarded(http: httpx.Client, **xargs: Any) -> Answer:
     """Returns an answer with all rewards."""
     body = {**GREEDY, "prompt": LONG, "return_token_ids": True, "ignore_eos": True}
@@ -99,14 +108,14 @@ def test_another_adapter_takes_a_slot(http: httpx.Client, folder: Path, log: Pat
     model.load_adapter(out / "strict", "strict")
     before = rewarded(http)
     assert_rewards(model, [before], "reward", "moderator")
-    assert listed(http) == {"reward": True, "moderator": True}
+    wait_for(http, {"reward": True, "moderator": True})
     for _ in range(4):  # the cache is warm, whichever process answers
         assert rewarded(http).rewards["reward"] == pytest.approx(before.rewards["reward"], abs=1e-4)
 
     full = http.post(ADAPTERS, json={"name": "second", "path": str(out / "second")})
     assert "unload one first" in refusal(full, 400)
     assert http.delete(f"{ADAPTERS}/reward").status_code == 200
-    assert listed(http) == {"reward": False, "moderator": True}
+    wait_for(http, {"reward": False, "moderator": True})
     for _ in range(4):
         assert rewarded(http).rewards.keys() == {"moderator"}
     narrow = http.post(ADAPTERS, json={"name": "narrow", "path": str(out / "narrow")})
@@ -115,7 +124,7 @@ def test_another_adapter_takes_a_slot(http: httpx.Client, folder: Path, log: Pat
     answer = http.post(ADAPTERS, json={"name": "second", "path": str(out / "second")})
     assert answer.status_code == 200, answer.text
     assert answer.json()["loaded"]
-    assert listed(http) == {"second": True, "moderator": True}
+    wait_for(http, {"second": True, "moderator": True})
     for _ in range(4):
         after = rewarded(http)
         assert after.tokens == before.tokens
@@ -128,6 +137,7 @@ def test_another_adapter_takes_a_slot(http: httpx.Client, folder: Path, log: Pat
     # The guard's labels go, and come back with other weights.
     assert http.delete(f"{ADAPTERS}/moderator").status_code == 200
     assert http.post(ADAPTERS, json={"name": "strict", "path": str(out / "strict")}).status_code == 200
+    wait_for(http, {"second": True, "strict": True})
     assert_rewards(model, [rewarded(http)], "second", "strict")
     assert [event["event"] for event in events(log) if "adapter" in event["event"]] == [
         "adapter_unloaded",

@@ -13,7 +13,7 @@ from otterlm.decoding.output import RewardedOutput
 from otterlm.decoding.scoring import score_sequences
 from otterlm.errors import OtterError
 from otterlm.generation import Request
-from otterlm.interventions import InterventionSettings
+from otterlm.interventions import CANDIDATES, InterventionSettings
 from otterlm.model import OtterModel
 from otterlm.signals.base import Capability
 
@@ -92,4 +92,4 @@ class BestOfN(Loop):
 
 def make(model: OtterModel, adapter_name: str, settings: InterventionSettings) -> BestOfN:
     """Makes the best-of-n of the registry, see `otterlm.interventions`."""
-    return BestOfN(settings.top_k, settings.weight, adapter_name)
+    return BestOfN(settings.top_k or CANDIDATES, settings.weight, adapter_name)

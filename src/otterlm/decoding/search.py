@@ -19,7 +19,7 @@ from otterlm.decoding.prompt import read_prompt
 from otterlm.decoding.steering import plausible
 from otterlm.decoding.transposed_linear import TransposedLinear
 from otterlm.errors import OtterError
-from otterlm.interventions import MIN_P, InterventionSettings
+from otterlm.interventions import CANDIDATES, MIN_P, InterventionSettings
 from otterlm.masks import tree_mask
 from otterlm.model import OtterModel
 from otterlm.signals.base import Capability
@@ -48,7 +48,7 @@ class CandidateSearch(Loop):
     def __init__(
         self,
         weight: float = 1.0,
-        top_k: int = 10,
+        top_k: int = CANDIDATES,
         mode: str = "greedy",
         temperature: float = 1.0,
         adapter_name: str | None = None,
@@ -125,4 +125,6 @@ def make(model: OtterModel, adapter_name: str, settings: InterventionSettings) -
     """Makes the search of the registry, see `otterlm.interventions`."""
     mode = "greedy" if settings.temperature is None else "stochastic"
     temperature = settings.temperature or 1.0
-    return CandidateSearch(settings.weight, settings.top_k, mode, temperature, adapter_name, settings.min_p)
+    return CandidateSearch(
+        settings.weight, settings.top_k or CANDIDATES, mode, temperature, adapter_name, settings.min_p
+    )

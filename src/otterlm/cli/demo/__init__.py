@@ -7,7 +7,7 @@ import torch
 import typer
 
 from otterlm.bases import load_base, load_tokenizer
-from otterlm.cli.demo import contrast, draft, guard, reward
+from otterlm.cli.demo import contrast, draft, guard, reward, sentiment
 from otterlm.cli.options import AsJson
 from otterlm.cli.terminal import print_json
 from otterlm.decoding.choice import check_method, methods
@@ -24,28 +24,29 @@ METHODS = [
 ]
 """What a reward does here: the responses are greedy."""
 SHIPPED = Path("adapters")
-PARTS = {"reward": reward, "contrast": contrast, "draft": draft, "guard": guard}
+PARTS = {"sentiment": sentiment, "reward": reward, "contrast": contrast, "draft": draft, "guard": guard}
 FOLDERS = {
+    "sentiment": "smollm2-135m-sentiment",
     "reward": "smollm2-135m-harmless",
     "contrast": "smollm2-135m-detox",
     "draft": "smollm2-135m-draft",
     "guard": "smollm2-135m-guard",
 }
-OPTIONAL = {"guard"}
-"""The parts that are left out where their adapter is not there: folders of older versions have no guard."""
+OPTIONAL = {"sentiment", "guard"}
+"""The parts that are left out where their adapter is not there: folders of older versions lack them."""
 
 
 def command(
     adapters: Annotated[Path, typer.Option(help="Folder with the adapters for smollm2-135m.")] = SHIPPED,
     method: Annotated[str, typer.Option(help=f"How a reward steers: {', '.join(METHODS)}.")] = "guidance",
-    weight: Annotated[float, typer.Option(help="Strength of the reward, and of the guard.")] = 1.0,
+    weight: Annotated[float, typer.Option(help="Strength of the rewards, and of the guard.")] = 1.0,
     alpha: Annotated[float, typer.Option(help="Strength of the contrast.")] = 2.0,
     max_new_tokens: Annotated[int, typer.Option(help="Length of a response.", min=1)] = 48,
     as_json: AsJson = False,
 ) -> None:
     """Shows the shipped adapters, each beside the base alone.
 
-    A reward and a contrast steer SmolLM2-135M, drafts speed it up, and a guard stops it.
+    Two rewards and a contrast steer SmolLM2-135M, drafts speed it up, and a guard stops it.
 
     Example:
         otter demo --method search --weight 2
