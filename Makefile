@@ -75,7 +75,7 @@ adapters: setup .venv-vllm/.ready
 	cp runs/detox/distilled/adapter_* adapters/smollm2-135m-detox/
 	.venv-vllm/bin/python benchmarks/draft_text.py --base $(BASE) --data $(DATA) --tokens 500000 --out runs/draft-text
 	$(BIN)/python benchmarks/draft_variants.py --base $(BASE) --text runs/draft-text --out runs/draft-variants \
-		--layers 11 14 17 20 23 26 29 --tokens 470000 --held 150 --epochs 3 --batch-size 8 --record --variants heads
+		--layers 29 --tokens 470000 --held 150 --epochs 3 --batch-size 8 --record --variants heads
 	cp runs/draft-variants/heads-470000/adapter_* adapters/smollm2-135m-draft/
 	$(BIN)/python benchmarks/guard.py prepare --data $(DATA) --out runs/guard
 	$(BIN)/otter train guard --base $(BASE) --data runs/guard/train.jsonl --eval-data runs/guard/valid.jsonl \
