@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from otterlm.bases import load_base, load_tokenizer
 from otterlm.config import OtterConfig
+from otterlm.layers import parse_layers
 from otterlm.model import OtterModel
 from otterlm.signals.reward.config import RewardConfig
 from otterlm.signals.reward.objective import RewardObjective, RewardTrainingConfig
@@ -178,6 +179,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=300)
     parser.add_argument("--parts", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--layers", default="11-29:2", help="widened blocks; the last few make the recording small")
     arguments = parser.parse_args()
     limits = Limits(prompt=96, response=128)
     tokenizer, base = load_tokenizer(arguments.base), load_base(arguments.base)
@@ -185,7 +187,7 @@ def main() -> None:
     examples = tokenize(rows, tokenizer, limits)
     labels = torch.tensor([row.score for row in rows])
 
-    layers = tuple(range(11, base.config.num_hidden_layers, 2))
+    layers = parse_layers(arguments.layers)
 
     def model() -> OtterModel:
         torch.manual_seed(0)
