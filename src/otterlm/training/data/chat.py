@@ -39,12 +39,14 @@ class Markers:
     head: str = ""
     tail: str = ""
 
-    def wrote_prompt(self, text: str) -> bool:
-        """Returns whether a text looks like a prompt that the template wrote, with or without the answer's marker."""
-        text = text.strip()
-        begun = bool(self.answer) and self.wrote(text) and text.endswith(self.answer.rstrip())
-        asked = bool(self.tail) and self.head in text and text.endswith(self.tail)
-        return begun or (asked and text.startswith(self.opening))
+    def wrote_prompt(self, turns: Sequence[Turn]) -> bool:
+        """Returns whether the first turn looks like the template's text: a whole prompt, with or without the answer's
+        marker, or the beginning of one that quotes a dialogue in the HH format."""
+        text = turns[0][1].strip()
+        if not self.answer or not text.startswith(self.opening):
+            return False
+        whole = text.endswith(self.answer.rstrip()) or (bool(self.tail) and text.endswith(self.tail))
+        return self.head in text and (whole if len(turns) == 1 else turns[0][0] == "system")
 
     def wrote(self, text: str) -> bool:
         """Returns whether a text looks like one that the template wrote, at least up to the response."""
@@ -100,7 +102,7 @@ def chat_tokens(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, where
     if not turns:
         raise OtterError(f"{where}: nothing stands before the response, and the chat template needs a turn")
     known = markers(tokenizer)
-    if len(turns) == 1 and known.wrote_prompt(turns[0][1]):
+    if known.wrote_prompt(turns):
         raise OtterError(f"{where}: the prompt is in the chat template already: give only what the user says")
     try:
         text = _render(turns, tokenizer)
