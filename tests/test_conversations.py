@@ -15,6 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 from otterlm.training.data.conversations import parse_dialogue, read_turns
 from otterlm.training.data.corpora import tokenize_corpora
+from otterlm.training.data.labelled import Span, read_labelled_rows
+from otterlm.training.data.labelled_tokens import tokenize_labelled
 from otterlm.training.data.prompts import read_prompts
 from otterlm.training.data.rows import PairRow, read_rows
 from otterlm.training.data.tokens import Limits, dialogue_tokens, encode_prompts, prompt_tokens, tokenize
@@ -98,6 +100,29 @@ def as_wrapped(prompt, *sides):
     return [{"messages": side} for side in as_messages(prompt, *sides)]
 
 
+def as_null_columns(prompt, *sides):
+    """As parquet keeps messages of two shapes in one column."""
+    nulls = {"role": None, "content": None, "tool_calls": None}
+    return [[nulls | turn for turn in side] for side in as_sharegpt(prompt, *sides)]
+
+
+def as_texts(prompt, *sides):
+    """With contents that are a list of texts, or one part."""
+    turns = as_messages(prompt, *sides)
+    return [
+        [t | {"content": [t["content"]] if n % 2 else {"type": "text", "text": t["content"]}} for n, t in enumerate(s)]
+        for s in turns
+    ]
+
+
+def as_users(prompt, *sides):
+    """HH text that calls the human the user."""
+    if prompt[0][0] == "system" or any("\n\nUser:" in text for text in (*(text for _, text in prompt), *sides)):
+        return None
+    texts = as_hh(prompt, *sides)
+    return None if texts is None else [text.replace("\n\nHuman:", "\n\nUser:") for text in texts]
+
+
 def as_hh(prompt, *sides, first="\n\n", end="\n"):
     prompt, sides = [(role, content.strip()) for role, content in prompt], tuple(side.strip() for side in sides)
     contents = [content.replace("\r\n", "\n") for content in (*(content for _, content in prompt), *sides)]
@@ -111,6 +136,10 @@ def as_hh(prompt, *sides, first="\n\n", end="\n"):
     texts = ["".join(f"\n\n{NAMES[role]}: {text}" for role, text in [*turns, ("assistant", side)]) for side in sides]
     texts = [system + text if system else first + text.removeprefix("\n\n") for text in texts]
     return [text.replace("\r\n", "\n").replace("\n", end) for text in texts]
+
+
+def as_nulls(prompt, *sides):
+    return [[{"name": None} | turn for turn in side] for side in as_messages(prompt, *sides)]
 
 
 WHOLE = {
@@ -128,7 +157,11 @@ WHOLE = {
     "json twice": lambda *turns: list(map(json.dumps, as_json(*turns))),
     "printed sharegpt": lambda *turns: list(map(str, as_sharegpt(*turns))),
     "wrapped json": lambda *turns: list(map(json.dumps, as_wrapped(*turns))),
+    "null columns": as_null_columns,
+    "texts and one part": as_texts,
+    "printed with a null of pandas": lambda *turns: [str(side).replace("None", "nan") for side in as_nulls(*turns)],
     "hh": as_hh,
+    "hh of users": as_users,
     "hh without a blank line": lambda *turns: as_hh(*turns, first=""),
     "hh after a byte-order mark": lambda *turns: None if (hh := as_hh(*turns)) is None else ["\ufeff" + t for t in hh],
     "hh after spaces": lambda *turns: as_hh(*turns, first="  \n"),
@@ -141,16 +174,21 @@ def split_prompts(prompt, sides):
     yield {"prompt": messages(prompt)}
     yield {"prompt": json.dumps(messages(prompt))}
     yield {"conversations": as_sharegpt(prompt, "")[0][:-1]}
+    yield {"messages": [*messages(prompt), {"role": "assistant", "content": ""}], "prompt": None}
     if hh := as_hh(prompt, ""):
         yield {"prompt": hh[0]}
     if prompt[0][0] == "system" and prompt[0][1].strip() and len(prompt) > 1:
         yield {"system": prompt[0][1], "prompt": messages(prompt[1:])}
+        yield {"system_prompt": prompt[0][1], "prompt": messages(prompt)}
     users = [content for role, content in prompt if role == "user"]
     system = prompt[0][1] if prompt[0][0] == "system" else ""
     plain = users and users[0].strip() and "Assistant:" not in users[0] and read_turns(users[0], "") is None
     if plain and len(prompt) == len(users) + bool(system) == 1 + bool(system.strip()):
-        for name in ("prompt", "question", "instruction"):
+        for name in ("prompt", "question", "query", "instruction"):
             yield {name: users[0], "system": system}
+        instruction, blank_line, more = users[0].partition("\n\n")
+        if blank_line and instruction.strip() and more.strip():
+            yield {"instruction": instruction, "input": more, "system": system}
 
 
 def records(prompt, sides, columns):
@@ -160,9 +198,9 @@ def records(prompt, sides, columns):
             for before in split_prompts(prompt, sides):
                 yield before | dict(zip(columns, whole, strict=True))
     for before in split_prompts(prompt, sides):
-        yield before | {
-            column: [{"role": "assistant", "content": side}] for column, side in zip(columns, sides, strict=True)
-        }
+        alone = [{"role": "assistant", "content": side} for side in sides]
+        yield before | dict(zip(columns, alone, strict=True))
+        yield before | {column: [message] for column, message in zip(columns, alone, strict=True)}
         if prompt[-1][0] != "assistant" and not any(map(looks_whole, sides)):
             yield before | dict(zip(columns, sides, strict=True))
 
@@ -195,6 +233,37 @@ def test_every_shape_of_a_pair_gives_the_same_tokens(prompt, chosen, rejected, k
         expected.append((encode(before), [*encode(after), 2]))
     for record in records(prompt, (chosen, rejected), ("chosen", "rejected")):
         assert tokens_of(record, kind) == expected, record
+    if kind == "chat" and as_hh(prompt, chosen, rejected) is not None:
+        texts = ["".join(written_by_hand([*prompt, ("assistant", side)], kind)) for side in (chosen, rejected)]
+        rendered = dict(zip(("chosen", "rejected"), (f"{text}<|im_end|>\n" for text in texts), strict=True))
+        assert tokens_of(rendered, kind) == expected, rendered
+
+
+@settings(max_examples=30, deadline=None)
+@given(prompt=prompts(), before=contents, after=contents)
+def test_every_shape_of_a_labelled_text_gives_the_same_tokens_and_passages(prompt, before, after):
+    """Passages count characters of what is written: of HH text the whole, of messages what the last one says."""
+    response = f"{before}BAD{after}"
+    content = response.replace("\r\n", "\n").strip()
+    start = content.index("BAD")
+    expected = None
+    shapes = [(name, shape(prompt, response)) for name, shape in WHOLE.items()]
+    for name, whole in [*shapes, ("alone", [response])]:
+        if whole is None:
+            continue
+        written = whole[0] if name.startswith("hh") else response
+        at = written.rindex("BAD")
+        record = {"text": whole[0], "label": 1, "spans": [[at, at + 3]]}
+        if name == "alone":
+            record = record | {"prompt": messages(prompt)}
+        if name == "alone" and looks_whole(response):
+            continue
+        (row,) = read_labelled_rows([record])
+        assert row.spans == (Span(start, start + 3),), record
+        (labelled,) = tokenize_labelled([row], TOKENIZERS["chat"], LONG)
+        tokens = labelled.example.prefix, labelled.example.branches, labelled.characters
+        expected = expected or tokens
+        assert tokens == expected, record
 
 
 @settings(max_examples=30, deadline=None)

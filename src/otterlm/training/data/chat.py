@@ -24,6 +24,8 @@ class Markers:
         ends: texts that end a response: the end-of-sequence token, and what the template writes after the response.
         opening, answer: the beginning of the template, and what it writes before a response; empty where it writes no
             special tokens.
+        head, tail: what it writes before what the user says, from its last special token on, and the special token
+            after it; empty where there is none.
         begun: the end of `answer` that is a part of the response already, such as `<think>`.
         gap: the text between `answer` and the response that the template writes, such as a space.
     """
@@ -34,6 +36,17 @@ class Markers:
     answer: str = ""
     begun: str = ""
     gap: str = ""
+    head: str = ""
+    tail: str = ""
+
+    def wrote_prompt(self, turns: Sequence[Turn]) -> bool:
+        """Returns whether the first turn looks like the template's text: a whole prompt, with or without the answer's
+        marker, or the beginning of one that quotes a dialogue in the HH format."""
+        text = turns[0][1].strip()
+        if not self.answer or not text.startswith(self.opening):
+            return False
+        whole = text.endswith(self.answer.rstrip()) or (bool(self.tail) and text.endswith(self.tail))
+        return self.head in text and (whole if len(turns) == 1 else turns[0][0] == "system")
 
     def wrote(self, text: str) -> bool:
         """Returns whether a text looks like one that the template wrote, at least up to the response."""
@@ -68,7 +81,10 @@ def _find_markers(tokenizer: PreTrainedTokenizerBase, state: tuple[object, ...])
     gap = head.removeprefix(answer) if head.startswith(answer) and head.removeprefix(answer).isspace() else ""
     if opening is None or not special.search(answer):
         return Markers(special, ends, begun=begun, gap=gap)
-    return Markers(special, ends, opening.group(), answer, begun, gap)
+    asked, _, tail = before.rpartition("Q")
+    *_, last = special.finditer(asked)
+    tail = tail.strip() if special.fullmatch(tail.strip()) else ""
+    return Markers(special, ends, opening.group(), answer, begun, gap, asked[last.start() :], tail)
 
 
 def chat_tokens(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, where: str, unsaid: str = "") -> list[int]:
@@ -86,7 +102,7 @@ def chat_tokens(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, where
     if not turns:
         raise OtterError(f"{where}: nothing stands before the response, and the chat template needs a turn")
     known = markers(tokenizer)
-    if len(turns) == 1 and known.wrote(turns[0][1]) and turns[0][1].endswith(known.answer.rstrip()):
+    if known.wrote_prompt(turns):
         raise OtterError(f"{where}: the prompt is in the chat template already: give only what the user says")
     try:
         text = _render(turns, tokenizer)
@@ -132,11 +148,14 @@ def plain_tokens(
     return tokenizer.encode(text, add_special_tokens=add_special_tokens, split_special_tokens=True)
 
 
-def without_end(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Returns a response without end tokens after it and without white space around it."""
-    text, ends = text.strip(), markers(tokenizer).ends
-    while text.endswith(ends):
-        text = next(text.removesuffix(end) for end in ends if text.endswith(end)).rstrip()
+def bare_response(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Returns a response without the template's answer marker before it, end tokens after it, or white space around."""
+    known = markers(tokenizer)
+    text = text.strip()
+    if marker := known.answer.removesuffix(known.begun).strip():
+        text = text.removeprefix(marker).lstrip()
+    while text.endswith(known.ends):
+        text = next(text.removesuffix(end) for end in known.ends if text.endswith(end)).rstrip()
     return text
 
 
@@ -180,7 +199,7 @@ def split_rendered(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, 
     if not known.wrote(text):
         return None
     before, _, response = text.rpartition(known.answer.rstrip())
-    return before + known.answer, without_end(response, tokenizer)
+    return before + known.answer, bare_response(response, tokenizer)
 
 
 def _render(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, begin_answer: bool = True) -> str:

@@ -1,5 +1,6 @@
 """Reads the turns before the responses of a record, from prompt, question or system columns, and joins both."""
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from otterlm.training.data.conversations import (
     split_response,
     strip,
 )
+from otterlm.training.data.records import check_names, plain_name
 
 PROMPT_COLUMNS = ("prompt", "question", "query", "instruction", "input")
 """The columns that can hold a prompt. `input` continues `instruction`, as in Alpaca's data. Columns of `CONVERSATIONS`
@@ -34,6 +36,15 @@ UNREAD = (
 )
 """These columns change what a response means, and cannot be read."""
 
+_UNREAD = frozenset(map(plain_name, UNREAD))
+_LIKE_SYSTEM = re.compile(r"(sys|system)(prompt|text|content|message|instruction)s?")
+_LIKE_PROMPT = re.compile(
+    r"(user|human|input|full|raw|chat)?"
+    r"(prompt|question|query|instruction|input|message|problem|post|dialog|dialogue|conversation|turn|text)s?"
+    r"(text|content|message|history)?|user|human"
+)
+"""Names of columns, without their underscores, that hold a prompt in other people's data."""
+
 
 def read_context(record: Mapping[str, Any], where: str, responses: Collection[str] = ()) -> list[Turn]:
     """Reads the turns before a record's responses, from the columns `PROMPT_COLUMNS`, `CONVERSATIONS` and `SYSTEM`.
@@ -47,11 +58,15 @@ def read_context(record: Mapping[str, Any], where: str, responses: Collection[st
         OtterError: a column cannot be read, or two hold different turns.
     """
     columns = {name: value for name, value in record.items() if name not in responses and _has_text(value)}
-    unread = [name for name in UNREAD if name in columns]
+    unread = [name for name in columns if plain_name(name) in _UNREAD]
     if unread:
         raise OtterError(
             f"{where}: column {unread[0]} cannot be read: leave it out, or put what it says into the prompt"
         )
+    check_names(columns, (*PROMPT_COLUMNS, *CONVERSATIONS, *SYSTEM), where)
+    unread = [name for name in columns if name not in SYSTEM and _LIKE_SYSTEM.fullmatch(plain_name(name))]
+    if unread:
+        raise OtterError(f"{where}: column {unread[0]!r} is not read: call it system, or leave it out")
     turns = _read_prompt_columns(columns, where)
     if responses and turns and turns[-1][0] == "assistant" and not columns.keys() & set(PROMPT_COLUMNS):
         values = {name: record[name] for name in responses if is_present(record.get(name))}
@@ -65,6 +80,21 @@ def read_context(record: Mapping[str, Any], where: str, responses: Collection[st
         elif turns[0][1].strip() != system.strip():
             raise OtterError(f"{where}: column {name} and another column hold different system turns: keep one")
     return turns
+
+
+def check_no_prompt(record: Mapping[str, Any], responses: Collection[str], where: str) -> None:
+    """Checks that no column of another name seems to hold the prompt of responses that have none.
+
+    Raises:
+        OtterError: one does.
+    """
+    for name, value in record.items():
+        texts = name not in responses and isinstance(value, str | list | Mapping) and _has_text(value)
+        if texts and _LIKE_PROMPT.fullmatch(plain_name(name)):
+            raise OtterError(
+                f"{where}: column {name!r} is not read, and {' and '.join(responses)} have no prompt: call it prompt, "
+                "or leave it out"
+            )
 
 
 def _read_prompt_columns(columns: Mapping[str, Any], where: str) -> list[Turn]:

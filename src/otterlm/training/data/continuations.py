@@ -8,9 +8,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from otterlm.errors import OtterError
-from otterlm.training.data.conversations import Dialogue, is_present
+from otterlm.training.data.conversations import Dialogue, is_present, of_python
 from otterlm.training.data.packing import Example
-from otterlm.training.data.records import Records, numbered_records, source_name
+from otterlm.training.data.records import Records, column_names, numbered_records, source_name
 from otterlm.training.data.rows import SIDES, read_dialogues, response_columns
 from otterlm.training.data.stored_examples import StoredExamples, on_disk
 from otterlm.training.data.stored_items import StoredItems
@@ -62,8 +62,8 @@ def _read(record: Mapping[str, Any], where: str) -> Continuation:
         raise OtterError(f"{where} is a preference pair; drafts learn what the base itself says: give it to --prompts")
     if not columns or (tokens is not None and not is_present(record.get(columns[0]))):
         if tokens is None:
-            present = ", ".join(sorted(map(str, record))) or "none"
-            raise OtterError(f"{where}: no columns prompt and response, or {' and '.join(TOKENS)} (there: {present})")
+            there = column_names(record)
+            raise OtterError(f"{where}: no columns prompt and response, or {' and '.join(TOKENS)} (there: {there})")
         return Continuation(None, tokens, where)
     return Continuation(read_dialogues(record, columns, where)[0], tokens, where)
 
@@ -76,8 +76,7 @@ def _read_tokens(record: Mapping[str, Any], where: str) -> tuple[tuple[int, ...]
         raise OtterError(f"{where}: column {present[0]} needs the other of {' and '.join(TOKENS)} beside it")
     ids = []
     for name in TOKENS:
-        value = record[name]
-        value = value.tolist() if hasattr(value, "tolist") else value
+        value = of_python(record[name])
         if not isinstance(value, list | tuple) or not all(type(token) is int for token in value):
             raise OtterError(f"{where}: column {name} must be a list of token ids")
         ids.append(tuple(value))

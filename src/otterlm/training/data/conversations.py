@@ -4,7 +4,6 @@ The same conversation gives the same turns in every form. White space around the
 a line ends with a line feed.
 """
 
-import ast
 import contextlib
 import itertools
 import json
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from otterlm.errors import OtterError
+from otterlm.training.data.printed import is_like_messages, read_printed
 
 Turn = tuple[str, str]
 """A turn is a role and its content."""
@@ -33,7 +33,8 @@ ROLES = {
 _ROLE_OF = {name: role for role, names in ROLES.items() for name in names}
 CONVERSATIONS = ("messages", "conversations", "conversation")
 """Fields of these names hold turns."""
-_UNREAD = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "images", "audio", "videos")
+_MEDIA = ("image", "images", "image_url", "audio", "input_audio", "video", "videos", "video_url")
+_UNREAD = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", *_MEDIA)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +64,20 @@ def read_turns(value: Any, where: str) -> list[Turn] | None:
     Raises:
         OtterError: it is none of these.
     """
-    if hasattr(value, "tolist"):  # a NumPy array, as pandas reads lists from parquet
-        value = value.tolist()
-    if isinstance(value, str):
-        text = clean(value, where)
-        printed = _read_printed(text, where)
-        return _split_hh(text) if printed is None else _read_messages(printed, where)
-    if not isinstance(value, Mapping | list | tuple):
-        raise OtterError(f"{where} must be a text or a list of messages, not {type(value).__name__}")
-    return _read_messages(_listed(value), where)
+    messages = _read_messages(value, where)
+    if messages is None:
+        return _split_hh(clean(str(value), where))
+    return [(role, clean(content, f"{where}, message {n}")) for n, (role, content) in enumerate(messages, start=1)]
+
+
+def as_written(value: Any, where: str) -> str:
+    """Returns what the last message of a conversation says, as it was written; a text that prints no messages whole.
+
+    Raises:
+        OtterError: as for `read_turns`.
+    """
+    messages = _read_messages(value, where)
+    return str(value) if messages is None else messages[-1][1]
 
 
 def read_prompt(value: Any, where: str) -> list[Turn]:
@@ -85,6 +91,8 @@ def read_prompt(value: Any, where: str) -> list[Turn]:
     turns = read_turns(value, where)
     if turns is None:
         return [("user", _without_turns(str(value), where))]
+    if turns and turns[-1][0] == "user" and _ASSISTANT.search(turns[-1][1]) and _is_hh(value, where):
+        raise OtterError(f"{where}: in HH text a blank line must stand before 'Assistant:'")
     while turns and turns[-1][0] == "assistant" and not turns[-1][1].strip():
         turns.pop()
     return turns
@@ -94,6 +102,11 @@ def starts_with_turn(text: str, where: str) -> bool:
     """Returns whether a text is a conversation from its first word on: in the HH format, or printed messages."""
     text = clean(text, where)
     return bool(_FIRST_TURN.match(text)) or _read_printed(text, where) is not None
+
+
+def _is_hh(value: Any, where: str) -> bool:
+    """Returns whether turns were read of a text in the HH format."""
+    return isinstance(of_python(value), str) and _read_messages(value, where) is None
 
 
 def parse_dialogue(value: Any, where: str = "text") -> Dialogue:
@@ -129,11 +142,15 @@ def strip(turns: Sequence[Turn]) -> Prompt:
 
 def is_present(value: Any) -> bool:
     """Returns whether a value of a record or message is present: not null, not NaN (a null of pandas), not empty."""
-    if hasattr(value, "tolist"):  # of NumPy, also a number or a text
-        value = value.tolist()
+    value = of_python(value)
     if value is None or (isinstance(value, float) and value != value):
         return False
     return not hasattr(value, "__len__") or len(value) > 0
+
+
+def of_python(value: Any) -> Any:
+    """Returns what NumPy holds, such as a list that pandas reads from parquet, a number or a text, as Python's."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def clean(text: str, where: str) -> str:
@@ -157,6 +174,8 @@ _USERS_TURN = re.compile(r"(?:\A\s*|\n\n)(User|Assistant):")
 """This matches the turns of texts that name the human so from their first word on."""
 _FIRST_TURN = re.compile(r"\s*(Human|User|Assistant):")
 _SYSTEM = re.compile(r"\A\s*System:")
+_ASSISTANT = re.compile(r"[\r\n][ \t]*Assistant:")
+"""This matches the assistant's marker at the start of any line."""
 
 
 def _split_hh(text: str) -> list[Turn] | None:
@@ -179,12 +198,7 @@ def _without_turns(text: str, where: str) -> str:
     return text
 
 
-# Strings first, so that what they hold stays as it is; then what NumPy's printing of arrays adds or leaves out.
-_NUMPY = re.compile(
-    r"""(?P<string>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")|array\(|,\s*dtype=object\)|(?P<gap>\}\s+\{)""", re.DOTALL
-)
 _NAMES_ROLES = re.compile(r"""['"](?:role|from)['"]\s*:""")
-_LIKE_MESSAGES = re.compile(r"""\s*(?:array\()?\[\s*\{\s*['"](?:role|content|from|value)['"]\s*:""")
 
 
 def _read_printed(text: str, where: str) -> list[Any] | None:
@@ -192,18 +206,15 @@ def _read_printed(text: str, where: str) -> list[Any] | None:
     if text.lstrip().startswith('"'):  # a text printed as JSON, once more
         with contextlib.suppress(ValueError):
             return _read_printed(json.loads(text), where)
-    if not text.lstrip().startswith(("[", "{", "array(")) or not _NAMES_ROLES.search(text):
+    if not text.lstrip().startswith(("[", "{", "array(")):
         return None
-    listed = _NUMPY.sub(lambda match: match["string"] or ("}, {" if match["gap"] else ""), text)
-    for parse, printed in ((json.loads, text), (ast.literal_eval, listed)):
-        try:
-            value = parse(printed.strip())
-        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-            continue
-        messages = _listed(value) if isinstance(value, Mapping | list) else []
-        return messages if any(map(_is_message, messages)) else None
-    if _LIKE_MESSAGES.match(text):
-        raise OtterError(f"{where} begins like printed messages but cannot be read as such")
+    if _NAMES_ROLES.search(text):
+        with contextlib.suppress(ValueError):
+            value = read_printed(text)
+            messages = _listed(value) if isinstance(value, Mapping | list) else []
+            return messages if any(map(_is_message, messages)) else None
+    if is_like_messages(text):
+        raise OtterError(f"{where} looks like printed messages but cannot be read as such")
     return None
 
 
@@ -223,7 +234,14 @@ def _is_message(value: Any) -> bool:
     return isinstance(value, Mapping) and ({"role", "content"} <= value.keys() or {"from", "value"} <= value.keys())
 
 
-def _read_messages(messages: Sequence[Any], where: str) -> list[Turn]:
+def _read_messages(value: Any, where: str) -> list[Turn] | None:
+    """Reads messages, with their contents as they were written; None where a text prints none."""
+    value = of_python(value)
+    if not isinstance(value, str | Mapping | list | tuple):
+        raise OtterError(f"{where} must be a text or a list of messages, not {type(value).__name__}")
+    messages = _read_printed(clean(value, where), where) if isinstance(value, str) else _listed(value)
+    if messages is None:
+        return None
     if not messages:
         raise OtterError(f"{where} is empty")
     return [_read_message(message, f"{where}, message {n}") for n, message in enumerate(messages, start=1)]
@@ -232,7 +250,7 @@ def _read_messages(messages: Sequence[Any], where: str) -> list[Turn]:
 def _read_message(message: Any, where: str) -> Turn:
     if not isinstance(message, Mapping):
         raise OtterError(f"{where}: a chat message needs role and content, found {type(message).__name__}")
-    names = ("from", "value") if "from" in message and "role" not in message else ("role", "content")
+    names = ("from", "value") if message.get("role") is None and "from" in message else ("role", "content")
     role, content = (message.get(name) for name in names)
     unread = [name for name in _UNREAD if is_present(message.get(name))]
     if unread:
@@ -242,13 +260,12 @@ def _read_message(message: Any, where: str) -> Turn:
         raise OtterError(f"{where}: a chat message needs role and content (there: {', '.join(present) or 'nothing'})")
     if str(role).lower() not in _ROLE_OF:
         raise OtterError(f"{where}: the role {role!r} is unknown; known are {', '.join(_ROLE_OF)}")
-    return _ROLE_OF[str(role).lower()], clean(_text(content, where), where)
+    return _ROLE_OF[str(role).lower()], _text(content, where)
 
 
 def _text(content: Any, where: str) -> str:
     """Returns the text of a message: a text, or parts of text, joined as chat templates print them."""
-    if hasattr(content, "tolist"):
-        content = content.tolist()
+    content = of_python(content)
     if isinstance(content, str):
         return content
     parts = [content] if isinstance(content, Mapping) else content
@@ -265,4 +282,7 @@ def _text_of_part(part: Any, where: str) -> str:
         raise OtterError(f"{where} holds a part of type {kind}: only text can be read")
     if not isinstance(part.get("text"), str):
         raise OtterError(f"{where} holds a part without text")
+    unread = [name for name in _MEDIA if is_present(part.get(name))]
+    if unread:
+        raise OtterError(f"{where} holds a part with {unread[0]}: only text can be read")
     return part["text"]

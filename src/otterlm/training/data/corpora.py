@@ -9,7 +9,7 @@ from otterlm.errors import OtterError
 from otterlm.training.data.chat import plain_tokens
 from otterlm.training.data.conversations import clean
 from otterlm.training.data.packing import Example
-from otterlm.training.data.records import Records, at_least_one, numbered_records, source_name
+from otterlm.training.data.records import Records, at_least_one, column_names, numbered_records, source_name
 from otterlm.training.data.stored_items import StoredItems
 
 WANTED, UNWANTED = 1, 0
@@ -54,8 +54,10 @@ def read_labelled(
     sides = [StoredItems(text for text, value in both if value in labels) for labels in (positive, negative)]
     for side, texts, labels in zip(("positive", "negative"), sides, (positive, negative), strict=True):
         if not texts:
+            there = sorted({value for _, value in both})
             raise OtterError(
-                f"{source_name(source)} has no row with a {side} label ({', '.join(labels) or 'none given'}) in {label}"
+                f"{source_name(source)} has no row with a {side} label ({', '.join(labels) or 'none given'}) in "
+                f"{label} (labels there: {', '.join(there[:8])}{', ...' if len(there) > 8 else ''})"
             )
     return sides[0], sides[1]
 
@@ -65,7 +67,9 @@ def _read(source: Records, column: str, label: str | None) -> Iterator[tuple[str
         text = read_field(record, column, where)
         if not isinstance(text, str) or not text.strip():
             raise OtterError(f"{where}: {column} is empty or not a text")
-        yield clean(text, where), "" if label is None else str(read_field(record, label, where))
+        value = "" if label is None else read_field(record, label, where)
+        # Pandas and parquet make 1.0 of the 1 of a column in which a label is missing.
+        yield clean(text, where), str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def read_field(record: Mapping[str, Any], column: str, where: str) -> Any:
@@ -77,8 +81,8 @@ def read_field(record: Mapping[str, Any], column: str, where: str) -> Any:
     value: Any = record
     for name in column.split("."):
         if not isinstance(value, Mapping) or value.get(name) is None:
-            present = ", ".join(sorted(map(str, record)))
-            raise OtterError(f"{where}: {column} is missing (columns there: {present})")
+            there = column_names(record)
+            raise OtterError(f"{where}: {column} is missing (columns there: {there})")
         value = value[name]
     return value
 

@@ -19,6 +19,7 @@ import pyarrow
 import pyarrow.parquet
 
 from otterlm.errors import OtterError, reason
+from otterlm.training.data.class_names import features_of, with_class_names
 
 PACKED: dict[str, Callable[..., Any]] = {
     ".gz": gzip.open,
@@ -54,7 +55,8 @@ def read_file(path: Path) -> Iterator[Mapping[str, Any]]:
         if kind == ".arrow":
             from datasets import Dataset
 
-            yield from Dataset.from_file(str(path))
+            saved = Dataset.from_file(str(path))
+            yield from with_class_names(saved, saved.features)
         else:
             with PACKED.get(path.suffix.lower(), open)(path, "rb") as file:
                 yield from readers.get(kind, _read_json)(file, path)
@@ -75,7 +77,7 @@ def _text(file: IO[bytes], path: Path, newline: str) -> io.TextIOWrapper:
     buffered = io.BufferedReader(file)  # type: ignore[type-var]
     start = buffered.peek(1000)[:1000]
     marked = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and not start.startswith(codecs.BOM_UTF32_LE)
-    if not marked and b"\0" in start:
+    if not marked and start.count(b"\0") > len(start) // 8:  # every second or third byte of UTF-16 or UTF-32
         raise OtterError(f"{path} cannot be read: it is not UTF-8 text; save it as UTF-8")
     return io.TextIOWrapper(buffered, "utf-16" if marked else "utf-8-sig", newline=newline)
 
@@ -89,6 +91,11 @@ def _read_csv(file: IO[bytes], path: Path) -> Iterator[Mapping[str, Any]]:
     for number, record in enumerate(reader, start=1):
         if None in record:
             raise OtterError(f"{path}, row {number} has more cells than there are columns: quote cells with commas")
+        missing = [name for name in names if record[name] is None]
+        if missing:
+            raise OtterError(
+                f"{path}, row {number} has fewer cells than there are columns: {', '.join(missing)} is missing"
+            )
         yield record
 
 
@@ -105,8 +112,8 @@ ROWS_AT_ONCE = 500
 def _read_parquet(file: IO[bytes], path: Path) -> Iterator[Mapping[str, Any]]:
     whole = path.suffix.lower() not in PACKED and path.is_file()  # else there is no going back to its start
     with pyarrow.parquet.ParquetFile(file if whole else pyarrow.BufferReader(file.read())) as table:
-        for batch in table.iter_batches(ROWS_AT_ONCE):
-            yield from batch.to_pylist()
+        records = itertools.chain.from_iterable(batch.to_pylist() for batch in table.iter_batches(ROWS_AT_ONCE))
+        yield from with_class_names(records, features_of(table.schema_arrow))
 
 
 def _read_json(file: IO[bytes], path: Path) -> Iterator[Mapping[str, Any]]:

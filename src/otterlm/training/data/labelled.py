@@ -9,15 +9,24 @@ from otterlm.training.data.context import read_context
 from otterlm.training.data.conversations import (
     CONVERSATIONS,
     Dialogue,
+    as_written,
     clean,
     is_present,
+    of_python,
     read_turns,
     split_response,
     strip,
 )
 from otterlm.training.data.corpora import read_field
-from otterlm.training.data.labels import LabelNames, Marks, read_label, read_marks, read_printed
-from otterlm.training.data.records import Records, at_least_one, numbered_records, source_name
+from otterlm.training.data.labels import LABELS, LabelNames, Marks, read_label, read_marks, read_printed_list
+from otterlm.training.data.records import (
+    Records,
+    at_least_one,
+    check_names,
+    column_names,
+    numbered_records,
+    source_name,
+)
 from otterlm.training.data.rows import read_dialogues, response_columns
 
 
@@ -83,6 +92,7 @@ def iterate_labelled_rows(
 
 def parse_labelled(record: Mapping[str, Any], names: LabelNames, where: str) -> LabelledRow:
     """Reads one record as a row. Errors as for `read_labelled_rows`."""
+    check_names(record, (names.label_column, *LABELS, "prompt_label", "spans"), where)
     record = _renamed(record, names, where)
     text, column = _read_text(record, where)
     marks = read_marks(record, names, where)
@@ -93,8 +103,8 @@ def parse_labelled(record: Mapping[str, Any], names: LabelNames, where: str) -> 
     if prompt_marks is not None and not text.response:
         raise OtterError(f"{where}: prompt_label stands beside a response; a prompt alone has a label")
     if marks is None and spans is None and prompt_marks is None:
-        present = ", ".join(sorted(map(str, record)))
-        raise OtterError(f"{where}: no column {names.label_column}, labels, categories or spans (there: {present})")
+        there = column_names(record)
+        raise OtterError(f"{where}: no column {names.label_column}, labels, categories or spans (there: {there})")
     if spans and marks is not None and not marks.offences:
         raise OtterError(f"{where}: spans mark an offence, and the label says that there is none")
     return LabelledRow(text, marks, prompt_marks, spans, where)
@@ -140,20 +150,18 @@ def _read_alone(text: str, where: str) -> Dialogue:
 
 def _read_spans(record: Mapping[str, Any], column: str, text: Dialogue, where: str) -> tuple[Span, ...] | None:
     """Reads the passages of the response."""
-    value: Any = record.get("spans")
-    if hasattr(value, "tolist"):
-        value = value.tolist()
+    value: Any = of_python(record.get("spans"))
     if isinstance(value, str) and value.strip():
-        value = read_printed(value, f"{where}, column spans")
+        value = read_printed_list(value, f"{where}, column spans")
     if not isinstance(value, list | tuple):
         if not is_present(value):
             return None
         raise OtterError(f"{where}: spans must be a list of [start, end), not {type(value).__name__}")
     if not column:
         raise OtterError(f"{where}: spans are of a text or a response, and there is only a prompt")
-    written = _written(record[column], f"{where}, column {column}")
-    cleaned = clean(written, where)
-    offset = cleaned.rfind(text.response)
+    written = as_written(record[column], f"{where}, column {column}")
+    # A response ends where the text does. Its prompt may have begun it.
+    offset = 0 if text.prompt is None else len(clean(written, where).rstrip()) - len(text.response)
     spans = []
     for number, each in enumerate(value, start=1):
         span_name = f"{where}, span {number}"
@@ -169,21 +177,11 @@ def _read_spans(record: Mapping[str, Any], column: str, text: Dialogue, where: s
     return tuple(spans)
 
 
-def _written(value: Any, where: str) -> str:
-    """Returns the text that spans count characters of: that of a column, or what its last message says."""
-    if isinstance(value, str) and not value.lstrip().startswith(("[", "{")):
-        return value
-    turns = read_turns(value, where)
-    return str(value) if turns is None else turns[-1][1]
-
-
 def _read_span(value: Any, where: str) -> tuple[int, int, str | None]:
     if isinstance(value, Mapping):
         value = [value.get("start"), value.get("end"), value.get("label")]
     parts: Sequence[Any] = value if isinstance(value, list | tuple) else ()
-    whole = [
-        int(part) for part in parts[:2] if isinstance(part, int) or (isinstance(part, float) and part.is_integer())
-    ]
+    whole = [int(part) for part in parts[:2] if type(part) is int or (isinstance(part, float) and part.is_integer())]
     label = parts[2] if len(parts) == 3 else None
     if len(whole) != 2 or len(parts) > 3 or not (label is None or isinstance(label, str)):
         raise OtterError(f"{where}: a span is [start, end), such as [8, 40], got {value!r}")

@@ -1,8 +1,5 @@
 """Reads the label columns of a record: names, numbers, truth values, lists and mappings of them."""
 
-import ast
-import contextlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +7,9 @@ from typing import Any
 from otterlm.checks import shown
 from otterlm.errors import OtterError
 from otterlm.settings import setting
-from otterlm.training.data.conversations import is_present
+from otterlm.training.data.class_names import ClassNumber
+from otterlm.training.data.conversations import is_present, of_python
+from otterlm.training.data.printed import read_printed
 
 _OFFENCE = "unsafe toxic harmful hateful hate offensive abusive bad inappropriate flagged yes"
 OFFENCE = frozenset(_OFFENCE.split())
@@ -107,7 +106,7 @@ def read_marks(record: Mapping[str, Any], names: LabelNames, where: str) -> Mark
 
 def _says(value: Any) -> bool:
     """Says whether a label column says something. An empty list does: there is no offence."""
-    return is_present(value) or isinstance(value, list | tuple | Mapping) or hasattr(value, "tolist")
+    return is_present(value) or isinstance(of_python(value), list | tuple | Mapping)
 
 
 def read_label(value: Any, names: LabelNames, where: str) -> Marks:
@@ -117,10 +116,9 @@ def read_label(value: Any, names: LabelNames, where: str) -> Marks:
     Raises:
         OtterError: it is none of these.
     """
-    if hasattr(value, "tolist"):
-        value = value.tolist()
+    value = of_python(value)
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
-        value = read_printed(value, where)
+        value = read_printed_list(value, where)
     if isinstance(value, Mapping):
         truth = {str(name): _truth(held, f"{where}, {name}") for name, held in value.items() if is_present(held)}
         held = tuple(name for name, true in truth.items() if true)
@@ -130,16 +128,16 @@ def read_label(value: Any, names: LabelNames, where: str) -> Marks:
     return Marks(*_sides((_name(value, names, where),), names, where))
 
 
-def read_printed(text: str, where: str) -> Any:
+def read_printed_list(text: str, where: str) -> Any:
     """Reads the list or mapping that a text prints, as CSV files hold them.
 
     Raises:
         OtterError: it prints none.
     """
-    for parse in (json.loads, ast.literal_eval):
-        with contextlib.suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-            return parse(text.strip())
-    raise OtterError(f"{where} begins like a list but cannot be read as one")
+    try:
+        return read_printed(text)
+    except ValueError as error:
+        raise OtterError(f"{where} begins like a list but cannot be read as one") from error
 
 
 def _sides(labels: tuple[str, ...], names: LabelNames, where: str) -> tuple[tuple[str, ...], str | None]:
@@ -153,6 +151,8 @@ def _sides(labels: tuple[str, ...], names: LabelNames, where: str) -> tuple[tupl
 
 def _name(value: Any, names: LabelNames, where: str) -> str:
     """Returns the name of a label that is a name, a number or a truth value."""
+    if isinstance(value, ClassNumber) and names.label_names is None:
+        value = value.name
     if isinstance(value, str):
         text = value.strip()
         value = {"true": True, "false": False}.get(text.lower(), text)

@@ -6,7 +6,7 @@ from typing import Any
 from otterlm.errors import OtterError
 from otterlm.training.data.context import PROMPT_COLUMNS, read_context
 from otterlm.training.data.conversations import Prompt, Turn, is_present, read_prompt, strip
-from otterlm.training.data.records import Records, numbered_records, source_name
+from otterlm.training.data.records import Records, column_names, numbered_records, source_name
 from otterlm.training.data.rows import read_dialogues, response_columns
 
 
@@ -56,8 +56,8 @@ def _read(record: Mapping[str, Any], where: str) -> Prompt:
     elif not has_prompt and is_present(record.get("turns")):
         context += read_prompt(_first(record["turns"], where), f"{where}, column turns")
     elif not context:
-        present = ", ".join(sorted(map(str, record))) or "none"
-        raise OtterError(f"{where}: no column prompt, question, messages, text, turns or chosen (there: {present})")
+        there = column_names(record)
+        raise OtterError(f"{where}: no column prompt, question, messages, text, turns or chosen (there: {there})")
     if context and context[-1][0] == "assistant":
         if any(is_present(record.get(column)) for column in PROMPT_COLUMNS):
             raise OtterError(f"{where}: the prompt ends with the assistant's words; it must end with what is answered")

@@ -1,11 +1,13 @@
 """Reads records, each a mapping of columns to values, from local files, the hub, or Python objects."""
 
+import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from otterlm.errors import OtterError, reason
+from otterlm.training.data.class_names import features_of, with_class_names
 from otterlm.training.data.data_files import PACKED, READABLE, UNREADABLE, read_file, suffix_of
 
 Item = TypeVar("Item")
@@ -58,6 +60,32 @@ def at_least_one(items: Iterable[Item], refusal: str) -> Iterator[Item]:
         raise OtterError(refusal)
 
 
+def column_names(record: Mapping[str, Any]) -> str:
+    """Returns the columns of a record, for errors."""
+    return ", ".join(sorted(map(str, record))) or "none"
+
+
+def check_names(columns: Iterable[Any], known: Collection[str], where: str) -> None:
+    """Checks that no column differs from a known one only by capitals, spaces, hyphens or underscores.
+
+    Such a column would not be read, in silence.
+
+    Raises:
+        OtterError: one does.
+    """
+    plain = {plain_name(name): name for name in known}
+    for column in columns:
+        name = plain.get(plain_name(column))
+        if name is not None and column not in known:
+            raise OtterError(f"{where}: column {column!r} is not read: call it {name}, or leave it out")
+
+
+@functools.lru_cache(maxsize=1000)
+def plain_name(name: Any) -> str:
+    """Returns the name of a column in small letters, and its letters and digits alone."""
+    return re.sub(r"[\W_]+", "", str(name)).lower()
+
+
 def source_name(source: Records) -> str:
     """Returns a short name of a source: a file's without its folder."""
     return Path(source).name if isinstance(source, str | Path) else type(source).__name__
@@ -74,10 +102,13 @@ def _records(source: Records, split: str) -> Iterator[Any]:
     if isinstance(source, Mapping):
         return iter(_choose_split(source, split))
     if hasattr(source, "with_format"):  # a dataset of `datasets`
-        return iter(source.with_format(None))
+        return with_class_names(source.with_format(None), getattr(source, "features", None))
     if hasattr(source, "to_pylist"):  # an Arrow table
-        return iter(source.to_pylist())
+        table: Any = source
+        return with_class_names(table.to_pylist(), features_of(table.schema))
     if hasattr(source, "to_dict") and hasattr(source, "columns"):  # a pandas table
+        if not source.columns.is_unique:
+            raise OtterError(f"two columns of the table have one name ({', '.join(map(str, source.columns))})")
         return iter(source.to_dict("records"))
     if not isinstance(source, Iterable):
         raise OtterError(f"records cannot be read from a {type(source).__name__}")
@@ -95,7 +126,8 @@ def _read_hub(name: str, split: str) -> Iterator[Any]:
     from datasets import load_dataset
 
     try:
-        yield from load_dataset(name, split=split)
+        dataset = load_dataset(name, split=split)
+        yield from with_class_names(dataset, dataset.features)
     except Exception as error:
         raise OtterError(f"{name} is no local file, and no dataset with a split {split}: {reason(error)}") from error
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from otterlm.errors import OtterError
-from otterlm.training.data.context import join, read_context, repeats
+from otterlm.training.data.context import check_no_prompt, join, read_context, repeats
 from otterlm.training.data.conversations import (
     CONVERSATIONS,
     Dialogue,  # these three are part of this module's face
@@ -22,7 +22,14 @@ from otterlm.training.data.conversations import (
     read_turns,
     starts_with_turn,
 )
-from otterlm.training.data.records import Records, at_least_one, numbered_records, source_name
+from otterlm.training.data.records import (
+    Records,
+    at_least_one,
+    check_names,
+    column_names,
+    numbered_records,
+    source_name,
+)
 
 SIDES = ["chosen", "rejected"]
 TEXTS = ("text", "response", "completion")
@@ -79,7 +86,13 @@ def parse_row(record: Mapping[str, Any], where: str) -> Row:
     """Reads one record as a row. Errors are those of `read_rows`."""
     columns = response_columns(record, where)
     columns = columns or [column for column in CONVERSATIONS if is_present(record.get(column))][:1]
-    columns = columns or (SIDES if any(column in record for column in SIDES) else ["text"])
+    columns = columns or (SIDES if any(column in record for column in SIDES) else [])
+    columns = columns or [column for column in TEXTS if column in record][:1]
+    if not columns:
+        check_names(record, (*SIDES, *TEXTS), where)
+        raise OtterError(
+            f"{where}: no columns chosen and rejected, or text and score (columns there: {column_names(record)})"
+        )
     dialogues = read_dialogues(record, columns, where)
     if columns == SIDES:
         if is_present(record.get("margin")):
@@ -108,8 +121,9 @@ def _read_score(record: Mapping[str, Any], where: str) -> float:
     try:
         score = float({"true": 1.0, "false": 0.0}.get(str(value).strip().lower(), value))
     except (TypeError, ValueError, OverflowError):
-        present = ", ".join(sorted(map(str, record)))
-        raise OtterError(f"{where}: column score is missing or not a number (columns there: {present})") from None
+        check_names(record, ("score",), where)
+        there = column_names(record)
+        raise OtterError(f"{where}: column score is missing or not a number (columns there: {there})") from None
     if not math.isfinite(score):
         raise OtterError(f"{where}: score is {score}; it must be finite")
     return score
@@ -126,13 +140,17 @@ def read_dialogues(record: Mapping[str, Any], columns: Sequence[str], where: str
     for column, value in values.items():
         empty = isinstance(value, str) and not value.strip()
         if not (context if empty else is_present(value)):
-            present = ", ".join(sorted(map(str, record))) or "none"
-            raise OtterError(f"{where}: column {column} is missing or empty (columns there: {present})")
+            there = column_names(record)
+            raise OtterError(f"{where}: column {column} is missing or empty (columns there: {there})")
     if context:
         return [join(context, response, where) for response in _read_responses(values, context, where)]
     dialogues = [parse_dialogue(value, f"{where}, column {column}") for column, value in values.items()]
     if len({dialogue.prompt is None for dialogue in dialogues}) > 1:
         raise OtterError(f"{where}: of {' and '.join(columns)} one is a dialogue and the other a text without a prompt")
+    if len({dialogue.prompt == () for dialogue in dialogues}) > 1:
+        raise OtterError(f"{where}: of {' and '.join(columns)} one is a dialogue and the other a response alone")
+    if dialogues[0].prompt is None and columns != ["text"]:
+        check_no_prompt(record, columns, where)
     return dialogues
 
 
@@ -144,11 +162,20 @@ def _read_responses(values: Mapping[str, Any], context: Sequence[Turn], where: s
     """
     columns = [(f"{where}, column {column}", value) for column, value in values.items()]
     whole = all(_is_whole(value, context, name) for name, value in columns if isinstance(value, str))
+    for name, value in columns:
+        if not whole and isinstance(value, str) and _is_dialogue(value, context, name):
+            others = "it does not end with the assistant's" if len(columns) == 1 else "one of the texts is no dialogue"
+            raise OtterError(f"{name} repeats the prompt as a dialogue, and {others}: give the responses alone")
     responses: list[str | list[Turn]] = []
     for name, value in columns:
         turns = None if isinstance(value, str) and not whole else read_turns(value, name)
         responses.append(clean(value, name) if turns is None else turns)
     return responses
+
+
+def _is_dialogue(text: str, context: Sequence[Turn], where: str) -> bool:
+    """Returns whether a text begins as a dialogue that repeats its prompt."""
+    return starts_with_turn(text, where) and repeats(context, read_turns(text, where) or [])
 
 
 def _is_whole(text: str, context: Sequence[Turn], where: str) -> bool:

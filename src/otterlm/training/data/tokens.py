@@ -9,12 +9,12 @@ from otterlm.errors import OtterError
 from otterlm.settings import check_settings, setting
 from otterlm.training.data.chat import (
     answer_tokens,
+    bare_response,
     chat_tokens,
     plain_tokens,
     raw_content,
     split_begun,
     split_rendered,
-    without_end,
 )
 from otterlm.training.data.conversations import Dialogue, Prompt, clean
 from otterlm.training.data.packing import Example
@@ -81,7 +81,7 @@ def dialogue_tokens(
         prompt = prompt_tokens(None, tokenizer)
         response = plain_tokens(raw_content(dialogue.response, tokenizer), tokenizer, where)
     else:
-        text = without_end(dialogue.response, tokenizer)
+        text = bare_response(dialogue.response, tokenizer)
         rest, unsaid = split_begun(text, tokenizer)
         prompt = (prompts or LatestPrompt(tokenizer)).tokens(dialogue.prompt, where, unsaid)
         answered = bool(tokenizer.chat_template)
@@ -105,7 +105,7 @@ def prompt_tokens(
     if prompt is None:
         return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     cleaned = ((role, clean(text, where)) for role, text in prompt)
-    turns = [(role, without_end(text, tokenizer) if role == "assistant" else text) for role, text in cleaned]
+    turns = [(role, bare_response(text, tokenizer) if role == "assistant" else text) for role, text in cleaned]
     if tokenizer.chat_template:
         return chat_tokens(turns, tokenizer, where, unsaid)
     names = {"user": "Human", "assistant": "Assistant", "system": "System"}
