@@ -12,7 +12,7 @@ from conftest import close, refused, tiny_base, tiny_otter
 from word_tokenizer import TEMPLATE, WORDS, tokenizer
 
 from otterlm.bench.attention_probe import fit_attention_probe
-from otterlm.bench.guard import measure, otter_detector, trade_off, truth_of
+from otterlm.bench.guard import measure, otter_detector, over_seeds, trade_off, truth_of
 from otterlm.bench.guard_probes import probes
 from otterlm.bench.guard_rivals import Detector, held_out, over, part_ends
 from otterlm.peers.classifier import SeparateClassifier, offence_targets
@@ -95,6 +95,30 @@ def test_probes_find_what_is_there() -> None:
     assert rows[2].auc > 0.9
     assert rows[1].aucs[0] < rows[1].aucs[-1]
     assert int(held_out(100).sum()) == 20
+
+
+def test_seeds_learn_from_other_parts() -> None:
+    base = tiny_base(vocab_size=len(WORDS))
+    learned, unseen = texts(60), texts(40, seed=1)
+    one, both = (probes(base, learned, truth_of(learned), seeds) for seeds in (1, 2))
+    assert [(each.kind, each.seed) for each in both] == [
+        (kind, seed)
+        for seed in (0, 1)
+        for kind in ("linear probe, last block", "linear probe, best block", "attention probe")
+    ]
+    assert [each.name for each in both[:3]] == [each.name for each in one]
+    assert all(each.name.endswith(", seed 1") for each in both[3:])
+    for first, second, alone in zip(both[:3], both[3:], one, strict=True):
+        assert torch.equal(first.judge(unseen)[0], alone.judge(unseen)[0])
+        assert not torch.equal(first.judge(unseen)[0], second.judge(unseen)[0])
+    rows, _ = measure(both, unseen)
+    summary = over_seeds(rows)
+    assert [each["kind"] for each in summary] == [each.kind for each in both[:3]]
+    for index, each in enumerate(summary):
+        values = [rows[index].auc, rows[index + 3].auc]
+        assert each["aucs"][-1] == pytest.approx(sum(values) / 2)
+        assert each["aucs_range"][-1] == pytest.approx([min(values), max(values)])
+    assert over_seeds(rows[:3]) == []
 
 
 def test_an_attention_probe_reads_what_came_before() -> None:

@@ -20,7 +20,7 @@ from otterlm.bases import load_base, load_tokenizer
 from otterlm.config import OtterConfig
 from otterlm.decoding import RewardGuidance
 from otterlm.model import OtterModel
-from otterlm.signals.guard.config import GuardConfig, LabelCalibration, SpanThreshold
+from otterlm.signals.guard.config import GuardConfig, LabelCalibration, MarkedWords, SpanThreshold
 from otterlm.signals.guard.head import GuardSignal, log_without
 from otterlm.signals.guard.losses import Weights, class_weights, label_loss
 from otterlm.signals.guard.objective import GuardObjective, GuardTrainingConfig
@@ -66,6 +66,14 @@ def test_a_configuration_goes_through_json() -> None:
     assert OtterConfig.from_json(config.to_json()) == config
     assert (signal.alarms, signal.thresholds) == ({"unsafe": 0.9}, {"unsafe": 0.4})
     assert signal.span_thresholds == {"unsafe": SpanThreshold(0.3)}
+    words = replace(signal, marked_words=(MarkedWords("unsafe", {"idiot": 0.9, "dog": 0.25}),))
+    words = replace(words, calibrations=(replace(CALIBRATION, span_share=0.7, span_listed=0.5),))
+    again = OtterConfig.from_json(OtterConfig(signal=words).to_json()).signal
+    assert again == words
+    assert isinstance(again, GuardConfig)
+    assert again.span_thresholds == {"unsafe": SpanThreshold(0.3, 0.7, 0.5)}
+    assert again.word_shares("unsafe")["dog"] == 0.25
+    assert signal.word_shares("unsafe") == {}
     assert GuardConfig(spans=("unsafe",)).span_thresholds == {"unsafe": SpanThreshold(0.5)}
     assert GuardConfig().alarms == {"unsafe": 0.5}
 
@@ -88,6 +96,10 @@ def test_labels_that_exclude_each_other() -> None:
         ({"vocabulary_rank": -1}, "vocabulary_rank"),
         ({"labels": ("a",), "calibrations": (CALIBRATION,)}, "calibrations are of a"),
         ({"calibrations": ("x",)}, "a calibration must be an object"),
+        ({"marked_words": ("x",)}, "a list of marked words must be an object"),
+        ({"marked_words": ({"label": "unsafe", "shares": {}},)}, "which are: none"),
+        ({"marked_words": ({"label": "unsafe", "shares": {"dog": 2}},)}, "a number from 0 to 1 for each word"),
+        ({"marked_words": ({"label": "unsafe", "shares": ["dog"]},)}, "a number from 0 to 1 for each word"),
     ],
 )
 def test_wrong_configurations(values, words) -> None:
@@ -362,6 +374,7 @@ def test_train_guard(answer, base, words, tmp_path) -> None:
     (calibration,) = signal.calibrations
     assert calibration.label == "rude"
     assert calibration.span is not None
+    assert signal.word_shares("rude").keys() == {"j"}
     assert (signal.span_delay, calibration.span_share <= 0.95) == (1, True)
     card = (tmp_path / "one" / "README.md").read_text()
     assert "Labels: rude." in card

@@ -33,6 +33,7 @@ class GuardRow:
     Attributes:
         data: the name of the texts.
         method: the detector's name.
+        kind, seed: see `Detector`.
         texts: how many there are.
         auc, average_precision, f1: of whole texts.
         aucs: after 25, 50, 75 and 100% of the tokens.
@@ -42,6 +43,8 @@ class GuardRow:
 
     data: str
     method: str
+    kind: str
+    seed: int
     texts: int
     auc: float
     auc_ci95: list[float]
@@ -121,6 +124,8 @@ def measure(
             GuardRow(
                 data=data,
                 method=detector.name,
+                kind=detector.kind or detector.name,
+                seed=detector.seed,
                 texts=len(truth),
                 aucs=[auc(scores[:, part], truth) for part in range(len(PERCENTS))],
                 false_alarms=float(flagged[~truth].float().mean()),
@@ -131,6 +136,29 @@ def measure(
         )
         curves[detector.name] = trade_off(final, truth)
     return rows, curves
+
+
+def over_seeds(rows: Sequence[GuardRow]) -> list[dict[str, Any]]:
+    """Returns of each kind with several seeds: how many, the means of `aucs` and of `f1`, and their least and highest
+    values, `..._range`."""
+    kinds: dict[str, list[GuardRow]] = {}
+    for row in rows:
+        kinds.setdefault(row.kind, []).append(row)
+    summary = []
+    for kind, some in kinds.items():
+        if len(some) > 1:
+            aucs, f1s = torch.tensor([row.aucs for row in some]), torch.tensor([row.f1 for row in some])
+            summary.append(
+                {
+                    "kind": kind,
+                    "seeds": len(some),
+                    "aucs": aucs.mean(dim=0).tolist(),
+                    "aucs_range": torch.stack([aucs.amin(dim=0), aucs.amax(dim=0)], dim=1).tolist(),
+                    "f1": float(f1s.mean()),
+                    "f1_range": [float(f1s.min()), float(f1s.max())],
+                }
+            )
+    return summary
 
 
 def _of_rows(measure: Any, values: Tensor, truth: Tensor, rows: Tensor) -> float:

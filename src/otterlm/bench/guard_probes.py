@@ -1,6 +1,7 @@
 """Fits probes on the base's states to compare a guard with: linear ones, and one with attention."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from otterlm.bench.guard_rivals import (
     Detector,
     beside_tokens,
     held_out,
+    of_seed,
     over,
     part_ends,
     pooled,
@@ -68,7 +70,7 @@ class TokenStates:
         return [each[:, self.blocks.index(block)] for each in self._states]
 
 
-def probes(base: PreTrainedModel, examples: Texts, truth: Tensor) -> list[Detector]:
+def probes(base: PreTrainedModel, examples: Texts, truth: Tensor, seeds: int = 1) -> list[Detector]:
     """Fits linear probes on the base's last block and on its best one, and a probe with attention.
 
     Block and pooling (the last token, or the mean so far) are chosen on a fifth of the texts. The linear probes are
@@ -79,45 +81,81 @@ def probes(base: PreTrainedModel, examples: Texts, truth: Tensor) -> list[Detect
         base: the frozen base.
         examples: what to learn from.
         truth: `[n]` bool.
+        seeds: so many probes of each kind, which differ in the fifth, so in what they learn from, and in their
+            initialisation.
     """
     last = base.config.get_text_config(decoder=True).num_hidden_layers
-    held = held_out(len(examples))
     parts = read_parts(block_states(base, range(last + 1)), examples, base.device, (LAST, MEAN))
+    choices = [_choose(parts, truth, held_out(len(examples), seed)) for seed in range(seeds)]
+    read = [block for choice in choices for block in (choice.best, choice.attended)]
+    states = TokenStates(base, (last, *read))
+    made: list[list[Detector]] = []
+    for seed, choice in enumerate(choices):
+        wanted = ((last, choice.pooling, "last block"), (choice.best, choice.best_pooling, "best block"))
+        of_this = []
+        for block, pooling, which in wanted:
+            seen = parts[pooling][:, :, block].float()  # [n, 4, d]
+            layer = which if which == "last block" else f"block {block}"
+            name = f"linear probe, {layer} ({pooling})"
+            linear = _linear(states, seen, truth, block, pooling, seed)
+            of_this.append(replace(linear, name=of_seed(name, seed), kind=f"linear probe, {which}"))
+        made.append(of_this)
+    del parts
+    return [
+        detector
+        for seed, (linear_ones, choice) in enumerate(zip(made, choices, strict=True))
+        for detector in (*linear_ones, _attention(states, examples, truth, choice.attended, seed))
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """Holds what the texts that decide have chosen.
+
+    Attributes:
+        pooling: of the last block.
+        best, best_pooling: the block that detects best, and its pooling.
+        attended: the block whose mean detects best.
+    """
+
+    pooling: str
+    best: int
+    best_pooling: str
+    attended: int
+
+
+def _choose(parts: Mapping[str, Tensor], truth: Tensor, held: Tensor) -> _Choice:
+    """Chooses blocks by the AUC of whole texts; `parts` are `[n, 4, blocks, d]` by pooling."""
     areas: dict[tuple[int, str], float] = {}
-    for kind, values in parts.items():
-        for block in range(last + 1):
+    for pooling, values in parts.items():
+        for block in range(values.shape[2]):
             whole = values[:, -1, block].float()  # [n, d]
             weight, bias = fit_classifier(whole[~held], truth[~held], PENALTY)
-            areas[block, kind] = auc(whole[held] @ weight + bias, truth[held])
-    best, kind = max(areas, key=lambda choice: areas[choice])
-    pooling = max((LAST, MEAN), key=lambda kind: areas[last, kind])
+            areas[block, pooling] = auc(whole[held] @ weight + bias, truth[held])
+    last = max(block for block, _ in areas)
+    best, best_pooling = max(areas, key=lambda choice: areas[choice])
+    pooling = max((LAST, MEAN), key=lambda pooling: areas[last, pooling])
     attended = max(range(last + 1), key=lambda block: areas[block, MEAN])
-    states = TokenStates(base, (last, best, attended))
-    made = [
-        _linear(states, parts[pooling][:, :, last], truth, last, pooling, f"linear probe, last block ({pooling})"),
-        _linear(states, parts[kind][:, :, best], truth, best, kind, f"linear probe, block {best} ({kind})"),
-    ]
-    del parts
-    return [*made, _attention(states, examples, truth, attended)]
+    return _Choice(pooling, best, best_pooling, attended)
 
 
-def _linear(states: TokenStates, seen: Tensor, truth: Tensor, block: int, kind: str, name: str) -> Detector:
+def _linear(states: TokenStates, seen: Tensor, truth: Tensor, block: int, pooling: str, seed: int) -> Detector:
     """Fits a linear probe to the states of one block after each part of the texts, `[n, 4, d]`."""
-    held, seen = held_out(len(seen)), seen.float()
+    held = held_out(len(seen), seed)
     labels = truth[~held].repeat_interleave(len(PERCENTS))
     weight, bias = fit_classifier(seen[~held].flatten(0, 1), labels)
     threshold = best_threshold(seen[held, -1] @ weight + bias, truth[held])
 
     def score(texts: Texts) -> Tensor:
-        return torch.stack([pooled(each.float(), kind) for each in states.of(texts, block)]) @ weight + bias  # [n, 4]
+        return torch.stack([pooled(each.float(), pooling) for each in states.of(texts, block)]) @ weight + bias
 
-    return Detector(name, over(score, threshold), len(weight) + 1)
+    return Detector("linear probe", over(score, threshold), len(weight) + 1, seed=seed)
 
 
-def _attention(states: TokenStates, examples: Texts, truth: Tensor, block: int) -> Detector:
-    held = held_out(len(examples))
+def _attention(states: TokenStates, examples: Texts, truth: Tensor, block: int, seed: int) -> Detector:
+    held = held_out(len(examples), seed)
     seen = states.of(examples, block)
-    probe = fit_attention_probe(seen, truth, held)
+    probe = fit_attention_probe(seen, truth, held, seed)
 
     @torch.no_grad()
     def scores(some: Sequence[Tensor]) -> Tensor:
@@ -126,6 +164,6 @@ def _attention(states: TokenStates, examples: Texts, truth: Tensor, block: int) 
     decided = [each for each, out in zip(seen, held.tolist(), strict=True) if out]
     threshold = best_threshold(scores(decided)[:, -1], truth[held])
     size = sum(parameter.numel() for parameter in probe.parameters())
-    return Detector(
-        f"attention probe, block {block}", over(lambda texts: scores(states.of(texts, block)), threshold), size
-    )
+    verdicts = over(lambda texts: scores(states.of(texts, block)), threshold)
+    kind = "attention probe"
+    return Detector(of_seed(f"{kind}, block {block}", seed), verdicts, size, kind, seed)

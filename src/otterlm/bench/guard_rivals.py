@@ -38,11 +38,15 @@ class Detector:
         name: of it.
         judge: texts to verdicts.
         extra_parameters: beside the base.
+        kind: what detectors of several seeds share; empty: the name.
+        seed: of what it learned from, and of its initialisation.
     """
 
     name: str
     judge: Callable[[Sequence[LabelledExample]], Verdicts]
     extra_parameters: int
+    kind: str = ""
+    seed: int = 0
 
 
 def over(score: Callable[[Sequence[LabelledExample]], Tensor], threshold: float) -> Any:
@@ -60,9 +64,9 @@ def part_ends(length: int) -> list[int]:
     return [index_at(length, percent) for percent in PERCENTS]
 
 
-def held_out(count: int) -> Tensor:
+def held_out(count: int, seed: int = 0) -> Tensor:
     """Chooses the texts that decide, `[n]` bool."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return order % HELD == 0
 
 
@@ -106,8 +110,21 @@ def read_parts(
     return {kind: torch.stack(parts) for kind, parts in collected.items()}
 
 
-def bag_of_words(tokenizer: PreTrainedTokenizerBase, examples: Sequence[LabelledExample], truth: Tensor) -> Detector:
+def of_seed(name: str, seed: int) -> str:
+    """Returns the name of a detector of a seed; the first seed's has no number."""
+    return f"{name}, seed {seed}" if seed else name
+
+
+def bag_of_words(
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[LabelledExample], truth: Tensor, seed: int = 0
+) -> Detector:
     """Fits a logistic regression on TF-IDF of words and pairs of words.
+
+    Args:
+        tokenizer: of the texts.
+        examples: what to learn from.
+        truth: `[n]` bool.
+        seed: of the fifth that decides on the threshold, from which nothing else is learned.
 
     Raises:
         OtterError: scikit-learn is not installed.
@@ -126,7 +143,7 @@ def bag_of_words(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Labelled
             for branch in branches
         ]
 
-    held = held_out(len(examples))
+    held = held_out(len(examples), seed)
     model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2), LogisticRegression(C=10.0))
     learned = [each for each, out in zip(examples, held.tolist(), strict=True) if not out]
     model.fit(texts(learned, -1), truth[~held].numpy())
@@ -137,7 +154,8 @@ def bag_of_words(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Labelled
 
     decided = [each for each, out in zip(examples, held.tolist(), strict=True) if out]
     threshold = best_threshold(score(decided)[:, -1], truth[held])
-    return Detector("bag of words", over(score, threshold), model[-1].coef_.size + 1)
+    kind, size = "bag of words", model[-1].coef_.size + 1
+    return Detector(of_seed(kind, seed), over(score, threshold), size, kind, seed)
 
 
 def separate_classifier(

@@ -107,8 +107,9 @@ def _in_words(calibration: Calibration, alarm: Alarm) -> list[str]:
 
 
 def _label_in_words(calibration: LabelCalibration) -> str:
-    span = "" if calibration.span is None else f", a word in a passage from {calibration.span:.2f} on"
+    span = "" if calibration.span is None else f", a word in a passage from the value {calibration.span:.2f} on"
     span += f" and {calibration.span_share:.0%} of its text's highest word" if calibration.span_share else ""
+    span += f", of which {calibration.span_listed:.0%} are its share in the list" if calibration.span_listed else ""
     return (
         f"{calibration.label}: a whole text counts from {calibration.threshold:.3f} on, the alarm's hits from "
         f"{calibration.alarm:.3f} on{span}"

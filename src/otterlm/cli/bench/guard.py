@@ -39,6 +39,9 @@ def command(
     classifier: Annotated[
         str | None, typer.Option(help="Folder of the separate classifier, see benchmarks/guard.py.")
     ] = None,
+    seeds: Annotated[
+        int, typer.Option(help="Rivals of each kind, which learn from other parts of --train.", min=1)
+    ] = 1,
     limit: Annotated[int | None, typer.Option(help="The first so many rows of both.", min=1)] = None,
     names: LabelNames = LabelNames(),
     limits: Limits = Limits(),
@@ -75,12 +78,15 @@ def command(
     check_context(model.config, max(each.example.longest for texts in (learned, *measured) for each in texts))
     detectors = [guard.otter_detector(OtterModel.from_pretrained(model, folder, name))]
     for kind in rival or RIVALS:
-        made = probes(model, learned, truth) if kind == "probes" else [bag_of_words(tokenizer, learned, truth)]
-        detectors += made
+        if kind == "probes":
+            detectors += probes(model, learned, truth, seeds)
+        else:
+            detectors += [bag_of_words(tokenizer, learned, truth, seed) for seed in range(seeds)]
     if classifier is not None:
         detectors.append(separate_classifier(classifier, model, learned, truth))
     reports = {name: guard.measure(detectors, texts, name) for name, texts in zip(files, measured, strict=True)}
     results = [row.to_dict() for rows, _ in reports.values() for row in rows]
+    summaries = {name: guard.over_seeds(rows) for name, (rows, _) in reports.items()}
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         result = {
@@ -88,16 +94,18 @@ def command(
             "settings": {"base": base, "adapter": folder, "train": train, "data": files, "rows": len(learned)},
             "machine": report.machine(),
             "rows": results,
+            "over_seeds": summaries,
             "curves": {name: curves for name, (_, curves) in reports.items()},
         }
         write_text(out / "guard.json", json.dumps(result, indent=2) + "\n")
         for name, (rows, curves) in reports.items():
-            guard.draw(out / f"guard-{name}.png", rows, curves)
+            guard.draw(out / f"guard-{name}.png", [row for row in rows if row.seed == 0], curves)
     if as_json:
-        print_json({"rows": results, "machine": report.machine()})
+        print_json({"rows": results, "over_seeds": summaries, "machine": report.machine()})
     else:
-        for rows, _ in reports.values():
+        for name, (rows, _) in reports.items():
             _show(rows)
+            _show_seeds(summaries[name], name)
 
 
 def _named(data: list[str]) -> dict[str, str]:
@@ -132,3 +140,21 @@ def _show(rows: list[guard.GuardRow]) -> None:
     ]
     columns = ("", "AUC, 25%", "50%", "75%", "100%", "95%", "AP", "F1", "false alarms", "misses", "parameters")
     show_table(f"{rows[0].data}: {rows[0].texts} texts; AUC after parts of the tokens", columns, cells)
+
+
+def _show_seeds(summary: list[dict[str, Any]], name: str) -> None:
+    cells = [
+        (
+            each["kind"],
+            *(
+                f"{mean:.3f} ({low:.3f}-{high:.3f})"
+                for mean, (low, high) in zip(
+                    (*each["aucs"], each["f1"]), (*each["aucs_range"], each["f1_range"]), strict=True
+                )
+            ),
+        )
+        for each in summary
+    ]
+    if cells:
+        columns = ("", "AUC, 25%", "50%", "75%", "100%", "F1")
+        show_table(f"{name}: means over {summary[0]['seeds']} seeds (least to highest)", columns, cells)

@@ -1,14 +1,16 @@
 """Configures the guard signal, and says what its probabilities mean."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from otterlm.checks import LARGEST_PATIENCE
 from otterlm.errors import OtterError
 from otterlm.settings import check_settings, setting
 from otterlm.signals.base import Capability, SignalConfig
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,12 +18,34 @@ class SpanThreshold:
     """A threshold says which words of a text are inside a passage.
 
     Attributes:
-        least: the least probability of such a word.
-        share: of the probability of the text's highest word, which such a word reaches, too.
+        least: the least value of such a word.
+        share: of the value of the text's highest word, which such a word reaches, too.
+        listed: weight of the list of marked words in a word's value, from 0 to 1; the rest is the guard's probability.
     """
 
     least: float
     share: float = 0.0
+    listed: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class MarkedWords:
+    """A list says how often a word stood inside passages of a label where the guard learned.
+
+    See `otterlm.training.evaluation.marked_words`.
+
+    Attributes:
+        label: its name.
+        shares: of each word in lower case, from 0 to 1; of words that are not listed 0.
+    """
+
+    label: str
+    shares: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        shares = self.shares.values() if isinstance(self.shares, Mapping) else (None,)
+        if not all(isinstance(share, int | float) and 0 <= share <= 1 for share in shares):
+            raise OtterError("a list of marked words holds a number from 0 to 1 for each word")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +60,9 @@ class LabelCalibration:
         threshold: from this probability on a whole text counts as labelled: the highest F1.
         alarm: the probability from which on a token counts as a hit for the alarm of a running text.
         false_alarm_rate: the share of texts without the label in which the alarm was allowed to ring.
-        span: from this probability on a word counts as inside a span; None where no spans were learned.
-        span_share: and from this share of the probability of its text's highest word on.
+        span: from this value on a word counts as inside a span; None where no spans were learned.
+        span_share: and from this share of the value of its text's highest word on.
+        span_listed: how much the list of marked words counts in a word's value, see `SpanThreshold`.
     """
 
     label: str
@@ -47,6 +72,7 @@ class LabelCalibration:
     false_alarm_rate: float
     span: float | None = None
     span_share: float = 0.0
+    span_listed: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "curve", tuple(tuple(point) for point in self.curve))
@@ -54,7 +80,7 @@ class LabelCalibration:
         if not pairs or not all(a[0] <= b[0] and a[1] <= b[1] for a, b in itertools.pairwise(self.curve)):
             raise OtterError("a label's curve is 1 to 1000 points (probability, share), both rising")
         numbers = [value for point in self.curve for value in point]
-        numbers += [self.threshold, self.alarm, self.false_alarm_rate, self.span_share]
+        numbers += [self.threshold, self.alarm, self.false_alarm_rate, self.span_share, self.span_listed]
         numbers += [] if self.span is None else [self.span]
         if not all(isinstance(value, int | float) and 0 <= value <= 1 for value in numbers):
             raise OtterError("a label's calibration holds numbers from 0 to 1")
@@ -75,6 +101,7 @@ class GuardConfig(SignalConfig):
         vocabulary_hidden: width of the head's two small networks, see `otterlm.signals.two_towers`; 0 for linear maps.
         hits, window: the alarm rings when so many of the latest `window` tokens reach the alarm's probability.
         calibrations: of each offence; empty: not measured.
+        marked_words: lists of words that help to mark passages; empty: the guard marks them alone.
         harmless_names: what harmless texts were called in the data, so that other data are read alike.
     """
 
@@ -90,18 +117,23 @@ class GuardConfig(SignalConfig):
     )
     window: int = setting(1, "Latest tokens that the alarm looks at.", minimum=1, maximum=LARGEST_PATIENCE)
     calibrations: tuple[LabelCalibration, ...] = ()
+    marked_words: tuple[MarkedWords, ...] = ()
     harmless_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("labels", "harmless", "harmless_names", "spans"):
             object.__setattr__(self, name, _names(name, getattr(self, name)))
-        made = (each if isinstance(each, LabelCalibration) else _calibration(each) for each in self.calibrations)
+        made = (_made(LabelCalibration, "a calibration", each) for each in self.calibrations)
         object.__setattr__(self, "calibrations", tuple(made))
+        lists = (_made(MarkedWords, "a list of marked words", each) for each in self.marked_words)
+        object.__setattr__(self, "marked_words", tuple(lists))
         check_settings(self)
         if not self.offences or not set(self.harmless) <= set(self.labels):
             raise OtterError(f"harmless must be some of the labels, not all: {', '.join(self.labels) or 'none'}")
         if not set(self.spans) <= set(self.offences):
             raise OtterError(f"spans are of offences ({', '.join(self.offences)}), got {', '.join(self.spans)}")
+        if not {each.label for each in self.marked_words} <= set(self.spans):
+            raise OtterError(f"marked words are of labels with spans, which are: {', '.join(self.spans) or 'none'}")
         if self.hits > self.window:
             raise OtterError(f"hits ({self.hits}) must not exceed the window ({self.window})")
         calibrated = tuple(each.label for each in self.calibrations)
@@ -132,9 +164,15 @@ class GuardConfig(SignalConfig):
     def span_thresholds(self) -> dict[str, SpanThreshold]:
         """Returns what makes a word a part of a span, of each label of `spans`."""
         measured = {
-            each.label: SpanThreshold(each.span, each.span_share) for each in self.calibrations if each.span is not None
+            each.label: SpanThreshold(each.span, each.span_share, each.span_listed)
+            for each in self.calibrations
+            if each.span is not None
         }
         return dict.fromkeys(self.spans, SpanThreshold(0.5)) | measured
+
+    def word_shares(self, label: str) -> Mapping[str, float]:
+        """Returns the list of marked words of a label; empty where there is none."""
+        return next((each.shares for each in self.marked_words if each.label == label), {})
 
     @property
     def capabilities(self) -> Capability:
@@ -170,8 +208,10 @@ def _names(field: str, names: Iterable[str]) -> tuple[str, ...]:
     return listed
 
 
-def _calibration(values: object) -> LabelCalibration:
-    """Makes a calibration of what JSON holds."""
+def _made(kind: type[Made], what: str, values: object) -> Made:
+    """Makes a part of a configuration of what JSON holds, or returns one that was made."""
+    if isinstance(values, kind):
+        return values
     if not isinstance(values, dict):
-        raise OtterError(f"a calibration must be an object, got {values!r}")
-    return LabelCalibration(**values)
+        raise OtterError(f"{what} must be an object, got {values!r}")
+    return kind(**values)

@@ -17,11 +17,13 @@ from otterlm.training.evaluation.detection import (
     best_threshold,
 )
 from otterlm.training.evaluation.guard_reading import GuardReading
-from otterlm.training.evaluation.passages import F1Curve, characters_in
+from otterlm.training.evaluation.passages import F1Curve, characters_in, word_values
 
 LEAST = [step / 20 for step in range(1, 20)]
 SHARES = [step / 20 for step in range(20)]
 """Thresholds of passages, and shares of the highest word, that are tried."""
+LISTED = [0.0, 0.25, 0.5, 0.75]
+"""Weights of the list of marked words that are tried, where there is one."""
 
 
 def has_label(row: LabelledRow, label: str, config: GuardConfig) -> bool | None:
@@ -97,6 +99,7 @@ def _calibrate(readings: Sequence[GuardReading], label: str, rate: float, knots:
         false_alarm_rate=rate,
         span=None if span is None else span.least,
         span_share=0.0 if span is None else span.share,
+        span_listed=0.0 if span is None else span.listed,
     )
 
 
@@ -105,15 +108,24 @@ def _span_threshold(readings: Sequence[GuardReading], label: str) -> SpanThresho
     marked = [each for each in readings if each.labelled.characters is not None]
     if not marked:
         return None
-    curves = [
-        F1Curve(each.labelled.row.text.response, *each.words(label), true_characters(each, label)) for each in marked
-    ]
+    weights = LISTED if readings[0].config.word_shares(label) else [0.0]
+    return max((_best_of(marked, label, weight) for weight in weights), key=lambda best: best[0])[1]
+
+
+def _best_of(readings: Sequence[GuardReading], label: str, weight: float) -> tuple[float, SpanThreshold]:
+    """Returns the sum of the F1 of characters at the best threshold with a weight of the list, and the threshold."""
+    curves = []
+    for each in readings:
+        words, probabilities, listed = each.words(label)
+        values = word_values(probabilities, listed, weight)
+        curves.append(F1Curve(each.labelled.row.text.response, words, values, true_characters(each, label)))
 
     def quality(threshold: SpanThreshold) -> tuple[float, float]:
         """Returns the sum of the F1, and of equally good thresholds prefers those near a half."""
         return sum(curve.at(threshold) for curve in curves), -abs(threshold.least - 0.5)
 
-    return max((SpanThreshold(least, share) for share in SHARES for least in LEAST), key=quality)
+    best = max((SpanThreshold(least, share, weight) for share in SHARES for least in LEAST), key=quality)
+    return quality(best)[0], best
 
 
 def true_characters(reading: GuardReading, label: str) -> set[int]:

@@ -19,8 +19,10 @@ from otterlm.training.evaluation.passages import (
     Range,
     characters_in,
     limit_of,
+    listed_shares,
     marked_passages,
     word_probabilities,
+    word_values,
     words_of,
 )
 from otterlm.training.sources import LiveBase, Source, read_batch
@@ -63,17 +65,21 @@ class GuardReading:
         indices = ringing.any(dim=0).nonzero()
         return int(indices[0]) if len(indices) else None
 
-    def words(self, label: str) -> tuple[list[Range], list[float]]:
-        """Returns the words of the response, and the probability of each of being inside a passage of a label."""
+    def words(self, label: str) -> tuple[list[Range], list[float], list[float]]:
+        """Returns the words of the response, the probability of each of being inside a passage of a label, and its
+        share in the list of marked words."""
         text, characters = self.labelled.row.text.response, self.labelled.characters
         assert characters is not None
         words, column = words_of(text), self.spans[:, self.config.spans.index(label)].tolist()
-        return words, word_probabilities(text, words, characters, column)
+        probabilities = word_probabilities(text, words, characters, column)
+        return words, probabilities, listed_shares(text, words, self.config.word_shares(label))
 
     def passages(self, label: str) -> list[Range]:
         """Returns the passages of a label, by its stored threshold: characters of the response."""
-        words, values = self.words(label)
-        limit = limit_of(values, self.config.span_thresholds[label])
+        words, probabilities, listed = self.words(label)
+        threshold = self.config.span_thresholds[label]
+        values = word_values(probabilities, listed, threshold.listed)
+        limit = limit_of(values, threshold)
         return marked_passages(self.labelled.row.text.response, words, [value >= limit for value in values])
 
     def marked(self, label: str) -> set[int]:

@@ -26,6 +26,7 @@ from otterlm.training.data.tokens import Limits
 from otterlm.training.evaluation.guard_calibration import calibrate_guard, check_labels
 from otterlm.training.evaluation.guard_metrics import held_out_metrics
 from otterlm.training.evaluation.guard_reading import read_guard
+from otterlm.training.evaluation.marked_words import marked_words
 from otterlm.training.recipes.common import Run
 from otterlm.training.recipes.reward_fit import EXPLAINED, at_most, fit_heads
 from otterlm.training.sources import LiveBase
@@ -98,7 +99,7 @@ class GuardRecipe:
         rows, more = data
         shape = config.signal
         assert isinstance(shape, GuardConfig)
-        signal = replace(shape, **label_set(rows), calibrations=())
+        signal = replace(shape, **label_set(rows), calibrations=(), marked_words=())
         config = replace(config, signal=signal)
         run.begin(base, config, GuardObjective)
         held = set(range(len(rows) - more, len(rows)))
@@ -153,6 +154,9 @@ def fit_guard(
     run.save(model, "A guard", f"Trained on `{source}`; its thresholds are not chosen yet.", metrics, settings, sources)
     metrics |= learn_to_steer(model, train_examples, learning, run.training.seed)
     held_out = [each for each in examples if each.example.row in held]
+    learned = (each for each in examples if each.example.row not in held)
+    signal = replace(signal, marked_words=marked_words(learned, signal))
+    model.adapter().config = replace(config, signal=signal)
     readings = read_guard(model, held_out, run.training.batch_size)
     calibrations = calibrate_guard(readings, settings["false_alarm_rate"])
     signal = replace(signal, calibrations=calibrations)

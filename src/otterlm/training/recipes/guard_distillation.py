@@ -93,7 +93,7 @@ class GuardDistillationRecipe:
         base, scorer = on_device(base), load_scorer(self.scorer)
         shape = config.signal
         assert isinstance(shape, GuardConfig)
-        signal = replace(shape, labels=(self.label,), harmless=(), spans=(), calibrations=())
+        signal = replace(shape, labels=(self.label,), harmless=(), spans=(), calibrations=(), marked_words=())
         config = replace(config, signal=signal)
         run.begin(base, config, GuardObjective)
         sampling, folder = replace(self.sampling, seed=run.training.seed), run.out / "responses"

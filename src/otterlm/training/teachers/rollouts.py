@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.checks import check_share
+from otterlm.decoding.prompt import read_once
 from otterlm.identity import identity, of_data, of_tokenizer
 from otterlm.resumable import run_resumable
 from otterlm.settings import check_settings, setting
@@ -90,10 +91,9 @@ class PrefixJudge:
 
         def one(example: Example) -> list[list[float]]:
             torch.manual_seed(self._sampling.seed * 1_000_003 + example.row)
-            return [
-                [self._share(prompts[example.row], example.prefix, tokens[:end]) for end in self._ends(tokens)]
-                for tokens in example.branches
-            ]
+            parts = [tokens[:end] for tokens in example.branches for end in self._ends(tokens)]
+            judged = iter(self._shares(prompts[example.row], example.prefix, parts) if parts else ())
+            return [[next(judged) for _ in self._ends(tokens)] for tokens in example.branches]
 
         shares: list[list[list[float]]] = run_resumable(list(examples), one, path, this, "judging prefixes")
         return shares
@@ -102,21 +102,27 @@ class PrefixJudge:
         return self._rollouts.lengths(len(tokens))
 
     @torch.no_grad()
-    def _share(self, prompt: Prompt, before: Sequence[int], response: Sequence[int]) -> float:
-        """Returns the share of offences among whole responses that begin with a prefix."""
-        pad, sampling = self._tokenizer.pad_token_id or 0, self._sampling
-        ids, mask = pad_left([[*before, *response]] * self._rollouts.rollouts, pad, self._base.device)
+    def _shares(self, prompt: Prompt, before: Sequence[int], parts: Sequence[Sequence[int]]) -> list[float]:
+        """Returns of each prefix the share of offences among whole responses that begin with it. All are continued in
+        one call, which reads each prefix once."""
+        pad, sampling, count = self._tokenizer.pad_token_id or 0, self._sampling, self._rollouts.rollouts
+        prefixes, seen = pad_left([[*before, *part] for part in parts], pad, self._base.device)
+        ids, mask = (each.repeat_interleave(count, dim=0) for each in (prefixes, seen))
+        allowed = [max(1, sampling.max_new_tokens - len(part)) for part in parts]
         output: Any = self._base.generate(
             ids,
             attention_mask=mask,
-            max_new_tokens=max(1, sampling.max_new_tokens - len(response)),
+            past_key_values=read_once(self._base, prefixes, seen, count),
+            max_new_tokens=max(allowed),
             do_sample=True,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=0,
             pad_token_id=pad,
         )
-        rows = responses_of(output, ids.shape[1], self._base)
-        texts = [self._tokenizer.decode([*response, *row], skip_special_tokens=True) for row in rows]
-        scores = self._scorer([prompt] * len(texts), texts)
-        return sum(score >= self._threshold for score in scores) / len(scores)
+        rows, texts = responses_of(output, ids.shape[1], self._base), []
+        for number, row in enumerate(rows):
+            whole = [*parts[number // count], *row[: allowed[number // count]]]
+            texts.append(self._tokenizer.decode(whole, skip_special_tokens=True))
+        offences = [score >= self._threshold for score in self._scorer([prompt] * len(texts), texts)]
+        return [sum(offences[start : start + count]) / count for start in range(0, len(offences), count)]
