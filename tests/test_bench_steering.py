@@ -250,6 +250,7 @@ def test_args_is_a_row_beside_guidance(answer, arguments, tmp_path) -> None:
     assert result["reward_model"] == str(separate)
 
 
+@torch.no_grad()
 def test_the_unit_of_a_rival_is_the_spread_of_plausible_candidates() -> None:
     """The base answers one prompt of two tokens with one token; the rewards of its candidates are read one by one."""
     words = tokenizer(TEMPLATE)

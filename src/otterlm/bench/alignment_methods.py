@@ -105,7 +105,7 @@ def methods_of(
     copied = Rewards(separate, theirs, sum(p.numel() for p in separate.parameters()), of_weights(separate), top_k)
     methods = {BASE: Method(base, lambda mask: {}), SAMPLED: Method(base, lambda mask: SAMPLING)}
     for weight in weights:
-        methods |= _steered(base, inserted, copied, weight)
+        methods |= _steered(base, inserted, copied, weight, tokenizer.pad_token_id or 0)
     return methods | _rejecting(base, inserted, copied)
 
 
@@ -123,12 +123,12 @@ def _calibration_texts(
     return pad_left(texts, tokenizer.pad_token_id or 0, base.device)
 
 
-def _steered(base: PreTrainedModel, inserted: Rewards, copied: Rewards, weight: float) -> dict[str, Method]:
+def _steered(base: PreTrainedModel, inserted: Rewards, copied: Rewards, weight: float, pad: int) -> dict[str, Method]:
     """Makes guidance and search with the adapter's rewards, and ARGS with the copy's, at one weight in spreads. All
     choose from the same k candidates."""
     otter, top_k = inserted.model, inserted.top_k
     otter_weight = weight * otter.adapter().config.signal.unit / inserted.scale.spread
-    args = args_settings(copied.model, weight / copied.scale.spread, top_k, min_p=0.0)
+    args = args_settings(copied.model, weight / copied.scale.spread, top_k, 0.0, pad)
 
     def guidance(mask: Tensor) -> dict[str, Any]:
         return {"logits_processor": [RewardGuidance(otter, otter_weight, top_k, min_p=0.0)]}

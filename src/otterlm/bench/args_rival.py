@@ -38,12 +38,16 @@ def load_rival(reward_model: str | Path, base: PreTrainedModel) -> SeparateRewar
 
 
 def args_settings(
-    rival: SeparateRewardModel, weight: float, top_k: int, min_p: float
+    rival: SeparateRewardModel, weight: float, top_k: int, min_p: float, pad: int
 ) -> Callable[[Tensor], dict[str, Any]]:
-    """Returns what makes the settings of `generate` from the attention mask of a batch, `[B, P]`."""
+    """Returns what makes the settings of `generate` from the attention mask of a batch, `[B, P]`.
+
+    Arguments are those of `ARGS`.
+    """
 
     def steer(mask: Tensor) -> dict[str, Any]:
-        return {"logits_processor": [ARGS(rival, weight, top_k, attention_mask=mask, min_p=min_p)]}
+        args = ARGS(rival, weight, top_k, attention_mask=mask, min_p=min_p, pad_token_id=pad)
+        return {"logits_processor": [args]}
 
     return steer
 
@@ -55,13 +59,16 @@ class CandidateSpread(ARGS):
         reward_model: scores the candidates.
         attention_mask: `[B, P]` of the prompts, 0 at padding.
         ends: the tokens that end a text; after them nothing is measured.
+        pad: what `generate` writes there.
 
     Attributes:
         squares: of every step of a text, the variance of its candidates' rewards, weighted by their probabilities.
     """
 
-    def __init__(self, reward_model: SeparateRewardModel, attention_mask: Tensor, ends: Sequence[int]) -> None:
-        super().__init__(reward_model, 1.0, CANDIDATES, attention_mask=attention_mask)
+    def __init__(
+        self, reward_model: SeparateRewardModel, attention_mask: Tensor, ends: Sequence[int], pad: int
+    ) -> None:
+        super().__init__(reward_model, 1.0, CANDIDATES, attention_mask=attention_mask, pad_token_id=pad)
         self._begin, self._ends = attention_mask.shape[1], torch.tensor(list(ends), device=attention_mask.device)
         self.squares: list[float] = []
 
@@ -102,7 +109,7 @@ def unit_of(
     """
     encoded, pad = encode_prompts(prompts[:CALIBRATION], tokenizer, max_prompt_tokens), tokenizer.pad_token_id or 0
     ids, mask = pad_left(encoded, pad, base.device)
-    measured = CandidateSpread(rival, mask, sorted(end_tokens(base.generation_config)))
+    measured = CandidateSpread(rival, mask, sorted(end_tokens(base.generation_config)), pad)
     base.generate(
         ids,
         attention_mask=mask,

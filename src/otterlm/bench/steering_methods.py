@@ -32,10 +32,12 @@ class Rival:
     Attributes:
         model: the reward model.
         unit: what a weight of 1 stands for, see `otterlm.bench.args_rival.unit_of`.
+        pad: the token that pads.
     """
 
     model: SeparateRewardModel
     unit: float
+    pad: int
 
 
 def methods_of(
@@ -81,7 +83,7 @@ def methods_of(
     depends = {"rewards": of_weights(rival.model), "unit": rival.unit}
     return methods | {
         (RIVAL, weight): Method(
-            base, args_settings(rival.model, weight / rival.unit, CANDIDATES, MIN_P), parameters, depends
+            base, args_settings(rival.model, weight / rival.unit, CANDIDATES, MIN_P, rival.pad), parameters, depends
         )
         for weight in weights
     }

@@ -31,6 +31,7 @@ class ARGS(Intervention, LogitsProcessor):
         cached: whether the reward model has a KV cache (RAD) or reads every text again (ARGS as published).
         attention_mask: `[B, P]` of the prompts, 0 at padding; all ones by default.
         min_p: candidates have at least this share of the likeliest one's probability; 0: any.
+        pad_token_id: what `generate` writes after a text that has ended; such a text is not read again.
 
     Raises:
         OtterError: a setting is out of range.
@@ -46,6 +47,7 @@ class ARGS(Intervention, LogitsProcessor):
         cached: bool = True,
         attention_mask: Tensor | None = None,
         min_p: float = 0.0,
+        pad_token_id: int | None = None,
     ) -> None:
         self.reward_model = reward_model
         self.weight = check_weight("weight", weight)
@@ -54,6 +56,7 @@ class ARGS(Intervention, LogitsProcessor):
         self.cached = cached
         self.min_p = check_chance("min_p", min_p)
         self._prompt_mask = attention_mask
+        self._pad = pad_token_id
         self._turned = TransposedLinear(reward_model.classifier)
         self._cache: DynamicCache | None = None
         self._tried: Tensor | None = None  # [B, T + k], what is in the cache: the text and its rival next tokens
@@ -119,7 +122,8 @@ class ARGS(Intervention, LogitsProcessor):
         if known.shape != input_ids[:, :-1].shape or not torch.equal(known, input_ids[:, :-1]):
             return False
         right = candidates == input_ids[:, -1:]  # [B, k]
-        if candidates.shape[1] == 0 or not right.any(dim=1).all():
+        ended = input_ids[:, -1] == self._pad  # whatever of these is kept, nothing depends on it
+        if candidates.shape[1] == 0 or not (right.any(dim=1) | ended).all():
             return False
         keep_path(self._cache, right.int().argmax(dim=1, keepdim=True), candidates.shape[1])
         return True

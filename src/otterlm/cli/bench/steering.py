@@ -79,7 +79,8 @@ def command(
     rival = None
     if reward_model is not None:
         separate = load_rival(reward_model, plain)
-        rival = Rival(separate, unit_of(separate, plain, tokenizer, prompts, max_new_tokens, max_prompt_tokens))
+        unit = unit_of(separate, plain, tokenizer, prompts, max_new_tokens, max_prompt_tokens)
+        rival = Rival(separate, unit, tokenizer.pad_token_id or 0)
     methods = methods_of(plain, model, name, weights, sampled, rival)
     lines = None if out is None else out / "steering.jsonl"
     batches = steering.answer_all(
