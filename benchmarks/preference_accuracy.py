@@ -2,7 +2,8 @@
 fine-tuned reward model.
 
 Every method sees the same training pairs, tokens and seeds. Otter holds out an eighth of its training pairs to stop
-early. The other held-out pairs decide nothing. Results are appended to OUT/results.jsonl.
+early. The other held-out pairs decide nothing. Results are appended to OUT/results.jsonl. The separate model is saved
+in OUT/finetune-SEED/model, for `otter bench steering --reward-model`; `--pairs` and `--blocks` make a cheaper one.
 """
 
 import argparse
@@ -45,6 +46,8 @@ def main() -> None:
     parser.add_argument("--label", default="otter")
     parser.add_argument("--compare", default="prefixes")
     parser.add_argument("--no-probe-start", action="store_true")
+    parser.add_argument("--pairs", type=int, help="the separate model learns from so many pairs; all by default")
+    parser.add_argument("--blocks", type=int, help="the separate model learns so many blocks, the last; all by default")
     parser.add_argument("--values", action="store_true", help="the second stage, too: the adapter that is shipped")
     arguments = parser.parse_args()
 
@@ -66,11 +69,10 @@ def main() -> None:
         test = [example for example in examples if example.row in held]
         for method in arguments.methods:
             if method == "finetune":
-                config = TrainingConfig(
-                    epochs=1, batch_size=8, learning_rate=2e-5, evaluations_per_epoch=1, warmup=0.1, seed=seed
-                )
-                result = train(SeparateRewardModel.of(base), rest, test, config, arguments.out / f"finetune-{seed}")
-                label = method
+                separate, out = SeparateRewardModel.of(base), arguments.out / f"finetune-{seed}"
+                result, label = finetune(separate, rest, test, seed, out, arguments.pairs, arguments.blocks), method
+                separate.save_pretrained(out / "model")
+                tokenizer.save_pretrained(out / "model")
             elif method == "probe":
                 objective = RewardObjective(model(), source(), RewardTrainingConfig())
                 weight = fit_probe(*last_states(objective, rest))
@@ -97,6 +99,27 @@ def main() -> None:
 def saver(model: OtterModel, folder: Path) -> Callable[[dict[str, float]], None]:
     """Returns what saves an adapter, whatever its metrics are."""
     return lambda _: model.save_pretrained(folder, dtype=torch.bfloat16)
+
+
+def finetune(
+    model: SeparateRewardModel,
+    rest: list[Example],
+    test: list[Example],
+    seed: int,
+    out: Path,
+    pairs: int | None,
+    blocks: int | None,
+) -> dict[str, float]:
+    """Trains a separate reward model for one epoch, on all pairs or some, and all its blocks or the last ones."""
+    torch.manual_seed(seed)
+    order = torch.randperm(len(rest), generator=torch.Generator().manual_seed(seed)).tolist()
+    decoder = model.classifier.base_model
+    if blocks is not None:
+        decoder.requires_grad_(False)
+        decoder.layers[-blocks:].requires_grad_(True)
+    rate = 2e-5 if blocks is None else 5e-5
+    config = TrainingConfig(batch_size=8, learning_rate=rate, evaluations_per_epoch=1, warmup=0.1, seed=seed)
+    return train(model, [rest[row] for row in order[:pairs]], test, config, out)
 
 
 def otter(

@@ -7,20 +7,26 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import close, refused, reward_model, tiny_base, tiny_otter
+from conftest import close, randomize, refused, reward_model, tiny_base, tiny_otter
 from word_tokenizer import TEMPLATE, WORDS, tokenizer
 
 from otterlm.bench import figures, report
 from otterlm.bench.answering import time_over
+from otterlm.bench.args_rival import unit_of
 from otterlm.bench.judges import Perplexity
 from otterlm.bench.steering import SAMPLES, answers_of, samples_of
+from otterlm.bench.steering_judges import at_equal_length, cut_alike, load_judge
 from otterlm.bench.steering_methods import BASE, GUIDANCE, FinalReward
-from otterlm.bench.steering_rows import at_equal_length, rows_of, spread_of
-from otterlm.decoding.scoring import score_sequences
+from otterlm.bench.steering_rows import rows_of, spread_of
+from otterlm.decoding.scoring import label_sequences, score_sequences
+from otterlm.interventions import CANDIDATES
 from otterlm.model import OtterModel
+from otterlm.signals.guard.config import GuardConfig
 from otterlm.signals.reward.config import RewardConfig
-from otterlm.training.data.tokens import encode_prompts
+from otterlm.training.data.tokens import Limits, encode_prompts
 from otterlm.training.evaluation.bootstrap import interval, mean_of
+from otterlm.training.teachers.reward_model import SeparateRewardModel
+from otterlm.training.vocabulary_fit import PLAUSIBLE
 
 PROMPTS = [(("user", " ".join(WORDS[10 : 12 + n])),) for n in range(5)]
 METHODS = [
@@ -38,21 +44,31 @@ def arguments(base, adapter, tmp_path):
     return ("bench", "steering", "--base", base, "--adapter", adapter, *data, "--weight", 0, "--weight", 9)
 
 
-def test_command(answer, refusal, arguments, base, tmp_path) -> None:
+def test_command(answer, refusal, arguments, adapter, base, tmp_path) -> None:
     judge = reward_model(tmp_path / "judge", 4)
     arguments = (*arguments, "--out", tmp_path / "out")
-    result = answer(*arguments, "--sampled", "--judge", judge, "--fluency", base)
+    judges = ("--judge", f"rewards={judge}", "--judge", f"own={adapter}", "--judge", "words=regex:\\w+")
+    result = answer(*arguments, "--sampled", *judges, "--fluency", base)
     assert [(row["method"], row["weight"]) for row in result["rows"]] == METHODS
     rows = dict(zip(METHODS, result["rows"], strict=True))
     assert all(row["prompts"] == 5 and row["perplexity"] >= 1 for row in rows.values())
     # Weight 0 is the base: the same greedy text, and the same sample.
-    for base_row, steered in ((METHODS[0], METHODS[2]), (METHODS[1], METHODS[4])):
-        timed = ("method", "weight", "time_over_base", "time_over_base_ci95")
-        same = {**rows[steered], **{key: rows[base_row][key] for key in timed}}
-        assert same == rows[base_row]
+    timed = ("method", "weight", "time_over_base", "time_over_base_ci95")
+    same = {**rows[METHODS[2]], **{key: rows[METHODS[0]][key] for key in timed}}
+    assert same == rows[METHODS[0]]
+    sample = rows["guidance, sampled", 0.0]
+    assert (sample["compared_with"], sample["reward_gain"], sample["perplexity_ratio"]) == ("sample", 0, 1)
+    assert [sample[key] for key in ("perplexity", "tokens")] == [
+        rows["sample", None][key] for key in ("perplexity", "tokens")
+    ]
+    assert {row["compared_with"] for key, row in rows.items() if key[0] != "guidance, sampled"} == {"base"}
     alone = rows[BASE, None]
     assert (alone["reward_gain"], alone["share_same"], alone["share_up"]) == (0, 1, 0)
-    assert (alone["perplexity_ratio"], alone["judge"], alone["judge_at_equal_length"]) == (1, 0, 0)
+    assert alone["perplexity_ratio"] == 1
+    assert {value for rated in alone["judges"].values() for key, value in rated.items() if "ci95" not in key} == {0}
+    assert all(list(row["judges"]) == ["rewards", "own", "words"] for row in rows.values())
+    steered = rows[GUIDANCE, 9.0]["judges"]
+    assert all(rated["difference"] != 0 and len(rated["cut_ci95"]) == 2 for rated in steered.values())
     assert alone["time_over_base"] == 1
     assert rows[GUIDANCE, 9.0]["reward_gain"] > 0
     assert rows[GUIDANCE, 9.0]["share_up"] > 0
@@ -70,7 +86,7 @@ def test_command(answer, refusal, arguments, base, tmp_path) -> None:
     # The base judges its own fluency as the same model in a folder does.
     assert [row["perplexity"] for row in again["rows"]] == [row["perplexity"] for row in result["rows"]]
     assert again["perplexity_under"] == "the base itself"
-    assert {row[key] for row in again["rows"] for key in row if key.startswith("judge")} == {None}
+    assert all(row["judges"] == {} for row in again["rows"])
     assert "seed (0 there, 1 now)" in refusal(*arguments, "--sampled", "--seed", 1)
     assert "other methods" in refusal(*arguments)
 
@@ -154,7 +170,7 @@ def test_rows() -> None:
     def judge(prompts, texts):
         return [float(len(text.split())) for text in texts]
 
-    rows = rows_of(LABELS, tokenizer(TEMPLATE), PROMPTS[:2], BATCHES, 2.0, fluency, judge)
+    rows = rows_of(LABELS, tokenizer(TEMPLATE), PROMPTS[:2], BATCHES, 2.0, fluency, {"words": judge})
     row = rows[1]
     assert (row.reward_gain, row.share_up, row.share_same) == (0.75, 0.5, 0.5)
     assert row.reward_gain_ci95 == [0.0, 1.5]
@@ -163,15 +179,18 @@ def test_rows() -> None:
     assert row.perplexity_ratio_ci95 == pytest.approx([1.0, 4.0])
     assert row.tokens == 2.5
     assert row.distinct_2 == 1.0
-    assert row.judge == 0.5
+    words = row.judges["words"]
+    assert words["difference"] == 0.5
+    assert words["cut"] == 0
+    assert words["cut_ci95"] == [0, 0]
     # The base's responses have two words in two tokens, its samples one token: 12 of 16 a word, 4 a special one. So a
     # token is worth 2 - 12/16, and the method's responses are half a token longer.
-    assert row.judge_at_equal_length == pytest.approx(0.5 - 1.25 / 2)
+    assert words["regressed"] == pytest.approx(0.5 - 1.25 / 2)
     # The samples that are taken are of one word or none.
     assert (rows[2].perplexity, rows[2].perplexity_ratio, rows[2].perplexity_ratio_ci95) == (None, None, None)
     assert rows[2].distinct_2 is None
-    without = rows_of(LABELS, tokenizer(TEMPLATE), PROMPTS[:2], BATCHES, 2.0, fluency, None)
-    assert without[1].judge_at_equal_length_ci95 is None
+    without = rows_of(LABELS, tokenizer(TEMPLATE), PROMPTS[:2], BATCHES, 2.0, fluency, {})
+    assert without[1].judges == {}
     assert without[1].reward_gain == row.reward_gain
 
 
@@ -191,6 +210,61 @@ def test_length_is_regressed_out() -> None:
         torch.tensor([1.0, 3.0]), torch.tensor([5.0, 5.0]), torch.full((2, 4), 7.0), ratings[:2, :4]
     )
     assert alike(torch.arange(2)) == 2
+
+
+def test_two_responses_are_cut_to_the_shorter_one() -> None:
+    assert cut_alike([[1, 2, 3], [4], []], [[5, 6], [7, 8], [9]]) == ([[1, 2], [4], []], [[5, 6], [7], []])
+
+
+def test_a_guard_judges_the_response_alone(tmp_path) -> None:
+    base = tiny_base(vocab_size=len(WORDS))
+    config = GuardConfig(labels=("rude", "toxic"), vocabulary_rank=0)
+    guard = tiny_otter(base, signal=config)
+    guard.save_pretrained(tmp_path / "guard")
+    tokenizer(TEMPLATE).save_pretrained(tmp_path / "base")
+    base.save_pretrained(tmp_path / "base")
+    judge = load_judge(str(tmp_path / "guard"), str(tmp_path / "base"), base, Limits(20, 6))
+    responses = [" ".join(WORDS[12:15]), WORDS[11]]
+    first, second = judge(PROMPTS[:2], responses), judge(PROMPTS[2:4], responses)
+    assert first == second
+    words = tokenizer(TEMPLATE)
+    ids = torch.tensor([[words.bos_token_id, *words.encode(responses[0], add_special_tokens=False)]])
+    worst = label_sequences(guard, ids, torch.ones_like(ids))[0, -1].max()
+    assert first[0] == pytest.approx(1 - float(worst), rel=1e-4)
+
+
+def test_what_judges_are_refused(refusal, arguments, tmp_path) -> None:
+    assert "two judges are named 'x'" in refusal(*arguments, "--judge", "x=regex:a", "--judge", "x=regex:b")
+    assert "names no folder" in refusal(*arguments, "--judge", "x=")
+    (tmp_path / "empty").mkdir()
+    refusal(*arguments, "--judge", tmp_path / "empty")
+
+
+def test_args_is_a_row_beside_guidance(answer, arguments, tmp_path) -> None:
+    separate = reward_model(tmp_path / "rewards", 3)
+    result = answer(*arguments, "--reward-model", separate)
+    rows = {(row["method"], row["weight"]): row for row in result["rows"]}
+    assert list(rows)[5:7] == [("args", 0.0), ("args", 9.0)]
+    assert rows["args", 0.0]["share_same"] == 1
+    assert rows["args", 9.0]["share_same"] < 1
+    assert result["reward_model"] == str(separate)
+
+
+@torch.no_grad()
+def test_the_unit_of_a_rival_is_the_spread_of_plausible_candidates() -> None:
+    """The base answers one prompt of two tokens with one token; the rewards of its candidates are read one by one."""
+    words = tokenizer(TEMPLATE)
+    base = tiny_base(vocab_size=len(WORDS))
+    rival = SeparateRewardModel.of(base)
+    randomize(rival.classifier.score, 5)
+    (ids,) = encode_prompts(PROMPTS[:1], words, 20)
+    unit = unit_of(rival, base, words, PROMPTS[:1], 1, 20)
+    likely, candidates = base(torch.tensor([ids])).logits[0, -1].topk(CANDIDATES)
+    keep = likely >= likely[0] + math.log(PLAUSIBLE)
+    shares = likely.masked_fill(~keep, -torch.inf).softmax(dim=-1)
+    rewards = torch.tensor([rival.read(input_ids=torch.tensor([[*ids, int(each)]]))[0, -1] for each in candidates])
+    variance = (shares * (rewards - (shares * rewards).sum()).square()).sum()
+    assert unit == pytest.approx(float(variance.sqrt()) / 0.5, rel=1e-3)
 
 
 def test_the_spread_is_that_of_training_or_measured() -> None:

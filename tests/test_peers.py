@@ -12,6 +12,7 @@ from torch import Tensor
 
 from otterlm.decoding import RejectionSampling
 from otterlm.decoding.rejection import Segments
+from otterlm.decoding.steering import plausible
 from otterlm.model import OtterModel
 from otterlm.peers.args import ARGS
 from otterlm.peers.cards import CARDS
@@ -59,6 +60,36 @@ def test_the_cache_reads_k_tokens_a_step(rewarding, monkeypatch) -> None:
     monkeypatch.setattr(rewarding, "read", counted)
     generate(tiny_base(), logits_processor=[ARGS(rewarding, 0.8, top_k=4, attention_mask=batch()["attention_mask"])])
     assert sizes == [7] + [4] * NEW
+
+
+@torch.no_grad()
+def test_a_text_that_has_ended_is_not_read_again(rewarding, monkeypatch) -> None:
+    sizes, read = [], rewarding.read
+
+    def counted(**inputs):
+        sizes.append(inputs["input_ids"].shape[1])
+        return read(**inputs)
+
+    base, mask = tiny_base(), batch()["attention_mask"]
+    alone = ARGS(rewarding, 0.8, top_k=4, attention_mask=mask)
+    first = int(generate(base, logits_processor=[alone])[0, 7])
+    anew = ARGS(rewarding, 0.8, top_k=4, cached=False, attention_mask=mask)
+    expected = generate(base, logits_processor=[anew], eos_token_id=first, pad_token_id=5)
+    assert expected[0, 7:].tolist() == [first] + [5] * (NEW - 1)
+    monkeypatch.setattr(rewarding, "read", counted)
+    cached = ARGS(rewarding, 0.8, top_k=4, attention_mask=mask, pad_token_id=5)
+    assert torch.equal(generate(base, logits_processor=[cached], eos_token_id=first, pad_token_id=5), expected)
+    assert sizes == [7] + [4] * NEW
+
+
+@torch.no_grad()
+def test_args_stays_inside_the_plausible_tokens(rewarding) -> None:
+    scores, ids = torch.randn(2, 97, generator=torch.Generator().manual_seed(1)), tokens(2, 5)
+    free, bound = (ARGS(rewarding, 9.0, top_k=6, min_p=min_p)(ids, scores) for min_p in (0.0, 0.6))
+    inside = torch.isfinite(bound)
+    assert 2 <= int(inside.sum()) < 12
+    assert torch.equal(inside, torch.isfinite(free) & plausible(scores, 0.6))
+    assert torch.equal(bound[inside], free[inside])
 
 
 @torch.no_grad()

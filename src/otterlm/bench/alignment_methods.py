@@ -9,23 +9,19 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.bench.answering import SAMPLING, Method
+from otterlm.bench.args_rival import CALIBRATION, args_settings, load_rival
 from otterlm.decoding import CandidateSearch, RejectionSampling, RewardGuidance
 from otterlm.decoding.scoring import score_sequences
-from otterlm.errors import OtterError
 from otterlm.identity import Identity, of_weights
 from otterlm.masks import token_positions
 from otterlm.model import OtterModel
-from otterlm.peers.args import ARGS
 from otterlm.peers.cards import CARDS
 from otterlm.signals.base import Capability
 from otterlm.training.data.conversations import Prompt
 from otterlm.training.data.tokens import encode_prompts
 from otterlm.training.teachers.continuations import continue_greedily, pad_left
-from otterlm.training.teachers.reward_model import SeparateRewardModel
 
 BASE, SAMPLED = "base", "base, sampled"
-CALIBRATION = 16
-"""The base answers so many prompts to measure the scale of rewards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +96,7 @@ def methods_of(
     """
     otter = OtterModel.from_pretrained(base, adapter)
     otter.adapter_name(None, Capability.PREFIX)
-    separate = SeparateRewardModel.from_pretrained(reward_model, base.dtype).to(base.device)
-    sizes = [model.config.get_text_config().vocab_size for model in (base, separate.classifier)]
-    if sizes[0] != sizes[1]:
-        raise OtterError(f"{reward_model} reads the base's tokens; their vocabularies have {sizes[1]} and {sizes[0]}")
+    separate = load_rival(reward_model, base)
     ids, mask = _calibration_texts(base, tokenizer, prompts, new_tokens, max_prompt_tokens)
     ours = Scale.of(score_sequences(otter, ids, mask))
     theirs = Scale.of(separate.read(input_ids=ids, attention_mask=mask, position_ids=token_positions(mask)).detach())
@@ -112,7 +105,7 @@ def methods_of(
     copied = Rewards(separate, theirs, sum(p.numel() for p in separate.parameters()), of_weights(separate), top_k)
     methods = {BASE: Method(base, lambda mask: {}), SAMPLED: Method(base, lambda mask: SAMPLING)}
     for weight in weights:
-        methods |= _steered(base, inserted, copied, weight)
+        methods |= _steered(base, inserted, copied, weight, tokenizer.pad_token_id or 0)
     return methods | _rejecting(base, inserted, copied)
 
 
@@ -130,21 +123,18 @@ def _calibration_texts(
     return pad_left(texts, tokenizer.pad_token_id or 0, base.device)
 
 
-def _steered(base: PreTrainedModel, inserted: Rewards, copied: Rewards, weight: float) -> dict[str, Method]:
+def _steered(base: PreTrainedModel, inserted: Rewards, copied: Rewards, weight: float, pad: int) -> dict[str, Method]:
     """Makes guidance and search with the adapter's rewards, and ARGS with the copy's, at one weight in spreads. All
     choose from the same k candidates."""
     otter, top_k = inserted.model, inserted.top_k
     otter_weight = weight * otter.adapter().config.signal.unit / inserted.scale.spread
-    args_weight = weight / copied.scale.spread
+    args = args_settings(copied.model, weight / copied.scale.spread, top_k, 0.0, pad)
 
     def guidance(mask: Tensor) -> dict[str, Any]:
         return {"logits_processor": [RewardGuidance(otter, otter_weight, top_k, min_p=0.0)]}
 
     def search(mask: Tensor) -> dict[str, Any]:
         return {"custom_generate": CandidateSearch(otter_weight, top_k, min_p=0.0)}
-
-    def args(mask: Tensor) -> dict[str, Any]:
-        return {"logits_processor": [ARGS(copied.model, args_weight, top_k, attention_mask=mask)]}
 
     return {
         f"Otter, guidance, weight {weight:g}": inserted.method(otter, guidance, weight=weight),

@@ -107,6 +107,7 @@ def answer_all(
         adapter=of_weights(adapter),
         spread=trained_spread(model, adapter_name),
         methods=list(methods),
+        depends=[method.depends for method in methods.values()],
         prompts=of_data(encoded),
         new_tokens=new_tokens,
         batch_size=batch_size,

@@ -8,20 +8,45 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from otterlm.bench.answering import SAMPLING, Method
+from otterlm.bench.args_rival import args_settings
 from otterlm.decoding import CandidateSearch, RewardGuidance
 from otterlm.decoding.scoring import score_sequences
+from otterlm.identity import of_weights
+from otterlm.interventions import CANDIDATES, MIN_P
 from otterlm.model import OtterModel
 from otterlm.training.teachers.continuations import pad_left
+from otterlm.training.teachers.reward_model import SeparateRewardModel
 
-BASE, SAMPLE, GUIDANCE, SAMPLED_GUIDANCE, SEARCH = "base", "sample", "guidance", "guidance, sampled", "search"
+BASE, SAMPLE, GUIDANCE, SAMPLED_GUIDANCE = "base", "sample", "guidance", "guidance, sampled"
+SEARCH, RIVAL = "search", "args"
 SEARCH_WEIGHT = 1.0
 
 Label = tuple[str, float | None]
 """A label is a method and its weight; None where it has none."""
 
 
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """A rival of guidance is ARGS with a separate reward model.
+
+    Attributes:
+        model: the reward model.
+        unit: what a weight of 1 stands for, see `otterlm.bench.args_rival.unit_of`.
+        pad: the token that pads.
+    """
+
+    model: SeparateRewardModel
+    unit: float
+    pad: int
+
+
 def methods_of(
-    base: PreTrainedModel, model: OtterModel, adapter_name: str, weights: Sequence[float], sampled: bool
+    base: PreTrainedModel,
+    model: OtterModel,
+    adapter_name: str,
+    weights: Sequence[float],
+    sampled: bool,
+    rival: Rival | None = None,
 ) -> dict[Label, Method]:
     """Makes the methods that give one response to a prompt.
 
@@ -29,8 +54,9 @@ def methods_of(
         base: the frozen model.
         model: the base with the adapter.
         adapter_name: of the reward that steers.
-        weights: of guidance.
+        weights: of guidance and of a rival.
         sampled: whether guidance is sampled, too.
+        rival: chooses greedily from the same candidates as the search.
     """
 
     def guidance(weight: float, settings: dict[str, Any]) -> Method:
@@ -50,7 +76,17 @@ def methods_of(
     methods |= {(GUIDANCE, weight): guidance(weight, {}) for weight in weights}
     if sampled:
         methods |= {(SAMPLED_GUIDANCE, weight): guidance(weight, SAMPLING) for weight in weights}
-    return methods | {(SEARCH, SEARCH_WEIGHT): Method(model, search)}
+    methods |= {(SEARCH, SEARCH_WEIGHT): Method(model, search)}
+    if rival is None:
+        return methods
+    parameters = sum(each.numel() for each in rival.model.parameters())
+    depends = {"rewards": of_weights(rival.model), "unit": rival.unit}
+    return methods | {
+        (RIVAL, weight): Method(
+            base, args_settings(rival.model, weight / rival.unit, CANDIDATES, MIN_P, rival.pad), parameters, depends
+        )
+        for weight in weights
+    }
 
 
 @dataclass(frozen=True, slots=True)

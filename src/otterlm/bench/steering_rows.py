@@ -6,18 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from otterlm.bench.answering import time_over
 from otterlm.bench.judges import distinct
 from otterlm.bench.steering import Answers, answers_of, samples_of, trained_spread
-from otterlm.bench.steering_methods import BASE, Label
+from otterlm.bench.steering_judges import Rated, judge_all, lengths_of
+from otterlm.bench.steering_methods import BASE, SAMPLE, SAMPLED_GUIDANCE, Label
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
 from otterlm.training.data.conversations import Prompt
-from otterlm.training.evaluation.bootstrap import Statistic, interval, mean_of
+from otterlm.training.evaluation.bootstrap import interval, mean_of
 from otterlm.training.teachers.scorers import Scorer
 
 
@@ -25,27 +25,29 @@ from otterlm.training.teachers.scorers import Scorer
 class SteeringRow:
     """A row is one method over all prompts.
 
-    `..._ci95` is the 95% interval, lower and upper bound, by the bootstrap over prompts. Comparisons with the base are
-    made prompt by prompt.
+    `..._ci95` is the 95% interval, lower and upper bound, by the bootstrap over prompts. Comparisons are made prompt by
+    prompt, with the base's greedy response; those of sampled guidance with one sample of the base.
 
     Attributes:
         method, weight: its name and weight; None: it has no weight.
         prompts: how many there are.
-        reward_gain: mean final reward more than that of the base's greedy response, in spreads.
-        share_up, share_same: share of prompts whose final reward is higher than the base's, and equal to it.
+        compared_with: the method that it is compared with.
+        reward_gain: mean final reward more than that of the other response, in spreads.
+        share_up, share_same: share of prompts whose final reward is higher than the other's, and equal to it.
         perplexity: geometric mean over the prompts; None: all responses are empty.
-        perplexity_ratio: that / the base's, over prompts where neither response is empty.
+        perplexity_ratio: that / the other's, over prompts where neither response is empty.
         tokens: mean length of a response, its end included.
         distinct_2: mean over responses of two words or more of the share of distinct bigrams of words; None: there are
             none.
-        judge: mean of the judge's reward more than the base's; None: no judge.
-        judge_at_equal_length: see `at_equal_length`.
+        judges: by the name of a judge, how much higher it rates the responses, see
+            `otterlm.bench.steering_judges.judge_all`.
         time_over_base: median over the batches of seconds a step / those of the base; `_ci95` is its interval.
     """
 
     method: str
     weight: float | None
     prompts: int
+    compared_with: str
     reward_gain: float
     reward_gain_ci95: list[float]
     share_up: float
@@ -56,30 +58,13 @@ class SteeringRow:
     perplexity_ratio_ci95: list[float] | None
     tokens: float
     distinct_2: float | None
-    judge: float | None
-    judge_ci95: list[float] | None
-    judge_at_equal_length: float | None
-    judge_at_equal_length_ci95: list[float] | None
+    judges: dict[str, dict[str, Any]]
     time_over_base: float
     time_over_base_ci95: list[float]
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the row for JSON."""
         return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """The judged rewards are those of a judge.
-
-    Attributes:
-        methods: of each method's responses, `[N]`.
-        lengths, samples: the length and the reward of the base's greedy response and of its samples, `[N, S]`.
-    """
-
-    methods: dict[Label, Tensor]
-    lengths: Tensor
-    samples: Tensor
 
 
 def spread_of(model: OtterModel, adapter_name: str, batches: Sequence[Mapping[str, Any]]) -> tuple[float, str]:
@@ -111,7 +96,7 @@ def rows_of(
     batches: Sequence[Mapping[str, Any]],
     spread: float,
     fluency: Scorer,
-    judge: Scorer | None,
+    judges: Mapping[str, Scorer],
 ) -> list[SteeringRow]:
     """Rates the responses of `otterlm.bench.steering.answer_all`.
 
@@ -121,24 +106,28 @@ def rows_of(
         batches: from `answer_all`.
         spread: of final rewards.
         fluency: computes perplexities, NaN for empty texts.
-        judge: computes rewards; None: not measured.
+        judges: by name.
     """
     answers = answers_of(labels, batches)
-    texts = {label: _texts(tokenizer, each.responses) for label, each in answers.items()}
-    logarithms = {label: ratings.log() for label, ratings in _rate(fluency, prompts, texts).items()}
-    judged = None if judge is None else _judge(judge, tokenizer, prompts, answers, texts, batches)
-    base = (BASE, None)
+    columns = [each.responses for each in answers.values()]
+    perplexities = Rated(fluency, tokenizer, prompts)(columns)  # [N, methods]
+    logarithms = dict(zip(answers, perplexities.log().T, strict=True))
+    references = {label: (SAMPLE, None) if label[0] == SAMPLED_GUIDANCE else (BASE, None) for label in answers}
+    judged = {
+        name: judge_all(judge, tokenizer, prompts, answers, references, batches) for name, judge in judges.items()
+    }
     return [
         SteeringRow(
             method=label[0],
             weight=label[1],
             prompts=len(prompts),
-            **_gains((each.rewards - answers[base].rewards) / spread),
-            **_perplexity(logarithms[label], logarithms[base]),
-            tokens=float(_lengths(each.responses).mean()),
-            distinct_2=_distinct_bigrams(texts[label]),
-            **_judgement(judged, label, each, answers[base]),
-            **_time(each, answers[base]),
+            compared_with=references[label][0],
+            **_gains((each.rewards - answers[references[label]].rewards) / spread),
+            **_perplexity(logarithms[label], logarithms[references[label]]),
+            tokens=float(lengths_of(each.responses).mean()),
+            distinct_2=_distinct_bigrams(tokenizer, each.responses),
+            judges={name: rated[label] for name, rated in judged.items()},
+            **_time(each, answers[BASE, None]),
         )
         for label, each in answers.items()
     ]
@@ -147,67 +136,6 @@ def rows_of(
 def _time(answers: Answers, base: Answers) -> dict[str, Any]:
     ratio, interval = time_over(answers.paces, base.paces)
     return {"time_over_base": ratio, "time_over_base_ci95": interval}
-
-
-def at_equal_length(more: Tensor, longer: Tensor, lengths: Tensor, ratings: Tensor) -> Statistic:
-    """Makes the statistic that is a difference in ratings with length regressed out.
-
-    It is mean(more) - slope * mean(longer). The slope is that of the least squares fit rating ~ length with an
-    intercept for each prompt, over responses of the base; 0 where all of a prompt's are equally long. It is fitted
-    again to the prompts that are drawn.
-
-    Args:
-        more, longer: how much higher and longer the method's responses are than the base's greedy ones, `[N]`.
-        lengths, ratings: of responses of the base to each prompt, `[N, S]`.
-    """
-    x = lengths - lengths.mean(dim=1, keepdim=True)  # [N, S]
-    y = ratings - ratings.mean(dim=1, keepdim=True)
-    products, squares = (x * y).sum(dim=1), (x * x).sum(dim=1)  # [N]
-
-    def statistic(rows: Tensor) -> float:
-        square = float(squares[rows].sum())
-        slope = float(products[rows].sum()) / square if square else 0.0
-        return float(more[rows].mean()) - slope * float(longer[rows].mean())
-
-    return statistic
-
-
-def _texts(tokenizer: PreTrainedTokenizerBase, responses: Sequence[Sequence[int]]) -> list[str]:
-    return [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in responses]
-
-
-def _lengths(responses: Sequence[Sequence[int]]) -> Tensor:
-    return torch.tensor([len(tokens) for tokens in responses], dtype=torch.float64)
-
-
-def _rate(rate: Scorer, prompts: Sequence[Prompt], texts: Mapping[Any, Sequence[str]]) -> dict[Any, Tensor]:
-    """Rates one text to each prompt, by key; the same text of one prompt once."""
-    pairs = list(dict.fromkeys(pair for column in texts.values() for pair in enumerate(column)))
-    rated = rate([prompts[row] for row, _ in pairs], [text for _, text in pairs])
-    values = dict(zip(pairs, rated, strict=True))
-    return {
-        key: torch.tensor([values[pair] for pair in enumerate(column)], dtype=torch.float64)
-        for key, column in texts.items()
-    }
-
-
-def _judge(
-    judge: Scorer,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Prompt],
-    answers: Mapping[Label, Answers],
-    texts: Mapping[Label, list[str]],
-    batches: Sequence[Mapping[str, Any]],
-) -> Judged:
-    samples = list(zip(*samples_of(batches)[0], strict=True))  # of each sample, one response to each prompt
-    sampled = {number: _texts(tokenizer, responses) for number, responses in enumerate(samples)}
-    rewards = _rate(judge, prompts, {**texts, **sampled})
-    base = (BASE, None)
-    return Judged(
-        {label: rewards[label] for label in texts},
-        torch.stack([_lengths(responses) for responses in (answers[base].responses, *samples)], dim=1),
-        torch.stack([rewards[key] for key in (base, *sampled)], dim=1),
-    )
 
 
 def _gains(gains: Tensor) -> dict[str, Any]:
@@ -222,9 +150,9 @@ def _gains(gains: Tensor) -> dict[str, Any]:
     }
 
 
-def _perplexity(steered: Tensor, base: Tensor) -> dict[str, Any]:
+def _perplexity(steered: Tensor, other: Tensor) -> dict[str, Any]:
     """Returns the columns of perplexity, from logarithms for each prompt, `[N]`; NaN is that of an empty response."""
-    finite, ratios = steered[steered.isfinite()], (steered - base)[(steered - base).isfinite()]
+    finite, ratios = steered[steered.isfinite()], (steered - other)[(steered - other).isfinite()]
     ratio = ratios.mean().exp().item() if len(ratios) else None
     bounds = interval(len(ratios), mean_of(ratios)) if len(ratios) > 1 else None
     return {
@@ -234,21 +162,7 @@ def _perplexity(steered: Tensor, base: Tensor) -> dict[str, Any]:
     }
 
 
-def _judgement(judged: Judged | None, label: Label, steered: Answers, base: Answers) -> dict[str, Any]:
-    """Returns the columns of the judge."""
-    names = ("judge", "judge_at_equal_length")
-    if judged is None:
-        return {f"{name}{end}": None for name in names for end in ("", "_ci95")}
-    more = judged.methods[label] - judged.methods[BASE, None]
-    longer = _lengths(steered.responses) - _lengths(base.responses)
-    each = mean_of(more), at_equal_length(more, longer, judged.lengths, judged.samples)
-    everyone = torch.arange(len(more))
-    columns: dict[str, Any] = {}
-    for name, statistic in zip(names, each, strict=True):
-        columns |= {name: statistic(everyone), f"{name}_ci95": interval(len(more), statistic)}
-    return columns
-
-
-def _distinct_bigrams(texts: Sequence[str]) -> float | None:
+def _distinct_bigrams(tokenizer: PreTrainedTokenizerBase, responses: Sequence[Sequence[int]]) -> float | None:
+    texts = [tokenizer.decode(list(tokens), skip_special_tokens=True) for tokens in responses]
     shares = [distinct([text], 2) for text in texts if len(text.split()) > 1]
     return statistics.mean(shares) if shares else None

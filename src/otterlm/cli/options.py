@@ -50,15 +50,19 @@ def parse_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def parse_adapter(text: str) -> tuple[str | None, str]:
+def parse_adapter(text: str, option: str = "--adapter") -> tuple[str | None, str]:
     """Splits NAME=FOLDER into name and folder. A folder or hub id alone has no name; a path may hold an equals sign.
+
+    Args:
+        text: what was asked for.
+        option: the option that it was asked for by.
 
     Raises:
         OtterError: there is no folder in it.
     """
     name, equals, folder = text.partition("=")
     if not text or (equals and not folder):
-        raise OtterError(f"--adapter {text!r} names no folder")
+        raise OtterError(f"{option} {text!r} names no folder")
     if not equals or not name.isidentifier() or Path(text).is_dir():
         return None, text
     return name, folder
@@ -88,6 +92,20 @@ def named_adapters(specs: list[str]) -> dict[str, str]:
             raise OtterError(f"two adapters are named {name!r}: give NAME=FOLDER")
         adapters[name] = folder
     return adapters
+
+
+def named_judges(specs: list[str]) -> dict[str, str]:
+    """Returns judges by name, from NAME=JUDGE, or from a judge alone, which is its own name.
+
+    Raises:
+        OtterError: one cannot be read, or two have one name.
+    """
+    judges: dict[str, str] = {}
+    for name, judge in (parse_adapter(spec, "--judge") for spec in specs):
+        if (name or judge) in judges:
+            raise OtterError(f"two judges are named {name or judge!r}: give NAME=JUDGE")
+        judges[name or judge] = judge
+    return judges
 
 
 def show_result(result: dict[str, float], out: Path, as_json: bool) -> None:

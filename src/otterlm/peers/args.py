@@ -9,8 +9,9 @@ from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor
 
 from otterlm.cache import keep_path
-from otterlm.checks import check_count, check_weight
+from otterlm.checks import check_chance, check_count, check_weight
 from otterlm.decoding.rows import repeated
+from otterlm.decoding.steering import plausible
 from otterlm.decoding.transposed_linear import TransposedLinear
 from otterlm.errors import OtterError
 from otterlm.generation import Intervention, Supports
@@ -29,6 +30,8 @@ class ARGS(Intervention, LogitsProcessor):
         top_k: candidates a step; other tokens are ruled out.
         cached: whether the reward model has a KV cache (RAD) or reads every text again (ARGS as published).
         attention_mask: `[B, P]` of the prompts, 0 at padding; all ones by default.
+        min_p: candidates have at least this share of the likeliest one's probability; 0: any.
+        pad_token_id: what `generate` writes after a text that has ended; such a text is not read again.
 
     Raises:
         OtterError: a setting is out of range.
@@ -43,13 +46,17 @@ class ARGS(Intervention, LogitsProcessor):
         top_k: int = 10,
         cached: bool = True,
         attention_mask: Tensor | None = None,
+        min_p: float = 0.0,
+        pad_token_id: int | None = None,
     ) -> None:
         self.reward_model = reward_model
         self.weight = check_weight("weight", weight)
         self.off = self.weight == 0
         self.top_k = check_count("top_k", top_k)
         self.cached = cached
+        self.min_p = check_chance("min_p", min_p)
         self._prompt_mask = attention_mask
+        self._pad = pad_token_id
         self._turned = TransposedLinear(reward_model.classifier)
         self._cache: DynamicCache | None = None
         self._tried: Tensor | None = None  # [B, T + k], what is in the cache: the text and its rival next tokens
@@ -58,7 +65,15 @@ class ARGS(Intervention, LogitsProcessor):
         """Maps `[B, T]` tokens so far and `[B, V]` scores of the next to `[B, V]`."""
         if self.off:
             return scores
-        likely, candidates = scores.topk(min(self.top_k, scores.shape[-1]), dim=-1)  # [B, k]
+        likely, candidates, rewards = self.rate(input_ids, scores)
+        guided = likely + self.weight * rewards.to(likely)
+        if self.min_p > 0:
+            guided = guided.masked_fill(~plausible(likely, self.min_p), -torch.inf)
+        return torch.full_like(scores, -torch.inf).scatter(-1, candidates, guided)
+
+    def rate(self, input_ids: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the scores of the candidates, the likeliest first, their ids and their rewards, each `[B, k]`."""
+        likely, candidates = scores.topk(min(self.top_k, scores.shape[-1]), dim=-1)
         mask = torch.ones_like(input_ids)
         if self._prompt_mask is not None:
             prompt = self._prompt_mask.shape[1]
@@ -66,8 +81,7 @@ class ARGS(Intervention, LogitsProcessor):
                 raise OtterError(f"the prompt has {input_ids.shape[1]} tokens, but its attention_mask has {prompt}")
             mask[:, :prompt] = repeated(self._prompt_mask, len(mask))
         rewards = (self._over_cache if self.cached else self._without_cache)(input_ids, candidates, mask)
-        guided = likely + self.weight * rewards.to(likely)
-        return torch.full_like(scores, -torch.inf).scatter(-1, candidates, guided)
+        return likely, candidates, rewards
 
     def _without_cache(self, input_ids: Tensor, candidates: Tensor, mask: Tensor) -> Tensor:
         k = candidates.shape[1]
@@ -108,7 +122,8 @@ class ARGS(Intervention, LogitsProcessor):
         if known.shape != input_ids[:, :-1].shape or not torch.equal(known, input_ids[:, :-1]):
             return False
         right = candidates == input_ids[:, -1:]  # [B, k]
-        if candidates.shape[1] == 0 or not right.any(dim=1).all():
+        ended = input_ids[:, -1] == self._pad  # whatever of these is kept, nothing depends on it
+        if candidates.shape[1] == 0 or not (right.any(dim=1) | ended).all():
             return False
         keep_path(self._cache, right.int().argmax(dim=1, keepdim=True), candidates.shape[1])
         return True

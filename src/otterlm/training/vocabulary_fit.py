@@ -59,7 +59,7 @@ def fit_vocabulary(
     head.requires_grad_(True)
     held = _held_out(candidates.examples, config.seed)
     inputs = _Inputs(head, unembedding, followed, config.dropout)
-    mask, weight = _plausible(candidates.log_probs)
+    mask, weight = plausible_shares(candidates.log_probs)
     advantages = candidates.gains - (weight * candidates.gains).sum(dim=1, keepdim=True)
     single, several = (~torch.isin(followed.examples, held)).nonzero()[:, 0], _rows(candidates, held, False)
     batches = -(-len(single) // config.batch_size)
@@ -134,8 +134,12 @@ def _rows(steps: Steps, held: Tensor, inside: bool) -> Tensor:
     return (torch.isin(steps.examples, held) == inside).nonzero()[:, 0]
 
 
-def _plausible(log_probs: Tensor) -> tuple[Tensor, Tensor]:
-    """Marks plausible candidates, `[n, k]` bool, and gives their probabilities among themselves."""
+def plausible_shares(log_probs: Tensor) -> tuple[Tensor, Tensor]:
+    """Marks plausible candidates, `[n, k]` bool, and gives their probabilities among themselves.
+
+    Args:
+        log_probs: `[n, k]`, up to a constant of each row; the likeliest first.
+    """
     mask = log_probs >= log_probs[:, :1] + math.log(PLAUSIBLE)
     return mask, log_probs.masked_fill(~mask, -torch.inf).softmax(dim=1)
 

@@ -7,19 +7,20 @@ import typer
 
 from otterlm.bases import load_tokenizer
 from otterlm.bench import report, steering
+from otterlm.bench.args_rival import load_rival, unit_of
 from otterlm.bench.judges import Perplexity
-from otterlm.bench.steering_methods import methods_of
+from otterlm.bench.steering_judges import load_judge
+from otterlm.bench.steering_methods import Rival, methods_of
 from otterlm.bench.steering_rows import rows_of, spread_of
 from otterlm.checks import check_weight
 from otterlm.cli.groups import Machine, grouped
-from otterlm.cli.options import AsJson, Base, OneAdapter, Prompts, ResumedFolder, Seed, one_adapter
+from otterlm.cli.options import AsJson, Base, OneAdapter, Prompts, ResumedFolder, Seed, named_judges, one_adapter
 from otterlm.cli.terminal import print_json, show_table, with_interval
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
 from otterlm.signals.base import Capability
 from otterlm.training.data.prompts import read_prompts
 from otterlm.training.data.tokens import Limits
-from otterlm.training.teachers.reward_model import Preference
 
 
 @grouped
@@ -35,7 +36,16 @@ def command(
     fluency: Annotated[
         str | None, typer.Option(help="Another language model for the perplexity: as --base; else the base itself.")
     ] = None,
-    judge: Annotated[str | None, typer.Option(help="A judge: a reward model that was trained on other data.")] = None,
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A judge that had no part in the adapter, or NAME=JUDGE: the folder of an adapter (a reward or a "
+            "guard) or of a reward model, or a scorer as of otter distill; may be repeated."
+        ),
+    ] = None,
+    reward_model: Annotated[
+        str | None, typer.Option(help="Adds ARGS with this reward model: a sequence classifier with one label.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Length of a response.", min=1)] = 64,
     max_prompt_tokens: Annotated[int, typer.Option(help="A longer prompt keeps its end.", min=1)] = 256,
     batch: Annotated[int, typer.Option(help="Prompts a batch.", min=1)] = 8,
@@ -60,23 +70,28 @@ def command(
     prompts = read_prompts(data)[:limit]
     if len(prompts) < 2:
         raise OtterError(f"{data} holds one prompt; intervals need two or more")
-    preference = None if judge is None else Preference(judge)
     plain, tokenizer = machine.load(base), load_tokenizer(base)
+    limits = Limits(max_prompt_tokens, max_new_tokens)
+    judges = {name: load_judge(spec, base, plain, limits) for name, spec in named_judges(judge or []).items()}
     perplexity = Perplexity(plain, tokenizer) if fluency is None else Perplexity.from_pretrained(fluency)
     model = OtterModel.from_pretrained(plain, folder, name)
     name = model.adapter_name(name, Capability.PREFIX | Capability.ADDS)
-    methods = methods_of(plain, model, name, weights, sampled)
+    rival = None
+    if reward_model is not None:
+        separate = load_rival(reward_model, plain)
+        unit = unit_of(separate, plain, tokenizer, prompts, max_new_tokens, max_prompt_tokens)
+        rival = Rival(separate, unit, tokenizer.pad_token_id or 0)
+    methods = methods_of(plain, model, name, weights, sampled, rival)
     lines = None if out is None else out / "steering.jsonl"
     batches = steering.answer_all(
         methods, model, name, tokenizer, prompts, max_new_tokens, max_prompt_tokens, batch, seed, lines
     )
     spread, source = spread_of(model, name, batches)
     fluent = functools.partial(perplexity.of_responses, max_prompt_tokens=max_prompt_tokens)
-    limits = Limits(max_prompt_tokens, max_new_tokens)
-    judged_by = None if preference is None else functools.partial(preference, limits=limits)
-    rated = rows_of(list(methods), tokenizer, prompts, batches, spread, fluent, judged_by)
+    rated = rows_of(list(methods), tokenizer, prompts, batches, spread, fluent, judges)
     rows = [row.to_dict() for row in rated]
-    used = {"spread": spread, "spread_from": source, "perplexity_under": fluency or "the base itself", "judge": judge}
+    used = {"spread": spread, "spread_from": source, "perplexity_under": fluency or "the base itself"}
+    used |= {"judges": named_judges(judge or []), "reward_model": reward_model}
     if out is not None:
         settings = {"base": base, "adapter": folder, "data": data, "batch": batch, "seed": seed}
         drawn = "perplexity_ratio", "reward_gain"
@@ -90,7 +105,7 @@ def command(
 def _show(rows: list[dict[str, Any]], used: dict[str, Any], title: str) -> None:
     cells = [
         (
-            row["method"] if row["weight"] is None else f"{row['method']}, weight {row['weight']:g}",
+            _label(row),
             with_interval(row, "reward_gain", "+.2f"),
             with_interval(row, "share_up", ".0%"),
             f"{row['share_same']:.0%}",
@@ -98,13 +113,23 @@ def _show(rows: list[dict[str, Any]], used: dict[str, Any], title: str) -> None:
             with_interval(row, "perplexity_ratio", ".2f"),
             f"{row['tokens']:.0f}",
             "" if row["distinct_2"] is None else f"{row['distinct_2']:.2f}",
-            with_interval(row, "judge", "+.3f"),
-            with_interval(row, "judge_at_equal_length", "+.3f"),
             with_interval(row, "time_over_base", ".2f"),
         )
         for row in rows
     ]
-    columns = ("", "gain", "up", "same", "perplexity", "over base", "tokens", "distinct-2")
+    columns = ("", "gain", "up", "same", "perplexity", "ratio", "tokens", "distinct-2", "time")
     title += f"; gain in spreads of {used['spread']:.3g}, from {used['spread_from']}"
     title += f"; perplexity under {used['perplexity_under']}; 95% intervals"
-    show_table(title, (*columns, "judge", "at equal length", "time"), cells)
+    show_table(title, columns, cells)
+    judged = [
+        (_label(row), judge, *(with_interval(rated, name, "+.3f") for name in ("difference", "cut", "regressed")))
+        for row in rows
+        for judge, rated in row["judges"].items()
+    ]
+    if judged:
+        judging = ("", "judge", "difference", "both cut", "regressed")
+        show_table("judges, at equal length in the last two columns", judging, judged)
+
+
+def _label(row: dict[str, Any]) -> str:
+    return row["method"] if row["weight"] is None else f"{row['method']}, weight {row['weight']:g}"
