@@ -4,6 +4,7 @@ Each is read right now, or refused in a line that names the row and what is wron
 """
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,7 @@ def test_a_part_with_a_picture_is_refused() -> None:
 def test_a_prompt_that_the_template_wrote_is_refused_without_the_answers_marker_too() -> None:
     tokenizer = chat_tokenizer(CHAT)
     for text in ("<|im_start|>user\nQ<|im_end|>\n", "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nQ<|im_end|>"):
-        refused(lambda text=text: prompt_tokens((("user", text),), tokenizer), "in the chat template already")
+        refused(partial(prompt_tokens, (("user", text),), tokenizer), "in the chat template already")
     quoting = f"<|im_start|>user\nHe said:{HH} x<|im_end|>\n<|im_start|>assistant\na<|im_end|>"
     refused(
         lambda: tokenize(read_rows([{"chosen": quoting, "rejected": quoting}]), tokenizer, LIMITS), "row 1", "already"

@@ -25,8 +25,8 @@ def with_class_names(records: Iterable[Mapping[str, Any]], features: Any) -> Ite
         records: of a dataset.
         features: its `datasets.Features`; None: not known, and the records stay as they are.
     """
-    found = {column: _names(feature) for column, feature in (features or {}).items()}
-    classes = {column: names for column, names in found.items() if names}
+    by_column = {column: _names(feature) for column, feature in (features or {}).items()}
+    classes = {column: names for column, names in by_column.items() if names}
     if not classes:
         yield from records
         return
