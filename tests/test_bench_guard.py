@@ -101,24 +101,22 @@ def test_seeds_learn_from_other_parts() -> None:
     base = tiny_base(vocab_size=len(WORDS))
     learned, unseen = texts(60), texts(40, seed=1)
     one, both = (probes(base, learned, truth_of(learned), seeds) for seeds in (1, 2))
-    assert [(each.kind, each.seed) for each in both] == [
-        (kind, seed)
-        for seed in (0, 1)
-        for kind in ("linear probe, last block", "linear probe, best block", "attention probe")
-    ]
-    assert [each.name for each in both[:3]] == [each.name for each in one]
-    assert all(each.name.endswith(", seed 1") for each in both[3:])
-    for first, second, alone in zip(both[:3], both[3:], one, strict=True):
-        assert torch.equal(first.judge(unseen)[0], alone.judge(unseen)[0])
-        assert not torch.equal(first.judge(unseen)[0], second.judge(unseen)[0])
+    kinds = ["linear probe, last block", "linear probe, best block", "attention probe"]
+    first, second = ([each for each in both if each.seed == seed] for seed in (0, 1))
+    assert [each.kind for each in first] == [each.kind for each in second] == kinds
+    assert [each.name for each in first] == [each.name for each in one]
+    assert all(each.name.endswith(", seed 1") for each in second)
+    for each, other, alone in zip(first, second, one, strict=True):
+        assert torch.equal(each.judge(unseen)[0], alone.judge(unseen)[0])
+        assert not torch.equal(each.judge(unseen)[0], other.judge(unseen)[0])
     rows, _ = measure(both, unseen)
     summary = over_seeds(rows)
-    assert [each["kind"] for each in summary] == [each.kind for each in both[:3]]
-    for index, each in enumerate(summary):
-        values = [rows[index].auc, rows[index + 3].auc]
-        assert each["aucs"][-1] == pytest.approx(sum(values) / 2)
-        assert each["aucs_range"][-1] == pytest.approx([min(values), max(values)])
-    assert over_seeds(rows[:3]) == []
+    assert [each["kind"] for each in summary] == kinds
+    for line in summary:
+        values = [row.auc for row in rows if row.kind == line["kind"]]
+        assert line["aucs"][-1] == pytest.approx(sum(values) / 2)
+        assert line["aucs_range"][-1] == pytest.approx([min(values), max(values)])
+    assert over_seeds(measure(one, unseen)[0]) == []
 
 
 def test_an_attention_probe_reads_what_came_before() -> None:

@@ -89,23 +89,18 @@ def probes(base: PreTrainedModel, examples: Texts, truth: Tensor, seeds: int = 1
     choices = [_choose(parts, truth, held_out(len(examples), seed)) for seed in range(seeds)]
     read = [block for choice in choices for block in (choice.best, choice.attended)]
     states = TokenStates(base, (last, *read))
-    made: list[list[Detector]] = []
+    made: list[Detector] = []
     for seed, choice in enumerate(choices):
-        wanted = ((last, choice.pooling, "last block"), (choice.best, choice.best_pooling, "best block"))
-        of_this = []
-        for block, pooling, which in wanted:
-            seen = parts[pooling][:, :, block].float()  # [n, 4, d]
-            layer = which if which == "last block" else f"block {block}"
-            name = f"linear probe, {layer} ({pooling})"
-            linear = _linear(states, seen, truth, block, pooling, seed)
-            of_this.append(replace(linear, name=of_seed(name, seed), kind=f"linear probe, {which}"))
-        made.append(of_this)
+        for block, pooling, which in ((last, choice.pooling, "last"), (choice.best, choice.best_pooling, "best")):
+            linear = _linear(states, parts[pooling][:, :, block].float(), truth, block, pooling, seed)
+            layer = "last block" if which == "last" else f"block {block}"
+            name = of_seed(f"linear probe, {layer} ({pooling})", seed)
+            made.append(replace(linear, name=name, kind=f"linear probe, {which} block"))
     del parts
-    return [
-        detector
-        for seed, (linear_ones, choice) in enumerate(zip(made, choices, strict=True))
-        for detector in (*linear_ones, _attention(states, examples, truth, choice.attended, seed))
-    ]
+    learned = TokenStates(base, [choice.attended for choice in choices])  # of many texts few blocks fit in memory
+    for seed, choice in enumerate(choices):
+        made.append(_attention(states, learned.of(examples, choice.attended), truth, choice.attended, seed))
+    return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +147,9 @@ def _linear(states: TokenStates, seen: Tensor, truth: Tensor, block: int, poolin
     return Detector("linear probe", over(score, threshold), len(weight) + 1, seed=seed)
 
 
-def _attention(states: TokenStates, examples: Texts, truth: Tensor, block: int, seed: int) -> Detector:
-    held = held_out(len(examples), seed)
-    seen = states.of(examples, block)
+def _attention(states: TokenStates, seen: Sequence[Tensor], truth: Tensor, block: int, seed: int) -> Detector:
+    """Fits a probe with attention to the states of one block beside all tokens, `[N, d]` of each text."""
+    held = held_out(len(seen), seed)
     probe = fit_attention_probe(seen, truth, held, seed)
 
     @torch.no_grad()
