@@ -429,7 +429,8 @@ def rounded(value: Any) -> Any:
 
 
 def test_run_batch(folder: Path, tmp_path: Path) -> None:
-    bodies = [{**CHAT, **REWARDS, "logprobs": True}, {**CHAT, **GUARD}, {**CHAT, "vllm_xargs": {"otter_wait": 1}}]
+    guarded = {"vllm_xargs": {**GUARD["vllm_xargs"], "otter_prompt": 1, "otter_guards": 1}}
+    bodies = [{**CHAT, **REWARDS, "logprobs": True}, {**CHAT, **guarded}, {**CHAT, "vllm_xargs": {"otter_wait": 1}}]
     lines = [
         {"custom_id": str(index), "method": "POST", "url": "/v1/chat/completions", "body": body}
         for index, body in enumerate(bodies)
@@ -440,8 +441,11 @@ def test_run_batch(folder: Path, tmp_path: Path) -> None:
     subprocess.run(command + files, env=os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}, check=True)
     results = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     rewarded, ended, refused = sorted(results, key=lambda result: result["custom_id"])
-    choice = rewarded["response"]["body"]["choices"][0]
-    assert len(choice["otter"]["rewards"]["guard"]) == len(choice["logprobs"]["content"]) == 8
-    assert ended["response"]["body"]["choices"][0]["stop_reason"] == STOPPED
+    steps = rewarded["response"]["body"]["choices"][0]["logprobs"]["content"]
+    (read,) = client.choices(rewarded["response"]["body"])
+    assert len(read.rewards["guard"]) == len(steps) == 8
+    (judged,) = client.choices(ended["response"]["body"])
+    assert judged.stop_reason == STOPPED
+    assert judged.prompt["guards"]["moderator"]["label"] in LABELS
     assert refused["response"]["status_code"] == 400
     assert "unknown argument otter_wait" in refused["error"]["error"]["message"]
