@@ -1,13 +1,13 @@
 """Measures the vLLM plugin under load, in the engine's environment (`make test-vllm` makes it):
 
     .venv-vllm/bin/python benchmarks/serving.py throughput --folder FOLDER --base BASE
-    .venv-vllm/bin/python benchmarks/serving.py throughput --folder FOLDER --base BASE --signal reward --guard guard \
-        --drafts 3 --data question.jsonl --batches 1 4 16
+    .venv-vllm/bin/python benchmarks/serving.py throughput --base BASE --adapter draft=DIR --adapter reward=DIR \
+        --adapter guard=DIR --signal reward --guard guard --drafts 4 --data question.jsonl --prompts 13 --batches 1 4 16
 
 `throughput` compares the base, the exported folder, and guidance or a guard on every request, in turn, each time in a
-new engine. With `--drafts` the last three are measured once more in engines that verify so many drafts of the folder's
-draft adapter. Then the report also has the tokens of a pass, and the share of requests with the tokens that the same
-method gives without drafts.
+new engine. With `--adapter` it exports the folder. With `--drafts` the last three are measured once more in engines
+that verify at most so many drafts of each request. Then the report also has the tokens of a pass, the speed over the
+same method without drafts, and the share of requests with the same tokens.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
 from otterlm.bases import base_folder
+from otterlm.engines.cached_export import cached_export
 
 NEW = 64
 WORDS = ("the", "otter", "swims", "under", "a", "bridge", "and", "finds", "seven", "stones", "before", "it", "rains")
@@ -88,23 +89,22 @@ def speeds(method: Method, arguments: argparse.Namespace) -> dict[int, Run]:
     extra = client.request(method.folder, **method.settings) if method.settings else {}
     new = {"temperature": 0, "ignore_eos": True, **extra}
 
-    def counts() -> tuple[int, int]:
+    def accepted_drafts() -> int:
         values = {each.name: getattr(each, "value", 0) for each in llm.get_metrics()}
-        names = ("vllm:spec_decode_num_accepted_tokens", "vllm:spec_decode_num_drafts")
-        accepted, drafts = (values.get(name, 0) for name in names)
-        return accepted, drafts
+        return values.get("vllm:spec_decode_num_accepted_tokens", 0)
 
     results = {}
     for size in arguments.batches:
         prompts = texts(llm, arguments.data, max(size, arguments.prompts))
         llm.generate(prompts[:size], SamplingParams(max_tokens=4, **new), use_tqdm=False)
-        before, tokens, started = counts(), list[list[int]](), time.perf_counter()
+        before, tokens, started = accepted_drafts(), list[list[int]](), time.perf_counter()
         for first in range(0, len(prompts) - size + 1, size):
             outputs = llm.generate(prompts[first : first + size], SamplingParams(max_tokens=NEW, **new), use_tqdm=False)
             tokens += [list(output.outputs[0].token_ids) for output in outputs]
         seconds = time.perf_counter() - started
-        accepted, drafts = (now - then for now, then in zip(counts(), before, strict=True))
-        results[size] = Run(len(tokens) * NEW / seconds, 1 + accepted / max(drafts, 1), tokens)
+        accepted = accepted_drafts() - before
+        written = len(tokens) * NEW
+        results[size] = Run(written / seconds, written / (written - accepted), tokens)
     return results
 
 
@@ -164,6 +164,7 @@ def throughput(arguments: argparse.Namespace) -> dict[str, Any]:
             if method.drafts:
                 row["acceptance_length"] = run.acceptance
             if method.drafts and name in undrafted:
+                row["over_undrafted"] = median[name][size] / median[undrafted[name]][size]
                 pairs = zip(run.tokens, runs[undrafted[name]][-1][size].tokens, strict=True)
                 row["same_tokens"] = statistics.mean(ours == theirs for ours, theirs in pairs)
             rows.append(row)
@@ -173,11 +174,15 @@ def throughput(arguments: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["throughput"])
-    parser.add_argument("--folder", required=True, help="an exported folder")
+    served = parser.add_mutually_exclusive_group(required=True)
+    served.add_argument("--folder", help="an exported folder")
+    served.add_argument("--adapter", action="append", metavar="NAME=DIR", help="exports the base with these instead")
     parser.add_argument("--base", help="the base: a folder, a hub id or smollm2-135m")
     parser.add_argument("--signal", help="the adapter of the folder that guides, if several can")
     parser.add_argument("--weight", type=float, default=2.0, help="of guidance")
-    parser.add_argument("--drafts", type=int, default=0, help="verify so many drafts of the folder's draft adapter")
+    parser.add_argument(
+        "--drafts", type=int, default=0, help="at most so many of the folder's draft adapter, for each request"
+    )
     parser.add_argument("--data", help="prompts (prompt, question, turns, ...) instead of random words: a file")
     parser.add_argument("--prompts", type=int, default=1, help="at least so many, in batches one after the other")
     parser.add_argument("--guard", help="the guard of the folder that watches every request")
@@ -186,6 +191,9 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 32])
     parser.add_argument("--compiled", action="store_true", help="by torch.compile, as vLLM does by default")
     arguments = parser.parse_args()
+    if arguments.adapter:
+        adapters = dict(each.split("=", 1) for each in arguments.adapter)
+        arguments.folder = str(cached_export(arguments.base, adapters))
     print(json.dumps(throughput(arguments)))
 
 

@@ -1,10 +1,13 @@
 """Proposes drafts for tests: what a file has as the next tokens, now and then a wrong one, and each time another number
-of them."""
+of them; and all that heads and lookup guess, whatever they cost."""
 
 import json
 import os
 from pathlib import Path
 from typing import Any
+
+from otterlm.engines.drafting.step_costs import Cost
+from otterlm.engines.vllm.drafts import DraftProposer
 
 TEXTS = "OTTER_TEST_TEXTS"
 """The variable of the environment that names the file: a JSON list of lists of tokens, prompts with what follows."""
@@ -30,3 +33,24 @@ class Oracle:
         following: list[int] = next((each[length:] for each in self._texts if each[:length] == text), [])
         drafts = following[: self._most - length % (self._most + 1)]
         return [token if (length + index) % 7 else token ^ 1 for index, token in enumerate(drafts)]
+
+
+class Free:
+    """Says that drafts cost nothing, see `otterlm.engines.drafting.step_costs.StepCosts`."""
+
+    def wants_plain(self, rows: int) -> bool:
+        return False
+
+    def of(self, rows: int) -> Cost:
+        return Cost(1.0, 0.0, 0.0)
+
+    def learn(self, rows: int, drafts: int, seconds: float) -> None:
+        """Learns nothing."""
+
+
+class Eager(DraftProposer):
+    """Proposes every guess of the adapter's heads and of the lookup."""
+
+    def __init__(self, vllm_config: Any) -> None:
+        super().__init__(vllm_config)
+        self._drafting._costs = Free()  # type: ignore[assignment]

@@ -51,6 +51,7 @@ REQUESTS: list[tuple[Any, int, dict[str, Any], dict[str, Any]]] = [
 PROMPTS = [prompt for prompt, *_ in REQUESTS]
 DRAFTERS: dict[str, dict[str, Any]] = {
     "drafts": {"method": "custom_class", "model": "otterlm.engines.vllm.drafts.DraftProposer"},
+    "every guess": {"method": "custom_class", "model": "oracle.Eager", "num_speculative_tokens": 5},
     "ngram": {"method": "ngram", "prompt_lookup_max": 3, "prompt_lookup_min": 1},
     "oracle": {"method": "custom_class", "model": "oracle.Oracle"},
 }
@@ -135,7 +136,7 @@ def test_requests_get_what_they_get_without_drafts(drafter: str, drafted: Any, p
     for index, (our, their) in enumerate(zip(ours, plain, strict=True)):
         assert_alike(vars(our), vars(their), str(index))
     assert drafter != "oracle" or counts["accepted"] > 20  # random heads and texts that do not repeat guess badly
-    assert counts["drafted"] > counts["accepted"]
+    assert counts["drafted"] > counts["accepted"] or drafter == "drafts"  # such guesses are not worth their time
 
 
 def test_the_mix_has_an_effect(folder: Path, plain: list[Answer]) -> None:

@@ -339,7 +339,7 @@ def test_the_second_runners_interface(folder, llm) -> None:
         )
         return "output"
 
-    model.watcher.schedule([(str(slot), each.extra_args, 3) for slot, each in enumerate(parameters)], [])
+    model.watcher.schedule([(str(slot), each.extra_args, 3) for slot, each in enumerate(parameters)], [], 9)
     runner = SimpleNamespace(model=model)
     assert worker.sample_second(sample, runner, hidden, batch, None) == "output"
     after = torch.cat(parts)
@@ -363,7 +363,7 @@ def test_the_second_runners_interface(folder, llm) -> None:
     assert numbers["3"] == {"guard": near(guard.prefix[1:3, 0])}
     assert not hasattr(worker.attach(lambda *_: SimpleNamespace(), runner, None), "otter")
     # Of a prompt of three tokens, the first was read before. The fourth is not the prompt's.
-    model.watcher.schedule([("4", client.request(folder, prompt_tokens=1)["extra_args"], 3)], ["0", "1", "2", "3"])
+    model.watcher.schedule([("4", client.request(folder, prompt_tokens=1)["extra_args"], 3)], ["0", "1", "2", "3"], 3)
     batch = SimpleNamespace(
         req_ids=["4"],
         expanded_idx_mapping=torch.tensor([4]),
@@ -376,7 +376,7 @@ def test_the_second_runners_interface(folder, llm) -> None:
     assert start == 1
     for name, signal in model.signals(hidden[:2], ["reward", "guard"]).items():
         assert read[name] == near(signal.prefix[:, 0])
-    model.watcher.schedule([], ["4"])
+    model.watcher.schedule([], ["4"], 0)
 
 
 @pytest.mark.parametrize("aggregate", [True, False])

@@ -1,18 +1,18 @@
-"""Uses Otter's draft head as vLLM's speculative proposer.
+"""Uses Otter's draft head, and a lookup, as vLLM's speculative proposer.
 
     LLM(model=FOLDER, speculative_config={
         "method": "custom_class", "model": "otterlm.engines.vllm.drafts.DraftProposer", "num_speculative_tokens": 4})
 
 vLLM calls a custom proposer with tokens alone, so the states are read from the model, which holds those of its latest
 `compute_logits`. Drafts are guesses at the base's tokens. vLLM verifies them by the steered logits where a request
-steers.
+steers. How many there are in a step is decided in `otterlm.engines.drafting`.
 """
 
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from otterlm.engines.drafting import Drafting, Running
 from otterlm.engines.vllm.upstream import served
 from otterlm.engines.vllm.upstream.names import (
     VllmConfig,
@@ -23,13 +23,13 @@ from otterlm.signals.base import Capability
 
 
 class DraftProposer:
-    """The proposer takes the best guess of each head, one after the other.
+    """The proposer gives each request the drafts that pay: none, or up to `num_speculative_tokens`.
 
     Args:
         vllm_config: the engine's.
 
     Raises:
-        OtterError: the folder has no draft adapter, or one with fewer heads than tokens are asked for.
+        OtterError: the folder has not one draft adapter, or several processes share the model.
     """
 
     def __init__(self, vllm_config: VllmConfig) -> None:
@@ -37,14 +37,13 @@ class DraftProposer:
         names = [name for name, each in served(vllm_config).signals.items() if Capability.DRAFTS in each]
         if len(names) != 1:
             raise OtterError(f"the proposer needs one draft adapter in the exported folder, found {len(names)}")
-        self._name = names[0]
-        heads = config.otter[self._name]["signal"]["heads"]
-        speculative: Any = vllm_config.speculative_config
-        self._tokens: int = speculative.num_speculative_tokens
-        if self._tokens > heads:
-            raise OtterError(f"num_speculative_tokens is {self._tokens}, but the draft adapter has {heads} heads")
         if get_tensor_model_parallel_world_size() > 1:
             raise OtterError("drafts need tensor_parallel_size 1: the embedding is read whole")
+        self._name = names[0]
+        signal = config.otter[self._name]["signal"]
+        speculative: Any = vllm_config.speculative_config
+        accuracy = [row[0] for row in signal["accuracy"]] or [1.0] * signal["heads"]
+        self._drafting = Drafting(accuracy, speculative.num_speculative_tokens)
         self._model: Any = None
 
     def load_model(self, model: Any) -> None:
@@ -58,25 +57,29 @@ class DraftProposer:
 
         Args:
             sampled_token_ids: of each request; empty while its prompt is read.
-            num_tokens_no_spec: unused.
-            token_ids_cpu: unused.
+            num_tokens_no_spec: how many tokens each request's text has.
+            token_ids_cpu: `[requests, T]`, the texts.
 
         Returns:
-            For each request `num_speculative_tokens` tokens, or none.
+            For each request at most `num_speculative_tokens` tokens.
         """
-        model = self._model
-        drafting = [request for request, sampled in enumerate(sampled_token_ids) if sampled]
-        if not drafting:
-            return [[] for _ in sampled_token_ids]
-        device = model.sampled[self._name].device
-        rows = [model.rows[request][len(sampled_token_ids[request]) - 1] for request in drafting]
-        chosen = torch.tensor(rows, device=device)
-        drafter = model.signal(self._name, chosen, sampled=True)
-        token = torch.tensor([sampled_token_ids[request][-1] for request in drafting], device=device)
-        state, code, drafted = drafter.state[:, 0], None, list[Tensor]()
-        for head in range(self._tokens):
-            code = drafter.code(head, state, token, code)
-            token = drafter.vocabulary[drafter.scores(head, code).argmax(dim=-1)]
-            drafted.append(token)
-        drafts = iter(torch.stack(drafted, dim=1).tolist())
+        model, step = self._model, self._model.step
+        going = [index for index, sampled in enumerate(sampled_token_ids) if sampled]
+        running = [
+            Running(
+                step.requests[index],
+                token_ids_cpu[index, : num_tokens_no_spec[index]],
+                len(sampled_token_ids[index]),
+                len(model.rows[index]) - 1,
+                index not in step.seeded,
+            )
+            for index in going
+        ]
+
+        def heads() -> Any:
+            rows = [model.rows[index][len(sampled_token_ids[index]) - 1] for index in going]
+            return model.signal(self._name, torch.tensor(rows, device=model.sampled[self._name].device), sampled=True)
+
+        whole = step.tokens == sum(map(len, model.rows)) and len(going) == len(sampled_token_ids)
+        drafts = iter(self._drafting.propose(running, heads, whole))
         return [next(drafts) if sampled else [] for sampled in sampled_token_ids]

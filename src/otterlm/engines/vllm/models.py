@@ -13,6 +13,7 @@ from otterlm.detection import recognize
 from otterlm.engines.exported import ADAPTERS, base_config, read_adapters
 from otterlm.engines.vllm.paged import NONE, PagedLayer, narrowed
 from otterlm.engines.vllm.replacing import Replacement
+from otterlm.engines.vllm.rows import Step
 from otterlm.engines.vllm.steering import Steering
 from otterlm.engines.vllm.upstream import install_compiler, install_worker, served, shared
 from otterlm.engines.vllm.upstream.names import (
@@ -59,6 +60,7 @@ class Otter:
         states: those of the latest `compute_logits`, by adapter, `[N, 1, d + d']`.
         sampled: those that were sampled from. Prompts' log probabilities may have come after them.
         rows: of each request of the batch among `sampled`, see `rows_of`.
+        step: the latest that was sampled from.
         slots: of the second runner, the slot that each row's request has, `[N]`.
     """
 
@@ -98,6 +100,7 @@ class Otter:
         self.states: dict[str, Tensor] = {}
         self.sampled: dict[str, Tensor] = {}
         self.rows: list[range] = []
+        self.step: Step | None = None
         self.slots: Tensor | None = None
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:

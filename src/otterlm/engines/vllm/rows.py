@@ -1,6 +1,21 @@
 """Says which rows of a step's logits belong to which request."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+
+class Step(NamedTuple):
+    """A step is what the engine runs at once.
+
+    Attributes:
+        requests: in the order of the batch.
+        tokens: how many the model reads, those of prompts included.
+        seeded: the requests, by index, that sample with a seed of their own.
+    """
+
+    requests: list[str]
+    tokens: int
+    seeded: Collection[int]
 
 
 def rows_of(drafts: Sequence[int]) -> list[range]:

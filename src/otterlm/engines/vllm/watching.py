@@ -4,14 +4,14 @@ The scheduler sends every request's parameters once, when it enters a worker. Th
 model's latest `compute_logits`, and are copied to the host while the step goes on.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from otterlm.engines.requests import Served
-from otterlm.engines.vllm.rows import rows_of
+from otterlm.engines.vllm.rows import Step, rows_of
 from otterlm.signals.base import Capability
 
 
@@ -26,6 +26,7 @@ class Watcher:
     def __init__(self, model: Any, served: Served) -> None:
         self._model = model
         self._served = served
+        self._tokens = 0
         self._wanted: dict[str, tuple[str, ...]] = {}  # adapters, by request
         self._rows: dict[str, dict[str, range]] = {}  # of the latest step: by adapter, by request
         self._copies: dict[str, Tensor] = {}
@@ -36,13 +37,15 @@ class Watcher:
         """Checks requests against other adapters from now on."""
         self._served = served
 
-    def schedule(self, entering: Iterable[tuple[str, Any, int]], leaving: Iterable[str]) -> None:
+    def schedule(self, entering: Iterable[tuple[str, Any, int]], leaving: Iterable[str], tokens: int) -> None:
         """Updates the requests for the next step.
 
         Args:
             entering: new requests, with their extra arguments and the lengths of their prompts.
             leaving: requests that ended.
+            tokens: how many the model is to read.
         """
+        self._tokens = tokens
         for request in leaving:
             self._wanted.pop(request, None)
             self._lengths.pop(request, None)
@@ -56,14 +59,16 @@ class Watcher:
         """Says which slot the request of each row has, `[N]`, before the second runner computes the logits."""
         self._model.slots = slots
 
-    def sample(self, requests: Sequence[str], drafts: Sequence[int]) -> None:
+    def sample(self, requests: Sequence[str], drafts: Sequence[int], seeded: Collection[int] = ()) -> None:
         """Reads the numbers of the rows that are sampled from now.
 
         Args:
             requests: in the order of the batch.
             drafts: how many are verified, of each request.
+            seeded: the requests, by index, that sample with a seed of their own.
         """
         self._model.sampled, self._model.rows = self._model.states, rows_of(drafts)
+        self._model.step = Step([*requests], self._tokens, {*seeded})
         self._rows = {}
         for request, rows in zip(requests, self._model.rows, strict=True):
             for name in self._wanted.get(request, ()):

@@ -26,7 +26,7 @@ def execute(original: Any, runner: Any, scheduled: Any, *rest: Any, **named: Any
             for new in scheduled.scheduled_new_reqs
             if new.sampling_params
         ]
-        watcher.schedule(entering, scheduled.finished_req_ids)
+        watcher.schedule(entering, scheduled.finished_req_ids, scheduled.total_num_scheduled_tokens)
     return original(runner, scheduled, *rest, **named)
 
 
@@ -76,8 +76,9 @@ def sample(original: Any, runner: Any, logits: Any, drafts: Any) -> Any:
     if drafts is not None and not any(drafts.num_draft_tokens):
         drafts = None
     if watcher := _watcher(runner):
-        requests = runner.input_batch.req_ids
-        watcher.sample(requests, [0] * len(requests) if drafts is None else drafts.num_draft_tokens)
+        batch = runner.input_batch
+        counts = [0] * len(batch.req_ids) if drafts is None else drafts.num_draft_tokens
+        watcher.sample(batch.req_ids, counts, batch.generators)
     return original(runner, logits, drafts)
 
 
