@@ -10,6 +10,7 @@ import torch
 from generation_table import (
     ALARM,
     END,
+    GUARDING,
     NEW,
     REPLACEMENT,
     SAMPLING,
@@ -35,6 +36,7 @@ from otterlm.decoding import (
     GuardRollback,
     GuardStop,
     RejectionSampling,
+    ReplaceGuarded,
     ReplaceStopped,
     RewardGuidance,
     RewardStop,
@@ -55,6 +57,17 @@ class Call:
     settings: dict[str, Any]
     texts: Texts
     ends: tuple[int, ...]
+
+
+def drafts_alone(call: Call) -> Any:
+    """The stream of the drafts waits until there are drafts again."""
+    with otter().use_adapters(["draft"]):
+        return otter().generate(**call.settings, custom_generate=SpeculativeDecoding(3))
+
+
+def guided_drafts(call: Call) -> Any:
+    guidance = [RewardGuidance(otter(), 2.0)]
+    return otter().generate(**call.settings, custom_generate=SpeculativeDecoding(3), logits_processor=guidance)
 
 
 def processor(make: Callable[[Call], Any]) -> Callable[[Call], Any]:
@@ -133,12 +146,14 @@ def stopped(call: Call) -> tuple[Tensor, Tensor]:
     return sequences, stop.stopped
 
 
-def guarded(call: Call) -> Tensor:
+def guarded(call: Call) -> tuple[Tensor, Tensor]:
     settings = plain(call.settings)
     texts = replace(call.texts, otter=guarding())
     stop = references.Alarmed(texts, ALARM, call.ends, padded=settings["pad_token_id"] is not None)
     criteria = [*settings.pop("stopping_criteria", []), stop]
-    return guarding().base_model.generate(**settings, stopping_criteria=criteria)
+    sequences = guarding().base_model.generate(**settings, stopping_criteria=criteria)
+    assert stop.stopped is not None
+    return sequences, stop.stopped
 
 
 def rolled_back(call: Call) -> Tensor:
@@ -146,8 +161,8 @@ def rolled_back(call: Call) -> Tensor:
     return base_with(custom_generate=lambda _: loop)(call)
 
 
-def replaced(call: Call) -> Tensor:
-    sequences, gone = stopped(call)
+def replaced(call: Call, ended: Callable[[Call], tuple[Tensor, Tensor]] = stopped) -> Tensor:
+    sequences, gone = ended(call)
     start = 0 if call.settings["input_ids"] is None else call.settings["input_ids"].shape[1]
     rows = [
         torch.cat((row[:start], torch.tensor(REPLACEMENT))) if one else row
@@ -157,11 +172,16 @@ def replaced(call: Call) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=END if pad is None else pad)
 
 
-def drafted(call: Call) -> Tensor:
+def drafted(call: Call, **steering: Callable[[Call], Any]) -> Tensor:
     """The base's own; samples are drawn row after row."""
     if not call.settings["do_sample"]:
-        return base_with()(call)
-    return base_with(custom_generate=lambda call: references.sampled_by_row(call.texts, coins=False))(call)
+        return base_with(**steering)(call)
+    sampled = base_with(custom_generate=lambda call: references.sampled_by_row(call.texts, coins=False), **steering)
+    return sampled(call)
+
+
+def drafted_and_guided(call: Call) -> Tensor:
+    return drafted(call, logits_processor=lambda call: [Steered(call.texts, rewarded)])
 
 
 @cache
@@ -200,7 +220,11 @@ INTERVENTIONS: dict[str, tuple[Callable[[Call], Any], Callable[[Call], Tensor]]]
     ),
     "guard": (
         lambda call: guarding().generate(**call.settings, stopping_criteria=[GuardStop(guarding(), ALARM)]),
-        guarded,
+        lambda call: guarded(call)[0],
+    ),
+    "replace guarded": (
+        lambda call: guarding().generate(**call.settings, custom_generate=ReplaceGuarded(REPLACEMENT, ALARM)),
+        lambda call: replaced(call, guarded),
     ),
     "rollback": (
         lambda call: guarding().generate(**call.settings, custom_generate=GuardRollback(3.0, 1, 2, ALARM)),
@@ -218,6 +242,8 @@ INTERVENTIONS: dict[str, tuple[Callable[[Call], Any], Callable[[Call], Tensor]]]
     "rejection": (loop(lambda _: RejectionSampling(-1e9, **TAKE_ALL)), rejected_none),
     "cards": (loop(lambda _: CARDS(rewarding(), -1e9, **TAKE_ALL)), rejected_none),
     "speculative": (loop(lambda _: SpeculativeDecoding()), drafted),
+    "drafts alone": (drafts_alone, drafted),
+    "guided drafts": (guided_drafts, drafted_and_guided),
     "medusa": (loop(medusa), drafted),
     "stream": (streamed, lambda call: base_with()(replace(call, settings=call.settings | {"tokenizer": tokenizer()}))),
 }
@@ -228,11 +254,13 @@ def call_of(intervention: str, setting: Setting) -> Call:
     settings: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     changed = setting.arguments(prompt)
     past = changed.get("past_key_values")
-    if intervention in ("guard", "rollback") and isinstance(past, DynamicCache) and past.get_seq_length():
-        changed |= {"past_key_values": turn_before(prompt, guarding())["past_key_values"]}
+    if intervention in GUARDING and isinstance(past, DynamicCache) and past.get_seq_length():
+        changed |= turn_before(prompt, guarding(), past.get_seq_length())
     settings |= prompt | changed
     if intervention in SAMPLING and not setting.sampled:
         settings |= {"do_sample": True, "top_k": 0}
     known = 0 if settings["input_ids"] is None else prompt["input_ids"].shape[1]
-    texts = Texts(otter(), prompt["input_ids"], prompt["attention_mask"], changed.get("position_ids"), known)
+    mask = changed.get("attention_mask")
+    mask = prompt["attention_mask"] if mask is None or mask.shape != prompt["input_ids"].shape else mask.long()
+    texts = Texts(otter(), prompt["input_ids"], mask, changed.get("position_ids"), known)
     return Call(settings, texts, setting.ends)

@@ -167,12 +167,15 @@ class Alarmed(StoppingCriteria):
         self.texts, self.alarm, self.ends = texts, alarm, ends
         if padded:
             self.eos_token_id = None  # has Transformers pad what has ended
+        self.stopped: Tensor | None = None
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
         start = self.texts.ids.shape[1] if self.texts.known is None else self.texts.known
         ended = torch.isin(input_ids[:, start:-1], torch.tensor(self.ends)).any(dim=1)
         shares = self.texts.read(input_ids).signals["guard"].probabilities[:, self.texts.ids.shape[1] : -1]
-        return (shares >= self.alarm).flatten(1).any(dim=1) & ~ended
+        rings = (shares >= self.alarm).flatten(1).any(dim=1) & ~ended
+        self.stopped = rings if self.stopped is None else self.stopped | rings
+        return rings
 
 
 def rolled_back(texts: Texts, alarm: float, back: int, attempts: int, weight: float) -> Callable[..., Tensor]:
@@ -184,7 +187,7 @@ def rolled_back(texts: Texts, alarm: float, back: int, attempts: int, weight: fl
             for row in (row for row in rows if not row.ended):  # all of a step before the next
                 row.tokens.append(row.next_token(weight, generation_config, given["logits_processor"], len(rows)))
             for row in (row for row in rows if not row.ended):
-                row.judge(alarm, back, attempts, given["stopping_criteria"])
+                row.judge(alarm, back, attempts, given["stopping_criteria"], len(rows))
         whole = [torch.cat((row.prompt, row.prompt.new_tensor(row.tokens))) for row in rows]
         padding = int(_pad(generation_config))
         return torch.nn.utils.rnn.pad_sequence(whole, batch_first=True, padding_value=padding)
@@ -214,13 +217,13 @@ class _Guarded:
         scores = processors(whole.expand(batch, -1), scores.expand(batch, -1))[self.index]
         return int(torch.multinomial(scores.softmax(-1), 1)) if config.do_sample else int(scores.argmax())
 
-    def judge(self, alarm: float, back: int, attempts: int, criteria: Any) -> None:
+    def judge(self, alarm: float, back: int, attempts: int, criteria: Any, batch: int) -> None:
         signal = self.read(len(self.tokens)).signals["guard"]
         shares = signal.probabilities[0, -1]
         if not bool((shares >= alarm).any()):
             self.final = max(self.final, len(self.tokens) - back)
             whole = torch.cat((self.prompt, self.prompt.new_tensor(self.tokens)))
-            self.ended = bool(criteria(whole[None], None).all())
+            self.ended = bool(criteria(whole.expand(batch, -1), None)[self.index])
             return
         place = len(self.tokens) - 1
         if self.rollbacks == attempts:

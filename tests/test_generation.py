@@ -10,6 +10,7 @@ from conftest import Listener, refused, tiny_base, tiny_otter, tokens
 from generation_table import (
     CROPS_CACHE,
     GREEDY,
+    GUARDING,
     NEW,
     THRESHOLD,
     Setting,
@@ -79,7 +80,7 @@ def test_a_stream_of_text_ends(loop: Any) -> None:
 @pytest.mark.parametrize("first", [0, 4])
 def test_the_next_turn_is_as_from_an_empty_cache(name: str, first: int) -> None:
     """With the cache that this turn was given, empty or with the turn before in it."""
-    model = guarding() if name in ("guard", "rollback") else otter()
+    model = guarding() if name in GUARDING else otter()
     cache = DynamicCache(config=model.config)
     call = call_of(name, Setting(same(past_key_values=cache), rows=1))
     if first:

@@ -6,12 +6,15 @@ and no stream of states. A setting that only makes generation faster is left out
 
 import re
 
+import generation_inputs
+import generation_settings
 import pytest
 import torch
 from conftest import error_of
-from generation_table import SETTINGS
 from interventions import INTERVENTIONS, call_of, medusa_heads
 from torch import Tensor
+
+SETTINGS = generation_settings.SETTINGS | generation_inputs.SETTINGS
 
 
 @pytest.mark.parametrize("name", SETTINGS)

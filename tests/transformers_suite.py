@@ -53,7 +53,9 @@ def load_mixins() -> tuple[type, type]:
         subprocess.CalledProcessError: the sdist cannot be downloaded.
     """
     checkout = os.environ.get(VARIABLE)
-    sys.path.append(checkout or str(_sdist()))  # last, so that nothing of it hides an installed package
+    # Not by `sys.path`: an installed package may be called `tests`, too, and nothing of it may hide another.
+    package = sys.modules["tests"] = types.ModuleType("tests")
+    package.__path__ = [str(Path(checkout or _sdist(), "tests"))]
     if not checkout:
         for folder, file, mixin in (
             ("exporters", "test_export", "ExportTesterMixin"),

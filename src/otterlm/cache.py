@@ -14,6 +14,7 @@ from transformers import Cache
 from transformers.cache_utils import (
     CacheLayerMixin,
     DynamicLayer,
+    DynamicSlidingWindowLayer,
     EncoderDecoderCache,
     LinearAttentionCacheLayerMixin,
     QuantizedLayer,
@@ -163,6 +164,16 @@ def _empty_like(layer: Any) -> Any:
     new.is_initialized = False
     new.reset()
     return new
+
+
+def forget_last(cache: Cache) -> None:
+    """Removes the last token of a cache, if its layers can give it back."""
+    layers = _of_text(cache).layers
+    for layer in layers:
+        full = isinstance(layer, DynamicSlidingWindowLayer) and layer.get_seq_length() >= layer.sliding_window
+        if full or type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+            return
+    cache.crop(-1)
 
 
 def keep_path(cache: Cache, path: Tensor, tree_size: int) -> None:

@@ -56,7 +56,7 @@ def load_judge(spec: str, base_name: str, base: PreTrainedModel, limits: Limits)
 
 
 class AdapterJudge:
-    """An adapter judges whole responses: by its reward, or, if it is a guard, by the probability that the response
+    """The judge is an adapter. It rates whole responses by a reward, or as a guard by the probability that the response
     alone is harmless.
 
     Args:

@@ -79,6 +79,7 @@ def command(
         "max_new_tokens": max_new_tokens,
         "do_sample": sampled,
         "num_beams": 1,  # whatever the base's own configuration says
+        "num_return_sequences": 1,
         "pad_token_id": tokenizer.pad_token_id,
     }
     if adapters:

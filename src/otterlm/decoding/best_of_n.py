@@ -51,6 +51,8 @@ class BestOfN(Loop):
         super().check(model, request)
         if not request.config.do_sample and self.samples > 1:
             raise OtterError("best-of-n needs do_sample=True, or all n responses are the same")
+        if self.samples > 1 and request.config.encoder_repetition_penalty not in (None, 1):
+            raise OtterError("best-of-n cannot be combined with encoder_repetition_penalty: only some would have it")
 
     def prepare(self, request: Request) -> dict[str, Any]:
         """Has `generate` prepare n rows for each response."""
@@ -60,6 +62,12 @@ class BestOfN(Loop):
         changed: dict[str, Any] = {"num_return_sequences": n * (request.config.num_return_sequences or 1)}
         if (allowed := arguments.get("prefix_allowed_tokens_fn")) is not None:
             changed["prefix_allowed_tokens_fn"] = lambda row, ids: allowed(row // n, ids)
+        if (
+            (positions := arguments.get("position_ids")) is not None
+            and positions.dim() == 2
+            and request.prompt is not None
+        ):
+            changed["position_ids"] = positions.expand(len(request.prompt), -1)
         for name in ("negative_prompt_ids", "negative_prompt_attention_mask"):
             if (value := arguments.get(name)) is not None:
                 changed[name] = value.repeat_interleave(changed["num_return_sequences"], dim=0)
@@ -67,6 +75,7 @@ class BestOfN(Loop):
 
     def decode(self, run: Run) -> RewardedOutput:
         """Samples, scores and chooses, see `Loop`."""
+        run.check_inputs()  # the pass that scores makes its own
         prompt = run.input_ids.shape[1]
         changed: dict[str, Any] = {}
         if run.user_cache is not None:

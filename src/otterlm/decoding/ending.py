@@ -76,9 +76,6 @@ class SignalStop(Intervention, StoppingCriteria):
     def begin(self, generation: Generation) -> None:
         """Forgets the previous call."""
         self.stopped = None
-        if generation.config._pad_token_tensor is not None:
-            # Transformers pads a row that has ended only beside a criterion with this attribute.
-            self.eos_token_id = generation.config._eos_token_tensor
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         """Maps `[B, T]` tokens so far to `[B]` bool, which sequences are to end."""

@@ -5,20 +5,19 @@ token changes nothing about a text, and few texts would not teach what it means.
 """
 
 from collections.abc import Collection, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
+from otterlm.generation.request import token_numbers
 from otterlm.model import OtterModel
 from otterlm.signals.base import Signal
 
 
 def end_tokens(config: GenerationConfig | None) -> set[int]:
     """Returns the tokens that end responses."""
-    ends: Any = None if config is None else config.eos_token_id
-    return set() if ends is None else set(ends) if isinstance(ends, list | tuple) else {int(ends)}
+    return set() if config is None else set(token_numbers(config.eos_token_id))
 
 
 def unread_ends(model: OtterModel, adapter_name: str) -> set[int]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from otterlm.decoding.ending import Replacing, SignalStop
 from otterlm.decoding.hits import Hits
 from otterlm.decoding.scoring import label_sequences
+from otterlm.errors import OtterError
 from otterlm.generation import Generation
 from otterlm.interventions import InterventionSettings
 from otterlm.model import OtterModel
@@ -147,17 +148,24 @@ def judge_prompt(
 
     Args:
         model: with the guard.
-        input_ids: `[B, T]`, as `generate` is given them, padded on the left.
+        input_ids: `[B, T]`, as `generate` is given them, padded on either side.
         attention_mask: `[B, T]`, 0 at padding; all ones by default.
         adapter_name: of the guard; may be left out where there is one.
 
     Returns:
         A verdict a prompt, by the thresholds for whole texts.
+
+    Raises:
+        OtterError: the mask is not of these prompts, or a prompt has no tokens.
     """
     name = model.adapter_name(adapter_name, Capability.CLASSES)
     config: ClassConfig = model.adapter(name).config.signal  # type: ignore[assignment]
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    final = label_sequences(model, input_ids, mask, name)[:, -1]  # [B, L]
+    labels = label_sequences(model, input_ids, mask, name)  # [B, T, L]
+    last = torch.where(mask != 0, torch.arange(mask.shape[1], device=mask.device), -1).amax(dim=1)  # [B]
+    if bool((last < 0).any()):
+        raise OtterError("a prompt has no tokens: there is nothing to judge")
+    final = labels[torch.arange(len(labels), device=labels.device), last]  # [B, L]
     return [verdict(dict(zip(config.labels, row, strict=True)), config) for row in final.tolist()]
 
 

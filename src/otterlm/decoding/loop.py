@@ -15,6 +15,18 @@ from otterlm.generation import Generation, Intervention, Supports
 from otterlm.masks import token_positions
 from otterlm.model import OtterModel
 
+READ = {"attention_mask", "inputs_embeds", "position_ids"}
+"""The loops pass these arguments on."""
+REPLACED = {
+    "past_key_values",
+    "use_cache",
+    "logits_to_keep",
+    "synced_gpus",
+    "output_attentions",
+    "output_hidden_states",
+}
+"""These arguments change no token. A loop has another cache, and leaves the caller's unchanged."""
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -74,6 +86,16 @@ class Run:
         if positions.dim() != 2:
             raise OtterError(f"this decoding counts positions along one axis, got position_ids {list(positions.shape)}")
         return positions[:, -mask.shape[1] :].expand(len(mask), -1)
+
+    def check_inputs(self) -> None:
+        """Checks that a pass takes nothing that the loop does not know.
+
+        Raises:
+            OtterError: it does.
+        """
+        unknown = [name for name, value in self.inputs.items() if value is not None and name not in READ | REPLACED]
+        if unknown:
+            raise OtterError(f"this decoding cannot be combined with {', '.join(unknown)}: leave it out")
 
     def show(self, tokens: Tensor) -> None:
         """Gives the streamer, if there is one, the next token of each row, `[B]`."""

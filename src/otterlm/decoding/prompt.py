@@ -14,11 +14,6 @@ from otterlm.families.parts import blocks_of
 from otterlm.masks import token_positions
 from otterlm.model import OtterModel
 
-READ = {"attention_mask", "inputs_embeds", "position_ids"}
-"""The loops pass these arguments on."""
-REPLACED = {"past_key_values", "use_cache", "logits_to_keep", "output_attentions", "output_hidden_states"}
-"""These arguments change no token. A loop has another cache, and leaves the caller's unchanged."""
-
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -50,9 +45,7 @@ def read_prompt(run: Run, drafts: int = 0, **settings: Any) -> Prompt:
             window, or the pass would take an argument that the loop does not know.
     """
     check_branches(run.model)
-    unknown = [name for name, value in run.inputs.items() if value is not None and name not in READ | REPLACED]
-    if unknown:
-        raise OtterError(f"this decoding cannot be combined with {', '.join(unknown)}: leave it out")
+    run.check_inputs()
     seen, positions, cache = run.prompt_mask, run.prompt_positions, DynamicCache()
     check_window(run.model, seen.shape[1] + run.new_tokens + drafts)
     embeddings = run.inputs.get("inputs_embeds")

@@ -16,7 +16,7 @@ from otterlm.checks import check_chance, check_count, check_number, check_positi
 from otterlm.decoding.ends import unread_ends
 from otterlm.decoding.loop import Loop, Run
 from otterlm.decoding.prompt import read_prompt
-from otterlm.decoding.rows import Reading, join_rows, process_row
+from otterlm.decoding.rows import Reading, join_rows, process_row, row_ends
 from otterlm.errors import OtterError
 from otterlm.generation import Request
 from otterlm.interventions import InterventionSettings
@@ -58,7 +58,7 @@ class RejectionSampling(Loop):
         OtterError: a setting is out of range.
     """
 
-    supports = replace(Loop.supports, unconditional=False, embeddings=False, batch_streamer=False, guard=False)
+    supports = replace(Loop.supports, following=False, embeddings=False, batch_streamer=False, guard=False)
     output = RejectionOutput
 
     def __init__(
@@ -120,7 +120,7 @@ class RejectionSampling(Loop):
                     continue
                 row.read(token[index], Reading.of(output, index, -1), slot)
                 whole = torch.cat((input_ids[index], row.response))
-                row.ends = bool(run.criteria(whole[None], None).all())
+                row.ends = row_ends(run, whole, index)
                 if row.ends or self._segment_ends(row):
                     judged.append(index)
             for index, reward in zip(judged, self._rewards(model, output, rows, judged) if judged else [], strict=True):

@@ -14,7 +14,7 @@ from otterlm.decoding.ends import unread_ends
 from otterlm.decoding.hits import Hits
 from otterlm.decoding.loop import Loop, Run
 from otterlm.decoding.prompt import read_prompt
-from otterlm.decoding.rows import Reading, join_rows, process_row
+from otterlm.decoding.rows import Reading, join_rows, process_row, row_ends
 from otterlm.generation import Request, Supports
 from otterlm.generation.settings import check
 from otterlm.interventions import InterventionSettings
@@ -64,7 +64,7 @@ class GuardRollback(Loop):
         OtterError: a setting is out of range.
     """
 
-    supports = replace(Loop.supports, unconditional=False, embeddings=False, batch_streamer=False, guard=False)
+    supports = replace(Loop.supports, following=False, embeddings=False, batch_streamer=False, guard=False)
     output = RollbackOutput
 
     def __init__(
@@ -129,7 +129,7 @@ class GuardRollback(Loop):
                 else:
                     row.go_on()
                     whole = torch.cat((run.input_ids[index], row.response(run.input_ids)))
-                    row.ended = bool(run.criteria(whole[None], None).all())
+                    row.ended = row_ends(run, whole, index)
             if len(rows) == 1:
                 self._show(run, rows[0])
         whole_rows = [torch.cat((ids, row.response(ids))) for ids, row in zip(run.input_ids, rows, strict=True)]
@@ -144,12 +144,12 @@ class GuardRollback(Loop):
         """Chooses the next token of a row, `[1]`; anything for a row that has ended."""
         if row.ended:
             return run.input_ids[index, -1:]
-        reading = row.reading
+        reading = replace(row.reading, logits=row.reading.logits.float())  # large weights overflow half precision
         for label, times in row.steered.items():
             (signal,) = run.model.heads({name: reading.states[name][None, None]}).values()  # [1, 1, d + d']
             weight = self.weight * 2 ** (times - 1)
             scores: Tensor = signal.vocabulary(label=label)[0]  # type: ignore[attr-defined]
-            reading = replace(reading, logits=reading.logits + weight * scores.to(reading.logits))
+            reading = replace(reading, logits=reading.logits + weight * scores.float())
         whole = torch.cat((run.input_ids[index], row.response(run.input_ids)))
         scores = process_row(run, whole, reading, index)
         return torch.multinomial(scores.softmax(dim=-1), 1) if run.config.do_sample else scores.argmax()[None]

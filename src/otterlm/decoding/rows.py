@@ -47,8 +47,20 @@ def process_row(run: Run, tokens: Tensor, reading: Reading, index: int) -> Tenso
     """
     batch = len(run.input_ids)
     run.model.read_signals({name: state.expand(batch, 1, -1) for name, state in reading.states.items()})
-    scores: Tensor = run.processors(tokens.expand(batch, -1), reading.logits.float().expand(batch, -1))
+    with run.generation.reading_row(index):
+        scores: Tensor = run.processors(tokens.expand(batch, -1), reading.logits.float().expand(batch, -1))
     return scores[index]
+
+
+def row_ends(run: Run, tokens: Tensor, index: int) -> bool:
+    """Says whether the stopping criteria end a row.
+
+    Args:
+        run: its criteria may decide by the row's index, so the row is repeated over the batch.
+        tokens: `[T]`, of the row so far.
+        index: of the row.
+    """
+    return bool(run.criteria(tokens.expand(len(run.input_ids), -1), None)[index])
 
 
 def join_rows(rows: list[Tensor], config: GenerationConfig) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from otterlm.decoding.ends import before_ends, unread_ends
+from otterlm.errors import OtterError
 from otterlm.masks import token_positions
 from otterlm.model import OtterModel
 from otterlm.signals.base import Capability
@@ -30,6 +31,9 @@ def score_sequences(
 
     Returns:
         `[B, T]` float32; NaN at padding.
+
+    Raises:
+        OtterError: the mask is not of these sequences.
     """
     name = model.adapter_name(adapter_name, Capability.PREFIX)
     signal = _read(model, sequences, attention_mask, position_ids, name)
@@ -77,7 +81,14 @@ def _labels(model: OtterModel, signal: Any, sequences: Tensor, mask: Tensor, nam
 
 
 def _read(model: OtterModel, sequences: Tensor, attention_mask: Tensor, position_ids: Tensor | None, name: str) -> Any:
-    """Reads an adapter's signal in one pass."""
+    """Reads an adapter's signal in one pass.
+
+    Raises:
+        OtterError: the mask is not of these texts.
+    """
+    if sequences.dim() != 2 or attention_mask.shape != sequences.shape or not sequences.numel():
+        shapes = f"token ids {list(sequences.shape)} and an attention_mask {list(attention_mask.shape)}"
+        raise OtterError(f"texts are token ids [B, T] with a mask of the same shape, got {shapes}")
     model(
         input_ids=sequences,
         attention_mask=attention_mask,

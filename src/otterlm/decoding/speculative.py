@@ -26,7 +26,7 @@ from otterlm.decoding.lookup import Copies, Lookup
 from otterlm.decoding.loop import Loop, Run
 from otterlm.decoding.pass_costs import pass_costs
 from otterlm.decoding.prompt import Prompt, check_branches, read_prompt
-from otterlm.decoding.rows import Reading, join_rows, process_row
+from otterlm.decoding.rows import Reading, join_rows, process_row, row_ends
 from otterlm.decoding.transposed_linear import TransposedLinear
 from otterlm.errors import OtterError
 from otterlm.families.facts import context_length
@@ -76,7 +76,7 @@ class SpeculativeDecoding(Loop):
         OtterError: a setting is out of range.
     """
 
-    supports = replace(Loop.supports, unconditional=False, batch_streamer=False)
+    supports = replace(Loop.supports, following=False, batch_streamer=False)
     output = SpeculativeOutput
     pass_settings: ClassVar[dict[str, Any]] = {}
 
@@ -256,7 +256,7 @@ class _Row:
         sample = self._run.config.do_sample
         token = torch.multinomial(scores.softmax(dim=-1), 1)[0] if sample else scores.argmax(dim=-1)  # [1]
         self.tokens = torch.cat((self.tokens, token))
-        self.ended = bool(self._run.criteria(self.tokens[None], scores).all())
+        self.ended = row_ends(self._run, self.tokens, self._index)
         if self._lookup is not None:
             self._lookup.append(int(token))
         return int(token)

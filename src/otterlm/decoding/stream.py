@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokenizerBase, StoppingCriteriaList
 
+from otterlm.cache import forget_last
 from otterlm.decoding.ends import judging
 from otterlm.errors import OtterError
 from otterlm.generation import Generation, Intervention, Request, Supports, bare
@@ -120,10 +121,11 @@ def stream_tokens(
     tokenizer = generate_kwargs.pop("tokenizer", tokenizer) if tokenizer is None else tokenizer
     if tokenizer is None:
         raise OtterError("streaming decodes tokens: give the tokenizer")
+    input_ids = generate_kwargs.pop("inputs", None) if input_ids is None else input_ids
     prompt = generate_kwargs.get("inputs_embeds") if input_ids is None else input_ids
-    if prompt is None or prompt.dim() < 2 or len(prompt) != 1:
-        shape = None if prompt is None else list(prompt.shape)
-        raise OtterError(f"streaming takes one prompt, [1, T] token ids, got shape {shape}")
+    if not isinstance(prompt, Tensor) or prompt.dim() < 2 or len(prompt) != 1:
+        what = list(prompt.shape) if isinstance(prompt, Tensor) else type(prompt).__name__
+        raise OtterError(f"streaming takes one prompt, [1, T] token ids, got {what}")
     if generate_kwargs.get("custom_generate") is not None:
         raise OtterError("streaming is a decoding loop itself: leave custom_generate out")
     arguments = {"tokenizer": tokenizer} | generate_kwargs | {"input_ids": input_ids, "custom_generate": _Stream()}
@@ -148,11 +150,9 @@ class _Stream(Intervention):
 
     def prepare(self, request: Request) -> dict[str, Any]:
         """Makes room for the last token, which `generate` does not read, in a cache of a fixed size."""
-        config, prompt = request.config, request.prompt
-        if config.cache_implementation is None or prompt is None:
+        if request.config.cache_implementation is None:
             return {}
-        longest = prompt.shape[1] + (config.max_new_tokens or config.max_length)
-        return {"max_cache_len": max(longest, config.max_cache_len or 0)}
+        return {"max_cache_len": max(request.longest, request.config.max_cache_len or 0)}
 
     def __call__(
         self,
@@ -183,21 +183,26 @@ class _Stream(Intervention):
         with model.generating(generation), torch.no_grad():
             output, after = model._prefill(input_ids, config, inputs), model.signals
         unfinished = True
-        while unfinished:
-            before = after
-            with model.generating(generation), model.show_signals(before), torch.no_grad():
-                inputs = model._update_model_kwargs_for_generation(output, inputs)
-                scores = processors(input_ids, output.logits[:, -1].float())
-                if config.do_sample:
-                    token = torch.multinomial(scores.softmax(dim=-1), 1)
-                else:
-                    token = scores.argmax(dim=-1, keepdim=True)  # [1, 1]
-                input_ids = torch.cat((input_ids, token), dim=-1)
-                unfinished = not bool(criteria(input_ids, None).all())
-                length = 1 if inputs["use_cache"] else None
-                output = model(**model.prepare_inputs_for_generation(input_ids, next_sequence_length=length, **inputs))
-                after = model.signals
-                judges = judging(model, int(token), after, before)
-                values = numbers_beside(model, int(token), judges, before)
-                labels = labels_beside(model, judges)
-            yield int(token), values, labels
+        try:
+            while unfinished:
+                before = after
+                with model.generating(generation), model.show_signals(before), torch.no_grad():
+                    inputs = model._update_model_kwargs_for_generation(output, inputs)
+                    scores = processors(input_ids, output.logits[:, -1].float())
+                    if config.do_sample:
+                        token = torch.multinomial(scores.softmax(dim=-1), 1)
+                    else:
+                        token = scores.argmax(dim=-1, keepdim=True)  # [1, 1]
+                    input_ids = torch.cat((input_ids, token), dim=-1)
+                    unfinished = not bool(criteria(input_ids, None).all())
+                    length = 1 if inputs["use_cache"] else None
+                    new = model.prepare_inputs_for_generation(input_ids, next_sequence_length=length, **inputs)
+                    output, after = model(**new), model.signals
+                    judges = judging(model, int(token), after, before)
+                    values = numbers_beside(model, int(token), judges, before)
+                    labels = labels_beside(model, judges)
+                yield int(token), values, labels
+        finally:
+            # As after `generate`, which does not read the last token: a text can go on, too.
+            if (cache := inputs.get("past_key_values")) is not None:
+                forget_last(cache)

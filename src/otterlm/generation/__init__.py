@@ -3,6 +3,7 @@
 from otterlm.generation.call import generate
 from otterlm.generation.interventions import Intervention, SignalProcessor, bare
 from otterlm.generation.reading import Criteria, Generation
-from otterlm.generation.settings import Request, Supports
+from otterlm.generation.request import Request
+from otterlm.generation.settings import Supports
 
 __all__ = ["Criteria", "Generation", "Intervention", "Request", "SignalProcessor", "Supports", "bare", "generate"]

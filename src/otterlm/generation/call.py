@@ -21,7 +21,7 @@ from transformers.generation.utils import GENERATION_MODES_MAPPING
 from otterlm.errors import OtterError, reason
 from otterlm.generation.interventions import Intervention
 from otterlm.generation.reading import Criteria, Generation, Processors
-from otterlm.generation.settings import Request
+from otterlm.generation.request import Request
 
 if TYPE_CHECKING:
     from otterlm.model import OtterModel
@@ -50,8 +50,9 @@ def generate(model: "OtterModel", args: tuple[Any, ...], kwargs: dict[str, Any])
     except BaseException as error:
         if (streamer := arguments.get("streamer")) is not None:
             streamer.end()  # or a thread that reads it would wait for ever
-        refused = bool(call.interventions) and not call.chose
-        if refused and isinstance(error, ValueError | ImportError) and not isinstance(error, OtterError):
+        refused = bool(call.interventions) and not call.chose and not isinstance(error, OtterError)
+        # Of the last two only those of libraries: an error of the user's own, or one of memory, keeps its class.
+        if refused and (isinstance(error, ValueError | ImportError) or type(error) in (RuntimeError, AssertionError)):
             raise OtterError(reason(error)) from error
         raise
 
@@ -120,6 +121,9 @@ class _Call:
         changed: dict[str, Any] = {}
         for intervention in self.interventions:
             changed |= intervention.prepare(request)
+        if (allowed := (arguments | changed).get("prefix_allowed_tokens_fn")) is not None:
+            # It may know nothing to follow a text that is not of its row.
+            changed["prefix_allowed_tokens_fn"] = lambda row, ids: allowed(self._row(row), ids)
         if request.config.stop_strings is not None and (tokenizer := arguments.get("tokenizer")) is not None:
             # Transformers does not pass the tokenizer to a callable `custom_generate`.
             stop = StopStringCriteria(tokenizer, request.config.stop_strings)
@@ -130,6 +134,11 @@ class _Call:
         decode = self._plain(request) if method is None else self._custom(method)
         return base.generate(**(arguments | changed | {"custom_generate": decode}))
 
+    def _row(self, row: int) -> int:
+        """Returns the row whose text stands in a row of the batch."""
+        read = None if self._generation is None else self._generation.row
+        return row if read is None else read
+
     def _request(self) -> Request:
         arguments = dict(self._arguments)
         others = ("tokenizer", "assistant_tokenizer", "trust_remote_code")
@@ -138,7 +147,8 @@ class _Call:
         mode = config.get_generation_mode(arguments.get("assistant_model"))
         arguments["synced_gpus"] = self._mode_arguments()["synced_gpus"]
         guarded = ", ".join(each.name for each in self.interventions if each.guards)
-        return Request(config, mode, arguments, guarded)
+        vocabulary = self._base.config.get_text_config(decoder=True).vocab_size
+        return Request(config, mode, arguments, vocabulary, guarded)
 
     def _mode_arguments(self) -> dict[str, Any]:
         """Returns the arguments that Transformers passes to its decoding methods."""

@@ -8,7 +8,8 @@ from transformers import LogitsProcessor
 
 from otterlm.errors import OtterError
 from otterlm.generation.reading import Generation
-from otterlm.generation.settings import Request, Supports, check
+from otterlm.generation.request import Request
+from otterlm.generation.settings import Supports, check
 from otterlm.signals.base import Capability
 
 if TYPE_CHECKING:

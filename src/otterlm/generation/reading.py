@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import Cache, GenerationConfig, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from otterlm.signals.base import Signal
 
@@ -33,6 +33,7 @@ class Generation:
         ended: `[B]` bool, which rows had ended before the current token; None before the first.
         lengths: `[B]`, tokens of each row up to and with its end, the prompt included.
         notes: what each criterion remembers of this call.
+        row: the row that is read alone, repeated over the batch, where rows grow apart; None: each is read.
     """
 
     def __init__(self, model: "OtterModel", config: GenerationConfig, drafts: Cache | None = None) -> None:
@@ -44,6 +45,7 @@ class Generation:
         self.ended: Tensor | None = None
         self.lengths: Tensor | None = None
         self.notes: dict[Any, Any] = {}
+        self.row: int | None = None
         self._verified: dict[str, Signal] = {}  # of the latest pass that verified drafts
 
     def read(self, input_ids: Tensor) -> dict[str, Signal] | None:
@@ -66,6 +68,15 @@ class Generation:
         """Makes the signals of the latest pass the model's again."""
         if self._verified:
             self.model.read_signals({name: signal.state for name, signal in self._verified.items()})
+
+    @contextmanager
+    def reading_row(self, row: int) -> Iterator[None]:
+        """Marks a row as the one that is read, inside the block."""
+        self.row = row
+        try:
+            yield
+        finally:
+            self.row = None
 
     def end_rows(self, done: Tensor, length: int) -> None:
         """Notes which rows end with the current token, the text's last of so many."""
@@ -105,12 +116,26 @@ def _choosing(generation: Generation, choosing: bool) -> Iterator[None]:
         generation.choosing = outer
 
 
+class _Padding(StoppingCriteria):
+    """Ends no row. Transformers pads a row that has ended only beside a criterion with this attribute."""
+
+    eos_token_id = None
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
 class Criteria(StoppingCriteriaList):
-    """Runs stopping criteria, and shows them the signals by which the latest token was chosen."""
+    """Runs stopping criteria, and shows them the signals by which the latest token was chosen.
+
+    A row that a signal has ended is padded, if there is a token for it.
+    """
 
     def __init__(self, criteria: StoppingCriteriaList, generation: Generation) -> None:
         super().__init__(criteria)
         self._generation = generation
+        if generation.config._pad_token_tensor is not None and any(getattr(each, "guards", False) for each in self):
+            self.append(_Padding())
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         """Maps `[B, T]` tokens so far to `[B]` bool, which rows end."""

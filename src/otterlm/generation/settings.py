@@ -5,13 +5,13 @@ Each intervention names once which it supports. One check before the first token
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from torch import Tensor
-from transformers import Cache, GenerationConfig
+from transformers import SynthIDTextWatermarkingConfig
 from transformers.generation.configuration_utils import GenerationMode
 
 from otterlm.errors import OtterError
+from otterlm.generation import prompts
+from otterlm.generation.request import Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Supports:
         beams: `num_beams`.
         drafts: `assistant_model`, `prompt_lookup_num_tokens`, `use_mtp`: passes that verify several tokens.
         samples: `num_return_sequences`.
-        unconditional: `guidance_scale`, whose second pass follows the text token by token.
+        following: `guidance_scale` and SynthID watermarks, whose processors follow the text token by token.
         embeddings: `inputs_embeds`.
         new_tokens_only: `input_ids` without the text that `past_key_values` hold.
         caches: `cache_implementation` other than the dynamic one.
@@ -38,7 +38,7 @@ class Supports:
     beams: bool = True
     drafts: bool = True
     samples: bool = True
-    unconditional: bool = True
+    following: bool = True
     embeddings: bool = True
     new_tokens_only: bool = True
     caches: bool = True
@@ -49,41 +49,6 @@ class Supports:
     batch_streamer: bool = True
     guard: bool = True
     unpadded: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A request holds the settings of a call of `generate`.
-
-    Attributes:
-        config: its generation config, the base's defaults filled in.
-        mode: how the base alone would decode.
-        arguments: of the call, by name.
-        guarded: the names of the interventions that end rows by a signal; empty: none.
-    """
-
-    config: GenerationConfig
-    mode: GenerationMode
-    arguments: dict[str, Any]
-    guarded: str
-
-    @property
-    def prompt(self) -> Tensor | None:
-        """Returns `[B, T]` ids or `[B, T, d]` embeddings; None where generation starts from nothing."""
-        names = ("inputs_embeds", "input_ids", "inputs")
-        return next((value for name in names if (value := self.arguments.get(name)) is not None), None)
-
-    @property
-    def past(self) -> Cache | None:
-        """Returns the caller's KV cache, if there is one."""
-        past = self.arguments.get("past_key_values")
-        return past if isinstance(past, Cache) else None  # Transformers refuses anything else
-
-    @property
-    def responses(self) -> int:
-        """Returns how many rows are generated."""
-        prompts = 1 if self.prompt is None else len(self.prompt)
-        return prompts * (self.config.num_return_sequences or 1)
 
 
 def check(request: Request, supports: Supports, name: str) -> None:
@@ -135,18 +100,11 @@ def _paged(request: Request) -> str:
     return "cache_implementation='paged'" if request.config.cache_implementation == "paged" else ""
 
 
-def _right_padding(request: Request) -> str:
-    mask, prompt = request.arguments.get("attention_mask"), request.prompt
-    if mask is None or prompt is None or mask.dim() != 2 or mask.shape != prompt.shape[:2]:
-        return ""
-    return "prompts padded on the right" if bool((mask[:, -1] == 0).any()) else ""
-
-
 def _drafts_and_more(request: Request) -> str:
     if not (drafts := _drafts(request)):
         return ""
-    others = [_unconditional(request), _embeddings(request)]
-    if request.past is not None and request.past.get_seq_length():
+    others = [_following(request), _embeddings(request)]
+    if request.read:
         others.append("past_key_values that hold tokens")  # Transformers reads the whole text after them
     if request.config.stop_strings or request.arguments.get("stopping_criteria"):
         others.append("stop_strings or stopping_criteria")  # it calls them after several tokens
@@ -158,32 +116,36 @@ def _samples(request: Request) -> str:
     return f"num_return_sequences={samples}" if samples > 1 else ""
 
 
-def _unconditional(request: Request) -> str:
+def _following(request: Request) -> str:
     scale = request.config.guidance_scale
+    if isinstance(request.config.watermarking_config, SynthIDTextWatermarkingConfig):
+        return "a SynthID watermark"
     return f"guidance_scale={scale}" if scale not in (None, 1) else ""
+
+
+def _second_pass(request: Request) -> str:
+    arguments, scale = request.arguments, request.config.guidance_scale
+    tokens = arguments.get("input_ids") is not None or arguments.get("negative_prompt_ids") is not None
+    return (
+        "guidance_scale and inputs_embeds alone"
+        if scale not in (None, 1) and _embeddings(request) and not tokens
+        else ""
+    )
+
+
+def _prompt_penalty(request: Request) -> str:
+    """Transformers repeats the tokens of the prompts for no response, so the others would do without the penalty."""
+    penalty, several = request.config.encoder_repetition_penalty, _beams(request) or _samples(request)
+    return f"encoder_repetition_penalty and {several}" if several and penalty not in (None, 1) else ""
 
 
 def _embeddings(request: Request) -> str:
     return "inputs_embeds" if request.arguments.get("inputs_embeds") is not None else ""
 
 
-def _new_tokens_only(request: Request) -> str:
-    past, prompt = request.past, request.prompt
-    if past is None or prompt is None or not (read := int(past.get_seq_length())):
-        return ""
-    mask = request.arguments.get("attention_mask")
-    whole = read + 1 if mask is None else mask.shape[1]
-    return "input_ids of the new tokens alone" if prompt.shape[1] < whole else ""
-
-
 def _caches(request: Request) -> str:
     kind = request.config.cache_implementation
     return "" if kind in (None, "dynamic") else f"cache_implementation={kind!r}"
-
-
-def _fixed_past(request: Request) -> str:
-    past = request.past
-    return f"a {type(past).__name__}" if past is not None and past.is_compileable else ""
 
 
 def _scores(request: Request) -> str:
@@ -202,11 +164,13 @@ def _batch_streamer(request: Request) -> str:
 
 
 def _unpadded(request: Request) -> str:
-    config, arguments = request.config, request.arguments
-    padded = config.pad_token_id is not None or config.eos_token_id is not None
-    ends = bool(request.guarded) or config.stop_strings or arguments.get("stopping_criteria")
-    several = request.responses > 1 and ends and not padded
-    return f"{request.responses} responses and no pad_token_id" if several else ""
+    return f"{apart} and no pad_token_id" if (apart := request.may_end_apart) and request.pad is None else ""
+
+
+def _no_pad(request: Request) -> str:
+    pad, apart = request.pad, request.may_end_apart
+    known = pad is None or 0 <= pad < request.vocabulary
+    return "" if known or not apart else f"{apart} that are padded with token {pad}"
 
 
 _SETTINGS: tuple[tuple[str | None, Callable[[Request], str], str], ...] = (
@@ -214,16 +178,29 @@ _SETTINGS: tuple[tuple[str | None, Callable[[Request], str], str], ...] = (
     ("beams", _beams, "it follows one path a row; num_beams must be 1"),
     ("drafts", _drafts, "it needs passes that it makes itself, or of one token; leave it out"),
     (None, _early_exit, "adapters read all blocks; use another assistant, or disable_adapter"),
-    (None, _right_padding, "the last position would be padding; pad on the left (padding_side='left')"),
+    (None, prompts.prompt_size, "it needs a text to begin with; give a token, such as bos_token_id"),
+    (None, prompts.unknown_tokens, "the base does not have them; use its own tokenizer"),
+    (None, prompts.mask_size, "a mask has a number for every token, and for those in past_key_values"),
+    (None, prompts.position_size, "give the position of every token of each prompt, or none"),
+    (None, prompts.right_padding, "the last position would be padding; pad on the left (padding_side='left')"),
     (None, _paged, "continuous batching decodes by itself; leave it out"),
     (None, _drafts_and_more, "Transformers verifies drafts from an empty cache, for its own ends alone; leave one out"),
+    (None, prompts.read_whole, "the last token is to be read again; crop the cache by one token"),
+    (None, prompts.too_small_past, "give a larger cache, or a DynamicCache"),
+    (None, _second_pass, "its second pass begins with a token; give input_ids or negative_prompt_ids"),
+    (None, _prompt_penalty, "only the first responses would have it; leave one out"),
+    (None, _no_pad, "the base has no such token; give another pad_token_id"),
     (None, lambda request: "token_healing" if request.config.token_healing else "", "call heal_tokens on the prompt"),
     ("samples", _samples, "each prompt would give the same response again, or more than one"),
-    ("unconditional", _unconditional, "its second pass cannot follow tokens that are taken back; leave it out"),
+    ("following", _following, "it cannot follow rows apart, or tokens that are taken back; leave it out"),
     ("embeddings", _embeddings, "it reads the prompt's tokens; give input_ids"),
-    ("new_tokens_only", _new_tokens_only, "it reads the whole text; give all token ids, also those in past_key_values"),
+    (
+        "new_tokens_only",
+        prompts.new_tokens_only,
+        "it reads the whole text; give all token ids, also those in past_key_values",
+    ),
     ("caches", _caches, "it needs a cache that can be cropped; leave cache_implementation out"),
-    ("fixed_past", _fixed_past, "it reads one token more than may fit; give a DynamicCache"),
+    ("fixed_past", prompts.fixed_past, "it reads one token more than may fit; give a DynamicCache"),
     ("scores", _scores, "it does not collect them; leave them out"),
     ("synced", lambda request: "synced_gpus" if request.arguments.get("synced_gpus") else "", "it runs on its own"),
     ("streamer", _streamer, "it streams by itself"),

@@ -81,10 +81,10 @@ def _find_markers(tokenizer: PreTrainedTokenizerBase, state: tuple[object, ...])
     gap = head.removeprefix(answer) if head.startswith(answer) and head.removeprefix(answer).isspace() else ""
     if opening is None or not special.search(answer):
         return Markers(special, ends, begun=begun, gap=gap)
-    asked, _, tail = before.rpartition("Q")
-    *_, last = special.finditer(asked)
+    header, _, tail = before.rpartition("Q")
+    *_, last = special.finditer(header)
     tail = tail.strip() if special.fullmatch(tail.strip()) else ""
-    return Markers(special, ends, opening.group(), answer, begun, gap, asked[last.start() :], tail)
+    return Markers(special, ends, opening.group(), answer, begun, gap, header[last.start() :], tail)
 
 
 def chat_tokens(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, where: str, unsaid: str = "") -> list[int]:
