@@ -30,8 +30,6 @@ from otterlm.training.sources import RecordedBase
 from otterlm.training.teachers.reward_model import SeparateRewardModel
 from otterlm.training.trainer import TrainingConfig, evaluate, train
 
-VALUES = Values(value_prompts=1000)
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -49,6 +47,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, help="the separate model learns from so many pairs; all by default")
     parser.add_argument("--blocks", type=int, help="the separate model learns so many blocks, the last; all by default")
     parser.add_argument("--values", action="store_true", help="the second stage, too: the adapter that is shipped")
+    parser.add_argument("--value-prompts", type=int, default=1000, help="of the second stage")
     arguments = parser.parse_args()
 
     tokenizer, base = load_tokenizer(arguments.base), load_base(arguments.base)
@@ -83,11 +82,13 @@ def main() -> None:
                 adapter = model()
                 result, label = otter(adapter, source(), rest, test, seed, arguments), arguments.label
                 if arguments.values:
+                    print(json.dumps({"method": label, "stage": "first", "seed": seed, **result}), flush=True)
+                    values = Values(value_prompts=arguments.value_prompts)
                     run = Run(arguments.out / f"{label}-{seed}", TrainingConfig(seed=seed), record=True)
                     learning = RewardTrainingConfig()
-                    folder, prompts = run.out / "adapter", prompts_of(rows, held, VALUES.value_prompts)
+                    folder, prompts = run.out / "adapter", prompts_of(rows, held, values.value_prompts)
                     save = saver(adapter, folder)
-                    result |= learn_values(adapter, tokenizer, prompts, VALUES, 96, learning, run, save)
+                    result |= learn_values(adapter, tokenizer, prompts, values, 96, learning, run, save)
                     result |= evaluate(RewardObjective(adapter, source(), learning).eval(), test, 16, Accelerator())
                     save({})
             line = {"method": label, "seed": seed, "n": len(test), **result}
