@@ -7,6 +7,7 @@ import pytest
 import torch
 import typer
 from conftest import SHAPE, randomize, tiny_base, tiny_otter
+from generation_table import tokenizer as letters
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from word_tokenizer import WORDS
@@ -359,3 +360,19 @@ def test_bad_data(refusal, base, adapter, tmp_path: Path) -> None:
     data.write_text(good + good.replace("Human: a", "Human:" + " a" * 130))
     for command in commands:
         assert "exceeds the base's context" in refusal(*command)
+
+
+def test_what_the_base_generates_by_default(answer, tmp_path: Path) -> None:
+    """One response is shown, whatever its configuration says, and it ends at a stop string."""
+    folder, adapter = tmp_path / "base", tmp_path / "adapter"
+    tiny_base().save_pretrained(folder)
+    letters().save_pretrained(folder)
+    tiny_otter(tiny_base()).save_pretrained(adapter)
+    configuration = (folder / "generation_config.json").read_text()
+    for options in ((), ("--adapter", adapter), ("--adapter", adapter, "--method", "search")):
+        command = ("generate", "--base", folder, "--raw", "--prompt", "a b", "--max-new-tokens", 6, *options)
+        (folder / "generation_config.json").write_text(configuration)
+        plain = answer(*command)["tokens"]
+        changed = {"num_return_sequences": 3, "num_beams": 3, "stop_strings": [letters().decode(plain[1])]}
+        (folder / "generation_config.json").write_text(json.dumps(json.loads(configuration) | changed))
+        assert answer(*command)["tokens"] == plain[: 1 if plain[0] == plain[1] else 2]

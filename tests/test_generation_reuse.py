@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Listener, refused, tiny_base, tiny_otter, tokens
+from conftest import Listener, add_tiny_adapter, refused, tiny_base, tiny_otter, tokens
 from generation_table import (
     END,
     GREEDY,
@@ -39,8 +39,19 @@ from otterlm.decoding import (
     stream_tokens,
 )
 from otterlm.model import OtterModel
+from otterlm.signals.guard.config import GuardConfig
 
 OURS = sorted(set(INTERVENTIONS) - {"DExperts", "ARGS", "cards", "medusa"})
+
+
+def seeded(name: str, setting: Setting, **changed: Any) -> Tensor:
+    """Returns the sequences of an intervention."""
+    rewarding()  # what is made once takes random numbers once
+    call = call_of(name, setting)
+    call.settings.update(changed)
+    torch.manual_seed(0)
+    results = INTERVENTIONS[name][0](call)
+    return results if isinstance(results, Tensor) else results.sequences
 
 
 def model_of(name: str) -> OtterModel:
@@ -70,20 +81,15 @@ class RowEnds(StoppingCriteria):
 @pytest.mark.parametrize("name", sorted(UNEVEN_ROWS | {"search", "guidance"}))
 def test_a_criterion_may_decide_by_the_row(name: str) -> None:
     """An end token makes Transformers pad what has ended."""
-    rewarding()  # takes random numbers once
     setting = Setting(lambda _: {"stopping_criteria": [RowEnds()], "eos_token_id": END}, ends=(END,))
-    run, write_out = INTERVENTIONS[name]
+    results, call = seeded(name, setting), call_of(name, setting)
     torch.manual_seed(0)
-    results = run(call_of(name, setting))
-    torch.manual_seed(0)
-    results = results if isinstance(results, Tensor) else results.sequences
-    assert torch.equal(results, write_out(call_of(name, setting)))
+    assert torch.equal(results, INTERVENTIONS[name][1](call))
 
 
 @pytest.mark.parametrize("name", sorted(UNEVEN_ROWS | {"search", "guidance"}))
 def test_allowed_tokens_are_those_of_the_row(name: str) -> None:
     """What allows them may know nothing to follow the text of another row, and Transformers refuses an empty list."""
-    rewarding()
     starts = prompts(2)["input_ids"].tolist()
 
     def any_text(row: int, ids: Tensor) -> list[int]:
@@ -92,28 +98,16 @@ def test_allowed_tokens_are_those_of_the_row(name: str) -> None:
     def text_of_the_row(row: int, ids: Tensor) -> list[int]:
         return any_text(row, ids) if ids[:7].tolist() == starts[row] else []
 
-    results = []
-    for allowed in (any_text, text_of_the_row):
-        torch.manual_seed(0)
-        made = INTERVENTIONS[name][0](call_of(name, Setting(same(prefix_allowed_tokens_fn=allowed))))
-        results.append(made if isinstance(made, Tensor) else made.sequences)
-    assert torch.equal(*results)
+    first, second = (seeded(name, Setting(same(prefix_allowed_tokens_fn=fn))) for fn in (any_text, text_of_the_row))
+    assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("name", [name for name in OURS if name != "stream"])
 def test_a_prompt_may_have_another_name_or_none(name: str) -> None:
     ids = prompts(1)["input_ids"]
-    for changed, expected in (
-        ({"inputs": ids, "input_ids": None}, {"input_ids": ids}),
-        ({"input_ids": None}, {"input_ids": torch.tensor([[1]])}),
-    ):
-        results = []
-        for inputs in (changed, expected):
-            call = call_of(name, Setting(same(attention_mask=None), rows=1))
-            call.settings.update(inputs)
-            torch.manual_seed(0)
-            results.append(INTERVENTIONS[name][0](call))
-        assert torch.equal(*results)
+    one, begin = Setting(same(attention_mask=None), rows=1), torch.tensor([[1]])
+    assert torch.equal(seeded(name, one, inputs=ids, input_ids=None), seeded(name, one))
+    assert torch.equal(seeded(name, one, input_ids=None), seeded(name, one, input_ids=begin))
 
 
 class Failing(LogitsProcessor):
@@ -220,12 +214,7 @@ def test_turns_with_other_interventions_share_a_cache() -> None:
 @pytest.mark.parametrize("name", OURS)
 def test_modes_of_torch_change_nothing(name: str) -> None:
     """Nor does it matter whether the adapters are trained."""
-    model, (run, _) = model_of(name), INTERVENTIONS[name]
-
-    def results(rows: int = 1) -> Tensor:
-        torch.manual_seed(0)
-        return run(call_of(name, Setting(same(), rows=rows)))
-
+    model, results = model_of(name), partial(seeded, name, Setting(same(), rows=1))
     expected = results()
     with torch.inference_mode():
         assert torch.equal(results(), expected)
@@ -275,10 +264,6 @@ def test_inputs_that_a_judge_would_not_read_are_refused() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_rollback_steers_in_full_precision(dtype: torch.dtype) -> None:
     """In half precision a large weight would rule out all tokens, and the first would be taken in silence."""
-    from conftest import add_tiny_adapter
-
-    from otterlm.signals.guard.config import GuardConfig
-
     model = OtterModel(tiny_base(num_hidden_layers=2, dtype=dtype))
     add_tiny_adapter(model, "guard", seed=4, signal=GuardConfig(("rude", "threat"), vocabulary_rank=4))
     model.eval()

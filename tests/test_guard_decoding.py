@@ -272,6 +272,27 @@ def test_prompts_are_judged_before_the_first_token() -> None:
         assert verdict.flagged == (verdict.probability >= 0.5)
 
 
+@pytest.mark.parametrize("kind", [torch.long, torch.bool, torch.float])
+def test_a_prompt_padded_on_the_right_is_judged_at_its_end(kind: torch.dtype) -> None:
+    otter = tiny_otter(tiny_base(), signal=GuardConfig(LABELS))
+    ids = tokens(2, 7)
+    mask = torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
+    both = judge_prompt(otter, ids, mask.to(kind))
+    for index, alone in enumerate((ids[:1], ids[1:, :4])):
+        assert both[index].probabilities == pytest.approx(judge_prompt(otter, alone)[0].probabilities, abs=1e-5)
+
+
+def test_what_is_no_prompt_is_not_judged() -> None:
+    otter = tiny_otter(tiny_base(), signal=GuardConfig(LABELS))
+    ids = tokens(2, 4)
+    refused(lambda: judge_prompt(otter, ids, torch.tensor([[1] * 4, [0] * 4])), "a prompt has no tokens")
+    for mask in (torch.ones(1, 4), torch.ones(2, 6), torch.ones(2, 3)):
+        refused(partial(judge_prompt, otter, ids, mask), "a mask of the same shape")
+        refused(partial(score_sequences, otter, ids, mask), "a mask of the same shape")
+    refused(lambda: judge_prompt(otter, ids[:, :0]), "a mask of the same shape, got token ids [2, 0]")
+    refused(lambda: judge_prompt(otter, ids[0]), "got token ids [4]")
+
+
 def test_a_harmless_class_is_no_verdict() -> None:
     otter = tiny_otter(tiny_base(), signal=GuardConfig(("safe", "rude"), ("safe",)))
     for verdict in judge_prompt(otter, batch()["input_ids"], batch()["attention_mask"]):

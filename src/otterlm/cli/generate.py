@@ -131,7 +131,9 @@ def _generate(
     """Generates; returns what --json prints, and what gives the new tokens their colours, by adapter."""
     started = time.perf_counter()
     with counted_passes(model.base_model if adapters else model, arguments["max_new_tokens"], "generating"):
-        output = model.generate(ids, attention_mask=torch.ones_like(ids), return_dict_in_generate=True, **arguments)
+        output = model.generate(
+            ids, attention_mask=torch.ones_like(ids), tokenizer=tokenizer, return_dict_in_generate=True, **arguments
+        )
     seconds = time.perf_counter() - started
     prompt, sequences = ids.shape[1], output.sequences
     new = sequences[0, prompt:].tolist()
