@@ -179,11 +179,12 @@ def test_command(answer, refusal, base, tmp_path) -> None:
     data = ("--train", write(tmp_path / "a.jsonl", records()), "--data", write(tmp_path / "b.jsonl", records(40, 1)))
     command = ("bench", "guard", "--base", base, "--adapter", tmp_path / "guard", *data)
     rivals = ("--rival", "probes", "--classifier", tmp_path / "classifier")
-    result = answer(*command, *rivals, "--quick", "--out", tmp_path / "out")
+    result = answer(*command, *rivals, "--quick", "--seeds", 2, "--out", tmp_path / "out")
     assert [row["method"].split(",")[0] for row in result["rows"]] == [
-        *("Otter", "linear probe", "linear probe", "attention probe", "separate classifier")
+        *("Otter", *["linear probe"] * 4, *["attention probe"] * 2, "separate classifier")
     ]
-    assert result["rows"][4]["extra_parameters"] > result["rows"][0]["extra_parameters"] > 0
+    assert [each["seeds"] for each in result["over_seeds"]["b"]] == [2, 2, 2]
+    assert result["rows"][7]["extra_parameters"] > result["rows"][0]["extra_parameters"] > 0
     saved = json.loads((tmp_path / "out" / "guard.json").read_text())
     assert saved["rows"] == result["rows"]
     assert set(saved["curves"]["b"]) == {row["method"] for row in result["rows"]}

@@ -144,7 +144,8 @@ def bag_of_words(
         ]
 
     held = held_out(len(examples), seed)
-    model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2), LogisticRegression(C=10.0))
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2, token_pattern=r"\b\w+\b")
+    model = make_pipeline(words, LogisticRegression(C=10.0))
     learned = [each for each, out in zip(examples, held.tolist(), strict=True) if not out]
     model.fit(texts(learned, -1), truth[~held].numpy())
 
