@@ -4,6 +4,7 @@ import importlib
 import json
 import sys
 import threading
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
@@ -45,6 +46,21 @@ PIPELINE, NOTHING = Pipeline(), 3
 def wrong(texts: list[str]) -> list[float]:
     """Gives too few numbers."""
     return [1.0]
+
+
+def digits(texts: list[str]) -> str:
+    """Gives a text, of which Python would read one digit a response."""
+    return "1" * len(texts)
+
+
+def by_response(texts: list[str]) -> dict[str, float]:
+    """Gives a mapping, of which Python would read the responses."""
+    return dict.fromkeys(texts, 1.0)
+
+
+def leaves(texts: list[str]) -> list[float]:
+    """Ends the process."""
+    raise SystemExit(3)
 
 
 def prompt_of(text: str) -> Prompt:
@@ -135,6 +151,9 @@ def test_scorers_that_are_none(spec, named) -> None:
 
 def test_scorers_that_fail() -> None:
     refused(lambda: load_scorer("test_distillation:wrong")(EMPTY, ["", ""]), "one finite number")
+    for name, named in (("digits", "str"), ("by_response", "dict"), ("leaves", "SystemExit")):
+        scorer = load_scorer(f"test_distillation:{name}")
+        refused(partial(scorer, EMPTY, ["1", "2"]), f"test_distillation:{name} failed", named)
     refused(lambda: load_scorer("math:sqrt")(EMPTY[:1], ["a"]), "failed", "TypeError")
 
 

@@ -306,6 +306,7 @@ def damaged_bases(base: Path, folder: Path) -> dict[str, tuple[Path, str]]:
         "garbled": copy("garbled"),
     }
     found["empty"].mkdir()
+    (found["empty"] / "adapter_config.json").write_text("{}")
     (found["weightless"] / weights).unlink()
     (found["cut"] / weights).write_bytes((base / weights).read_bytes()[:999])
     tensors = load_file(base / weights)
@@ -316,7 +317,11 @@ def damaged_bases(base: Path, folder: Path) -> dict[str, tuple[Path, str]]:
         path.unlink()
     (found["garbled"] / "config.json").write_text("{")
     (folder / "model.gguf").write_text("no weights")
-    named = {"nan": "not finite", "short": "lacks weights, such as model.layers.1.mlp"}
+    named = {
+        "empty": "holds no config.json of a model",
+        "nan": "not finite",
+        "short": "lacks weights, such as model.layers.1.mlp",
+    }
     return {name: (path, named.get(name, str(path))) for name, path in found.items()} | {
         "gguf": (folder / "model.gguf", "GGUF"),
         "missing gguf": (folder / "none.gguf", "no such file"),
@@ -386,6 +391,9 @@ def test_folders_that_cannot_be_written(
     (tmp_path / "file").write_text("")
     command = ("train", "reward", "--base", base, "--data", pairs, *SHAPE)
     assert "it is a file" in refusal(*command, "--out", tmp_path / "file")
+    scoring = ("score", "--base", "unread", "--adapter", "unread", "--data", pairs)  # refused before anything is read
+    for option in ("--out", "--html"):
+        assert f"{option} {tmp_path} is a folder" in refusal(*scoring, option, tmp_path)
     assert "Not a directory" in refusal(*command, "--out", tmp_path / "file" / "below")
 
     def denied(*_: object, **__: object) -> None:
@@ -410,6 +418,8 @@ def test_names_of_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert named_adapters(["a=x", "b=x"]) == {"a": "x", "b": "x"}
     for nothing in ("", "mine="):
         refused(functools.partial(parse_adapter, nothing), "names no folder")
+    for name in ("my-reward", "my reward", "1st"):
+        refused(functools.partial(parse_adapter, f"{name}=folder"), "a NAME is letters", repr(name))
 
 
 def test_an_adapter_by_name_everywhere(

@@ -110,6 +110,8 @@ def _load(auto: Any, name: str, **kwargs: Any) -> Any:
         with library_bars():
             return auto.from_pretrained(folder, trust_remote_code=False, **kwargs)
     except Exception as error:
+        if path.is_dir() and not (path / "config.json").exists():
+            raise OtterError(f"the base {name} cannot be loaded: the folder holds no config.json of a model") from error
         raise OtterError(f"the base {name} cannot be loaded: {reason(error)}") from error
 
 

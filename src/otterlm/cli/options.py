@@ -58,13 +58,15 @@ def parse_adapter(text: str, option: str = "--adapter") -> tuple[str | None, str
         option: the option that it was asked for by.
 
     Raises:
-        OtterError: there is no folder in it.
+        OtterError: there is no folder in it, or the name is no word.
     """
     name, equals, folder = text.partition("=")
     if not text or (equals and not folder):
         raise OtterError(f"{option} {text!r} names no folder")
-    if not equals or not name.isidentifier() or Path(text).is_dir():
+    if not name or not equals or "/" in name or Path(text).is_dir():
         return None, text
+    if not name.isidentifier():
+        raise OtterError(f"{option} {text!r}: a NAME is letters, digits and underscores, got {name!r}")
     return name, folder
 
 

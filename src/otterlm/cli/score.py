@@ -101,6 +101,9 @@ def _check_files(data: str, out: Path | None, html: Path | None) -> None:
     for first, second in itertools.combinations(paths, 2):
         if paths[first] == paths[second]:
             raise OtterError(f"{first} and {second} are one file, {named[second]}: choose another for {second}")
+    for option in ("--out", "--html"):
+        if option in paths and paths[option].is_dir():
+            raise OtterError(f"{option} {named[option]} is a folder: give a file")
 
 
 def _show(summary: dict[str, Any], scored: Sequence[Scored], rows: int, shortly: bool) -> None:

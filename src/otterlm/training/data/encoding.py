@@ -4,6 +4,7 @@ import functools
 import itertools
 import multiprocessing
 import os
+import signal
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import asdict
@@ -114,6 +115,7 @@ _ENCODER: list[RowEncoder] = []
 
 
 def _begin(tokenizer: PreTrainedTokenizerBase, limits: Limits) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the first ends the others
     _ENCODER[:] = [RowEncoder(tokenizer, limits)]
 
 

@@ -14,7 +14,7 @@ import re
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -59,10 +59,13 @@ class LoadedScorer:
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
         """Rates responses, see `Scorer`."""
         try:
-            scores = [float(value) for value in self.rate(prompts, responses)]
+            answer = self.rate(prompts, responses)
+            if isinstance(answer, str | bytes | Mapping):  # of which Python reads letters or names
+                raise TypeError(f"it gave a {type(answer).__name__}, not a list of numbers")
+            scores = [float(value) for value in answer]
         except OtterError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise OtterError(f"the scorer {self.spec} failed: {type(error).__name__}: {error}") from error
         if len(scores) != len(responses) or not all(map(math.isfinite, scores)):
             raise OtterError(f"the scorer {self.spec} must give one finite number a response")
