@@ -141,6 +141,14 @@ def test_text_that_is_no_printed_message() -> None:
         assert row.chosen.response == text
 
 
+def test_a_long_text_is_read_in_no_time() -> None:
+    """It took minutes where what it may be was looked for again at each of its words."""
+    text = "[" + "'role': " * 30_000 + "]"
+    (row,) = read_rows([{"prompt": text, "chosen": text, "rejected": "b"}])
+    assert isinstance(row, PairRow)
+    assert row.chosen.response == text
+
+
 def test_messages_with_columns_of_two_shapes() -> None:
     """As parquet and Arrow keep them, with nulls."""
     both = [
@@ -150,6 +158,40 @@ def test_messages_with_columns_of_two_shapes() -> None:
     plain = [message("user", "Q"), message("assistant", "a")]
     table = pyarrow.Table.from_pylist([{"chosen": both, "rejected": both}])
     assert read_rows(table) == read_rows([{"chosen": plain, "rejected": plain}])
+
+
+def test_parts_that_a_table_keeps_as_text() -> None:
+    """A text that prints parts of a message is these parts; any other list is what somebody says."""
+    parts = [{"type": "text", "text": "Q"}]
+    plain = {"chosen": [message("user", "Q"), message("assistant", "a")], "rejected": [message("assistant", "b")]}
+    plain["rejected"].insert(0, message("user", "Q"))
+    for printed in (json.dumps(parts), str(parts), str(numpy.array(parts))):
+        (row,) = read_rows([{"prompt": [message("user", printed)], **AB}])
+        assert row == read_rows([plain])[0]
+    picture = json.dumps([*parts, {"type": "image"}])
+    refused(lambda: read_rows([{"prompt": [message("user", picture)], **AB}]), "row 1", "part of type image")
+    for said in ('[{"type": "apple", "text": "Q"}]', '[{"type": "text"'):
+        assert read_prompts([{"prompt": [message("user", said)]}]) == [(("user", said),)]
+
+
+def test_a_conversation_beside_the_prompt_says_no_more_than_it() -> None:
+    turns = [message("user", "Q"), message("assistant", "a")]
+    system = message("system", "S")
+    for record in ({"messages": turns}, {"system": "S", "messages": [system, *turns]}, {"messages": turns[:1]}):
+        assert read_rows([{"prompt": "Q", **record, **AB}])
+        assert read_prompts([{"prompt": "Q", **record}])
+    assert read_rows([{"prompt": "Q", "messages": [system, *turns], **{side: [system, *turns] for side in AB}}])
+    for lost in ([system, *turns], [message("user", "P"), message("assistant", "R"), *turns], [message("user", "P")]):
+        refused(partial(read_rows, [{"prompt": "Q", "messages": lost, **AB}]), "prompt and messages", "keep one")
+        refused(partial(read_prompts, [{"prompt": "Q", "messages": lost}]), "prompt and messages", "keep one")
+
+
+def test_a_system_turn_on_one_side_is_refused() -> None:
+    turns = [message("user", "Q"), message("assistant", "a")]
+    for prompt in ({}, {"prompt": "Q"}):
+        row = {"chosen": [message("system", "S"), *turns], "rejected": turns, **prompt}
+        refused(partial(read_rows, [row]), "row 1", "one has a system turn")
+    assert read_rows([{"system": "S", "chosen": [message("system", "S"), *turns], "rejected": turns}])
 
 
 def test_a_part_with_a_picture_is_refused() -> None:
@@ -224,6 +266,11 @@ def test_a_passage_stays_where_it_is(record: dict[str, Any]) -> None:
     assert row.spans is not None
     (span,) = row.spans
     assert row.text.response[span.start : span.end] == "BAD"
+
+
+def test_a_label_with_half_a_character_is_refused() -> None:
+    for record in ({"label": "\ud83d"}, {"labels": {"\ud83d": True}}, {"label": 1, "spans": [[0, 1, "\ud83d"]]}):
+        refused(partial(labelled, text="a", **record), "row 1", "half of a character")
 
 
 def test_a_truth_value_is_no_place_in_a_text() -> None:
