@@ -100,7 +100,8 @@ def test_a_reward_function_is_called_as_trl_calls_it() -> None:
     """By keywords, with the columns of the data set, texts or messages; it gives floats in the prompts' order."""
     score = reward_function()
     assert score.__name__ == "otter_reward"
-    prompts, completions = ["a b", "c", "a b"], ["d e f", "g", "h i j a b c"]
+    # A policy may write any text, also what a file would hold as a dialogue.
+    prompts, completions = ["a b", "c", "a b"], ["d e f", "g", "\n\nHuman: a b\n\nAssistant: h\n\nHuman: i"]
     rewards = score(
         prompts=prompts, completions=completions, completion_ids=[[1]] * 3, trainer_state=None, column=[1] * 3
     )

@@ -141,6 +141,14 @@ def test_text_that_is_no_printed_message() -> None:
         assert row.chosen.response == text
 
 
+def test_a_long_text_is_read_in_no_time() -> None:
+    """It took minutes where what it may be was looked for again at each of its words."""
+    text = "[" + "'role': " * 30_000 + "]"
+    (row,) = read_rows([{"prompt": text, "chosen": text, "rejected": "b"}])
+    assert isinstance(row, PairRow)
+    assert row.chosen.response == text
+
+
 def test_messages_with_columns_of_two_shapes() -> None:
     """As parquet and Arrow keep them, with nulls."""
     both = [
@@ -224,6 +232,11 @@ def test_a_passage_stays_where_it_is(record: dict[str, Any]) -> None:
     assert row.spans is not None
     (span,) = row.spans
     assert row.text.response[span.start : span.end] == "BAD"
+
+
+def test_a_label_with_half_a_character_is_refused() -> None:
+    for record in ({"label": "\ud83d"}, {"labels": {"\ud83d": True}}, {"label": 1, "spans": [[0, 1, "\ud83d"]]}):
+        refused(partial(labelled, text="a", **record), "row 1", "half of a character")
 
 
 def test_a_truth_value_is_no_place_in_a_text() -> None:

@@ -54,7 +54,7 @@ class RewardFunction:
         if len(prompts) != len(completions):
             raise OtterError(f"there are {len(prompts)} prompts and {len(completions)} completions: give one each")
         rows = [
-            parse_row({"prompt": prompt, "completion": completion, "score": 0.0}, f"completion {number}")
+            parse_row({"prompt": prompt, "completion": _messages(completion), "score": 0.0}, f"completion {number}")
             for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True), start=1)
         ]
         examples = list(RowEncoder(self._tokenizer, self._limits).examples(enumerate(rows)))
@@ -62,3 +62,8 @@ class RewardFunction:
             raise OtterError("a completion has no token to judge: the tokenizer has no end-of-sequence token for it")
         scored = score_ends(self._model, examples, self._batch_size, self._adapter_name)
         return [rewards[-1] for row in scored for rewards in row.rewards]
+
+
+def _messages(completion: Any) -> Any:
+    """Returns a completion as messages: a policy may write any text, also one that a file would hold as a dialogue."""
+    return [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion

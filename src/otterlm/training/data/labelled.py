@@ -185,4 +185,4 @@ def _read_span(value: Any, where: str) -> tuple[int, int, str | None]:
     label = parts[2] if len(parts) == 3 else None
     if len(whole) != 2 or len(parts) > 3 or not (label is None or isinstance(label, str)):
         raise OtterError(f"{where}: a span is [start, end), such as [8, 40], got {value!r}")
-    return whole[0], whole[1], label
+    return whole[0], whole[1], None if label is None else clean(label, where)

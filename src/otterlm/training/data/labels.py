@@ -8,7 +8,7 @@ from otterlm.checks import shown
 from otterlm.errors import OtterError
 from otterlm.settings import setting
 from otterlm.training.data.class_names import ClassNumber
-from otterlm.training.data.conversations import is_present, of_python
+from otterlm.training.data.conversations import clean, is_present, of_python
 from otterlm.training.data.printed import read_printed
 
 _OFFENCE = "unsafe toxic harmful hateful hate offensive abusive bad inappropriate flagged yes"
@@ -120,7 +120,11 @@ def read_label(value: Any, names: LabelNames, where: str) -> Marks:
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         value = read_printed_list(value, where)
     if isinstance(value, Mapping):
-        truth = {str(name): _truth(held, f"{where}, {name}") for name, held in value.items() if is_present(held)}
+        truth = {
+            clean(str(name), where): _truth(held, f"{where}, {name}")
+            for name, held in value.items()
+            if is_present(held)
+        }
         held = tuple(name for name, true in truth.items() if true)
         return Marks(*_sides(held, names, where), judged=tuple(truth), single=False)
     if isinstance(value, list | tuple):
@@ -154,7 +158,7 @@ def _name(value: Any, names: LabelNames, where: str) -> str:
     if isinstance(value, ClassNumber) and names.label_names is None:
         value = value.name
     if isinstance(value, str):
-        text = value.strip()
+        text = clean(value, where).strip()
         value = {"true": True, "false": False}.get(text.lower(), text)
     if isinstance(value, str) and value and not _is_number(value):
         return value

@@ -34,11 +34,9 @@ def read_printed(text: str) -> Any:
 
 
 _BEGINS = re.compile(r"""\s*(?:array\()?\[\s*\{\s*['"](?:role|content|from|value)['"]\s*:""")
-_ITEMS = re.compile(r"\s*(?:array\()?[\[{].*[\]})]\s*\Z", re.DOTALL)
 _FIELDS = [
-    re.compile(rf"""['"]{role}['"]\s*[:,].*['"]{content}['"]\s*[:,]|\b{role}=.*\b{content}=""", re.DOTALL)
+    [re.compile(rf"""['"]{name}['"]\s*[:,]|\b{name}=""") for name in names]
     for names in (("role", "content"), ("from", "value"))
-    for role, content in (names, names[::-1])
 ]
 
 
@@ -47,4 +45,7 @@ def is_like_messages(text: str) -> bool:
 
     Such as messages cut short, with a date in them, or of a class of their own: `[Message(role='user', content='Hi')]`.
     """
-    return bool(_BEGINS.match(text)) or (bool(_ITEMS.match(text)) and any(field.search(text) for field in _FIELDS))
+    if _BEGINS.match(text):
+        return True
+    is_list = text.lstrip().startswith(("[", "{", "array(")) and text.rstrip().endswith(("]", "}", ")"))
+    return is_list and any(all(field.search(text) for field in fields) for fields in _FIELDS)
