@@ -1,5 +1,6 @@
 """Defines options that several verbs share, and prints their results."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -63,7 +64,7 @@ def parse_adapter(text: str, option: str = "--adapter") -> tuple[str | None, str
     name, equals, folder = text.partition("=")
     if not text or (equals and not folder):
         raise OtterError(f"{option} {text!r} names no folder")
-    if not name or not equals or "/" in name or Path(text).is_dir():
+    if not equals or Path(text).is_dir() or not re.fullmatch(r"[\w .-]+", name):
         return None, text
     if not name.isidentifier():
         raise OtterError(f"{option} {text!r}: a NAME is letters, digits and underscores, got {name!r}")
