@@ -160,6 +160,40 @@ def test_messages_with_columns_of_two_shapes() -> None:
     assert read_rows(table) == read_rows([{"chosen": plain, "rejected": plain}])
 
 
+def test_parts_that_a_table_keeps_as_text() -> None:
+    """A text that prints parts of a message is these parts; any other list is what somebody says."""
+    parts = [{"type": "text", "text": "Q"}]
+    plain = {"chosen": [message("user", "Q"), message("assistant", "a")], "rejected": [message("assistant", "b")]}
+    plain["rejected"].insert(0, message("user", "Q"))
+    for printed in (json.dumps(parts), str(parts), str(numpy.array(parts))):
+        (row,) = read_rows([{"prompt": [message("user", printed)], **AB}])
+        assert row == read_rows([plain])[0]
+    picture = json.dumps([*parts, {"type": "image"}])
+    refused(lambda: read_rows([{"prompt": [message("user", picture)], **AB}]), "row 1", "part of type image")
+    for said in ('[{"type": "apple", "text": "Q"}]', '[{"type": "text"'):
+        assert read_prompts([{"prompt": [message("user", said)]}]) == [(("user", said),)]
+
+
+def test_a_conversation_beside_the_prompt_says_no_more_than_it() -> None:
+    turns = [message("user", "Q"), message("assistant", "a")]
+    system = message("system", "S")
+    for record in ({"messages": turns}, {"system": "S", "messages": [system, *turns]}, {"messages": turns[:1]}):
+        assert read_rows([{"prompt": "Q", **record, **AB}])
+        assert read_prompts([{"prompt": "Q", **record}])
+    assert read_rows([{"prompt": "Q", "messages": [system, *turns], **{side: [system, *turns] for side in AB}}])
+    for lost in ([system, *turns], [message("user", "P"), message("assistant", "R"), *turns], [message("user", "P")]):
+        refused(partial(read_rows, [{"prompt": "Q", "messages": lost, **AB}]), "prompt and messages", "keep one")
+        refused(partial(read_prompts, [{"prompt": "Q", "messages": lost}]), "prompt and messages", "keep one")
+
+
+def test_a_system_turn_on_one_side_is_refused() -> None:
+    turns = [message("user", "Q"), message("assistant", "a")]
+    for prompt in ({}, {"prompt": "Q"}):
+        row = {"chosen": [message("system", "S"), *turns], "rejected": turns, **prompt}
+        refused(partial(read_rows, [row]), "row 1", "one has a system turn")
+    assert read_rows([{"system": "S", "chosen": [message("system", "S"), *turns], "rejected": turns}])
+
+
 def test_a_part_with_a_picture_is_refused() -> None:
     part = {"type": "text", "text": "Q", "image": "x.png"}
     chosen = [message("user", [part]), message("assistant", "a")]

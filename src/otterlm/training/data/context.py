@@ -79,7 +79,24 @@ def read_context(record: Mapping[str, Any], where: str, responses: Collection[st
             turns.insert(0, ("system", system))
         elif turns[0][1].strip() != system.strip():
             raise OtterError(f"{where}: column {name} and another column hold different system turns: keep one")
+    if columns.keys() & set(PROMPT_COLUMNS):
+        _check_conversations(columns, turns, [record.get(name) for name in responses], where)
     return turns
+
+
+def _check_conversations(columns: Mapping[str, Any], turns: list[Turn], responses: Sequence[Any], where: str) -> None:
+    """Checks that a whole conversation beside the prompt and its responses says no more than they, but a response."""
+    names = [name for name in CONVERSATIONS if name in columns]
+    if not names:
+        return
+    read = [read_turns(value, where) or [("assistant", str(value))] for value in responses if _has_text(value)]
+    known = [*turns, *(turn for response in read for turn in response)]
+    for name in names:
+        others = read_prompt(columns[name], f"{where}, column {name}")
+        others = others[:-1] if others and others[-1][0] == "assistant" else others
+        if others and not _contains_all(known, others):
+            first = next(column for column in PROMPT_COLUMNS if column in columns)
+            raise OtterError(f"{where}: columns {first} and {name} hold different prompts: keep one")
 
 
 def check_no_prompt(record: Mapping[str, Any], responses: Collection[str], where: str) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from otterlm.errors import OtterError
+from otterlm.training.data.hh import ASSISTANT, FIRST_TURN, TURN, split_hh
 from otterlm.training.data.printed import is_like_messages, read_printed
 
 Turn = tuple[str, str]
@@ -35,6 +36,9 @@ CONVERSATIONS = ("messages", "conversations", "conversation")
 """Fields of these names hold turns."""
 _MEDIA = ("image", "images", "image_url", "audio", "input_audio", "video", "videos", "video_url")
 _UNREAD = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", *_MEDIA)
+_TEXT_KINDS = ("text", "input_text", "output_text")
+_KINDS = (*_TEXT_KINDS, *_MEDIA, "input_image", "file")
+_PARTS = re.compile(r"""\s*\[\s*\{.*['"]type['"]""", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,7 @@ def read_turns(value: Any, where: str) -> list[Turn] | None:
     """
     messages = _read_messages(value, where)
     if messages is None:
-        return _split_hh(clean(str(value), where))
+        return split_hh(clean(str(value), where))
     return [(role, clean(content, f"{where}, message {n}")) for n, (role, content) in enumerate(messages, start=1)]
 
 
@@ -91,7 +95,7 @@ def read_prompt(value: Any, where: str) -> list[Turn]:
     turns = read_turns(value, where)
     if turns is None:
         return [("user", _without_turns(str(value), where))]
-    if turns and turns[-1][0] == "user" and _ASSISTANT.search(turns[-1][1]) and _is_hh(value, where):
+    if turns and turns[-1][0] == "user" and ASSISTANT.search(turns[-1][1]) and _is_hh(value, where):
         raise OtterError(f"{where}: in HH text a blank line must stand before 'Assistant:'")
     while turns and turns[-1][0] == "assistant" and not turns[-1][1].strip():
         turns.pop()
@@ -101,7 +105,7 @@ def read_prompt(value: Any, where: str) -> list[Turn]:
 def starts_with_turn(text: str, where: str) -> bool:
     """Returns whether a text is a conversation from its first word on: in the HH format, or printed messages."""
     text = clean(text, where)
-    return bool(_FIRST_TURN.match(text)) or _read_printed(text, where) is not None
+    return bool(FIRST_TURN.match(text)) or _read_printed(text, where) is not None
 
 
 def _is_hh(value: Any, where: str) -> bool:
@@ -169,29 +173,9 @@ def clean(text: str, where: str) -> str:
     return text.replace("\r\n", "\n").removeprefix("\ufeff")
 
 
-_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
-_USERS_TURN = re.compile(r"(?:\A\s*|\n\n)(User|Assistant):")
-"""This matches the turns of texts that name the human so from their first word on."""
-_FIRST_TURN = re.compile(r"\s*(Human|User|Assistant):")
-_SYSTEM = re.compile(r"\A\s*System:")
-_ASSISTANT = re.compile(r"[\r\n][ \t]*Assistant:")
-"""This matches the assistant's marker at the start of any line."""
-
-
-def _split_hh(text: str) -> list[Turn] | None:
-    first = _FIRST_TURN.match(text)
-    of_user = first is not None and first[1] == "User" and "\n\nAssistant:" in text
-    before, *pieces = (_USERS_TURN if of_user else _TURN).split(text)
-    if not pieces or (before.strip() and "Human" not in pieces[::2]):
-        return None
-    roles = {"Human": "user", "User": "user", "Assistant": "assistant"}
-    turns = [(roles[name], content) for name, content in zip(pieces[::2], pieces[1::2], strict=True)]
-    return [("system", _SYSTEM.sub("", before)), *turns] if before.strip() else turns
-
-
 def _without_turns(text: str, where: str) -> str:
     text = clean(text, where)
-    if _TURN.search(text):
+    if TURN.search(text):
         raise OtterError(
             f"{where}: in HH text 'Human:' must stand before what the human says, and 'Assistant:' after it"
         )
@@ -267,6 +251,8 @@ def _text(content: Any, where: str) -> str:
     """Returns the text of a message: a text, or parts of text, joined as chat templates print them."""
     content = of_python(content)
     if isinstance(content, str):
+        content = _printed_parts(content) or content
+    if isinstance(content, str):
         return content
     parts = [content] if isinstance(content, Mapping) else content
     if not isinstance(parts, list | tuple):
@@ -274,11 +260,22 @@ def _text(content: Any, where: str) -> str:
     return "".join(_text_of_part(part, where) for part in parts)
 
 
+def _printed_parts(text: str) -> list[Any] | None:
+    """Returns the parts of a message that a text prints, as tables keep them; None for any other text."""
+    if not _PARTS.match(text):
+        return None
+    with contextlib.suppress(ValueError):
+        parts = read_printed(text)
+        if isinstance(parts, list) and all(isinstance(part, Mapping) and part.get("type") in _KINDS for part in parts):
+            return parts
+    return None
+
+
 def _text_of_part(part: Any, where: str) -> str:
     if isinstance(part, str):
         return part
     kind = part.get("type", "text") if isinstance(part, Mapping) else type(part).__name__
-    if kind not in ("text", "input_text", "output_text"):
+    if kind not in _TEXT_KINDS:
         raise OtterError(f"{where} holds a part of type {kind}: only text can be read")
     if not isinstance(part.get("text"), str):
         raise OtterError(f"{where} holds a part without text")

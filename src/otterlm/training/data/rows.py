@@ -143,7 +143,8 @@ def read_dialogues(record: Mapping[str, Any], columns: Sequence[str], where: str
             there = column_names(record)
             raise OtterError(f"{where}: column {column} is missing or empty (columns there: {there})")
     if context:
-        return [join(context, response, where) for response in _read_responses(values, context, where)]
+        joined = [join(context, response, where) for response in _read_responses(values, context, where)]
+        return _alike(joined, columns, where)
     dialogues = [parse_dialogue(value, f"{where}, column {column}") for column, value in values.items()]
     if len({dialogue.prompt is None for dialogue in dialogues}) > 1:
         raise OtterError(f"{where}: of {' and '.join(columns)} one is a dialogue and the other a text without a prompt")
@@ -151,6 +152,13 @@ def read_dialogues(record: Mapping[str, Any], columns: Sequence[str], where: str
         raise OtterError(f"{where}: of {' and '.join(columns)} one is a dialogue and the other a response alone")
     if dialogues[0].prompt is None and columns != ["text"]:
         check_no_prompt(record, columns, where)
+    return _alike(dialogues, columns, where)
+
+
+def _alike(dialogues: list[Dialogue], columns: Sequence[str], where: str) -> list[Dialogue]:
+    """Returns dialogues, of which all or none begin with the system's turn."""
+    if len({(dialogue.prompt or ((),))[0][:1] == ("system",) for dialogue in dialogues}) > 1:
+        raise OtterError(f"{where}: of {' and '.join(columns)} one has a system turn and the other has none")
     return dialogues
 
 
