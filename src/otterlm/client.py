@@ -42,7 +42,7 @@ def request(folder: str | Path, **settings: Any) -> dict[str, Any]:
     """
     path = Path(folder) / "config.json"
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise OtterError(f"cannot read {path}: {reason(error)}") from error
     arguments = {PREFIX + name: value for name, value in settings.items()}

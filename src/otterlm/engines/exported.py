@@ -90,7 +90,7 @@ def export(base: str, adapters: Mapping[str, str | Path], out: str | Path, copy:
     }
     index = source / SAFE_WEIGHTS_INDEX_NAME
     if index.exists():
-        content = json.loads(index.read_text())
+        content = json.loads(index.read_text(encoding="utf-8"))
         content["weight_map"] |= dict.fromkeys(inserted, WEIGHTS)
         written[SAFE_WEIGHTS_INDEX_NAME] = files.text(json.dumps(content, indent=2) + "\n")
     files.write_files(target, written)
