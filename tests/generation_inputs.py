@@ -23,7 +23,7 @@ from generation_table import (
     tokenizer,
     turn_before,
 )
-from transformers import DynamicCache, StaticCache
+from transformers import BatchEncoding, DynamicCache, StaticCache
 
 SETTINGS: dict[str, Setting] = {
     # Drafts
@@ -94,6 +94,26 @@ SETTINGS: dict[str, Setting] = {
     ),
     "use_mtp": Setting(same(use_mtp=True), rows=1, refused=ALL, says="with use_mtp:|num_mtp_layers"),
     # Inputs and caches
+    "a prompt of the tokenizer": Setting(
+        lambda prompt: {"input_ids": BatchEncoding(dict(prompt)), "attention_mask": None},
+        refused=ALL,
+        says="with a prompt that is a BatchEncoding:|got BatchEncoding",
+    ),
+    "a list": Setting(
+        lambda prompt: {"input_ids": prompt["input_ids"].tolist(), "attention_mask": None},
+        refused=ALL,
+        says="with a prompt that is a list:|got list",
+    ),
+    "a mask that is a list": Setting(
+        lambda prompt: {"attention_mask": prompt["attention_mask"].tolist()},
+        refused=ALL,
+        says="with an attention_mask that is a list:",
+    ),
+    "a prompt without rows": Setting(
+        lambda prompt: {"input_ids": prompt["input_ids"][0], "attention_mask": None},
+        refused=ALL,
+        says="with a prompt .7.:|got .7.",
+    ),
     "no prompts": Setting(part_of(0, None), refused=ALL, says="with no prompts:|takes one prompt"),
     "prompts of no tokens": Setting(part_of(None, 0), refused=ALL, says="with a prompt of no tokens:"),
     "unknown tokens": Setting(

@@ -261,6 +261,6 @@ def call_of(intervention: str, setting: Setting) -> Call:
         settings |= {"do_sample": True, "top_k": 0}
     known = 0 if settings["input_ids"] is None else prompt["input_ids"].shape[1]
     mask = changed.get("attention_mask")
-    mask = prompt["attention_mask"] if mask is None or mask.shape != prompt["input_ids"].shape else mask.long()
+    mask = prompt["attention_mask"] if getattr(mask, "shape", None) != prompt["input_ids"].shape else mask.long()
     texts = Texts(otter(), prompt["input_ids"], mask, changed.get("position_ids"), known)
     return Call(settings, texts, setting.ends)

@@ -195,7 +195,8 @@ def test_a_stream_takes_what_generate_takes() -> None:
     ids = prompts(1)["input_ids"]
     expected = [step.token for step in stream_tokens(otter(), tokenizer(), ids, **GREEDY)]
     assert [step.token for step in stream_tokens(otter(), tokenizer(), inputs=ids, **GREEDY)] == expected
-    refused(lambda: list(stream_tokens(otter(), tokenizer(), ids.tolist(), **GREEDY)), "got list")
+    listed: Any = ids.tolist()
+    refused(lambda: list(stream_tokens(otter(), tokenizer(), listed, **GREEDY)), "got list")
     refused(lambda: list(stream_tokens(otter(), tokenizer(), **GREEDY)), "got NoneType")
 
 
@@ -261,19 +262,14 @@ def test_inputs_that_a_judge_would_not_read_are_refused() -> None:
     refused(partial(model.generate, **arguments, custom_generate=BestOfN(2)), "token_type_ids")
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_rollback_steers_in_full_precision(dtype: torch.dtype) -> None:
+def test_a_rollback_steers_in_full_precision() -> None:
     """In half precision a large weight would rule out all tokens, and the first would be taken in silence."""
-    model = OtterModel(tiny_base(num_hidden_layers=2, dtype=dtype))
+    model = OtterModel(tiny_base(num_hidden_layers=2, dtype=torch.float16))
     add_tiny_adapter(model, "guard", seed=4, signal=GuardConfig(("rude", "threat"), vocabulary_rank=4))
-    model.eval()
-    loop = GuardRollback(1e6, back=0, attempts=2, alarm=0.5)
-    output = model.generate(**prompts(1), **GREEDY, return_dict_in_generate=True, custom_generate=loop)
-    assert output.rollbacks[0]
+    loop = GuardRollback(1e6, back=0, attempts=12, alarm={"threat": 0.5})  # the weight doubles with every alarm
+    output = model.eval().generate(**prompts(1), **GREEDY, return_dict_in_generate=True, custom_generate=loop)
     (length, _), *again = output.taken_back[0]
-    whole = torch.cat((prompts(1)["input_ids"], output.sequences[:, 7 : 7 + length]), dim=-1)
+    text = torch.cat((prompts(1)["input_ids"], output.sequences[:, 7 : 7 + length]), dim=-1)
     with torch.no_grad():
-        scores = model(whole).signals["guard"].vocabulary(label=output.rollbacks[0][0])[0].float()
-    back = again and again[0][0] == length
-    chosen = again[0][1][0] if back else int(output.sequences[0, 7 + length])
-    assert scores[chosen] >= scores.max() - 1e-2
+        best = int(model(text).signals["guard"].vocabulary(label="threat")[0].argmax())
+    assert again == [(length, [best])] * 12

@@ -1,8 +1,18 @@
 """Says what in the prompt of a call of `generate` cannot be honoured, or would be misread without a word."""
 
+from torch import Tensor
 from transformers.cache_utils import StaticLayer
 
 from otterlm.generation.request import Request, token_numbers
+
+
+def no_tensor(request: Request) -> str:
+    """Names a prompt or a mask that is not a tensor, or a prompt without rows."""
+    prompt, mask = request.prompt, request.arguments.get("attention_mask")
+    for name, value in (("a prompt", prompt), ("an attention_mask", mask)):
+        if value is not None and not isinstance(value, Tensor):
+            return f"{name} that is a {type(value).__name__}"
+    return f"a prompt {list(prompt.shape)}" if prompt is not None and prompt.dim() < 2 else ""
 
 
 def prompt_size(request: Request) -> str:

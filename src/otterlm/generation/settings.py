@@ -178,6 +178,7 @@ _SETTINGS: tuple[tuple[str | None, Callable[[Request], str], str], ...] = (
     ("beams", _beams, "it follows one path a row; num_beams must be 1"),
     ("drafts", _drafts, "it needs passes that it makes itself, or of one token; leave it out"),
     (None, _early_exit, "adapters read all blocks; use another assistant, or disable_adapter"),
+    (None, prompts.no_tensor, "give tensors [B, T], as **tokenizer(texts, return_tensors='pt')"),
     (None, prompts.prompt_size, "it needs a text to begin with; give a token, such as bos_token_id"),
     (None, prompts.unknown_tokens, "the base does not have them; use its own tokenizer"),
     (None, prompts.mask_size, "a mask has a number for every token, and for those in past_key_values"),
