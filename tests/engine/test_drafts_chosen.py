@@ -15,16 +15,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_repeats_are_copied_and_seeds_hold(folder: Path) -> None:
-    """The random model repeats itself, and its random heads guess nothing of that. A request that samples with a seed
+    """The lookup guesses what random heads do not, and more than three heads could. A request that samples with a seed
     of its own has no drafts: how many there are depends on the machine, and the seed's samples on how many."""
-    long = greedy(max_tokens=80)
+    repeating = greedy(max_tokens=60, allowed_token_ids=[70])
     seeded = [SamplingParams(temperature=1.0, max_tokens=20, seed=index, ignore_eos=True) for index in range(6)]
-    mixed = [seeded[index] if index % 2 else long for index in range(6)]
-    batches = ((PROMPTS, long), (PROMPTS, seeded), (PROMPTS, mixed))
+    mixed = [seeded[index] if index % 2 else repeating for index in range(6)]
+    batches = ((PROMPTS, repeating), (PROMPTS, seeded), (PROMPTS, mixed))
     speculative = {"method": "custom_class", "model": "oracle.Eager", "num_speculative_tokens": 6}
     plain = answers(folder, *batches)
     *ours, counts = answers(folder, *batches, speculative_config=speculative, count=True)
     assert [tokens_of(batch) for batch in ours] == [tokens_of(batch) for batch in plain]
-    repeated = sum(tokens[-5:] == tokens[-10:-5] for tokens in tokens_of(plain[0]))
-    assert repeated > 1
-    assert counts["accepted"] > 40 * repeated  # more than three heads can give
+    texts = 6 + 3  # that repeat
+    assert counts["accepted"] > texts * 46  # three drafts a step would be 45

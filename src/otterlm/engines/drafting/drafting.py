@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from otterlm.decoding.experience import FORGETTING, OUTLIER
-from otterlm.engines.drafting.choice import Choice, choose
+from otterlm.engines.drafting.choice import Choice, choose, weigh
 from otterlm.engines.drafting.gate import Gate
 from otterlm.engines.drafting.guesses import Chains, Copied, together
 from otterlm.engines.drafting.step_costs import Cost, StepCosts
@@ -120,19 +120,28 @@ class Drafting:
         """Returns guesses at the next tokens of each request, and how many of them are verified."""
         copies = [[token for token, _ in row] for row in copied]
         chances = [together(chance for _, chance in row) for row in copied]
-        cheap = choose(chances, cost.after(size.copying.seconds))
+        weights = weigh([self._texts[request.name].ahead for request in running])
+        cheap = choose(chances, cost.after(size.copying.seconds), weights)
         if heads is None or all(row and row[0] >= SURE for row in chances):
             return copies, cheap
-        chains = self._grow(running, copied, cost, size, heads())
+        chains = self._grow(running, copied, cost, size, heads(), weights)
         spent = cost.after(size.copying.seconds + chains.depth * size.level.seconds)
-        guessed = choose(_of_drafted(running, chains.chances), spent)
-        copying = choose(chances, spent)  # what the heads took is spent
+        guessed = choose(_of_drafted(running, chains.chances), spent, weights)
+        copying = choose(chances, spent, weights)  # what the heads took is spent
         best = max(guessed, copying, key=lambda choice: choice.rate)
         size.heads.learn(best.rate / cheap.rate - 1)
         tokens = [[guess.token for guess in guesses] for guesses in chains.guesses]
         return (tokens if best is guessed else copies), best
 
-    def _grow(self, running: Sequence[Running], copied: Copied, cost: Cost, size: _Size, drafter: Drafter) -> Chains:
+    def _grow(
+        self,
+        running: Sequence[Running],
+        copied: Copied,
+        cost: Cost,
+        size: _Size,
+        drafter: Drafter,
+        weights: Sequence[float],
+    ) -> Chains:
         """Grows chains of guesses, until one more level is not worth its time."""
         begun = self._clock()
         texts = [self._texts[request.name] for request in running]
@@ -141,8 +150,8 @@ class Drafting:
         while chains.grows:
             if chains.depth:
                 spent = size.copying.seconds + chains.depth * size.level.seconds
-                now = choose(_of_drafted(running, chains.chances), cost.after(spent))
-                hoped = choose(_of_drafted(running, chains.hoped), cost.after(spent + size.level.seconds))
+                now = choose(_of_drafted(running, chains.chances), cost.after(spent), weights)
+                hoped = choose(_of_drafted(running, chains.hoped), cost.after(spent + size.level.seconds), weights)
                 if hoped.rate <= now.rate:
                     break
             chains.grow()

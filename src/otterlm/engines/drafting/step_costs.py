@@ -13,8 +13,11 @@ SEEN = 2
 """So many steps without drafts must have been timed before drafts are compared with them."""
 STALE = 64
 """After so many steps with drafts one is made without."""
-TOKENS = 16
-"""Before it was measured, a step of no tokens counts as much as so many tokens."""
+TOKENS = 64
+"""Where nothing was measured, a step of no tokens counts as much as so many tokens. That is hopeful, so that drafts are
+tried."""
+LENT = 4
+"""What is known of another number of requests counts as so many steps."""
 RECENT, IDLE = 0.97, 0.99
 """What was learned of steps with drafts counts less after each: of them, and of those without. So after some hundred
 steps without drafts they are tried again."""
@@ -135,10 +138,13 @@ class StepCosts:
             known.plain *= 1 + UNSEEN * (seconds / expected - 1)  # the machine may be slower now
 
     def _enter(self, rows: int) -> _Rows:
-        start, slope = 0.0, 1 / (rows + TOKENS)
+        line = _Line(0.0, 1 / (rows + TOKENS))
         if self._rows:
             nearest = min(self._rows, key=lambda other: abs(other - rows))
             start, slope = self._rows[nearest].line.fit()
             slope *= (nearest + TOKENS) / (rows + TOKENS)
-        self._rows[rows] = known = _Rows(_Line(start, slope))
+            for step in range(LENT):
+                drafts = 1 + step * rows // LENT
+                line.learn(drafts, start + slope * drafts)
+        self._rows[rows] = known = _Rows(line)
         return known

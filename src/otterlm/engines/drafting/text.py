@@ -44,9 +44,14 @@ class Guess(NamedTuple):
 
 
 class Text:
-    """The text belongs to one request."""
+    """The text belongs to one request.
+
+    Attributes:
+        ahead: how many drafts of it were right.
+    """
 
     def __init__(self) -> None:
+        self.ahead = 0
         self._lookup: Lookup | None = None
         self._read = 0
         self._guesses: Sequence[Guess] = ()
@@ -72,7 +77,8 @@ class Text:
         self._guesses = guesses
 
     def check(self, new: Sequence[int], trust: Trust) -> None:
-        """Learns from the tokens that came after the guesses were made."""
+        """Learns from the tokens that came after the guesses were made: all but the last one were verified drafts."""
+        self.ahead += len(new) - 1
         for head, (guess, token) in enumerate(zip(self._guesses, new, strict=False)):
             right = guess.token == token
             trust.learn(head, guess.sure, right)
