@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import torch
 from conftest import WIDTH, add_tiny_adapter, close, refused, tiny_base, tiny_config, tiny_otter, tokens
+from families import unlisted
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 from transformers.models.llama import modeling_llama
 
 from otterlm.families.facts import logit_transform
 from otterlm.model import OtterModel
+from otterlm.plan import plan
 
 IDS = tokens(2, 9)
 
@@ -91,6 +93,21 @@ def test_a_part_that_was_put_into_a_base():
     base.model.layers[1].mlp = part
     refused(lambda: OtterModel(base, tiny_config(taps="inside")), "DoubleMLP was put into it after it was made")
     assert OtterModel(base, tiny_config()).adapter().config.taps == "edge"
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("llama", {"is_causal": False}),
+        ("gpt2", {"is_causal": False, "n_inner": 48}),
+        ("smollm3", {"is_causal": False}),
+        ("gemma3_text", {"use_bidirectional_attention": True, "head_dim": 16}),
+    ],
+)
+def test_a_decoder_that_reads_later_tokens(kind, settings):
+    base = unlisted(kind, **settings)
+    refused(lambda: OtterModel(base), f"this {kind} reads later tokens, as encoders do")
+    refused(lambda: plan(base.config, tiny_config()), "reads later tokens, as encoders do")
 
 
 def scaled(factor: float) -> LlamaForCausalLM:

@@ -108,6 +108,9 @@ def _parameters(model: nn.Module) -> Iterator[Tensor]:
             if type(weight) is not Tensor:
                 weight = weight.full_tensor() if hasattr(weight, "full_tensor") else weight.dequantize()
             yield weight
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:  # some quantised layers hold their weights so
+                yield buffer
 
 
 def _sample(parameter: Tensor) -> list[float]:

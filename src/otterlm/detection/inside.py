@@ -51,6 +51,8 @@ def known_inside(base: PreTrainedModel, config: Any, listed: Family | None = Non
         small = replica(base) if alike else None
         if small is not None and (put := changed - changed_parts(small)):
             raise OtterError(f"{_names(put)} was put into it after it was made")
+        if small is not None and reads_later(small):
+            raise OtterError("it reads later tokens, as encoders do")
     except OtterError as error:
         raise OtterError(f"{what}, and {error} (see docs/families.md to add it)") from None
     for family in alike:
@@ -118,6 +120,16 @@ def _variants(family: Family, config: Any) -> Iterator[Family]:
         yield alike
         for parallel, centred, offset in product((False, True), (False, True), (0.0, 1.0)):
             yield replace(alike, parallel=parallel, centred=centred, norm_offset=offset)
+
+
+@torch.no_grad()
+def reads_later(model: Any) -> bool:
+    """Returns whether what a model says of a token depends on later ones."""
+    ids = torch.arange(1, TOKENS + 1, device=device_of(model.get_input_embeddings()))[None]
+    other = ids.clone()
+    other[:, -1] = 0
+    one, two = (model(each, use_cache=False)[0][:, :-1] for each in (ids, other))
+    return bool((one - two).abs().max() > TOLERANCE * one.abs().max())
 
 
 MISFIT = "act otherwise"
