@@ -29,10 +29,11 @@ from transformers import PreTrainedModel
 from otterlm.bases import load_base, load_config, load_tokenizer
 from otterlm.bench.guard import measure, otter_detector, truth_of
 from otterlm.bench.guard_probes import probes
+from otterlm.bench.report import machine
 from otterlm.bench.timing import take_turns
 from otterlm.config import OtterConfig
 from otterlm.files import write_text
-from otterlm.identity import check, identity, of_config, of_data, of_weights
+from otterlm.identity import identity, of_config, of_data, of_weights, read_checked
 from otterlm.layers import parse_layers
 from otterlm.model import OtterModel
 from otterlm.plan import plan
@@ -74,7 +75,7 @@ def make_row(path: Path, depends: dict[str, Any], compute: Callable[[], dict[str
     """Computes a row and writes it, unless it is there."""
     this = identity("row of a base", **depends)
     if path.exists():
-        check(path, json.loads(path.read_text(encoding="utf-8"))["identity"], this)
+        read_checked(path, this)
         print(f"{path} is there")
         return
     row = compute()
@@ -132,6 +133,8 @@ def preference(arguments: argparse.Namespace) -> None:
             depends = {"base": of_weights(base), "data": of_data(examples), "held": sorted(held)}
             if method == "otter":
                 depends |= {"adapter": of_config(config), "epochs": arguments.epochs}
+            elif method == "lora":
+                depends |= {"rank": arguments.rank}
             row = partial(preference_row, arguments, base, config, examples, held, fixed)
             make_row(out / "rows" / f"preference-{name}-{method}-{seed}.json", fixed | depends, row)
 
@@ -199,8 +202,9 @@ def guard(arguments: argparse.Namespace) -> None:
         rows_of = [each.to_dict() for each in measured]
         return {"task": "guard", "base": arguments.base, "parameters": count, "rows": rows_of}
 
-    data = of_data([each.example for each in learned + tested])
-    depends = {"base": of_weights(base), "data": data, "adapter": of_config(config)}
+    data, held_out = (of_data((each.example, each.row.marks) for each in part) for part in (learned, tested))
+    depends = {"base": of_weights(base), "data": data, "held_out": held_out, "adapter": of_config(config)}
+    depends |= {"record": arguments.record}  # what is recorded is rounded to bf16
     make_row(out / "rows" / "guard.json", depends, row)
 
 
@@ -231,7 +235,8 @@ def cost(arguments: argparse.Namespace) -> None:
         }
 
     settings = {name: getattr(arguments, name) for name in ("prompt", "new", "rounds")}
-    make_row(out / "rows" / "cost.json", {"base": of_weights(base), "adapter": of_config(config), **settings}, row)
+    depends = {"base": of_weights(base), "adapter": of_config(config), "machine": machine(), **settings}
+    make_row(out / "rows" / "cost.json", depends, row)
 
 
 def parser() -> argparse.ArgumentParser:

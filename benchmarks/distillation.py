@@ -29,7 +29,7 @@ from otterlm.bench.judges import Perplexity, Toxicity
 from otterlm.decoding import RewardGuidance
 from otterlm.decoding.prompt import read_once
 from otterlm.files import write_text
-from otterlm.identity import identity, of_data, of_weights
+from otterlm.identity import identity, of_data, of_inserted, of_tokenizer
 from otterlm.model import OtterModel
 from otterlm.resumable import run_resumable
 from otterlm.training.data.packing import Example
@@ -37,7 +37,7 @@ from otterlm.training.data.prompts import read_prompts
 from otterlm.training.data.tokens import prompt_tokens
 from otterlm.training.evaluation.bootstrap import Statistic, interval
 from otterlm.training.evaluation.scoring import correlations, score_examples
-from otterlm.training.teachers.continuations import pad_left, responses_of
+from otterlm.training.teachers.continuations import of_generation, pad_left, responses_of
 
 TEST, NEW, TOP_K = 100, 32, 10
 BATCH, SAMPLES = 20, 2  # prompts a pass, and samples of each; the base samples twice, for best-of-4
@@ -126,7 +126,8 @@ def sample(arguments: argparse.Namespace, model: OtterModel, tokenizer: Any, pro
             }
         return results
 
-    parts = {"weights": arguments.weights, "prompts": of_data(prompts), "model": of_weights(model)}
+    parts = {"weights": arguments.weights, "prompts": of_data(prompts), "tokenizer": of_tokenizer(tokenizer)}
+    parts |= of_generation(base) | {"adapter": of_inserted(model.adapter())}
     starts, path = range(0, len(prompts), BATCH), arguments.out / arguments.samples
     batches = run_resumable(starts, one, path, identity("distillation benchmark", **parts), "sampling")
     return {

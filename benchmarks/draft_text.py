@@ -29,7 +29,7 @@ from transformers import PreTrainedTokenizerBase
 
 from otterlm.bases import base_folder, load_base, load_tokenizer
 from otterlm.files import hold, make_folder, remove_unfinished, write_files, write_text
-from otterlm.identity import check, identity, of_data, of_weights
+from otterlm.identity import check, identity, of_data, of_tokenizer, of_weights
 from otterlm.training.data.conversations import Prompt
 from otterlm.training.data.prompts import read_prompts
 from otterlm.training.data.records import read_records
@@ -256,10 +256,13 @@ def main() -> None:
     free = ("out", "tokens", "data", "sequences", "compiled")  # what may change from run to run
     settings = {name: value for name, value in vars(arguments).items() if name not in free}
     base = of_weights(load_base(arguments.base))
-    this = identity("text for drafts", **settings | {"base": base, "prompts": of_data(named)})
+    depends = {"base": base, "tokenizer": of_tokenizer(tokenizer), "prompts": of_data(named)}
+    this = identity("text for drafts", **settings | depends)
     mark = arguments.out / "text.identity"
     with hold(mark):
         remove_unfinished(arguments.out)
+        if not mark.exists() and any(arguments.out.glob("text-*.parquet")):
+            raise SystemExit(f"{arguments.out} holds texts, but no {mark.name} says of what: choose another folder")
         if mark.exists():
             check(mark, json.loads(mark.read_text(encoding="utf-8")), this)
         write_text(mark, json.dumps(this))

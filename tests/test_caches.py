@@ -171,3 +171,18 @@ def test_steps_are_compiled_whole(name, taps):
     for token in tokens(1, 3, seed=1).split(1, dim=1):
         state = step(token, past_key_values=ours).signals["reward"].state
         close(state, other(token, past_key_values=theirs).signals["reward"].state)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("taps", ["inside", "edge"])
+def test_a_compiled_step_over_a_cache_that_was_filled_while_off_gives_no_numbers(taps):
+    """It cannot raise an error, as it does not read the lengths."""
+    otter = tiny_otter(tiny_base(), taps=taps, head_dim=8)
+    cache, whole = (StaticCache(config=otter.config, max_cache_len=16) for _ in range(2))
+    step = torch.compile(otter, backend="eager", fullgraph=True)
+    with otter.disable_adapter():
+        otter(tokens(1, 5), past_key_values=cache)
+    otter.base_model(tokens(1, 5), past_key_values=whole)
+    output = step(tokens(1, 1), past_key_values=cache)
+    assert output.signals["reward"].prefix.isnan().all()
+    assert torch.equal(output.logits, otter.base_model(tokens(1, 1), past_key_values=whole).logits)

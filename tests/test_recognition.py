@@ -88,9 +88,9 @@ def test_a_trial_leaves_the_random_state_and_the_base():
     assert base.config._attn_implementation == "sdpa"
 
 
-@pytest.mark.parametrize("kind", ["gemma", "smollm3", "nanochat"])
+@pytest.mark.parametrize("kind", ["gemma", "smollm3", "nanochat", "diffllama"])
 def test_plan_accepts_what_the_model_accepts(kind):
-    base = unlisted(kind, **UNLISTED[kind])
+    base = unlisted(kind, **UNLISTED.get(kind, {}))
     result = plan(base.config, tiny_config())
     otter = OtterModel(base, tiny_config())
     assert result.inserted_parameters == sum(parameter.numel() for parameter in otter.adapters.parameters())

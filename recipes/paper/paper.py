@@ -22,7 +22,7 @@ from otterlm.bases import load_base, load_config, load_tokenizer, parse_dtype
 from otterlm.config import OtterConfig
 from otterlm.errors import OtterError
 from otterlm.files import make_folder, write_text
-from otterlm.identity import check, identity
+from otterlm.identity import identity, of_data, of_tokenizer, of_weights, read_checked
 from otterlm.plan import plan
 from otterlm.signals.base import SignalConfig
 
@@ -192,14 +192,17 @@ def run(task: str, arguments: argparse.Namespace, steps: Sequence[Step]) -> dict
         raise SystemExit
     make_folder(arguments.out)
     left_out = ("out", "plan", "gpu", "price")
-    settings = {name: str(value) for name, value in vars(arguments).items() if name not in left_out}
+    settings: dict[str, Any] = {name: str(value) for name, value in vars(arguments).items() if name not in left_out}
+    base, tokenizer = load(arguments)
+    files = {name: Path(value) for name, value in settings.items() if Path(value).is_file()}
+    settings |= {name: of_data([settings[name], path.read_bytes()]) for name, path in files.items()}
+    settings |= {"base": of_weights(base), "tokenizer": of_tokenizer(tokenizer)}
+    del base  # each step loads its own
     this, results = identity(task, **settings), {}
     for number, step in enumerate(steps, start=1):
         path = arguments.out / "steps" / f"{step.name}.json"
         if path.exists():
-            saved = json.loads(path.read_text(encoding="utf-8"))
-            check(path, saved["identity"], this)
-            results[step.name] = saved["result"]
+            results[step.name] = read_checked(path, this)["result"]
             continue
         print(f"[{number}/{len(steps)}] {step.name}: {step.what}", flush=True)
         started = time.monotonic()

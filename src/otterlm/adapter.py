@@ -10,6 +10,7 @@ from otterlm.config import OtterConfig
 from otterlm.errors import OtterError
 from otterlm.families import Family, Outline, facts_for
 from otterlm.families.parts import blocks_of, device_of
+from otterlm.identity import Identity
 from otterlm.signals import head_class
 from otterlm.stream import InsertedStream
 
@@ -30,6 +31,7 @@ class Adapter(nn.Module):
     Attributes:
         config: its shape; says how it reads the base.
         family: the facts by which it reads the base.
+        loaded: a digest of the weights that were loaded into it; None: it was initialised.
 
     Raises:
         OtterError: it does not fit the base, or the blocks that it widens compute on several devices.
@@ -38,6 +40,7 @@ class Adapter(nn.Module):
     def __init__(self, config: OtterConfig, base: PreTrainedModel, family: Outline, dtype: torch.dtype) -> None:
         super().__init__()
         self.config, self.family = config, family = resolved(config, family)
+        self.loaded: Identity | None = None
         device = device_of(base.get_input_embeddings())
         self.stream = InsertedStream(config, base, family, dtype, device)
         widths = self.stream.widths

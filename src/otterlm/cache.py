@@ -53,11 +53,12 @@ def update_inserted(cache: Cache, key: Tensor, value: Tensor, slot: CacheSlot) -
         OtterError: the cache was filled while this adapter was off, or with another adapter in its slot.
     """
     cache = _of_text(cache)
-    new = not inserted_layer(cache, slot).is_initialized
-    key, value = cache.update(key, value, slot.index)
+    layer = inserted_layer(cache, slot)
     if not slot.whole:  # others are checked once a pass, see `Past`
-        _check_lengths(cache.get_seq_length(slot.block), cache.get_seq_length(slot.index), new)
-    return key, value
+        read = layer.get_seq_length() + value.shape[-2]
+        mark = _check_lengths(cache.get_seq_length(slot.block), read, not layer.is_initialized)
+        value = value if mark is None else value + mark
+    return cache.update(key, value, slot.index)
 
 
 def inserted_layer(cache: Cache, slot: CacheSlot) -> Any:
@@ -106,38 +107,56 @@ class Past:
         states = [layer.has_previous_state for layer in base if isinstance(layer, LinearAttentionCacheLayerMixin)]
         return cls(None if states else 0, any(any(state.values()) for state in states))
 
-    def check(self, inserted: Any) -> None:
+    def check(self, inserted: Any) -> Tensor | None:
         """Checks that extra heads have read as much.
 
         Args:
             inserted: the layer of their keys.
 
+        Returns:
+            What makes a state wrong that has read less, see `_check_lengths`.
+
         Raises:
             OtterError: the cache was filled while the adapter was off.
         """
         if self.tokens is not None:
-            _check_lengths(self.tokens, inserted.get_seq_length(), not inserted.is_initialized)
-        elif self.begun and not inserted.is_initialized:
+            return _check_lengths(self.tokens, inserted.get_seq_length(), not inserted.is_initialized)
+        if self.begun and not inserted.is_initialized:
             raise OtterError("the cache was filled while the adapter was off; start from an empty one")
+        return None
 
 
 def _of_text(cache: Cache) -> Cache:
     return cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
 
 
-def _check_lengths(base: int | Tensor, inserted: int | Tensor, new: bool) -> None:
+def _check_lengths(base: int | Tensor, inserted: int | Tensor, new: bool) -> Tensor | None:
+    """Checks that base and adapter have read as many tokens.
+
+    Args:
+        base, inserted: how many each has read; tensors of a static cache.
+        new: whether the adapter has read none before this pass.
+
+    Returns:
+        None where that was checked. To read a number from a GPU waits for it, and cannot be compiled: there it is a
+        number to add, 0, or NaN where they differ, so that the signals are no numbers rather than wrong ones.
+
+    Raises:
+        OtterError: they have not.
+    """
     if isinstance(base, Tensor) or isinstance(inserted, Tensor):
-        # A static cache. To read a number from a GPU waits for it, and cannot be compiled: there the check comes once,
-        # when the first inserted keys arrive.
-        on_cpu = all(count.device.type == "cpu" for count in (base, inserted) if isinstance(count, Tensor))
+        counts = [count for count in (base, inserted) if isinstance(count, Tensor)]
+        on_cpu = all(count.device.type == "cpu" for count in counts)
         if torch.compiler.is_compiling() or not (new or on_cpu):
-            return
+            zero = torch.zeros((), device=counts[0].device)
+            return zero.masked_fill(torch.as_tensor(base != inserted, device=zero.device), torch.nan)
         base, inserted = int(base), int(inserted)
     if base != inserted:
         raise OtterError(
             f"the KV cache holds {base} tokens of the base but {inserted} of the adapter: "
             "it was filled while the adapter was off; start from an empty cache"
         )
+    return None
 
 
 def _new_layer(cache: Cache, slot: CacheSlot) -> Any:

@@ -131,3 +131,14 @@ class OtterConfig:
             raise OtterError(f"{where} is not valid JSON: {error}") from error
         except (TypeError, KeyError, ValueError) as error:
             raise OtterError(f"{where} has a missing, unknown or malformed field: {error}") from error
+
+
+def check_config(config: object) -> OtterConfig:
+    """Checks that an object is a configuration of Otter, and returns it.
+
+    Raises:
+        OtterError: it is something else, such as a configuration of PEFT.
+    """
+    if isinstance(config, OtterConfig):
+        return config
+    raise OtterError(f"add_adapter takes an OtterConfig, and then a name, but got a {type(config).__name__} first")

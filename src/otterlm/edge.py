@@ -32,11 +32,13 @@ class Sight:
         rotation: turns them by the tokens' positions.
         mask: which keys each token sees, as SDPA takes it; None: all up to itself.
         blank: `[B, T]`, the tokens whose keys are to be zero, if any.
+        mark: is added to the values, a scalar, see `otterlm.cache.Past.check`; None: nothing.
     """
 
     rotation: Rotation
     mask: Tensor | None
     blank: Tensor | None
+    mark: Tensor | None
 
     @classmethod
     def of(cls, taps: EdgeTaps, layer: Any, widths: Widths, dtype: torch.dtype) -> Self:
@@ -55,8 +57,7 @@ class Sight:
         past, keys = (0, tokens) if layer is None else (layer.get_seq_length(), layer.get_mask_sizes(tokens)[0])
         text = taps.text
         assert text is not None
-        if layer is not None:
-            text.past.check(layer)
+        mark = None if layer is None else text.past.check(layer)
         positions = text.positions
         if positions is None:
             positions = past + torch.arange(tokens, device=device)[None]
@@ -67,7 +68,9 @@ class Sight:
             if layer is not None and past and (mask is None or mask.shape[1] == tokens):
                 known = layer.keys[:, 0].any(dim=-1)  # [B, past]
                 mask = torch.cat((known, known.new_ones(len(known), tokens) if blank is None else ~blank), dim=-1)
-        return cls(rotation_of(positions, widths.head_dim, dtype), visible(mask, tokens, keys, past, device), blank)
+        return cls(
+            rotation_of(positions, widths.head_dim, dtype), visible(mask, tokens, keys, past, device), blank, mark
+        )
 
 
 class EdgeAttention(nn.Module):
@@ -92,6 +95,8 @@ class EdgeAttention(nn.Module):
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))
         if sight.blank is not None:
             key = key.masked_fill(sight.blank[:, None, :, None], 0)
+        if sight.mark is not None:
+            value = value + sight.mark
         if taps.cache is not None:
             key, value = update_inserted(taps.cache, key, value, slot)
         mask = sight.mask

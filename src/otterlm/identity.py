@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.config import OtterConfig
-from otterlm.errors import OtterError
+from otterlm.errors import OtterError, reason
 
 FORMAT = 2
 """The format of identities. It rises when a run of this version would not end as a run of the version before it did."""
@@ -108,6 +108,9 @@ def _parameters(model: nn.Module) -> Iterator[Tensor]:
             if type(weight) is not Tensor:
                 weight = weight.full_tensor() if hasattr(weight, "full_tensor") else weight.dequantize()
             yield weight
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:  # some quantised layers hold their weights so
+                yield buffer
 
 
 def _sample(parameter: Tensor) -> list[float]:
@@ -120,6 +123,12 @@ def of_config(config: OtterConfig) -> Identity:
     if config.taps != "edge":
         left_out.append("taps")  # former runs did not say that they read blocks inside
     return {name: value for name, value in json.loads(config.to_json()).items() if name not in left_out}
+
+
+def of_inserted(adapter: Any) -> Identity:
+    """Returns a digest of a trained `otterlm.adapter.Adapter`: its weights, and its configuration with what training
+    measured, such as a draft's accuracy."""
+    return {"weights": of_weights(adapter), "config": of_config(adapter.config)}
 
 
 def of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Identity:
@@ -152,6 +161,21 @@ def check(path: Path, saved: object, wanted: Identity, partial: bool = False) ->
     if differences:
         more = f", and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
         raise OtterError(f"{path} belongs to another run, with other {', '.join(differences[:SHOWN])}{more}: {advice}")
+
+
+def read_checked(path: Path, wanted: Identity) -> dict[str, Any]:
+    """Reads a JSON file whose `identity` must be this run's.
+
+    Raises:
+        OtterError: it belongs to another run, or is damaged.
+    """
+    try:
+        saved: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        held = saved["identity"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OtterError(f"{path} is damaged ({reason(error)}): delete it") from error
+    check(path, held, wanted)
+    return saved
 
 
 def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any], within: str = "") -> Iterator[str]:

@@ -15,7 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from otterlm import adapter_files
 from otterlm.adapter import Adapter
 from otterlm.causal import check_causal, forward_signature
-from otterlm.config import OtterConfig
+from otterlm.config import OtterConfig, check_config
 from otterlm.detection import recognize
 from otterlm.errors import OtterError
 from otterlm.families.facts import decoder_config
@@ -23,10 +23,11 @@ from otterlm.families.parts import weight_of
 from otterlm.fingerprint import fingerprint, same_base
 from otterlm.generation import Generation
 from otterlm.generation import generate as generate_with
+from otterlm.identity import of_weights
 from otterlm.initialization import fit_table, initialize
 from otterlm.latest import LatestSignals
 from otterlm.passes import Passes as _Passes
-from otterlm.passes import StreamPass, with_tensors
+from otterlm.passes import StreamPass, returned
 from otterlm.signals.base import Signal
 from otterlm.taps import Visitor
 
@@ -92,7 +93,8 @@ class OtterModel(LatestSignals):
     def add_adapter(
         self, config: OtterConfig, adapter_name: str | None = None, dtype: torch.dtype | None = None
     ) -> str:
-        """Inserts a new, initialised adapter and returns its name."""
+        """Inserts a new, initialised adapter and returns its name; errors are those of the class."""
+        config = check_config(config)
         name = self._new_name(adapter_name or config.signal.type)
         adapter = Adapter(config, self.base_model, self.family, dtype or self.base_model.dtype)
         with self.device:
@@ -140,6 +142,7 @@ class OtterModel(LatestSignals):
         adapter = Adapter(config, self.base_model, self.family, dtype or self.base_model.dtype)
         adapter.stream.resize_table(adapter_files.rows(weights, f"{prefix}stream.table.weight"))
         adapter_files.fill(weights, adapter, decoder_config(self.base_model).vocab_size, prefix)
+        adapter.loaded = of_weights(adapter)
         fit_table(adapter.stream, self.base_model, self.family)
         self._insert(name, adapter)
         return name
@@ -242,7 +245,7 @@ class OtterModel(LatestSignals):
         """
         with self._taps.visit(_Passes(self)):
             output = self.base_model(*args, **kwargs)
-        return with_tensors(output, self.signals) if torch.compiler.is_exporting() else output
+        return returned(output, self)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Runs `base_model.generate`, every pass of it with signals. A callable `custom_generate` receives this model.

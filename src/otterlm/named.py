@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from otterlm.adapter import Adapter
@@ -41,8 +41,14 @@ class NamedAdapters(WrappedModel):
         self._taps = Taps(self.base_model, self.family, self.watched_layers, inside, edge)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Returns what a copy or a pickle holds, which is all but the hooks and the threads' states."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_taps", "_thread")}
+        """Returns what a copy or a pickle holds, which is all but the hooks and the threads' states.
+
+        A shallow copy has the same base and adapters, but a list of its own of what is inserted: it hooks that alone.
+        """
+        state = super().__getstate__()
+        modules = state["_modules"] | {"adapters": nn.ModuleDict(dict(self.adapters.items()))}
+        left_out = ("_taps", "_thread")
+        return {name: value for name, value in state.items() if name not in left_out} | {"_modules": modules}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

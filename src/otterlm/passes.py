@@ -16,7 +16,7 @@ from otterlm.errors import OtterError
 from otterlm.rotary import Rotation
 from otterlm.signals.base import Signal
 from otterlm.stream import InsertedStream
-from otterlm.taps import EdgeTaps, LayerTaps, Visitor
+from otterlm.taps import EdgeTaps, LayerTaps, Visitor, changed
 
 if TYPE_CHECKING:
     from otterlm.generation import Generation
@@ -41,6 +41,7 @@ class StreamPass(Visitor):
             block: CacheSlot(block, index, stream.number, whole=not stream.inside)
             for index, block in enumerate(stream.widths.layers, start=first_slot)
         }
+        self._shown = 0
         self._inserted: Tensor | None = None
         self._table: tuple[Tensor, Tensor] | None = None
         self._rotation: Rotation | None = None
@@ -56,6 +57,7 @@ class StreamPass(Visitor):
         slot = self._slots.get(index)
         if slot is None:
             return
+        self._shown += 1
         shown, taps = taps, _cast(taps, self.stream.dtype)
         if self._inserted is None:
             if self.stream.projection is None:
@@ -94,8 +96,13 @@ class StreamPass(Visitor):
         return self._sight
 
     def final(self, hidden: Tensor, normed: Tensor) -> None:
-        """Joins the two states for the heads."""
-        assert self._inserted is not None
+        """Joins the two states for the heads.
+
+        Raises:
+            OtterError: the base did not run each of the widened blocks once.
+        """
+        if self._shown != len(self._slots) or self._inserted is None:
+            raise OtterError(changed("the base's blocks"))
         inserted = self.stream.final_norm(self._inserted, hidden)
         self.state = torch.cat((normed.to(inserted.dtype), inserted), dim=-1)
 
@@ -173,6 +180,7 @@ class Passes(Visitor):
         self._streams: dict[str, StreamPass] | None = None
         self._read: Tensor | None = None
         self._length: int | None = None
+        self._over = False
 
     def _begin(self) -> dict[str, StreamPass]:
         self._model.follow_vocabulary()
@@ -199,8 +207,17 @@ class Passes(Visitor):
         self._model.read_signals({name: stream.state for name, stream in streams.items() if stream.state is not None})
         self._model._thread.state.read = self._read, self._length
         self._read = self._length = None
+        self._over = True
 
     def output(self, output: Any) -> None:
+        """Gives the output its signals.
+
+        Raises:
+            OtterError: the pass showed no last state, so that the signals would be those of a pass before.
+        """
+        if not self._over and self._model.active_adapters:
+            raise OtterError(changed("the base's decoder"))
+        self._over = False
         if isinstance(output, ModelOutput):
             output.signals = self._model.signals
 
@@ -218,6 +235,40 @@ class ExportedOutput(CausalLMOutputWithPast):
 
 
 _FIELDS = tuple(field.name for field in fields(ExportedOutput))
+
+
+class _Untrained(torch.autograd.Function):
+    """Passes the base's loss on, and refuses to be trained by it: no gradient goes through the base."""
+
+    @staticmethod
+    def forward(context: Any, loss: Tensor, inserted: Tensor) -> Tensor:
+        return loss.clone()
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Any:
+        raise OtterError(
+            "the base's loss trains no adapter: learn from output.signals, or use "
+            "otterlm.training.adapter_trainer.AdapterTrainer"
+        )
+
+
+def returned(output: Any, model: "OtterModel") -> Any:
+    """Returns the output of a pass as a program gets it.
+
+    The base's loss, with which Transformers' `Trainer` would train nothing, says so in its backward pass.
+
+    Raises:
+        OtterError: `torch.jit.trace` records the pass, and would lose the signals.
+    """
+    if torch.compiler.is_exporting():
+        return with_tensors(output, model.signals)
+    if torch.jit.is_tracing() and model.active_adapters:
+        raise OtterError("torch.jit.trace would lose the signals: use torch.export.export")
+    loss = getattr(output, "loss", None)
+    if model.training and loss is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        trained = next((parameter for parameter in model.adapters.parameters() if parameter.requires_grad), None)
+        output.loss = loss if trained is None else _Untrained.apply(loss, trained)
+    return output
 
 
 def with_tensors(output: Any, signals: dict[str, Signal]) -> Any:

@@ -102,7 +102,8 @@ def plan(
 def _without_weights(config: PretrainedConfig, dtype: torch.dtype) -> Any:
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, dtype=dtype)
+            made = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        return made.to("meta")  # some classes make parameters elsewhere
     except Exception as error:
         raise OtterError(
             f"no causal language model can be made of this {config.model_type!r}: {reason(error)}"

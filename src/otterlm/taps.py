@@ -18,6 +18,7 @@ from transformers import Cache, PreTrainedModel
 
 from otterlm.cache import Past
 from otterlm.causal import decoder_of
+from otterlm.errors import OtterError
 from otterlm.families import Family, Outline
 from otterlm.families.points import EDGE, HookPoint, by_part, hook_points, text_points
 from otterlm.hooks import Hook, remove_copied_hooks
@@ -146,6 +147,11 @@ class Taps:
             state.visitor = outer
 
 
+def changed(what: str) -> str:
+    """Says that a base is not what was hooked any more."""
+    return f"{what} changed after the base was wrapped: call watch() of the OtterModel, or wrap the base again"
+
+
 def _remove_all(handles: list[Any]) -> None:
     for handle in handles:
         handle.remove()
@@ -226,12 +232,13 @@ class _LayerHooks:
         self._streams = outline.streams
         self._inside = inside
         self._edge = edge
+        self._points = (() if inside is None else hook_points(inside)) + (EDGE if edge else ())
+        self._taps = tuple(point.tap for point in self._points)
 
     def attach(self, block: nn.Module) -> list[Any]:
         """Hooks the parts of a block; returns the handles."""
         handles = []
-        points = (() if self._inside is None else hook_points(self._inside)) + (EDGE if self._edge else ())
-        for (path, side), those in by_part(points).items():
+        for (path, side), those in by_part(self._points).items():
             part = block.get_submodule(path)
             if side == "input":
                 handles.append(part.register_forward_pre_hook(Hook(self.on_inputs, those), with_kwargs=True))
@@ -263,6 +270,8 @@ class _LayerHooks:
         if visitor is None:
             return
         seen, state.seen, state.waits = state.seen, {}, False
+        if not all(tap in seen for tap in self._taps):
+            raise OtterError(changed(f"parts of the base's block {self._index}"))
         if self._edge:
             hidden, left = self._one(seen["hidden"]), self._one(seen.pop("left"))
             seen |= {"hidden": hidden, "added": left - hidden, "text": state.text}

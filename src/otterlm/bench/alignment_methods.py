@@ -12,7 +12,7 @@ from otterlm.bench.answering import SAMPLING, Method
 from otterlm.bench.args_rival import CALIBRATION, args_settings, load_rival
 from otterlm.decoding import CandidateSearch, RejectionSampling, RewardGuidance
 from otterlm.decoding.scoring import score_sequences
-from otterlm.identity import Identity, of_weights
+from otterlm.identity import Identity, of_inserted, of_weights
 from otterlm.masks import token_positions
 from otterlm.model import OtterModel
 from otterlm.peers.cards import CARDS
@@ -101,7 +101,7 @@ def methods_of(
     ours = Scale.of(score_sequences(otter, ids, mask))
     theirs = Scale.of(separate.read(input_ids=ids, attention_mask=mask, position_ids=token_positions(mask)).detach())
     stream = otter.adapter()
-    inserted = Rewards(otter, ours, stream.extra_parameters(base.config.vocab_size), of_weights(stream), top_k)
+    inserted = Rewards(otter, ours, stream.extra_parameters(base.config.vocab_size), of_inserted(stream), top_k)
     copied = Rewards(separate, theirs, sum(p.numel() for p in separate.parameters()), of_weights(separate), top_k)
     methods = {BASE: Method(base, lambda mask: {}), SAMPLED: Method(base, lambda mask: SAMPLING)}
     for weight in weights:

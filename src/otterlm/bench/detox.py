@@ -22,7 +22,7 @@ from otterlm.bench.report import half_interval, machine
 from otterlm.decoding import ContrastGuidance, ReadAlongModel, TwoModelContrast
 from otterlm.decoding.prompt import read_once
 from otterlm.decoding.steering import nucleus
-from otterlm.identity import Identity, identity, of_data, of_tokenizer, of_weights
+from otterlm.identity import Identity, identity, of_data, of_inserted, of_tokenizer, of_weights
 from otterlm.model import OtterModel
 from otterlm.peers.dexperts import DExperts
 from otterlm.resumable import run_resumable
@@ -112,7 +112,7 @@ def otter_method(base: PreTrainedModel, adapter: str | Path, alpha: float) -> De
     model = OtterModel.from_pretrained(base, adapter)
     guidance = ContrastGuidance(model, alpha, TOP_P)
     extra = model.adapter().extra_parameters(base.config.vocab_size)
-    depends = {"alpha": alpha, "adapter": of_weights(model.adapter())}
+    depends = {"alpha": alpha, "adapter": of_inserted(model.adapter())}
     return DetoxMethod(model, lambda batch, prompts: guidance, extra, depends)
 
 

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from otterlm.bench.report import machine
 from otterlm.decoding import DraftTree, SpeculativeDecoding
 from otterlm.errors import OtterError, reason
-from otterlm.identity import Identity, identity, of_data, of_weights
+from otterlm.identity import Identity, identity, of_data, of_inserted, of_weights
 from otterlm.model import OtterModel
 from otterlm.peers.medusa import MedusaDecoding, MedusaHeads
 from otterlm.resumable import run_resumable
@@ -125,7 +125,7 @@ def methods_of(
         extra = adapter.extra_parameters(base.config.vocab_size)
         for size, confidence in product(drafts, confidences):
             loop = {"custom_generate": SpeculativeDecoding(size, confidence=confidence)}
-            depends = {"adapter": of_weights(adapter)}
+            depends = {"adapter": of_inserted(adapter)}
             methods[f"{name}, {_label(size, confidence)}"] = SpeedMethod(model, loop, extra, depends)
             if size is not None:
                 alone = {"custom_generate": SpeculativeDecoding(size, confidence=confidence, lookup=False)}

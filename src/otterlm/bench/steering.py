@@ -18,7 +18,7 @@ from otterlm.bases import check_context
 from otterlm.bench.answering import SAMPLING, Method, pace, respond
 from otterlm.bench.report import machine
 from otterlm.bench.steering_methods import BASE, FinalReward, Label
-from otterlm.identity import identity, of_data, of_weights
+from otterlm.identity import identity, of_data, of_inserted
 from otterlm.model import OtterModel
 from otterlm.resumable import run_resumable
 from otterlm.training.data.conversations import Prompt
@@ -104,8 +104,7 @@ def answer_all(
     this = identity(
         "steering bench",
         **of_generation(base),
-        adapter=of_weights(adapter),
-        spread=trained_spread(model, adapter_name),
+        adapter=of_inserted(adapter),
         methods=list(methods),
         depends=[method.depends for method in methods.values()],
         prompts=of_data(encoded),

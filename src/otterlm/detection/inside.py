@@ -4,7 +4,7 @@ The check is of behaviour, not of names: a stream that starts as a copy must car
 state through every block. Whatever a block does that the facts do not say (a multiplier, another norm) breaks that.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields, replace
 from itertools import product
 from typing import Any
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from otterlm.causal import decoder_of
 from otterlm.config import OtterConfig
+from otterlm.detection.changed import changed_parts
 from otterlm.errors import OtterError, reason
 from otterlm.families import KNOWN, Family
 from otterlm.families.facts import NUMBERS
@@ -29,24 +30,31 @@ TOLERANCE = 1e-3
 """Relative to the state's largest value."""
 
 
-def known_inside(base: PreTrainedModel, config: Any) -> Family:
+def known_inside(base: PreTrainedModel, config: Any, listed: Family | None = None) -> Family:
     """Returns the family whose facts hold of a base's blocks.
 
     Args:
         base: of its parameters only the shapes are read.
         config: its decoder's.
+        listed: is tried first; the family of a base of this name whose parts are Transformers' own.
 
     Raises:
         OtterError: none holds; the message names what the closest has and the base lacks.
     """
-    kind = config.model_type
-    lacking = {family: missing(base, family) for family in KNOWN}
-    alike = [family for family in KNOWN if not lacking[family]]
+    kind, changed = config.model_type, changed_parts(base)
+    what = f"architecture {kind!r} is not known" if listed is None else f"this {kind!r} has its own {_names(changed)}"
+    families = KNOWN if listed is None else (listed, *KNOWN)
+    lacking = [(family, missing(base, family)) for family in families]
+    alike = [family for family, lacks in lacking if not lacks]
     failures = []
     try:
         small = replica(base) if alike else None
+        if small is not None and (put := changed - changed_parts(small)):
+            raise OtterError(f"{_names(put)} was put into it after it was made")
+        if small is not None and reads_later(small):
+            raise OtterError("it reads later tokens, as encoders do")
     except OtterError as error:
-        raise OtterError(f"architecture {kind!r} is not known, and {error} (see docs/families.md to add it)") from None
+        raise OtterError(f"{what}, and {error} (see docs/families.md to add it)") from None
     for family in alike:
         for variant in _variants(family, config):
             failure = _failure(small, variant)
@@ -57,11 +65,13 @@ def known_inside(base: PreTrainedModel, config: Any) -> Family:
         failure, name = min(failures, key=lambda pair: (pair[0] != OTHER_LOGITS, pair[0] != MISFIT))
         why = f"its parts are named as {name}'s but {failure}"
     else:
-        closest = min(KNOWN, key=lambda family: len(lacking[family]) / len(_paths(family)))
-        why = f"the closest, {closest.model_types[0]}, has {', '.join(lacking[closest])}, which this has not"
-    raise OtterError(
-        f"architecture {kind!r} is not known and no known family fits: {why} (see docs/families.md to add it)"
-    )
+        closest, lacks = min(lacking, key=lambda pair: len(pair[1]) / len(_paths(pair[0])))
+        why = f"the closest, {closest.model_types[0]}, has {', '.join(lacks)}, which this has not"
+    raise OtterError(f"{what} and no known family fits: {why} (see docs/families.md to add it)")
+
+
+def _names(kinds: Iterable[type]) -> str:
+    return ", ".join(sorted({kind.__name__ for kind in kinds}))
 
 
 _TOP = ("layers", "embedding", "final_norm", "rotary")
@@ -110,6 +120,16 @@ def _variants(family: Family, config: Any) -> Iterator[Family]:
         yield alike
         for parallel, centred, offset in product((False, True), (False, True), (0.0, 1.0)):
             yield replace(alike, parallel=parallel, centred=centred, norm_offset=offset)
+
+
+@torch.no_grad()
+def reads_later(model: Any) -> bool:
+    """Returns whether what a model says of a token depends on later ones."""
+    ids = torch.arange(1, TOKENS + 1, device=device_of(model.get_input_embeddings()))[None]
+    other = ids.clone()
+    other[:, -1] = 0
+    one, two = (model(each, use_cache=False)[0][:, :-1] for each in (ids, other))
+    return bool((one - two).abs().max() > TOLERANCE * one.abs().max())
 
 
 MISFIT = "act otherwise"

@@ -42,8 +42,13 @@ def read_batch(model: OtterModel, source: Source, batch: Batch, adapter_name: st
 
 
 def of_adapter(model: OtterModel, adapter_name: str) -> Identity:
-    """Returns what the checkpoint of an adapter's training must agree with, beside the trainer's settings."""
-    return {"base": of_weights(model.base_model), "adapter": of_config(model.adapter(adapter_name).config)}
+    """Returns what the checkpoint of an adapter's training must agree with, beside the trainer's settings.
+
+    Where a loaded adapter is trained on, the weights that it starts from are part of it.
+    """
+    adapter = model.adapter(adapter_name)
+    start = {} if adapter.loaded is None else {"start": adapter.loaded}
+    return {"base": of_weights(model.base_model), "adapter": of_config(adapter.config), **start}
 
 
 class LiveBase:

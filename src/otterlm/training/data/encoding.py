@@ -55,7 +55,9 @@ def stored_tokens(
     if len(rows) <= IN_MEMORY:
         examples = in_memory(encoded())
     else:
-        depends = identity("tokens", rows=of_data(rows), tokenizer=of_tokenizer(tokenizer), code=_code())
+        special = sorted(tokenizer.all_special_tokens)  # plain text in a turn, and what ends a response
+        parts = {"tokenizer": of_tokenizer(tokenizer), "special": special, "end": tokenizer.eos_token}
+        depends = identity("tokens", rows=of_data(rows), **parts, code=_code())
         name = of_data([depends, asdict(limits)])["sha256"]
         path = cache_folder() / "tokens" / f"{name[:40]}.arrow"
         if path.exists():

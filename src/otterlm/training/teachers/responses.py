@@ -152,7 +152,7 @@ def _check_mark(folder: Path, this: Identity) -> bool:
     """Says whether a folder is marked as of this run. One of another run is refused."""
     mark = folder / MARK
     if not mark.exists():
-        if _part(folder, 0).exists():
+        if any(folder.glob("part-*.parquet")):
             raise OtterError(
                 f"{folder} holds responses, but no {MARK} says of what; delete it, or choose another folder"
             )

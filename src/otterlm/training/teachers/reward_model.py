@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from otterlm.bases import load_tokenizer
 from otterlm.causal import decoder_of
 from otterlm.errors import OtterError, reason
-from otterlm.identity import Identity, of_weights
+from otterlm.identity import Identity, of_tokenizer, of_weights
 from otterlm.signals.reward.losses import bradley_terry, preference_accuracy
 from otterlm.training.data.conversations import Dialogue, Prompt
 from otterlm.training.data.packing import Batch
@@ -117,7 +117,7 @@ class Preference:
         dtype, device: in which precision and where it runs.
 
     Attributes:
-        identity: a digest of its weights, see `otterlm.identity`.
+        identity: digests of its weights and its tokenizer, see `otterlm.identity`.
 
     Raises:
         OtterError: the folder holds no reward model.
@@ -126,7 +126,7 @@ class Preference:
     def __init__(self, folder: str | Path, dtype: torch.dtype = torch.float32, device: Any = "cpu") -> None:
         self._tokenizer = load_tokenizer(str(folder))
         self._model, self._device = SeparateRewardModel.from_pretrained(folder, dtype).to(device), device
-        self.identity = of_weights(self._model)
+        self.identity: Identity = {"model": of_weights(self._model), "tokenizer": of_tokenizer(self._tokenizer)}
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str], limits: Limits) -> list[float]:

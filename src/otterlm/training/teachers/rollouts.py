@@ -87,6 +87,7 @@ class PrefixJudge:
         """
         depends: dict[str, Any] = of_generation(self._base) | {"tokenizer": of_tokenizer(self._tokenizer)}
         depends |= {"examples": of_data(examples), "scorer": self._scorer.identity, "threshold": self._threshold}
+        depends |= {"prompts": of_data(prompts)}  # the scorer reads them whole, and examples may have only their ends
         this = identity("judged prefixes", **depends, **asdict(self._sampling), **asdict(self._rollouts))
 
         def one(example: Example) -> list[list[float]]:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from otterlm.errors import OtterError, reason
-from otterlm.identity import Identity, of_data, of_weights
+from otterlm.identity import Identity, of_data, of_tokenizer, of_weights
 from otterlm.training.data.conversations import Prompt
 from otterlm.training.data.tokens import Limits
 
@@ -103,6 +103,8 @@ def _imported(module: str, name: str) -> tuple[Scorer, Identity]:
     target: Any = _module(module)
     source = getattr(target, "__file__", None)
     depends = {"source": of_data([Path(source).read_bytes()])} if source and source.endswith(".py") else {}
+    if helpers := _helpers(target):
+        depends["helpers"] = of_data([path.read_bytes() for path in helpers])
     try:
         for part in name.split("."):
             target = getattr(target, part)
@@ -115,6 +117,29 @@ def _imported(module: str, name: str) -> tuple[Scorer, Identity]:
     if _arguments(target) == 1:
         return lambda prompts, responses: target(list(responses)), depends
     return lambda prompts, responses: target(_last_turns(prompts), list(responses)), depends
+
+
+def _helpers(scorer: ModuleType) -> list[Path]:
+    """Returns the files of the modules beside a scorer's, or below, that it uses, and that those use."""
+    if not getattr(scorer, "__file__", None):
+        return []
+    folder, found, todo = Path(str(scorer.__file__)).resolve().parent, {scorer.__name__: Path()}, [scorer]
+    while todo:
+        for value in list(vars(todo.pop()).values()):
+            name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+            module = sys.modules.get(name) if isinstance(name, str) and name not in found else None
+            if module is not None and (path := _source_below(module, folder)):
+                found[module.__name__] = path
+                todo.append(module)
+    return sorted(path for path in found.values() if path.name)
+
+
+def _source_below(module: ModuleType, folder: Path) -> Path | None:
+    """Returns a module's file, if it is in a folder and neither Python's, Otter's nor installed."""
+    path = Path(str(getattr(module, "__file__", None) or "")).resolve()
+    libraries = {"otterlm", *sys.stdlib_module_names}
+    installed = module.__name__.partition(".")[0] in libraries or "site-packages" in path.parts
+    return path if path.suffix == ".py" and path.is_relative_to(folder) and not installed else None
 
 
 def _module(name: str) -> ModuleType:
@@ -170,7 +195,7 @@ def _classifier(spec: str) -> tuple[Scorer, Identity]:
     if reads_dialogues:
         half = config.max_position_embeddings // 2
         judge = Preference(name)
-        return functools.partial(judge, limits=Limits(half, half)), {"model": judge.identity}
+        return functools.partial(judge, limits=Limits(half, half)), judge.identity
 
     model.eval()
 
@@ -186,7 +211,7 @@ def _classifier(spec: str) -> tuple[Scorer, Identity]:
                 scores += logits.softmax(dim=-1)[:, labels[label] if label else -1].tolist()
         return scores
 
-    return score, {"model": of_weights(model)}
+    return score, {"model": of_weights(model), "tokenizer": of_tokenizer(tokenizer)}
 
 
 def _judge(spec: str) -> tuple[Scorer, Identity]:
