@@ -1,4 +1,4 @@
-"""A run knows all that it depends on: what its scorer imports, which tokens are special, from which weights it starts."""
+"""A run knows all that it depends on: what its scorer imports, special tokens, the weights it starts from."""
 
 import importlib
 import json

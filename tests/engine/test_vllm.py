@@ -41,6 +41,7 @@ from otterlm.engines.vllm import upstream
 from otterlm.engines.vllm.paged import spread_of
 from otterlm.engines.vllm.steering import Steering
 from otterlm.engines.vllm.upstream import served, worker
+from otterlm.engines.vllm.widening import shard_and_pack
 from otterlm.errors import OtterError
 
 PROMPTS = prompts(8)
@@ -292,12 +293,20 @@ class _Kernel(torch.nn.Module):
 
 
 @torch.inference_mode()
-def test_a_widened_block_takes_few_operators(llm, monkeypatch) -> None:
-    """At one token a call costs more than what it computes."""
+def test_a_widened_block_takes_few_operators(llm) -> None:
+    """At one token a call costs more than what it computes. Without the C++ operator these are PyTorch's."""
     model = llm.llm_engine.model_executor.driver_worker.model_runner.model
-    layer = model.otter["reward"].stream.layers["1"]
+    assert model.fused
+    live = model.otter["reward"]
+    stream = model.replacement._make(live.config).stream
+    for parameter in stream.parameters():
+        parameter.fill_(0.1)
+    shard_and_pack(stream, fused=False)
+    layer, attached = stream.layers["1"], live.stream.layers["1"]
+    assert attached.packed is not None
+    assert layer.packed is None
+    layer.kernel, layer.rotary, layer.heads, layer.units = _Kernel(), attached.rotary, attached.heads, attached.units
     widths = layer.attention.widths
-    monkeypatch.setattr(layer, "kernel", _Kernel())
     sizes = widths.inserted, widths.base, widths.base_heads * widths.base_head_dim, widths.base_units
     inserted, x, heads, units = (torch.randn(1, size) for size in sizes)
     least, positions = torch.tensor(0.1), torch.tensor([3])
@@ -305,6 +314,14 @@ def test_a_widened_block_takes_few_operators(llm, monkeypatch) -> None:
         middle = layer.attend(inserted, x, spread_of(x, least), heads, positions)
         layer.feed(middle, x, spread_of(x, least), units)
     assert len(counting.operators) <= 31, counting.operators
+
+
+def test_without_the_operator(folder, plain, monkeypatch) -> None:
+    """Where no compiler is, widened blocks are PyTorch's operators."""
+    monkeypatch.setenv("OTTER_KERNELS", "0")
+    (ours,) = answers(folder, (PROMPTS, greedy(**client.request(folder, rewards=1))))
+    assert tokens_of(ours) == tokens_of(plain)
+    assert_rewards(load_exported(folder), ours)
 
 
 @torch.inference_mode()

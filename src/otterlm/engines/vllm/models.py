@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from otterlm.config import OtterConfig
 from otterlm.detection import recognize
 from otterlm.engines.exported import ADAPTERS, base_config, read_adapters
+from otterlm.engines.vllm.kernels import operators
 from otterlm.engines.vllm.paged import NONE, PagedLayer, narrowed
 from otterlm.engines.vllm.replacing import Replacement
 from otterlm.engines.vllm.rows import Step
@@ -61,6 +62,7 @@ class Otter:
         sampled: those that were sampled from. Prompts' log probabilities may have come after them.
         rows: of each request of the batch among `sampled`, see `rows_of`.
         step: the latest that was sampled from.
+        fused: widened blocks are operators, see `kernels`.
         slots: of the second runner, the slot that each row's request has, `[N]`.
     """
 
@@ -86,7 +88,9 @@ class Otter:
                 layer.attach(vllm_config, f"model.layers.{index}.otter_{name}.attn", attention.attn, rotary)
         model.otter = nn.ModuleDict(adapters)
         streams = {name: adapter.stream for name, adapter in adapters.items()}
-        self._widening = Widening(model.model, family, streams)
+        layers = [layer for stream in streams.values() for layer in stream.layers.children()]
+        self.fused = operators.usable(vllm_config, layers)
+        self._widening = Widening(model.model, family, streams, self.fused)
         self._widths = [config.hidden_size, *(adapter.config.hidden_size for adapter in adapters.values())]
         self._vocabulary_size = config.vocab_size
         shared(vllm_config).model = self
@@ -183,7 +187,7 @@ class Otter:
         if missing := inserted.keys() - seen:
             raise OtterError(f"the folder lacks {len(missing)} tensors, such as {min(missing)}: export again")
         for adapter in model.otter.values():
-            shard_and_pack(adapter.stream)
+            shard_and_pack(adapter.stream, model.fused)
         return set(loaded) | {f"{ADAPTERS}.{name}" for name, _ in model.otter.named_parameters()}
 
 

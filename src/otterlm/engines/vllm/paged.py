@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from otterlm.engines.vllm.kernels import operators
+from otterlm.engines.vllm.kernels.block import PackedBlock
 from otterlm.engines.vllm.upstream.names import Attention, VllmConfig
 from otterlm.stream import InsertedLayer, InsertedStream
 
@@ -19,7 +21,15 @@ NONE = 0
 
 
 class PagedLayer(InsertedLayer):
-    """The layer has a kernel for its extra heads. It runs in two parts, as soon as the base shows what they read."""
+    """The layer has a kernel for its extra heads. It runs in two parts, as soon as the base shows what they read.
+
+    Attributes:
+        packed: the layer as an operator, see `kernels`; None: it runs as PyTorch's operators.
+    """
+
+    def __init__(self, *shape: Any, **factory: Any) -> None:
+        super().__init__(*shape, **factory)
+        self.packed: PackedBlock | None = None
 
     def attach(self, vllm_config: VllmConfig, prefix: str, base: Attention, rotary: nn.Module) -> None:
         """Makes the kernel, which allocates the cache.
@@ -41,26 +51,31 @@ class PagedLayer(InsertedLayer):
             per_layer_sliding_window=base.sliding_window,
             prefix=prefix,
         )
-        if vllm_config.compilation_config.mode == NONE:  # else a graph needs the kernel to be one operator of it
+        self.direct = vllm_config.compilation_config.mode == NONE
+        if self.direct:  # else a graph needs the kernel to be one operator of it
             self.kernel.use_direct_call = True
         self.heads = [heads * widths.head_dim for heads in (widths.heads, widths.kv_heads, widths.kv_heads)]
         self.units = [widths.units, widths.units]
+        operators.bind(self.kernel, self)
 
-    def attend(self, inserted: Tensor, x: Tensor, spread: Tensor, heads: Tensor, positions: Tensor) -> Tensor:
+    def attend(self, inserted: Tensor, x: Tensor, state: Tensor, heads: Tensor, positions: Tensor) -> Tensor:
         """Adds what the extra heads give.
 
         Args:
             inserted: h' before the block, `[T, d']`.
             x: what the base's attention reads, `[T, d]`.
-            spread: of h before the block, `[T, 1]`.
+            state: the spread of h before the block, `[T, 1]`, or with an operator h itself, `[T, d]`.
             heads: of the base, `[T, H * head_dim]`.
             positions: of the tokens, `[T]`.
 
         Returns:
             h' in the middle of the block, `[T, d']`.
         """
+        if self.packed is not None:
+            attend = operators.attend if self.direct else torch.ops.otter.attend
+            return attend(x, state, inserted, heads, positions, self.kernel.layer_name)
         attention = self.attention
-        query, key, value = attention.qkv(x, normed(inserted, spread)).split(self.heads, dim=-1)
+        query, key, value = attention.qkv(x, normed(inserted, state)).split(self.heads, dim=-1)
         if attention.query_norm is not None and attention.key_norm is not None:
             query, key = (
                 norm(part.unflatten(-1, (-1, attention.widths.head_dim))).flatten(1)
@@ -69,20 +84,23 @@ class PagedLayer(InsertedLayer):
         query, key = self.rotary(positions, query, key)
         return inserted + attention.out(heads, self.kernel(query, key, value))
 
-    def feed(self, inserted: Tensor, x: Tensor, spread: Tensor, units: Tensor) -> Tensor:
+    def feed(self, inserted: Tensor, x: Tensor, state: Tensor, units: Tensor) -> Tensor:
         """Adds what the extra units give.
 
         Args:
             inserted: h' in the middle of the block, `[T, d']`.
             x: what the base's FFN reads, `[T, d]`.
-            spread: of h in the middle of the block, `[T, 1]`.
+            state: the spread of h in the middle of the block, `[T, 1]`, or with an operator h itself, `[T, d]`.
             units: of the base, `[T, f]`.
 
         Returns:
             h' after the block, `[T, d']`.
         """
+        if self.packed is not None:
+            feed = operators.feed if self.direct else torch.ops.otter.feed
+            return feed(x, state, inserted, units, self.kernel.layer_name)
         ffn = self.ffn
-        gate, up = ffn.gate_up(x, normed(inserted, spread)).split(self.units, dim=-1)
+        gate, up = ffn.gate_up(x, normed(inserted, state)).split(self.units, dim=-1)
         return inserted + ffn.down(units, ffn.activation(gate) * up)
 
 
@@ -114,10 +132,15 @@ def normed(inserted: Tensor, spread: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fold_norms(stream: InsertedStream) -> None:
-    """Multiplies the norms' weights, and the sqrt(d) of `spread_of`, into the projections that follow them."""
+    """Multiplies the norms' weights, and the sqrt(d) of `spread_of`, into the projections that follow them.
+
+    Layers that are one operator have norms inside.
+    """
     base = stream.widths.base
     for layer in stream.layers.children():
         module: Any = layer
+        if module.packed is not None:
+            continue
         for norm, joint in ((module.attention_norm, module.attention.qkv), (module.ffn_norm, module.ffn.gate_up)):
             joint.weight[:, base:] *= norm.weight * base**0.5
     stream.final_norm.weight.mul_(base**0.5)  # no projection follows this one

@@ -10,6 +10,7 @@ from torch import nn
 from otterlm import adapter_files
 from otterlm.config import OtterConfig
 from otterlm.engines.requests import Served
+from otterlm.engines.vllm.kernels.block import PackedBlock
 from otterlm.engines.vllm.upstream.names import VllmConfig
 from otterlm.engines.vllm.widening import PackedLinear, shard_and_pack
 
@@ -42,7 +43,7 @@ class Replacement:
         with torch.device(next(iter(self._model.otter[slot].head.parameters())).device):
             fresh = self._make(adapter_files.read_config(folder))
         adapter_files.fill(folder / adapter_files.WEIGHTS, fresh, self._vllm_config.model_config.hf_config.vocab_size)
-        shard_and_pack(fresh.stream)
+        shard_and_pack(fresh.stream, self._model.fused)
         self._waiting = fresh
 
     def commit(self, slot: str, name: str, served: Served) -> None:
@@ -68,7 +69,7 @@ class Replacement:
 def _take_over(live: nn.Module, fresh: nn.Module) -> None:
     """Copies weights into the tensors that are there, which compiled graphs know. Packed ones are exchanged."""
     for name, child in fresh.named_children():
-        if isinstance(child, PackedLinear):
+        if isinstance(child, (PackedLinear, PackedBlock)):
             setattr(live, name, child)
         else:
             _take_over(getattr(live, name), child)

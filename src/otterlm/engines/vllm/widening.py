@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from otterlm.engines.vllm.kernels import operators
 from otterlm.engines.vllm.paged import fold_norms, normed, spread_of
 from otterlm.engines.vllm.upstream.names import (
     current_platform,
@@ -70,8 +71,16 @@ class PackedLinear(nn.Module):
         return self.cpu_linear(x, self.weight, self.bias)
 
 
-def shard_and_pack(stream: InsertedStream) -> None:
-    """Folds a loaded stream's norms into its weights, shards these for this process, and packs them for CPUs."""
+def shard_and_pack(stream: InsertedStream, fused: bool) -> None:
+    """Folds a loaded stream's norms into its weights, shards these for this process, and packs them for CPUs.
+
+    Args:
+        stream: with its weights.
+        fused: each layer becomes an operator, see `kernels`.
+    """
+    if fused:
+        for layer in stream.layers.children():
+            operators.pack(layer)
     fold_norms(stream)
     if get_tensor_model_parallel_world_size() > 1:
         widths = stream.widths
@@ -82,7 +91,7 @@ def shard_and_pack(stream: InsertedStream) -> None:
     if current_platform.is_cpu():
         for module in [*stream.modules()]:
             for name, part in module.named_children():
-                if isinstance(part, nn.Linear):
+                if isinstance(part, nn.Linear) and len(part.weight):
                     setattr(module, name, PackedLinear(part))
 
 
@@ -96,9 +105,11 @@ class Widening:
         decoder: the model inside a causal language model of vLLM.
         family: where its parts are.
         streams: by adapter, in the order in which their h' are appended.
+        fused: their layers are operators, which read h, not its spread.
     """
 
-    def __init__(self, decoder: Any, family: Family, streams: dict[str, InsertedStream]) -> None:
+    def __init__(self, decoder: Any, family: Family, streams: dict[str, InsertedStream], fused: bool) -> None:
+        self._fused = fused
         self._streams = list(streams.values())
         self._inserted: list[Any] = []  # h' of each stream, [T, d'], while a pass runs
         self._positions: Tensor | None = None
@@ -128,7 +139,8 @@ class Widening:
 
         def see(inputs: tuple[Tensor, ...], output: Any) -> Tensor:
             seen["x"], hidden = output if isinstance(output, tuple) else (output, inputs[0])
-            seen["spread"] = spread_of(hidden, self._least)  # now: the next norm adds to the state in place
+            # Now: the next norm adds to the state in place.
+            seen["state"] = hidden if self._fused else spread_of(hidden, self._least)
             return hidden
 
         def enter(_: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
