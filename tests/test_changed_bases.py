@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 from typing import Any
 
 import pytest
@@ -207,7 +208,7 @@ def test_configurations_of_others_are_refused():
     otter = tiny_otter(tiny_base())
     wrong: Any
     for wrong in ({"r": 4}, "name"):
-        refused(lambda wrong=wrong: otter.add_adapter(wrong, "second"), "takes an OtterConfig", type(wrong).__name__)
+        refused(partial(otter.add_adapter, wrong, "second"), "takes an OtterConfig", type(wrong).__name__)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -262,7 +262,7 @@ def returned(output: Any, model: "OtterModel") -> Any:
     """
     if torch.compiler.is_exporting():
         return with_tensors(output, model.signals)
-    if torch.jit.is_tracing() and model.active_adapters:
+    if torch.jit.is_tracing() and model.active_adapters:  # type: ignore[attr-defined]
         raise OtterError("torch.jit.trace would lose the signals: use torch.export.export")
     loss = getattr(output, "loss", None)
     if model.training and loss is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling():

@@ -123,15 +123,15 @@ def _helpers(scorer: ModuleType) -> list[Path]:
     """Returns the files of the modules beside a scorer's, or below, that it uses, and that those use."""
     if not getattr(scorer, "__file__", None):
         return []
-    folder, found, todo = Path(str(scorer.__file__)).resolve().parent, {scorer.__name__: Path()}, [scorer]
+    folder, files, todo = Path(str(scorer.__file__)).resolve().parent, {scorer.__name__: Path()}, [scorer]
     while todo:
         for value in list(vars(todo.pop()).values()):
             name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
-            module = sys.modules.get(name) if isinstance(name, str) and name not in found else None
+            module = sys.modules.get(name) if isinstance(name, str) and name not in files else None
             if module is not None and (path := _source_below(module, folder)):
-                found[module.__name__] = path
+                files[module.__name__] = path
                 todo.append(module)
-    return sorted(path for path in found.values() if path.name)
+    return sorted(path for path in files.values() if path.name)
 
 
 def _source_below(module: ModuleType, folder: Path) -> Path | None:
