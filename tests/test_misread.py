@@ -246,6 +246,16 @@ def test_a_table_with_one_name_twice_is_refused() -> None:
 
 # -- labels and passages -----------------------------------------------------------------------------------------------
 
+
+def test_a_label_beside_a_prompt_is_of_the_conversation_that_answers_it() -> None:
+    turns = [message("user", "Q"), message("assistant", "a")]
+    answered = labelled(messages=turns, label=1)
+    assert answered.text.response == "a"
+    assert labelled(prompt="Q", messages=turns, label=1) == labelled(prompt="Q", response="a", label=1) == answered
+    assert labelled(prompt="Q", messages=turns, response=None, label=1) == answered
+    assert labelled(prompt="Q", messages=turns[:1], label=1) == labelled(prompt="Q", label=1)
+
+
 TEXT = "ok\r\nthe BAD\r\nend"
 AT = TEXT.index("BAD")
 

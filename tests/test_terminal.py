@@ -261,6 +261,12 @@ def test_settings_out_of_range(refusal: Refusal, base: Path, options: tuple[obje
     assert named in refusal("generate", "--base", base, "--prompt", "a", *options)
 
 
+def test_a_prompt_in_a_locale_without_its_characters() -> None:
+    """Python keeps the bytes that ASCII lacks as surrogates."""
+    tokenizer = byte_tokenizer()
+    assert generate._read("caf\udcc3\udca9", True, tokenizer) == tokenizer.encode("café")
+
+
 @pytest.mark.parametrize(
     ("command", "named"),
     [

@@ -117,8 +117,10 @@ def _read(prompt: str, raw: bool, tokenizer: PreTrainedTokenizerBase) -> list[in
     """Returns the prompt's tokens: a text to continue, or what the user says."""
     if not raw and not prompt.strip():
         raise OtterError("--prompt is empty")
-    if any("\ud800" <= letter <= "\udfff" for letter in prompt):  # bytes of another encoding
-        raise OtterError("--prompt is not UTF-8")
+    try:  # where the locale is ASCII, Python keeps other bytes as surrogates
+        prompt = prompt.encode("utf-8", "surrogateescape").decode()
+    except UnicodeError as error:
+        raise OtterError("--prompt is not UTF-8") from error
     tokens: list[int] = tokenizer.encode(prompt) if raw else prompt_tokens((("user", prompt),), tokenizer)
     if not tokens:
         raise OtterError("--prompt is empty, and this base has no token to begin a text with")

@@ -13,6 +13,7 @@ from otterlm.training.data.conversations import (
     clean,
     is_present,
     of_python,
+    read_prompt,
     read_turns,
     split_response,
     strip,
@@ -127,10 +128,11 @@ def _read_text(record: Mapping[str, Any], where: str) -> tuple[Dialogue, str]:
     if columns and columns[0] == "chosen":
         raise OtterError(f"{where}: a labelled row has one text, not chosen and rejected")
     if not columns or not is_present(record.get(columns[0])):
-        context = read_context(record, where)
+        columns = _answered(record, where) or columns
+        context = [] if columns and is_present(record.get(columns[0])) else read_context(record, where)
         if context and context[-1][0] != "assistant":
             return Dialogue(strip(context), ""), ""
-        columns = columns or [column for column in CONVERSATIONS if is_present(record.get(column))][:1] or ["text"]
+        columns = columns or ["text"]
     if isinstance(record.get("text"), str) and columns == ["text"] and not read_context(record, where, columns):
         dialogue = _read_alone(record["text"], where)
     else:
@@ -138,6 +140,14 @@ def _read_text(record: Mapping[str, Any], where: str) -> tuple[Dialogue, str]:
     if not dialogue.response.strip():
         raise OtterError(f"{where}: column {columns[0]} holds an empty text")
     return dialogue, columns[0]
+
+
+def _answered(record: Mapping[str, Any], where: str) -> list[str]:
+    """Returns the column of a conversation that ends with the assistant's words, if there is one."""
+    for column in (name for name in CONVERSATIONS if is_present(record.get(name))):
+        turns = read_prompt(record[column], f"{where}, column {column}")
+        return [column] if turns and turns[-1][0] == "assistant" else []
+    return []
 
 
 def _read_alone(text: str, where: str) -> Dialogue:
