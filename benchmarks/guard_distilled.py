@@ -4,9 +4,10 @@
     python benchmarks/guard_distilled.py prompts --data ../shared/data --out runs/guard-distilled
     PYTHONPATH=benchmarks otter distill guard --base smollm2-135m --scorer guard_distilled:toxic --label toxic \\
         --prompts runs/guard-distilled/train.jsonl --out runs/guard-distilled/adapter --layers 11-29:2 \\
-        --per-prompt 2 --max-new-tokens 24 --rollouts 8 --prefixes 2
+        --per-prompt 2 --max-new-tokens 24 --rollouts 8 --prefixes 1 --vocabulary-rank 0 \\
+        --epochs 8 --evaluations-per-epoch 1 --patience 8 --record
     python benchmarks/guard_distilled.py responses --out runs/guard-distilled
-    otter bench guard --base smollm2-135m --adapter runs/guard-distilled/adapter --rival probes \\
+    otter bench guard --base smollm2-135m --adapter runs/guard-distilled/adapter --rival probes --seeds 3 \\
         --train runs/guard-distilled/train-judged.jsonl --data runs/guard-distilled/test-judged.jsonl
 
 `responses` samples responses to the test prompts, and writes them and those of the training, each with the judge's
