@@ -1,5 +1,5 @@
 """Proposes drafts for tests: what a file has as the next tokens, now and then a wrong one, and each time another number
-of them; and all that heads and lookup guess, whatever they cost."""
+of them; and all that heads and lookup guess, whatever they cost. One writes down what the heads read."""
 
 import json
 import os
@@ -11,6 +11,8 @@ from otterlm.engines.vllm.drafts import DraftProposer
 
 TEXTS = "OTTER_TEST_TEXTS"
 """The variable of the environment that names the file: a JSON list of lists of tokens, prompts with what follows."""
+STATES = "OTTER_TEST_STATES"
+"""The variable of the environment that names the file that states are written to."""
 
 
 class Oracle:
@@ -54,3 +56,18 @@ class Eager(DraftProposer):
     def __init__(self, vllm_config: Any) -> None:
         super().__init__(vllm_config)
         self._drafting._costs = Free()  # type: ignore[assignment]
+
+
+class Recorder(Eager):
+    """Proposes every guess. It writes each text, and the state that the heads read, as a JSON list a line."""
+
+    def propose(
+        self, sampled_token_ids: list[list[int]], num_tokens_no_spec: Any, token_ids_cpu: Any, **_: Any
+    ) -> list[list[int]]:
+        with Path(os.environ[STATES]).open("a") as file:
+            for index, sampled in enumerate(sampled_token_ids):
+                if sampled:
+                    row = self._model.rows[index][len(sampled) - 1]
+                    text = token_ids_cpu[index, : num_tokens_no_spec[index]].tolist()
+                    print(json.dumps([text, self._model.sampled[self._name][row, 0].tolist()]), file=file)
+        return super().propose(sampled_token_ids, num_tokens_no_spec, token_ids_cpu)

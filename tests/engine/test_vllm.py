@@ -245,22 +245,6 @@ def test_a_model_without_adapters_takes_no_settings(folder) -> None:
         served(config).settings({"otter_rewards": 1})
 
 
-def test_compiled(tmp_path: Path, monkeypatch) -> None:
-    """vLLM compiles models by default, and traces the hooks with them. From the third widened block on, PyTorch's
-    compiler once read a product before it was computed. A cache of the test's own makes it compile."""
-    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))
-    folder = make_folder(tmp_path, signals=("reward",), num_hidden_layers=5)
-    (plain,) = answers(folder.parent / "base", (PROMPTS, greedy()))
-    ours, steered = answers(
-        folder,
-        (PROMPTS, greedy(**client.request(folder, rewards=1))),
-        (PROMPTS, greedy(**client.request(folder, weight=3.0))),
-        enforce_eager=False,
-    )
-    assert tokens_of(ours) == tokens_of(plain) != tokens_of(steered)
-    assert_rewards(load_exported(folder), ours)
-
-
 @pytest.mark.parametrize(
     ("model_type", "mode"), [("mistral", "raw_logits"), ("qwen2", "processed_logprobs"), ("qwen3", "processed_logits")]
 )
