@@ -56,7 +56,7 @@ def fits(layer: InsertedLayer) -> bool:
 
 
 class Requests(NamedTuple):
-    """The requests of a step hold its tokens in a row.
+    """The requests of a step have its tokens in a row.
 
     Attributes:
         starts: the first token of each, and how many there are, `[R + 1]` int32.
@@ -218,8 +218,8 @@ def _padded(size: int, panel: int) -> int:
 
 def _packed(library: ctypes.CDLL, weight: Tensor, narrow: bool) -> Tensor:
     outputs, channels = weight.shape
-    given = weight.detach().float().contiguous()
+    rows = weight.detach().float().contiguous()
     dtype = torch.bfloat16 if narrow else torch.float32
     packed = torch.empty(_padded(outputs, library.otter_panel()) * channels, dtype=dtype)
-    library.otter_pack(POINTER(given.data_ptr()), COUNT(outputs), COUNT(channels), narrow, POINTER(packed.data_ptr()))
+    library.otter_pack(POINTER(rows.data_ptr()), COUNT(outputs), COUNT(channels), narrow, POINTER(packed.data_ptr()))
     return packed
