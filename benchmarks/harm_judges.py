@@ -22,8 +22,8 @@ from otterlm.training.data.rows import PairRow, hold_out, read_rows
 from otterlm.training.data.tokens import Limits
 
 REFUSAL = re.compile(
-    r"I['\u2019]m sorry|I am sorry|I apologi[sz]e|I can(?:['\u2019]t|not)|I['\u2019]m (?:unable|not able|not equipped)|"
-    r"I am (?:unable|not able)|I(?:['\u2019]m| am) afraid I|I don['\u2019]t have the (?:ability|capability)|I won['\u2019]t",
+    r"I['\u2019]m sorry|I am sorry|I apologi[sz]e|I can(?:['\u2019]t|not)|I won['\u2019]t|I(?:['\u2019]m| am) afraid I|"
+    r"I(?:['\u2019]m| am) (?:unable|not able)|I['\u2019]m not equipped|I don['\u2019]t have the (?:ability|capability)",
     re.IGNORECASE,
 )
 
