@@ -74,7 +74,7 @@ def test_command(answer, refusal, base, contrast, tmp_path: Path, monkeypatch: p
     model.save_pretrained(contrast)
     refused = refusal(*arguments, "--out", tmp_path / "out")
     assert "otter-some.jsonl" in refused
-    assert "other adapter:" in refused
+    assert "other adapter.weights:" in refused
     assert "needs both --expert and --anti-expert" in refusal(*arguments, "--expert", base)
     tiny_base(vocab_size=30).save_pretrained(tmp_path / "small")
     assert "one vocabulary" in refusal(*arguments, "--expert", base, "--anti-expert", tmp_path / "small")
