@@ -260,7 +260,7 @@ def call_of(intervention: str, setting: Setting) -> Call:
     if intervention in SAMPLING and not setting.sampled:
         settings |= {"do_sample": True, "top_k": 0}
     known = 0 if settings["input_ids"] is None else prompt["input_ids"].shape[1]
-    mask = changed.get("attention_mask")
+    mask: Any = changed.get("attention_mask")
     mask = prompt["attention_mask"] if getattr(mask, "shape", None) != prompt["input_ids"].shape else mask.long()
     texts = Texts(otter(), prompt["input_ids"], mask, changed.get("position_ids"), known)
     return Call(settings, texts, setting.ends)
