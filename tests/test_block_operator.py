@@ -62,9 +62,10 @@ def expected(layer: Any, read: dict[str, torch.Tensor], angles: torch.Tensor, wi
     st.integers(1, 48),
     st.booleans(),
     st.sampled_from([None, 1, 20]),
+    st.sampled_from([1, 3]),
 )
 def test_the_operator_is_the_layer(
-    library, model_type, requests, heads, head_dim, width, units, narrow, window
+    library, model_type, requests, heads, head_dim, width, units, narrow, window, threads
 ) -> None:
     """Requests have been read in part; the rest of all is read in one step. The cache's blocks are in any order."""
     layer = layer_of(
@@ -124,8 +125,10 @@ def test_the_operator_is_the_layer(
         )
         return packed.feed(read["ffn_input"], read["middle"], middle, read["units"])
 
+    torch.set_num_threads(threads)
     step([(0, before) for before, _ in requests])
     ours = step([(before, before + new) for before, new in requests])
+    torch.set_num_threads(1)
     layer.double()
     theirs = torch.cat(
         [

@@ -17,6 +17,7 @@ from otterlm.smollm2 import cache_folder
 SWITCH = "OTTER_KERNELS"
 """The environment variable that turns the operator off: 0."""
 SOURCE = Path(__file__).with_name("block.cpp")
+HEADER = SOURCE.with_name("products.h")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
 SECONDS = 300
 
@@ -44,7 +45,7 @@ def _built(compiler: str) -> Path:
     if shutil.which(compiler) is None:
         raise OtterError(f"there is no C++ compiler {compiler!r}: install g++, or name one with CXX")
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
-    parts = [SOURCE.read_bytes(), " ".join(FLAGS).encode(), version, _processor().encode()]
+    parts = [SOURCE.read_bytes(), HEADER.read_bytes(), " ".join(FLAGS).encode(), version, _processor().encode()]
     digest = hashlib.sha256(b"\0".join(parts)).hexdigest()
     path = cache_folder() / "kernels" / f"block-{digest[:16]}.so"
     if not path.exists():
