@@ -14,6 +14,9 @@ FEW = 4096
 MANY = 64
 """If more tokens of a row are plausible, the rewards of all are computed."""
 
+CHUNK = 64
+"""Plausible tokens are looked for in so many at once."""
+
 Count = TypeVar("Count", int, Tensor)
 
 
@@ -60,8 +63,20 @@ def _few_plausible(scores: Tensor, min_p: float | Tensor) -> Tensor | None:
     """
     if scores.device.type != "cpu":
         return None
-    rows, tokens = plausible(scores, min_p).nonzero(as_tuple=True)
-    counts = rows.bincount(minlength=len(scores))
+    batch, vocabulary = scores.shape
+    whole = vocabulary // CHUNK * CHUNK
+    # Most tokens are far from plausible, and so is the best of most chunks: one look at each score finds these.
+    best = scores[:, :whole].unflatten(-1, (-1, CHUNK)).amax(dim=-1)  # [B, chunks]
+    if whole < vocabulary:
+        best = torch.cat((best, scores[:, whole:].amax(dim=-1, keepdim=True)), dim=-1)
+    least = best.amax(dim=-1, keepdim=True) + _log(min_p, scores)  # [B, 1]
+    rows, chunks = (best >= least).nonzero(as_tuple=True)
+    if len(rows) > MANY * batch:  # each has a plausible token
+        return None
+    ids = chunks[:, None] * CHUNK + torch.arange(CHUNK)  # [n, CHUNK]
+    enough = (scores[rows[:, None], ids.clamp(max=vocabulary - 1)] >= least[rows]) & (ids < vocabulary)
+    rows, tokens = rows[:, None].expand_as(ids)[enough], ids[enough]
+    counts = rows.bincount(minlength=batch)
     if not 0 < int(counts.min()) <= int(counts.max()) <= MANY:
         return None
     starts = counts.cumsum(0) - counts
@@ -72,8 +87,11 @@ def _few_plausible(scores: Tensor, min_p: float | Tensor) -> Tensor | None:
 
 def plausible(scores: Tensor, min_p: float | Tensor) -> Tensor:
     """Marks the tokens with at least this share of the likeliest token's probability, `[B, V]` bool."""
-    share = torch.as_tensor(min_p, dtype=scores.dtype, device=scores.device)
-    return scores >= scores.amax(dim=-1, keepdim=True) + share.log()
+    return scores >= scores.amax(dim=-1, keepdim=True) + _log(min_p, scores)
+
+
+def _log(share: float | Tensor, scores: Tensor) -> Tensor:
+    return torch.as_tensor(share, dtype=scores.dtype, device=scores.device).log()
 
 
 def contrast(scores: Tensor, difference: Tensor, alpha: float | Tensor, top_p: float) -> Tensor:
