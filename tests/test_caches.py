@@ -185,4 +185,6 @@ def test_a_compiled_step_over_a_cache_that_was_filled_while_off_gives_no_numbers
     otter.base_model(tokens(1, 5), past_key_values=whole)
     output = step(tokens(1, 1), past_key_values=cache)
     assert output.signals["reward"].prefix.isnan().all()
-    assert torch.equal(output.logits, otter.base_model(tokens(1, 1), past_key_values=whole).logits)
+    # A compiled base attends with a mask where the base alone needs none, which rounds in another way.
+    base = torch.compile(otter.base_model, backend="eager", fullgraph=True)
+    assert torch.equal(output.logits, base(tokens(1, 1), past_key_values=whole).logits)
