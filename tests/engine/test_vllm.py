@@ -304,7 +304,7 @@ def test_without_the_operator(folder, plain, monkeypatch) -> None:
     """Where no compiler is, widened blocks are PyTorch's operators."""
     monkeypatch.setenv("OTTER_KERNELS", "0")
     (ours,) = answers(folder, (PROMPTS, greedy(**client.request(folder, rewards=1))))
-    assert tokens_of(ours) == tokens_of(plain)
+    assert tokens_of(ours) == tokens_of(plain[: len(PROMPTS)])
     assert_rewards(load_exported(folder), ours)
 
 
