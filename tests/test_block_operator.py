@@ -136,7 +136,8 @@ def test_the_operator_is_the_layer(
             for text, (before, new) in zip(texts, requests, strict=True)
         ]
     )
-    torch.testing.assert_close(ours.double(), theirs, rtol=2e-5, atol=2e-5 * float(theirs.abs().max()))
+    scale = max(1.0, float(theirs.abs().max()))  # summands are about 1, and may cancel
+    torch.testing.assert_close(ours.double(), theirs, rtol=2e-5, atol=2e-5 * scale)
 
 
 @needs_compiler

@@ -25,6 +25,7 @@ class PagedLayer(InsertedLayer):
 
     Attributes:
         packed: the layer as an operator, see `kernels`; None: it runs as PyTorch's operators.
+        direct: the engine is eager; a compiled one needs each kernel to be an operator of its graph.
     """
 
     def __init__(self, *shape: Any, **factory: Any) -> None:
@@ -52,7 +53,7 @@ class PagedLayer(InsertedLayer):
             prefix=prefix,
         )
         self.direct = vllm_config.compilation_config.mode == NONE
-        if self.direct:  # else a graph needs the kernel to be one operator of it
+        if self.direct:
             self.kernel.use_direct_call = True
         self.heads = [heads * widths.head_dim for heads in (widths.heads, widths.kv_heads, widths.kv_heads)]
         self.units = [widths.units, widths.units]
@@ -72,8 +73,7 @@ class PagedLayer(InsertedLayer):
             h' in the middle of the block, `[T, d']`.
         """
         if self.packed is not None:
-            attend = operators.attend if self.direct else torch.ops.otter.attend
-            return attend(x, state, inserted, heads, positions, self.kernel.layer_name)
+            return operators.attend(x, state, inserted, heads, positions, self.kernel.layer_name)
         attention = self.attention
         query, key, value = attention.qkv(x, normed(inserted, state)).split(self.heads, dim=-1)
         if attention.query_norm is not None and attention.key_norm is not None:
@@ -97,8 +97,7 @@ class PagedLayer(InsertedLayer):
             h' after the block, `[T, d']`.
         """
         if self.packed is not None:
-            feed = operators.feed if self.direct else torch.ops.otter.feed
-            return feed(x, state, inserted, units, self.kernel.layer_name)
+            return operators.feed(x, state, inserted, units, self.kernel.layer_name)
         ffn = self.ffn
         gate, up = ffn.gate_up(x, normed(inserted, state)).split(self.units, dim=-1)
         return inserted + ffn.down(units, ffn.activation(gate) * up)
