@@ -276,6 +276,7 @@ class _Kernel(torch.nn.Module):
         return query
 
 
+@pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
 @torch.inference_mode()
 def test_a_widened_block_takes_few_operators(llm) -> None:
     """At one token a call costs more than what it computes. Without the C++ operator these are PyTorch's."""
