@@ -57,7 +57,7 @@ class PagedLayer(InsertedLayer):
             self.kernel.use_direct_call = True
         self.heads = [heads * widths.head_dim for heads in (widths.heads, widths.kv_heads, widths.kv_heads)]
         self.units = [widths.units, widths.units]
-        operators.bind(self.kernel, self)
+        self.cache = operators.LayerCache(rotary, self.kernel.sliding_window)
 
     def attend(self, inserted: Tensor, x: Tensor, state: Tensor, heads: Tensor, positions: Tensor) -> Tensor:
         """Adds what the extra heads give.
@@ -73,7 +73,7 @@ class PagedLayer(InsertedLayer):
             h' in the middle of the block, `[T, d']`.
         """
         if self.packed is not None:
-            return operators.attend(x, state, inserted, heads, positions, self.kernel.layer_name)
+            return operators.attend(self, x, state, inserted, heads, positions)
         attention = self.attention
         query, key, value = attention.qkv(x, normed(inserted, state)).split(self.heads, dim=-1)
         if attention.query_norm is not None and attention.key_norm is not None:
@@ -97,7 +97,7 @@ class PagedLayer(InsertedLayer):
             h' after the block, `[T, d']`.
         """
         if self.packed is not None:
-            return operators.feed(x, state, inserted, units, self.kernel.layer_name)
+            return self.packed.feed(x, state, inserted, units)
         ffn = self.ffn
         gate, up = ffn.gate_up(x, normed(inserted, state)).split(self.units, dim=-1)
         return inserted + ffn.down(units, ffn.activation(gate) * up)

@@ -1,7 +1,6 @@
 """Runs widened blocks as operators inside an eager engine, with its paged cache."""
 
 from typing import Any
-from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -12,42 +11,34 @@ from otterlm.engines.vllm.upstream.names import (
     RotaryEmbedding,
     current_platform,
     get_attention_context,
-    get_forward_context,
     get_tensor_model_parallel_world_size,
 )
 
 FIELD = "otter"
-"""Otter's attribute on attention kernels, and on what vLLM says of a step."""
+"""Otter's attribute on what vLLM says of a step."""
 
 
-class Bound:
-    """Belongs to a layer's attention kernel, by whose name a step finds the layer.
+class LayerCache:
+    """Shows the operator where a layer's keys and values are.
 
     Args:
-        layer: a `PagedLayer`.
+        rotary: turns the layer's queries and keys.
+        window: how many tokens a query sees, itself among them; None: all.
     """
 
-    def __init__(self, layer: Any) -> None:
-        self._layer = ref(layer)
+    def __init__(self, rotary: Any, window: int | None) -> None:
+        self._rotary, self._window = rotary, window
         self._numbers: Tensor | None = None
-        self._cache: Any = None
-        self._rotary: Tensor | None = None
+        self._table: Tensor | None = None
+        self._shown: Any = None
 
-    @property
-    def packed(self) -> PackedBlock:
-        """Returns the layer's weights as they are now: adapters come and go."""
-        layer: Any = self._layer()
-        packed: PackedBlock = layer.packed
-        return packed
-
-    def cache(self, numbers: Tensor) -> Any:
-        """Returns the layer's cache as the operator reads it, `[blocks, KV', block_size, 2 * head_dim]`."""
+    def show(self, numbers: Tensor) -> Any:
+        """Returns the cache as the operator reads it; numbers are `[blocks, KV', block_size, 2 * head_dim]`."""
         if numbers is not self._numbers:
-            layer: Any = self._layer()
-            self._rotary = layer.rotary.cos_sin_cache.float().contiguous()
-            self._cache = cache_of(numbers, self._rotary, layer.kernel.sliding_window)
+            self._table = self._rotary.cos_sin_cache.float().contiguous()
+            self._shown = cache_of(numbers, self._table, self._window)
             self._numbers = numbers
-        return self._cache
+        return self._shown
 
 
 def usable(vllm_config: Any, layers: list[Any]) -> bool:
@@ -83,21 +74,15 @@ def pack(layer: Any) -> None:
         linear.weight = nn.Parameter(linear.weight.new_empty(0), requires_grad=False)
 
 
-def bind(kernel: Any, layer: Any) -> None:
-    """Makes a layer known by its attention kernel."""
-    setattr(kernel, FIELD, Bound(layer))
-
-
-def attend(x: Tensor, hidden: Tensor, inserted: Tensor, heads: Tensor, positions: Tensor, name: str) -> Tensor:
+def attend(layer: Any, x: Tensor, hidden: Tensor, inserted: Tensor, heads: Tensor, positions: Tensor) -> Tensor:
     """Adds what the extra heads give, see `PackedBlock.attend`.
 
     Args:
-        name: of the layer's attention kernel.
+        layer: a `PagedLayer` that `pack` made an operator.
     """
-    metadata, kernel, numbers, slots = get_attention_context(name)
+    metadata, _, numbers, slots = get_attention_context(layer.kernel.layer_name)
     if metadata is None:  # vLLM tries its largest step, without a cache
         return inserted.clone()
-    bound: Bound = getattr(kernel, FIELD)
     batch = getattr(metadata, FIELD, None)
     if batch is None:  # the first layer of this step
         requests = Requests(metadata.query_start_loc, metadata.seq_lens, metadata.block_table, slots)
@@ -105,17 +90,8 @@ def attend(x: Tensor, hidden: Tensor, inserted: Tensor, heads: Tensor, positions
         setattr(metadata, FIELD, batch)
     tokens = metadata.num_actual_tokens
     if tokens == len(inserted):
-        return bound.packed.attend(x, hidden, inserted, heads, positions, batch, bound.cache(numbers))
+        added: Tensor = layer.packed.attend(x, hidden, inserted, heads, positions, batch, layer.cache.show(numbers))
+        return added
     padded = torch.zeros_like(inserted)
-    padded[:tokens] = attend(x[:tokens], hidden[:tokens], inserted[:tokens], heads[:tokens], positions[:tokens], name)
+    padded[:tokens] = attend(layer, x[:tokens], hidden[:tokens], inserted[:tokens], heads[:tokens], positions[:tokens])
     return padded
-
-
-def feed(x: Tensor, hidden: Tensor, inserted: Tensor, units: Tensor, name: str) -> Tensor:
-    """Adds what the extra units give, see `PackedBlock.feed`.
-
-    Args:
-        name: of the layer's attention kernel.
-    """
-    bound: Bound = getattr(get_forward_context().no_compile_layers[name], FIELD)
-    return bound.packed.feed(x, hidden, inserted, units)

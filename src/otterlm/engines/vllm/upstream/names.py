@@ -21,7 +21,6 @@ HOME = {
     "current_platform": "vllm.platforms",
     "dispatch_cpu_unquantized_gemm": "vllm.model_executor.layers.utils",
     "get_attention_context": "vllm.model_executor.layers.attention.attention",
-    "get_forward_context": "vllm.forward_context",
     "get_tensor_model_parallel_rank": "vllm.distributed",
     "get_tensor_model_parallel_world_size": "vllm.distributed",
     "process_dict_updates": "vllm.v1.sample.logits_processor.builtin",
