@@ -22,7 +22,7 @@ from otterlm.signals.contrast.config import ContrastConfig
 from otterlm.signals.contrast.head import ContrastSignal
 from otterlm.signals.reward.objective import RewardObjective, RewardTrainingConfig
 from otterlm.training.data.packing import Example, collate
-from otterlm.training.recipes.common import on_device
+from otterlm.training.recipes.common import on_device, use_device
 from otterlm.training.sources import LiveBase
 
 OURS = """
@@ -347,6 +347,16 @@ def test_a_base_that_cannot_be_moved_stays_or_says_so(monkeypatch: pytest.Monkey
         "otterlm.training.recipes.common.this_process", lambda: mock.Mock(device=torch.device("cuda:0"))
     )
     refused(lambda: on_device(base), "cuda:0", "8-bit", "device_map")
+
+
+def test_a_gpu_without_a_number_is_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = mock.Mock(num_processes=1)
+    monkeypatch.setattr("otterlm.training.recipes.common.PartialState", lambda cpu: state)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
+    with mock.patch.object(torch.cuda, "set_device") as chosen:
+        use_device(torch.device("cuda"))
+    chosen.assert_called_once_with(torch.device("cuda:2"))
+    assert state.device == torch.device("cuda:2")
 
 
 # -- torch.export ------------------------------------------------------------------------------------------------------

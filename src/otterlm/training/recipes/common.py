@@ -210,6 +210,8 @@ def use_device(device: torch.device) -> None:
     if state.num_processes > 1:
         raise OtterError(f"--device {device} is of one process: of several, accelerate gives each its own device")
     if device.type == "cuda":
+        if device.index is None:  # set_device takes no device without an index
+            device = torch.device("cuda", torch.cuda.current_device())
         torch.cuda.set_device(device)
     state.device = device
 
