@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import Listener, batch, close, randomize, refused, tiny_base, tiny_otter, tokens
 from torch import Tensor
+from training_runs import preferences
 
 from otterlm.decoding import RejectionSampling
 from otterlm.decoding.rejection import Segments
@@ -133,6 +134,24 @@ def test_a_shared_copy_takes_no_memory_and_reads_the_same() -> None:
     assert [n for n, p in shared.named_parameters() if p.data_ptr() not in known] == ["classifier.score.weight"]
     assert not known & {weight.data_ptr() for weight in copied.parameters()}
     assert all(weight.requires_grad for weight in copied.parameters())
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+def test_lora_learns_the_same_whether_blocks_are_computed_again(recompute) -> None:
+    """Under autocast to bfloat16, too, as on a GPU."""
+    torch.manual_seed(0)
+    model = SeparateRewardModel.lora(tiny_base(), rank=2, recompute=recompute).train()
+    assert any(getattr(part, "gradient_checkpointing", False) for part in model.modules()) == recompute
+    randomize(model.classifier.score, 7)
+    for autocast in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            model(collate(preferences(4)))["loss"].backward()
+        learned = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+        assert learned.keys() == {name for name, weight in model.named_parameters() if weight.requires_grad}
+        assert {grad.dtype for grad in learned.values()} == {torch.float32}
+        # B starts at 0, so A learns nothing yet.
+        assert all(bool(torch.any(grad)) == ("lora_A" not in name) for name, grad in learned.items())
 
 
 def test_lora_is_merged_without_a_trace() -> None:

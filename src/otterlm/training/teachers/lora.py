@@ -11,11 +11,16 @@ from transformers import PreTrainedModel
 from otterlm.errors import OtterError
 
 
-def insert_lora(model: PreTrainedModel, rank: int) -> None:
+def insert_lora(model: PreTrainedModel, rank: int, recompute: bool = True) -> None:
     """Freezes a model and inserts LoRA into all its linear layers but the unembedding.
 
-    What LoRA learns is float32, whatever the model's precision is. In training, blocks are computed again for the
-    backward pass, so that only the states between them are in memory.
+    What LoRA learns is float32, whatever the model's precision is.
+
+    Args:
+        model: the model.
+        rank: of LoRA.
+        recompute: whether blocks are computed again for the backward pass, so that only the states between them are in
+            memory.
 
     Raises:
         OtterError: PEFT is not installed.
@@ -29,7 +34,7 @@ def insert_lora(model: PreTrainedModel, rank: int) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    if model.supports_gradient_checkpointing:
+    if recompute and model.supports_gradient_checkpointing:
         older: Any = model.gradient_checkpointing_enable  # which newer Transformers call deprecated
         getattr(model, "activation_checkpointing_enable", older)({"use_reentrant": False})
 

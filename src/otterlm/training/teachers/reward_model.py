@@ -79,13 +79,13 @@ class SeparateRewardModel(nn.Module):
         self.classifier.save_pretrained(folder)
 
     @classmethod
-    def lora(cls, base: PreTrainedModel, rank: int = 16) -> Self:
+    def lora(cls, base: PreTrainedModel, rank: int = 16, recompute: bool = True) -> Self:
         """Makes a reward model with LoRA on all linear layers, trained beside the head alone, see `insert_lora`.
 
         `merge` folds LoRA into the weights.
         """
         model = cls.of(base)
-        insert_lora(model.classifier.base_model, rank)
+        insert_lora(model.classifier.base_model, rank, recompute)
         model.classifier.score.float()
         model.identity |= {"lora": rank}
         return model
