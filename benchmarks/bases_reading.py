@@ -1,10 +1,13 @@
 """Reads a base once for an adapter and for probes of all its blocks. `benchmarks/bases.py` uses it."""
 
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
+from bases_rows import at_once
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -12,16 +15,14 @@ from otterlm.errors import OtterError
 from otterlm.families.parts import blocks_of
 from otterlm.files import write_tensors
 from otterlm.model import OtterModel
-from otterlm.training.data.packing import Example, length_buckets
+from otterlm.taps import Visitor
+from otterlm.training.data.packing import Example, collate, length_buckets
 from otterlm.training.probe import fit_probe
-from otterlm.training.sources import RecordedBase
-
-AT_ONCE = 8
-"""Pairs of a pass of the base."""
+from otterlm.training.sources import LiveBase, RecordedBase
 
 
 class EndStates:
-    """Reads the passes that record a base: its state after every block, at the ends of both texts of a pair.
+    """Reads the base's state after every block, at the ends of both texts of a pair, while others run its passes.
 
     Args:
         model: the base with its adapter.
@@ -33,7 +34,7 @@ class EndStates:
 
     def __init__(self, model: OtterModel, examples: Sequence[Example]) -> None:
         self._blocks = blocks_of(model.base_model, model.family)
-        self._groups = length_buckets(range_examples(examples), AT_ONCE)
+        self._groups = length_buckets(range_examples(examples), at_once(model.base_model))
         self._group: list[Example] = []
         width = model.config.get_text_config(decoder=True).hidden_size
         self.states = torch.empty(2, len(examples), len(self._blocks), width)
@@ -54,10 +55,11 @@ class EndStates:
     def _reader(self, number: int) -> Callable[..., None]:
         def read(_: object, __: object, output: Any) -> None:
             state = output[0] if isinstance(output, tuple) else output  # [B, T, d]
-            for row, example in enumerate(self._group):
-                ends = len(example.prefix) + len(example.branches[0]) - 1, len(example) - 1
-                for side, end in enumerate(ends):
-                    self.states[side, example.row, number] = state[row, end].float()
+            rows = torch.arange(len(self._group))
+            ends = [len(each.prefix) + len(each.branches[0]) - 1 for each in self._group]
+            for side, last in enumerate((ends, [len(each) - 1 for each in self._group])):
+                read = state[rows, last].float().cpu()  # [B, d]
+                self.states[side, [each.row for each in self._group], number] = read
 
         return read
 
@@ -67,16 +69,36 @@ def range_examples(examples: Sequence[Example]) -> list[Example]:
     return [Example(index, each.prefix, each.branches) for index, each in enumerate(examples)]
 
 
+@torch.no_grad()
+def read_states(model: OtterModel, examples: Sequence[Example]) -> Tensor:
+    """Reads all pairs with the base for the probes alone, see `EndStates`."""
+    check_packs(model)
+    live = LiveBase(model)
+    with EndStates(model, examples) as ends:
+        for group in length_buckets(examples, at_once(model.base_model)):
+            live.show(collate(group).to(model.device), Visitor())
+    return ends.states
+
+
+def check_packs(model: OtterModel) -> None:
+    """Checks that the base reads both texts of a pair in one sequence.
+
+    Raises:
+        OtterError: it does not.
+    """
+    if not model.family.branches:
+        raise OtterError("this base reads the texts of a pair apart, and its states are not read here")
+
+
 def read_once(model: OtterModel, examples: Sequence[Example], out: Path) -> tuple[RecordedBase, Tensor]:
     """Reads all pairs with the base, once: for the adapter and for the probes."""
-    if not model.family.branches:
-        raise OtterError("this base reads the texts of a pair apart, and its states are not recorded here")
+    check_packs(model)
     path = out / "states.safetensors"
     if path.exists():
-        return RecordedBase(model, examples, out, AT_ONCE), load_file(path)["states"]
+        return RecordedBase(model, examples, out, at_once(model.base_model)), load_file(path)["states"]
     (out / "recording.json").unlink(missing_ok=True)  # the states are read in the same passes
     with EndStates(model, examples) as ends:
-        source = RecordedBase(model, examples, out, AT_ONCE)
+        source = RecordedBase(model, examples, out, at_once(model.base_model))
     write_tensors(path, {"states": ends.states}, {})
     return source, ends.states
 
@@ -100,6 +122,9 @@ def best_probe(states: Tensor, learned: list[int], tested: list[int], seed: int)
         weight = fit_probe(*states[:, fitted, block])
         return (states[0, judged, block] - states[1, judged, block]) @ weight > 0
 
-    scores = [float(right(block, rest, held).float().mean()) for block in range(states.shape[2])]
+    # Each fit is many small steps, so cores that no product uses fit other blocks.
+    with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // torch.get_num_threads())) as cores:
+        fits = cores.map(lambda block: right(block, rest, held), range(states.shape[2]))
+        scores = [float(fit.float().mean()) for fit in fits]
     best = max(range(len(scores)), key=scores.__getitem__)
     return best, right(best, learned, tested).tolist()

@@ -1,8 +1,7 @@
 """Prints the table of `benchmarks/bases.py` and draws its figure, of all rows that are there."""
 
 import json
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ def accuracy(rows: Sequence[Row]) -> str:
     """Returns the accuracy over all seeds with its interval."""
     right = torch.tensor([float(each) for row in rows for each in row["right"]])
     low, high = interval(len(right), mean_of(right))
-    return f"{right.mean():.1%} ({low:.1%} to {high:.1%})"
+    return f"{right.mean():.1%} ({100 * low:.1f}\u2013{100 * high:.1f})"
 
 
 def differences(rows: Sequence[Row], data: str, rival: str) -> list[Row]:
@@ -51,69 +50,138 @@ def differences(rows: Sequence[Row], data: str, rival: str) -> list[Row]:
         apart = 100 * (right[0] - right[1])
         parameters = sides[0][seeds[0]]["parameters"]
         ends = interval(len(apart), mean_of(apart))
-        name = f"Otter minus {RIVALS[rival]}, {data}"
+        name = f"Otter minus {RIVALS[rival]}"
         made.append(
             {"method": name, "parameters": parameters, "points": float(apart.mean()), "points_ci95": ends, "base": base}
         )
     return made
 
 
-def cells(rows: Sequence[Row]) -> dict[str, str]:
-    """Returns what the table says of one base, by heading."""
-    made = {"base": rows[0]["base"], "parameters": f"{rows[0]['parameters'] / 1e6:,.0f} M"}
-    preferences = [row for row in rows if row["task"] == "preference"]
-    for data in dict.fromkeys(row["data"] for row in preferences):
+def ends_of(value: float, interval: Sequence[float], digits: int) -> str:
+    """Returns a number with its interval."""
+    low, high = interval
+    return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def preferences(rows: Sequence[Row], data: str) -> list[dict[str, str]]:
+    """Returns the table of one set of pairs, a row a base: accuracies, and what Otter is ahead by, in points."""
+    apart = {rival: {row["base"]: row for row in differences(rows, data, rival)} for rival in RIVALS}
+    made = []
+    for base in dict.fromkeys(row["base"] for row in rows if row["data"] == data):
+        seeds = [row for row in rows if (row["base"], row["data"]) == (base, data)]
+        line = named(seeds[0])
         for method, name in {"otter": "Otter", **RIVALS}.items():
-            seeds = [row for row in preferences if (row["data"], row["method"]) == (data, method)]
-            if seeds:
-                made[f"{data}: {name}"] = accuracy(seeds)
-    for row in (row for row in rows if row["task"] == "guard"):
-        otter, *probes = row["rows"]
-        for name, shown in (("Otter", otter), ("best probe", max(probes, key=lambda each: each["auc"]))):
-            low, high = shown["auc_ci95"]
-            made[f"guard, AUC: {name}"] = f"{shown['auc']:.3f} ({low:.3f} to {high:.3f})"
-    for row in (row for row in rows if row["task"] == "cost"):
-        made["inserted"] = f"{row['share']:.1%}"
-        made["time with the stream"] = f"{row['time']:.2f} ({row['time_ci95'][0]:.2f} to {row['time_ci95'][1]:.2f})"
+            if some := [row for row in seeds if row["method"] == method]:
+                line[name] = accuracy(some)
+        for rival, name in RIVALS.items():
+            if base in apart[rival]:
+                row = apart[rival][base]
+                line[f"Otter minus {name}"] = ends_of(row["points"], row["points_ci95"], 1)
+        made.append(line)
     return made
 
 
+def solutions(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """Returns the table of solutions, a row a base and method: AUC over all questions, the mean over the seeds of the
+    number and of the ends of its interval."""
+    made = []
+    for base in dict.fromkeys(row["base"] for row in rows):
+        seeds = [row for row in rows if row["base"] == base]
+        for method in ("otter", "probe", "length", "lead"):
+            line = named(seeds[0]) | {"method": "Otter" if method == "otter" else method}
+            for percent in dict.fromkeys(each["percent"] for each in seeds[0]["rows"]):
+                areas = [
+                    each[method]
+                    for seed in seeds
+                    for each in seed["rows"]
+                    if (each["compare"], each["percent"]) == ("all_questions", percent)
+                ]
+                value, *ends = torch.tensor(areas).mean(dim=0).tolist()
+                line[f"{percent}%"] = ends_of(value, ends, 2)
+            made.append(line)
+    return made
+
+
+def guards(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """Returns the table of guards, a row a base: AUC of Otter and of the best probe on each set of texts."""
+    made = []
+    for row in rows:
+        line = named(row)
+        for data in dict.fromkeys(each["data"] for each in row["rows"]):
+            otter, *probes = (each for each in row["rows"] if each["data"] == data)
+            for name, shown in (("Otter", otter), ("best probe", max(probes, key=lambda each: each["auc"]))):
+                line[f"{data}: {name}"] = ends_of(shown["auc"], shown["auc_ci95"], 3)
+        made.append(line)
+    return made
+
+
+def costs(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """Returns the table of space and time, a row a base."""
+    return [
+        named(row) | {"inserted": f"{row['share']:.1%}", "time": ends_of(row["time"], row["time_ci95"], 2)}
+        for row in rows
+    ]
+
+
+def named(row: Row) -> dict[str, str]:
+    """Returns the first cells of a line."""
+    return {"base": Path(row["base"]).name, "parameters": f"{row['parameters'] / 1e6:,.0f} M"}
+
+
+def markdown(lines: Sequence[dict[str, str]]) -> str:
+    """Writes lines as a table."""
+    headings = list(dict.fromkeys(heading for line in lines for heading in line))
+    rows = [headings, ["---"] * len(headings), *([line.get(name, "") for name in headings] for line in lines)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+
+
 def show(out: Path) -> None:
-    """Prints the table, and writes it with the figure: `OUT/table.md`, `OUT/bases.png` and `OUT/bases.svg`."""
+    """Prints the tables, and writes them with the figure: `OUT/table.md`, `OUT/bases.png` and `OUT/bases.svg`."""
     rows = read(out)
-    bases = [cells([row for row in rows if row["base"] == base]) for base in dict.fromkeys(row["base"] for row in rows)]
-    headings = list(dict.fromkeys(heading for base in bases for heading in base))
-    lines = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
-    lines += ["| " + " | ".join(base.get(heading, "") for heading in headings) + " |" for base in bases]
-    text = "\n".join(lines) + "\n\nIn brackets: 95% intervals, by bootstrap over pairs, texts or rounds.\n"
+    of = {task: [row for row in rows if row["task"] == task] for task in ("preference", "solutions", "guard", "cost")}
+    pairs = of["preference"]
+    sets = list(dict.fromkeys(row["data"] for row in pairs))
+    tables = {f"Preference accuracy, {data}": preferences(pairs, data) for data in sets}
+    tables["AUC of whether a solution is right, after a part of it"] = solutions(of["solutions"])
+    tables["AUC of guards"] = guards(of["guard"])
+    tables["Space and time"] = costs(of["cost"])
+    parts = [f"{title}\n\n{markdown(lines)}" for title, lines in tables.items() if lines]
+    text = "\n".join([*parts, "In brackets: 95% intervals, by bootstrap over pairs, questions, texts or rounds.\n"])
     write_text(out / "table.md", text)
     print(text)
-    pairs = [row for row in rows if row["task"] == "preference"]
-    sets = dict.fromkeys(row["data"] for row in pairs)
-    drawn = [each for data in sets for rival in RIVALS for each in differences(pairs, data, rival)]
-    if drawn:
+    drawn = {data: [each for rival in RIVALS for each in differences(pairs, data, rival)] for data in sets}
+    if drawn := {data: rows for data, rows in drawn.items() if rows}:
         draw(out / "bases.png", drawn)
 
 
-def draw(path: Path, rows: list[Row]) -> None:
-    """Draws the differences against the bases' sizes.
+def draw(path: Path, drawn: Mapping[str, Sequence[Row]]) -> None:
+    """Draws the differences against the bases' sizes, a panel a set of pairs.
 
     Raises:
         OtterError: matplotlib is not installed, or nothing can be written.
     """
-    figure = figures.new_figure(8, 4.5)
-    (axes,) = figures.new_axes(figure)
-    figures.scatter(axes, rows, "parameters", "points")
-    for method in dict.fromkeys(row["method"] for row in rows):
-        line = [row for row in rows if row["method"] == method]
-        axes.plot([row["parameters"] for row in line], [row["points"] for row in line], color=figures.RIVAL, zorder=1)
-    axes.axhline(0, color=figures.GRID, zorder=0)
-    axes.set_xscale("log")
-    sizes = sorted({row["parameters"] for row in rows})
-    axes.set_xticks(sizes, [f"{size / 10**6:,.0f} M" for size in sizes])
-    axes.set_xticks([], minor=True)
-    axes.set(xlabel="parameters of the base", ylabel="preference accuracy, points")
-    worst = min(rows, key=lambda row: row["points"] if not math.isnan(row["points"]) else math.inf)
-    title = "Otter is ahead on every base" if worst["points"] > 0 else "Otter is not ahead everywhere"
-    figures.set_title(axes, title)
+    figure = figures.new_figure(5 * len(drawn), 4)
+    for axes, (data, rows) in zip(figures.new_axes(figure, len(drawn)), drawn.items(), strict=True):
+        methods = list(dict.fromkeys(row["method"] for row in rows))
+        for number, method in enumerate(methods):
+            line = [row for row in rows if row["method"] == method]
+            values = [row["points"] for row in line]
+            below, above = ([abs(row["points_ci95"][end] - row["points"]) for row in line] for end in (0, 1))
+            axes.errorbar(
+                [row["parameters"] * 1.04 ** (number - 0.5) for row in line],  # side by side
+                values,
+                yerr=(below, above),
+                label=method,
+                color=(figures.OTTER, figures.RIVAL)[number],
+                marker="os"[number],
+            )
+        axes.axhline(0, color=figures.RIVAL, linewidth=0.8, zorder=0)
+        axes.set_xscale("log")
+        sizes = sorted({row["parameters"] for row in rows})
+        axes.set_xticks(sizes, [f"{size / 10**6:,.0f} M" for size in sizes])
+        axes.set_xticks([], minor=True)
+        axes.set(xlabel="parameters of the base", ylabel="preference accuracy, points")
+        axes.legend(frameon=False)
+        worst = min(row["points"] for row in rows)
+        figures.set_title(axes, f"{data}: ahead on every base" if worst > 0 else f"{data}: not ahead everywhere")
     figures.write_figure(path, figure)
