@@ -122,8 +122,8 @@ def best_probe(states: Tensor, learned: list[int], tested: list[int], seed: int)
         weight = fit_probe(*states[:, fitted, block])
         return (states[0, judged, block] - states[1, judged, block]) @ weight > 0
 
-    # Each fit is many small steps, so cores that no product uses fit other blocks.
-    with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // torch.get_num_threads())) as cores:
+    # Each fit is many small steps, so cores that no product uses fit other blocks; half are left to other processes.
+    with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // (2 * torch.get_num_threads()))) as cores:
         fits = cores.map(lambda block: right(block, rest, held), range(states.shape[2]))
         scores = [float(fit.float().mean()) for fit in fits]
     best = max(range(len(scores)), key=scores.__getitem__)
