@@ -21,12 +21,14 @@ from typing import Any
 import torch
 
 from otterlm.bases import load_base, load_tokenizer
+from otterlm.cli.options import parse_device
 from otterlm.config import OtterConfig
 from otterlm.files import write_text
 from otterlm.peers.dexperts import FineTunedExpert
 from otterlm.signals.contrast.config import ContrastConfig
 from otterlm.training.data.corpora import WANTED, tokenize_corpora
 from otterlm.training.recipes import ContrastRecipe, ExpertsRecipe, Run
+from otterlm.training.recipes.common import on_device, use_device
 from otterlm.training.trainer import TrainingConfig
 
 LONGEST, NEW = 64, 20
@@ -78,19 +80,22 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5, help="of distilling")
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", help="where to train, such as cuda; a GPU runs the base again, without a recording")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     positive, negative, prompts = corpora(arguments.data, arguments.prompts)
     sides = positive[: arguments.texts], negative[: arguments.texts]
     for side, chosen in prompts.items():
         write_text(arguments.out / f"{side}.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in chosen))
-    tokenizer, base = load_tokenizer(arguments.base), load_base(arguments.base)
+    if arguments.device is not None:
+        use_device(parse_device(arguments.device))
+    tokenizer, base = load_tokenizer(arguments.base), on_device(load_base(arguments.base))
     config = OtterConfig(layers=LAYERS, signal=ContrastConfig(rank=arguments.rank))
     if "dexperts" in arguments.methods:
         train_experts(arguments, base, tokenizer, *sides)
     if "distilled" in arguments.methods:
         how = TrainingConfig(epochs=arguments.epochs, batch_size=16, learning_rate=1e-3, seed=arguments.seed)
-        run = Run(arguments.out / "distilled", how, eval_fraction=0.05, record=True)
+        run = Run(arguments.out / "distilled", how, eval_fraction=0.05, record=base.device.type == "cpu")
         expert, anti_expert = (str(arguments.out / side / "model") for side in SIDES)
         distilled = ExpertsRecipe(expert, anti_expert, str(arguments.data), max_tokens=LONGEST, max_new_tokens=NEW)
         unlabelled = positive[: arguments.unlabelled] + negative[: arguments.unlabelled]

@@ -31,6 +31,7 @@ from typing import Any
 import torch
 
 from otterlm.bases import load_base, load_tokenizer
+from otterlm.cli.options import parse_device
 from otterlm.files import write_text
 from otterlm.peers.classifier import SeparateClassifier, offence_targets
 from otterlm.signals.guard.config import GuardConfig
@@ -39,6 +40,7 @@ from otterlm.training.data.labelled import read_labelled_rows
 from otterlm.training.data.labelled_tokens import tokenize_labelled
 from otterlm.training.data.targets import targets_of
 from otterlm.training.data.tokens import Limits
+from otterlm.training.recipes.common import on_device, use_device
 from otterlm.training.teachers.reward_model import SeparateRewardModel
 from otterlm.training.trainer import TrainingConfig, train
 
@@ -150,7 +152,9 @@ def prepare(arguments: argparse.Namespace) -> None:
 
 def finetune(arguments: argparse.Namespace) -> None:
     """Trains the separate classifier and saves it with its metrics."""
-    tokenizer, base = load_tokenizer(arguments.base), load_base(arguments.base)
+    if arguments.device is not None:
+        use_device(parse_device(arguments.device))
+    tokenizer, base = load_tokenizer(arguments.base), on_device(load_base(arguments.base))
     files = [read_labelled_rows(arguments.data / f"{name}.jsonl") for name in ("train", "valid")]
     rows = [row for file in files for row in file]
     signal = GuardConfig(**label_set(rows))
@@ -198,6 +202,7 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--epochs", type=int, default=1)
     verb.add_argument("--max-response-tokens", type=int, default=256)
     verb.add_argument("--seed", type=int, default=0)
+    verb.add_argument("--device", help="where to train, such as cuda")
     verb.set_defaults(run=finetune)
     return made
 

@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 
 from otterlm.bases import load_base, load_tokenizer
+from otterlm.cli.options import parse_device
 from otterlm.config import OtterConfig
 from otterlm.model import OtterModel
 from otterlm.signals.reward.config import RewardConfig
@@ -24,9 +25,9 @@ from otterlm.training.data.packing import Example
 from otterlm.training.data.rows import hold_out, read_rows
 from otterlm.training.data.tokens import Limits, tokenize
 from otterlm.training.probe import fit_probe
-from otterlm.training.recipes.common import Run
+from otterlm.training.recipes.common import Run, on_device, use_device
 from otterlm.training.recipes.values import Values, learn_values, prompts_of
-from otterlm.training.sources import RecordedBase
+from otterlm.training.sources import LiveBase, RecordedBase, Source
 from otterlm.training.teachers.reward_model import SeparateRewardModel
 from otterlm.training.trainer import TrainingConfig, evaluate, train
 
@@ -48,19 +49,24 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, help="the separate model learns so many blocks, the last; all by default")
     parser.add_argument("--values", action="store_true", help="the second stage, too: the adapter that is shipped")
     parser.add_argument("--value-prompts", type=int, default=1000, help="of the second stage")
+    parser.add_argument("--limits", type=int, nargs=2, default=[96, 64], help="tokens of a prompt and of a response")
+    parser.add_argument("--device", help="where to train, such as cuda; a GPU runs the base again, without a recording")
     arguments = parser.parse_args()
 
-    tokenizer, base = load_tokenizer(arguments.base), load_base(arguments.base)
-    rows = read_rows(arguments.data)
-    examples = tokenize(rows, tokenizer, Limits(prompt=96, response=64))
+    if arguments.device is not None:
+        use_device(parse_device(arguments.device))
+    tokenizer, base = load_tokenizer(arguments.base), on_device(load_base(arguments.base))
+    rows, limits = read_rows(arguments.data), Limits(*arguments.limits)
+    examples, records = tokenize(rows, tokenizer, limits), base.device.type == "cpu"
+    arguments.out.mkdir(parents=True, exist_ok=True)
 
     def model() -> OtterModel:
         layers = tuple(range(11, 30, 2))
         return OtterModel(base, OtterConfig(layers=layers, signal=RewardConfig())).train()
 
     @functools.cache
-    def source() -> RecordedBase:
-        return RecordedBase(model(), examples, arguments.out / "recording")
+    def source() -> Source:
+        return RecordedBase(model(), examples, arguments.out / "recording") if records else LiveBase(model())
 
     for seed in arguments.seeds:
         held = hold_out(rows, 0.2, seed)
@@ -84,11 +90,11 @@ def main() -> None:
                 if arguments.values:
                     print(json.dumps({"method": label, "stage": "first", "seed": seed, **result}), flush=True)
                     values = Values(value_prompts=arguments.value_prompts)
-                    run = Run(arguments.out / f"{label}-{seed}", TrainingConfig(seed=seed), record=True)
+                    run = Run(arguments.out / f"{label}-{seed}", TrainingConfig(seed=seed), record=records)
                     learning = RewardTrainingConfig()
                     folder, prompts = run.out / "adapter", prompts_of(rows, held, values.value_prompts)
                     save = saver(adapter, folder)
-                    result |= learn_values(adapter, tokenizer, prompts, values, 96, learning, run, save)
+                    result |= learn_values(adapter, tokenizer, prompts, values, limits.prompt, learning, run, save)
                     result |= evaluate(RewardObjective(adapter, source(), learning).eval(), test, 16, Accelerator())
                     save({})
             line = {"method": label, "seed": seed, "n": len(test), **result}
@@ -125,7 +131,7 @@ def finetune(
 
 def otter(
     model: OtterModel,
-    source: RecordedBase,
+    source: Source,
     rest: list[Example],
     test: list[Example],
     seed: int,

@@ -70,6 +70,25 @@ def test_a_second_stage_learns_the_bases_responses(
     assert (out / WEIGHTS).read_bytes() == (tmp_path / "alone" / WEIGHTS).read_bytes()
 
 
+def test_how_much_is_read_at_once(
+    answer: Any, base: Path, dialogues: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batches are as large as asked, and the head is fitted to no more tokens than asked."""
+    command = ("train", "reward", "--base", base, "--data", dialogues, *SHAPE, *HOW, "--value-rounds", 1)
+    read, seen = reward_fit.read_steps, []
+
+    def recorded(model: Any, examples: Any, *arguments: Any) -> Any:
+        seen.append((sum(len(text) for each in examples for text in each.responses), arguments[-1]))
+        return read(model, examples, *arguments)
+
+    monkeypatch.setattr(reward_fit, "read_steps", recorded)
+    answer(*command, "--value-batch-size", 50, "--fit-tokens", 30, "--out", tmp_path / "out")
+    assert len(list((tmp_path / "out" / "values" / "round-1" / "responses").glob("part-*"))) == 1
+    ((tokens, at_once),) = seen
+    assert 12 < tokens <= 30
+    assert at_once == 8
+
+
 def test_without_a_second_stage(answer: Any, base: Path, dialogues: Path, tmp_path: Path) -> None:
     command = ("train", "reward", "--base", base, "--data", dialogues, *SHAPE, *HOW)
     result = answer(*command, "--no-values", "--out", tmp_path / "out")

@@ -57,6 +57,8 @@ def fit_vocabulary(
     """
     torch.manual_seed(config.seed)
     head.requires_grad_(True)
+    # Batches are chosen at random, and a GPU would wait for each of them.
+    followed, candidates = followed.to(unembedding.device), candidates.to(unembedding.device)
     held = _held_out(candidates.examples, config.seed)
     inputs = _Inputs(head, unembedding, followed, config.dropout)
     mask, weight = plausible_shares(candidates.log_probs)
@@ -71,17 +73,17 @@ def fit_vocabulary(
             first, second = single[torch.randperm(len(single))], several[torch.randperm(len(several))]
             for number in range(batches):
                 rows = first[number * config.batch_size : (number + 1) * config.batch_size]
-                loss = F.mse_loss(inputs.scores(followed, rows), followed.gains[rows].to(unembedding.device))
+                loss = F.mse_loss(inputs.scores(followed, rows), followed.gains[rows])
                 rows = second[number * share : (number + 1) * share]
                 if len(rows):
-                    loss = loss + F.mse_loss(inputs.scores(candidates, rows), advantages[rows].to(unembedding.device))
+                    loss = loss + F.mse_loss(inputs.scores(candidates, rows), advantages[rows])
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
                 schedule.step()
     rows = _rows(candidates, held, True)
     with torch.no_grad():
-        scores = inputs.scores(candidates, rows, fitting=False).cpu()
+        scores = inputs.scores(candidates, rows, fitting=False)
     inputs.restore()
     return _explained(candidates.gains[rows], scores, mask[rows]), _spread(scores, weight[rows])
 
@@ -101,8 +103,8 @@ class _Inputs:
 
     def scores(self, steps: Steps, rows: Tensor, fitting: bool = True) -> Tensor:
         """Returns the scores of the tokens of some steps, `[n, k]`."""
-        states = ((steps.states[rows].float() - self._mean) / self._deviation).to(self._unembedding.device)
-        embeddings = self._unembedding[steps.tokens[rows].to(self._unembedding.device)] / self._scale
+        states = (steps.states[rows].float() - self._mean) / self._deviation
+        embeddings = self._unembedding[steps.tokens[rows]] / self._scale
         if isinstance(self._head, TwoTowerHead):
             return self._head.of_embeddings(states[:, None], embeddings, self._dropout if fitting else 0.0)
         return self._head.of_embeddings(states[:, None], embeddings)
@@ -110,8 +112,7 @@ class _Inputs:
     def restore(self) -> None:
         """Makes the head one that reads plain states and embeddings."""
         if isinstance(self._head, TwoTowerHead):
-            device = self._unembedding.device
-            self._head.standardize(self._mean.to(device), self._deviation.to(device), self._scale)
+            self._head.standardize(self._mean, self._deviation, self._scale)
 
 
 def _moments(states: Tensor, at_once: int = 1 << 14) -> tuple[Tensor, Tensor]:

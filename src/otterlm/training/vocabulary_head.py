@@ -9,7 +9,7 @@ text's own tokens change. The stream stays as it is, so its states are read once
 import mmap
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -48,6 +48,10 @@ class Steps:
     def of(self, number: int) -> "Steps":
         """Returns the steps of one of the numbers, with gains `[n, k]`."""
         return replace(self, gains=self.gains[..., number])
+
+    def to(self, device: torch.device) -> "Steps":
+        """Returns the same steps on a device; on their own nothing is copied."""
+        return Steps(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -95,11 +95,12 @@ class GuardObjective(nn.Module):
         `vocabulary`."""
         signal: GuardSignal = read_batch(self.model, self.source, batch, self.name)
         logits = signal.logits  # [B, T, L]
-        wanted = self._targets(batch, "labels")
+        targets = [self.targets[row] for row in batch.rows.tolist()]
+        wanted = _padded([each.labels for each in targets], batch)
         metrics = {"labels": label_loss(logits, wanted, self._weights, self._signal.exclusive)}
         loss = metrics["labels"]
         if self._signal.spans:
-            wanted = self._targets(batch, "spans")  # [B, T, S]
+            wanted = _padded([each.spans for each in targets], batch)  # [B, T, S]
             metrics["spans"] = span_loss(signal.span_logits, wanted, self._span_weights)
             loss = loss + self.config.span_weight * metrics["spans"]
         if self._learns_vocabulary:
@@ -107,13 +108,13 @@ class GuardObjective(nn.Module):
             loss = loss + self.config.vocabulary_weight * metrics["vocabulary"]
         return {"loss": loss} | {name: value.detach() for name, value in metrics.items()}
 
-    def _targets(self, batch: Batch, part: str) -> Tensor:
-        """Returns those of a batch, `[B, T, L]`, NaN at padding."""
-        rows = [getattr(self.targets[row], part) for row in batch.rows.tolist()]
-        wanted = torch.full((*batch.input_ids.shape, rows[0].shape[-1]), torch.nan)
-        for row, targets in zip(wanted, rows, strict=True):
-            row[: len(targets)] = targets
-        return wanted.to(batch.input_ids.device)
+
+def _padded(targets: Sequence[Tensor], batch: Batch) -> Tensor:
+    """Returns what the texts of a batch teach, `[T, L]` each, as `[B, T, L]`, NaN at padding."""
+    wanted = torch.full((*batch.input_ids.shape, targets[0].shape[-1]), torch.nan)
+    for row, each in zip(wanted, targets, strict=True):
+        row[: len(each)] = each
+    return wanted.to(batch.input_ids.device)
 
 
 def _vocabulary_loss(signal: GuardSignal, logits: Tensor, batch: Batch) -> Tensor:

@@ -46,6 +46,7 @@ class RewardTrainingConfig:
         candidates, positions: after training, the vocabulary head is fitted to so many of the base's likeliest next
             tokens at so many positions of each example, see `otterlm.training.vocabulary_head`; 0 candidates leave it
             as trained.
+        fit_tokens: the head is fitted to so many response tokens at most.
     """
 
     compare: Compare = setting("prefixes", "Train the reward of all prefixes, or of the last token only.")
@@ -58,6 +59,7 @@ class RewardTrainingConfig:
         6, "Likeliest next tokens a position that the vocabulary head is fitted to; 0: not.", minimum=0
     )
     positions: int = setting(16, "Positions of each example with candidates.", minimum=1, formerly="--places")
+    fit_tokens: int = setting(200_000, "Response tokens that the vocabulary head is fitted to, at most.", minimum=1)
 
     def __post_init__(self) -> None:
         if self.compare not in get_args(Compare):
@@ -89,8 +91,9 @@ class RewardObjective(nn.Module):
         self._learns_vocabulary = head is not None and not (config.candidates and model.family.branches)
         if head is not None:
             head.requires_grad_(self._learns_vocabulary)
-        # How many candidates the vocabulary head is fitted to after training changes nothing before.
-        losses = {name: value for name, value in asdict(config).items() if name not in ("candidates", "positions")}
+        # What the vocabulary head is fitted to after training changes nothing before.
+        after = ("candidates", "positions", "fit_tokens")
+        losses = {name: value for name, value in asdict(config).items() if name not in after}
         self.identity = of_adapter(model, self.name) | losses | {"vocabulary": self._learns_vocabulary}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

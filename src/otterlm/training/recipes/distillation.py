@@ -88,6 +88,6 @@ class DistillationRecipe:
         title = f"the base's own responses to {len(data)} prompts, scored by {name}"
         counts = (len(train_examples), len(held))
         save_reward(model, run, title, counts, metrics, settings, (self.prompts,))
-        metrics |= learn_to_steer(model, train_examples, self.learning, run.training.seed)
+        metrics |= learn_to_steer(model, train_examples, self.learning, run.training.seed, run.training.batch_size)
         save_reward(model, run, title, counts, metrics, settings, (self.prompts,))
         return metrics

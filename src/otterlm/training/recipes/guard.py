@@ -152,7 +152,7 @@ def fit_guard(
     model.eval()
     source = settings["data"]
     run.save(model, "A guard", f"Trained on `{source}`; its thresholds are not chosen yet.", metrics, settings, sources)
-    metrics |= learn_to_steer(model, train_examples, learning, run.training.seed)
+    metrics |= learn_to_steer(model, train_examples, learning, run.training.seed, run.training.batch_size)
     held_out = [each for each in examples if each.example.row in held]
     learned = (each for each in examples if each.example.row not in held)
     signal = replace(signal, marked_words=marked_words(learned, signal))
@@ -172,7 +172,7 @@ def fit_guard(
 
 
 def learn_to_steer(
-    model: OtterModel, examples: Sequence[Example], learning: GuardTrainingConfig, seed: int
+    model: OtterModel, examples: Sequence[Example], learning: GuardTrainingConfig, seed: int, batch_size: int = 8
 ) -> dict[str, float]:
     """Fits the vocabulary head of each label, as that of a reward is fitted.
 
@@ -181,11 +181,12 @@ def learn_to_steer(
         examples: the heads are fitted to positions of these.
         learning: how many candidates and positions.
         seed: of the positions.
+        batch_size: examples a pass.
 
     Returns:
         `vocabulary_explained`, see `fit_vocabulary`, a mean over the labels; nothing where `fit_heads` fits none.
     """
     heads: Any = model.adapter().head.vocabulary
     some = at_most(examples, POSITIONS, seed)
-    fits = fit_heads(model, heads, some, learning.candidates, learning.positions, seed)
+    fits = fit_heads(model, heads, some, learning.candidates, learning.positions, seed, batch_size)
     return {EXPLAINED: sum(explained for explained, _ in fits) / len(fits)} if fits else {}

@@ -115,10 +115,10 @@ class RewardRecipe:
             limit = self.limits.prompt
             metrics |= learn_values(model, tokenizer, prompts, self.values, limit, self.learning, run, save)
             # The second stage moves the reward, too.
-            again = summarize(score_ends(model, held_out))
+            again = summarize(score_ends(model, held_out, run.training.batch_size))
             metrics |= {name: value for name, value in again.items() if isinstance(value, float)}
         else:
             save({})
-            metrics |= learn_to_steer(model, train_examples, self.learning, seed)
+            metrics |= learn_to_steer(model, train_examples, self.learning, seed, run.training.batch_size)
         save({})
         return metrics

@@ -21,9 +21,6 @@ from otterlm.training.vocabulary_head import read_steps
 EXPLAINED = "vocabulary_explained"
 """The metric of `learn_to_steer`."""
 
-POSITIONS = 200_000
-"""How many response tokens a vocabulary head is fitted to at most: each is read with its candidates."""
-
 
 def learn_reward(
     model: OtterModel,
@@ -50,24 +47,25 @@ def learn_reward(
     run.prepare(objective, train_examples, eval_examples)
     pairs = train_examples[0].is_pair
     if pairs and learning.probe_start and not run.resumes:
-        start_from_probe(objective, train_examples)
+        start_from_probe(objective, train_examples, run.training.batch_size)
     metrics = run.train(objective, train_examples, eval_examples, tokenizer)
     model.eval()
     if not pairs:
-        metrics = metrics | correlations(score_examples(model, eval_examples))
+        metrics = metrics | correlations(score_examples(model, eval_examples, run.training.batch_size))
     return metrics
 
 
 def learn_to_steer(
-    model: OtterModel, examples: Sequence[Example], learning: RewardTrainingConfig, seed: int
+    model: OtterModel, examples: Sequence[Example], learning: RewardTrainingConfig, seed: int, batch_size: int = 8
 ) -> dict[str, float]:
     """Fits the vocabulary head to the base's plausible next tokens, and measures the unit of a steering weight.
 
     Args:
         model: the base with the trained adapter.
         examples: positions of their responses are what the head is fitted to.
-        learning: how many candidates and positions.
+        learning: how many candidates, positions and tokens.
         seed: of the positions.
+        batch_size: examples a pass.
 
     Returns:
         `vocabulary_explained`, see `fit_vocabulary`; nothing where the adapter has no vocabulary head, `candidates` is
@@ -75,7 +73,8 @@ def learn_to_steer(
     """
     head = model.adapter().head.vocabulary
     heads = [] if head is None else [head]
-    fits = fit_heads(model, heads, at_most(examples, POSITIONS, seed), learning.candidates, learning.positions, seed)
+    some = at_most(examples, learning.fit_tokens, seed)
+    fits = fit_heads(model, heads, some, learning.candidates, learning.positions, seed, batch_size)
     if not fits:
         return {}
     ((explained, spread),) = fits
@@ -85,7 +84,13 @@ def learn_to_steer(
 
 
 def fit_heads(
-    model: OtterModel, heads: Sequence[Any], examples: Sequence[Example], candidates: int, positions: int, seed: int
+    model: OtterModel,
+    heads: Sequence[Any],
+    examples: Sequence[Example],
+    candidates: int,
+    positions: int,
+    seed: int,
+    batch_size: int = 8,
 ) -> list[tuple[float, float]]:
     """Fits vocabulary heads to the base's plausible next tokens.
 
@@ -95,6 +100,7 @@ def fit_heads(
         examples: positions of their responses are what the heads are fitted to.
         candidates, positions: how many, see `read_steps`.
         seed: of the positions.
+        batch_size: examples a pass.
 
     Returns:
         What `fit_vocabulary` gives, of each head. Nothing where there are no heads, `candidates` is 0, or the base
@@ -102,7 +108,7 @@ def fit_heads(
     """
     if not heads or not candidates or not model.family.branches:
         return []
-    followed, likely = read_steps(model, examples, candidates, positions, seed)
+    followed, likely = read_steps(model, examples, candidates, positions, seed, batch_size)
     unembedding = weight_of(model.base_model.get_output_embeddings())
     return [
         fit_vocabulary(head, unembedding, followed.of(number), likely.of(number), FitConfig(seed=seed))

@@ -39,6 +39,7 @@ class Values:
         value_prompts: the first so many prompts of the data.
         value_responses: of the base to each, sampled at temperature 1 from a nucleus of 0.95.
         value_new_tokens: of a response.
+        value_batch_size: prompts that are answered at once.
         value_rounds: 1 learns from the base's responses alone; each further one adds those of the model as it guides.
         value_epochs: passes over the responses.
         value_learning_rate: the peak.
@@ -50,6 +51,9 @@ class Values:
     )
     value_responses: int = setting(3, "Responses sampled of each of these prompts.", minimum=1, advanced=True)
     value_new_tokens: int = setting(48, "Length of such a response, in tokens.", minimum=1, advanced=True)
+    value_batch_size: int = setting(
+        8, "Prompts answered at once in the second stage; more are faster on a GPU.", minimum=1, advanced=True
+    )
     value_rounds: int = setting(
         2, "Rounds; all but the first add responses of the guided model.", minimum=1, advanced=True
     )
@@ -63,7 +67,14 @@ class Values:
 
     def sampling(self, max_prompt_tokens: int, seed: int) -> Sampling:
         """Returns how the responses are sampled."""
-        return Sampling(self.value_responses, max_prompt_tokens, self.value_new_tokens, top_p=0.95, seed=seed)
+        return Sampling(
+            self.value_responses,
+            max_prompt_tokens,
+            self.value_new_tokens,
+            top_p=0.95,
+            batch_size=self.value_batch_size,
+            seed=seed,
+        )
 
 
 def learn_values(
@@ -113,7 +124,7 @@ def learn_values(
             measure_spread(model, examples)
         if number == values.value_rounds - 1:
             save(_named(metrics))
-        metrics |= learn_to_steer(model, fitted, learning, seed)
+        metrics |= learn_to_steer(model, fitted, learning, seed, how.batch_size)
     return _named(metrics)
 
 

@@ -52,9 +52,10 @@ class OwnReward:
             for row, (prompt, several) in enumerate(by_prompt)
         ]
         batch = collate(examples).to(self._model.device)
-        rewards = read_batch(self._model, LiveBase(self._model), batch, self._name).prefix
+        rewards = read_batch(self._model, LiveBase(self._model), batch, self._name).prefix.cpu()
+        segments = batch.segments.cpu()  # a GPU would be waited for at every response
         return [
-            float(final_rewards(rewards[row, None], batch.segments[row, None], branch))
+            float(final_rewards(rewards[row, None], segments[row, None], branch))
             for row, example in enumerate(examples)
             for branch in range(CHOSEN, CHOSEN + len(example.branches))
         ]
