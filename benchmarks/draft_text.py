@@ -1,6 +1,8 @@
-"""Makes text that drafts learn from: the base's own continuations of many prompts, by vLLM, in its environment.
+"""Makes text that drafts learn from: the base's own continuations of many prompts.
 
-    .venv-vllm/bin/python benchmarks/draft_text.py --tokens 3000000 --out runs/draft-text
+    .venv-vllm/bin/python benchmarks/draft_text.py --tokens 500000 --out runs/draft-text
+    python benchmarks/draft_text.py --engine transformers --device cuda --shard 8192 --tokens 3300000 \\
+        --out runs/draft-text
     otter train draft --base smollm2-135m --data runs/draft-text --out runs/draft --layers 11-29:2
 
 Half of the prompts are of data sets, the others the base writes itself: after the chat template's opening of a user's
@@ -14,26 +16,26 @@ A stopped run goes on after the last one, and one with a greater `--tokens` adds
 
 import argparse
 import json
-import os
 import random
 import time
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pyarrow
 import pyarrow.parquet
+from draft_engines import ByTransformers, ByVllm, Engine
 from transformers import PreTrainedTokenizerBase
 
-from otterlm.bases import base_folder, load_base, load_tokenizer
+from otterlm.bases import load_base, load_tokenizer
+from otterlm.cli.options import parse_device
 from otterlm.files import hold, make_folder, remove_unfinished, write_files, write_text
 from otterlm.identity import check, identity, of_data, of_tokenizer, of_weights
 from otterlm.training.data.conversations import Prompt
 from otterlm.training.data.prompts import read_prompts
 from otterlm.training.data.records import read_records
-from otterlm.training.data.tokens import encode_prompts, prompt_tokens
+from otterlm.training.data.tokens import encode_prompts
 
 SHARED_WORDS = 13
 """Prompts with so many words in a row in common count as one text (GPT-3, arXiv 2005.14165, appendix C)."""
@@ -120,61 +122,46 @@ class Maker:
     """The maker holds an engine with the base, and what it makes shards of."""
 
     def __init__(self, arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> None:
-        os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
-        os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-        from vllm import LLM
-
         self.settings = arguments
         self.tokenizer = tokenizer
         self.opening, self.end = users_turn(tokenizer)
-        self.llm = LLM(
-            model=str(base_folder(arguments.base)),
-            dtype="float32",
-            enforce_eager=not arguments.compiled,
-            max_model_len=len(self.opening) + arguments.max_prompt_tokens + arguments.max_new_tokens,
-            max_num_seqs=arguments.sequences,
-        )
-
-    def generate(self, prompts: list[list[int]], seeds: list[int | None], limit: int, end: int | None) -> list[Any]:
-        """Continues prompts, greedily where the seed is None, else sampled at temperature 1."""
-        from vllm import SamplingParams
-
-        ends = [] if end is None else [end]
-        parameters = [
-            SamplingParams(temperature=0.0 if seed is None else 1.0, seed=seed, max_tokens=limit, stop_token_ids=ends)
-            for seed in seeds
-        ]
-        requests: Any = [{"prompt_token_ids": prompt} for prompt in prompts]
-        return [output.outputs[0] for output in self.llm.generate(requests, parameters, use_tqdm=False)]
+        self.engine: Engine
+        if arguments.engine == "vllm":
+            length = len(self.opening) + arguments.max_prompt_tokens + arguments.max_new_tokens
+            self.engine = ByVllm(arguments.base, length, arguments.sequences, arguments.compiled)
+        else:
+            base = load_base(arguments.base)
+            base.to(parse_device(arguments.device))
+            self.engine = ByTransformers(base, tokenizer.pad_token_id or 0, arguments.cache_tokens)
 
     def write_prompts(self, count: int, number: int) -> list[tuple[str, Prompt]]:
         """Samples what a user may say, for a shard. A turn that the limit cut is left out."""
         seeds: list[int | None] = [seed_of(self.settings.seed, number, index) for index in range(count)]
         limit = self.settings.max_prompt_tokens - len(self.opening)
-        turns = self.generate([self.opening] * count, seeds, limit, self.end)
-        texts = [self.tokenizer.decode(turn.token_ids, skip_special_tokens=True).strip() for turn in turns]
-        whole = [text for text, turn in zip(texts, turns, strict=True) if turn.finish_reason == "stop"]
+        turns = self.engine.generate([self.opening] * count, seeds, limit, self.end)
+        texts = [self.tokenizer.decode(turn.tokens, skip_special_tokens=True).strip() for turn in turns]
+        whole = [text for text, turn in zip(texts, turns, strict=True) if turn.ended]
         return [(WRITTEN, (("user", text),)) for text in whole if words(text)]
 
-    def shard(self, number: int, named: list[tuple[str, Prompt]]) -> pyarrow.Table:
-        """Makes the rows of a shard."""
-        encoded = [prompt_tokens(prompt, self.tokenizer) for _, prompt in named]
+    def shard(self, number: int, named: list[tuple[str, Prompt, list[int]]]) -> pyarrow.Table:
+        """Makes the rows of a shard, of prompts and their tokens."""
         drawn = random.Random(f"sampled {self.settings.seed} {number}")
         seeds = [
             seed_of(self.settings.seed, number, -1 - index) if drawn.random() < self.settings.sampled else None
             for index in range(len(named))
         ]
-        responses = self.generate(encoded, seeds, self.settings.max_new_tokens, None)
+        encoded = [tokens for _, _, tokens in named]
+        responses = self.engine.generate(encoded, seeds, self.settings.max_new_tokens, None)
         rows = [
             {
                 "prompt": [{"role": role, "content": text} for role, text in prompt],
-                "response": self.tokenizer.decode(list(response.token_ids), skip_special_tokens=True),
+                "response": self.tokenizer.decode(response.tokens, skip_special_tokens=True),
                 "prompt_tokens": tokens,
-                "response_tokens": list(response.token_ids),
+                "response_tokens": response.tokens,
                 "source": source,
                 "sampled": seed is not None,
             }
-            for (source, prompt), tokens, seed, response in zip(named, encoded, seeds, responses, strict=True)
+            for (source, prompt, tokens), seed, response in zip(named, seeds, responses, strict=True)
         ]
         return pyarrow.Table.from_pylist(rows, schema=SCHEMA)
 
@@ -183,12 +170,12 @@ def seed_of(seed: int, number: int, index: int) -> int:
     return random.Random(f"{seed} {number} {index}").getrandbits(31)
 
 
-def unused(maker: Maker, seen: SeenPrompts, named: list[tuple[str, Prompt]]) -> list[tuple[str, Prompt]]:
-    """Returns the prompts that were not used before and are short enough."""
-    encoded = encode_prompts([prompt for _, prompt in named], maker.tokenizer, maker.llm.model_config.max_model_len)
+def unused(maker: Maker, seen: SeenPrompts, named: list[tuple[str, Prompt]]) -> list[tuple[str, Prompt, list[int]]]:
+    """Returns the prompts that were not used before and are short enough, with their tokens."""
     longest = maker.settings.max_prompt_tokens
+    encoded = encode_prompts([prompt for _, prompt in named], maker.tokenizer, longest + 1)
     return [
-        (source, prompt)
+        (source, prompt, tokens)
         for (source, prompt), tokens in zip(named, encoded, strict=True)
         if len(tokens) <= longest and seen.add(prompt)
     ]
@@ -222,7 +209,7 @@ def make(arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, name
             if not prompts:
                 raise SystemExit(f"shard {number} has no prompt that was not used before")
             table = maker.shard(number, prompts)
-            write_files(arguments.out, {name: partial(pyarrow.parquet.write_table, table)})
+            write_files(arguments.out, {name: partial(pyarrow.parquet.write_table, table, compression="zstd")})
             seconds += time.perf_counter() - started
         count = sum(map(len, table.column("response_tokens").to_pylist()))
         tokens += count
@@ -243,17 +230,22 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, required=True, help="of continuations; the last shard may exceed it")
     parser.add_argument("--written", type=float, default=0.5, help="part of the prompts that the base writes")
     parser.add_argument("--sampled", type=float, default=0.2, help="part of the continuations that is sampled")
-    parser.add_argument("--sequences", type=int, default=32, help="at once")
+    parser.add_argument("--engine", choices=["vllm", "transformers"], default="vllm")
+    parser.add_argument("--sequences", type=int, default=32, help="at once, of vLLM")
+    parser.add_argument("--device", default="cpu", help="of the transformers engine, such as cuda")
+    parser.add_argument("--cache-tokens", type=int, default=800_000, help="of a batch of the transformers engine")
     parser.add_argument("--max-prompt-tokens", type=int, default=192, help="longer prompts are left out")
     parser.add_argument("--max-new-tokens", type=int, default=160)
     parser.add_argument("--shard", type=int, default=512, help="prompts a file")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--compiled", action="store_true", help="by torch.compile, as vLLM does by default")
+    parser.add_argument("--compiled", action="store_true", help="vLLM by torch.compile, as by default")
     arguments = parser.parse_args()
     make_folder(arguments.out)
     tokenizer = load_tokenizer(arguments.base)
     named = data_prompts(arguments.data, arguments.seed)
-    free = ("out", "tokens", "data", "sequences", "compiled")  # what may change from run to run
+    free = ["out", "tokens", "data", "sequences", "compiled"]  # what may change from run to run
+    if arguments.engine == "vllm":  # a text of former versions is gone on with
+        free += ["engine", "device", "cache_tokens"]
     settings = {name: value for name, value in vars(arguments).items() if name not in free}
     base = of_weights(load_base(arguments.base))
     depends = {"base": base, "tokenizer": of_tokenizer(tokenizer), "prompts": of_data(named)}

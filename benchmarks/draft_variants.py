@@ -2,7 +2,7 @@
 
     python benchmarks/draft_variants.py --text runs/draft-text --out runs/variants --tokens 60000 --record
     python benchmarks/draft_variants.py --text runs/draft-text --out runs/curve --variants heads \\
-        --tokens 100000 300000 1000000 --epochs 1
+        --tokens 100000 300000 1000000 all --epochs 1 --device cuda --batch-size 32 --learning-rate 2e-3
     otter bench speed --base smollm2-135m --adapter runs/curve/heads-1000000 \\
         --data ../shared/data/spec_bench/question.jsonl --limit 39
 
@@ -25,6 +25,7 @@ import torch
 from safetensors.torch import save_model
 
 from otterlm.bases import load_base, load_tokenizer
+from otterlm.cli.options import parse_device
 from otterlm.config import OtterConfig
 from otterlm.files import write_text
 from otterlm.model import OtterModel
@@ -34,7 +35,7 @@ from otterlm.signals.draft.objective import DraftObjective, DraftTrainingConfig
 from otterlm.training.data.continuations import continuation_examples, read_continuations
 from otterlm.training.data.packing import Example
 from otterlm.training.data.tokens import Limits
-from otterlm.training.recipes.common import Run
+from otterlm.training.recipes.common import Run, on_device, use_device
 from otterlm.training.recipes.draft import choose_vocabulary, save_draft
 from otterlm.training.sources import LiveBase, RecordedBase
 from otterlm.training.trainer import TrainingConfig, train
@@ -49,6 +50,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "shared, distribution": {"shared": True, "distribution": 0.5},
     "wider heads": {"width": 1024},
     "wider stream": {"hidden_size": 128, "intermediate_size": 256},
+    "wider": {"width": 896, "hidden_size": 128, "intermediate_size": 256},
+    "wider, distribution": {"width": 896, "hidden_size": 128, "intermediate_size": 256, "distribution": 0.5},
     "all tokens": {"vocabulary_size": ALL},
 }
 MEDUSA = "medusa"
@@ -63,12 +66,14 @@ def design(name: str, layers: tuple[int, ...]) -> tuple[OtterConfig, DraftTraini
     return OtterConfig(layers=layers, signal=DraftConfig(**settings), **stream), learning
 
 
-def first(examples: Sequence[Example], tokens: int) -> list[Example]:
-    """Returns the first examples that have so many tokens of responses.
+def first(examples: Sequence[Example], tokens: int | None) -> list[Example]:
+    """Returns the first examples that have so many tokens of responses; None: all.
 
     Raises:
         SystemExit: there are fewer.
     """
+    if tokens is None:
+        return list(examples)
     count = 0
     chosen: list[Example] = []
     for example in examples:
@@ -120,6 +125,8 @@ def run(
         epochs=arguments.epochs,
         batch_size=arguments.batch_size,
         learning_rate=arguments.learning_rate,
+        evaluations_per_epoch=1,
+        checkpoint_every=arguments.checkpoint_every,
         patience=100,
     )
     config, learning = design("heads" if name == MEDUSA else name, arguments.layers)
@@ -149,36 +156,45 @@ def run(
     return row
 
 
+def token_count(text: str) -> int | None:
+    return None if text == "all" else int(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default="smollm2-135m")
     parser.add_argument("--text", required=True, help="what benchmarks/draft_text.py made: a folder or a file")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--variants", nargs="+", default=["heads", "shared", "distribution"], help=", ".join(VARIANTS))
-    parser.add_argument("--tokens", type=int, nargs="+", required=True, help="of responses to train on")
+    parser.add_argument("--tokens", type=token_count, nargs="+", required=True, help="of responses to train on; or all")
     parser.add_argument("--held", type=int, default=400, help="rows held out, the last ones")
     parser.add_argument("--layers", type=int, nargs="+", default=list(range(11, 30, 2)))
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--checkpoint-every", type=int, default=50, help="steps")
+    parser.add_argument("--device", help="where to train, such as cuda; else accelerate chooses")
     parser.add_argument("--record", action="store_true", help="store the base's numbers; 66 KB a token of ten layers")
     parser.add_argument("--recorded", type=int, help="tokens that the recording holds; by default the most of --tokens")
     arguments = parser.parse_args()
+    if arguments.device is not None:
+        use_device(parse_device(arguments.device))
     unknown = set(arguments.variants) - {*VARIANTS, MEDUSA}
     if unknown:
         parser.error(f"unknown variants {', '.join(sorted(unknown))}; there are: {', '.join([*VARIANTS, MEDUSA])}")
     arguments.layers = tuple(arguments.layers)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    tokenizer, base = load_tokenizer(arguments.base), load_base(arguments.base)
+    tokenizer, base = load_tokenizer(arguments.base), on_device(load_base(arguments.base))
     examples = list(continuation_examples(read_continuations(arguments.text), tokenizer, Limits(512, 512)))
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0)).tolist()
     examples = [examples[index] for index in order]
     fitted, held = examples[: -arguments.held], examples[-arguments.held :]
-    arguments.recorded = first(fitted, arguments.recorded or max(arguments.tokens))
+    most = None if None in arguments.tokens else max(arguments.tokens)
+    arguments.recorded = first(fitted, arguments.recorded or most)
     for name in arguments.variants:
         rows = []
         for wanted in arguments.tokens:
-            out = arguments.out / f"{name.replace(', ', '-').replace(' ', '-')}-{wanted}"
+            out = arguments.out / f"{name.replace(', ', '-').replace(' ', '-')}-{wanted or 'all'}"
             rows.append(run(name, out, first(fitted, wanted), held, base, tokenizer, arguments))
             print(json.dumps(rows[-1]), flush=True)
         if len(rows) > 2:

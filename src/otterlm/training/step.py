@@ -1,5 +1,6 @@
 """Takes one optimizer step: the parts of its batch, their gradients added up, and the learning rate."""
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 
@@ -49,11 +50,13 @@ def take_step(
         with nullcontext() if number == len(parts) else accelerator.no_sync(wrapped):
             with accelerator.autocast():
                 measured = wrapped(batch.to(accelerator.device))
-            if not torch.isfinite(measured["loss"]):
-                raise OtterError(f"the loss is {measured['loss'].item()}: {DIVERGED}")
             accelerator.backward(measured["loss"] * share)
-        for name, value in measured.items():
-            metrics[name] = metrics.get(name, 0.0) + value.item() * share
+        # Read together, and after the backward pass is on its way: a GPU is waited for once.
+        values = torch.stack([value.detach().double() for value in measured.values()]).tolist()
+        for name, value in zip(measured, values, strict=True):
+            metrics[name] = metrics.get(name, 0.0) + value * share
+        if not math.isfinite(loss := values[list(measured).index("loss")]):
+            raise OtterError(f"the loss is {loss}: {DIVERGED}")
     norm = accelerator.clip_grad_norm_(optimizer.param_groups[0]["params"], config.max_grad_norm)
     optimizer.step()
     return metrics | {

@@ -161,7 +161,8 @@ def draft_metrics(
         scores = drafter.scores(head, code).float()  # [n, N]
         target = index[batch.input_ids[row, after]]
         known = target >= 0
-        loss = F.cross_entropy(scores[known], target[known], reduction="sum") / max(1, int(known.sum()))
+        # Not `scores[known]`: the copy is large, and a GPU would be waited for to count it.
+        loss = F.cross_entropy(scores, target, ignore_index=-1, reduction="sum") / known.sum().clamp_min(1)
         if teacher is not None:
             loss = (1 - teacher.weight) * loss + teacher.weight * teacher.divergence(row, after, scores)
         losses.append(DISCOUNT**head * loss)
