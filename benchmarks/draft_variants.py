@@ -10,7 +10,7 @@ The text is what `benchmarks/draft_text.py` makes; its last rows are held out, t
 its seconds, how often each head's first guess is right, and the tokens a pass that four right guesses in a row would
 give; losses of designs that learn different things cannot be compared. Of one design with three or more numbers of
 tokens it prints the fitted curve a - b / tokens^c, and what it says of 30 million. A run that is done is not trained
-again, one that was killed goes on.
+again, one that was killed goes on. With `--start` a trained adapter learns on from more text, and keeps its design.
 """
 
 import argparse
@@ -127,11 +127,13 @@ def run(
         learning_rate=arguments.learning_rate,
         evaluations_per_epoch=1,
         checkpoint_every=arguments.checkpoint_every,
+        mixed_precision=arguments.mixed_precision,
         patience=100,
     )
     config, learning = design("heads" if name == MEDUSA else name, arguments.layers)
     torch.manual_seed(0)
-    model = OtterModel(base, config).train()
+    model = OtterModel(base, config) if arguments.start is None else OtterModel.from_pretrained(base, arguments.start)
+    model.train()
     source: Any = LiveBase(model)
     if arguments.record:  # of all that any run reads, once for all designs that widen the same blocks
         source = RecordedBase(model, [*arguments.recorded, *held], arguments.out / "recording")
@@ -143,7 +145,8 @@ def run(
         write_text(out / "metrics.json", json.dumps(metrics))
         extra = sum(parameter.numel() for parameter in heads.parameters())
     else:
-        choose_vocabulary(model, examples)
+        if arguments.start is None:
+            choose_vocabulary(model, examples)
         objective = DraftObjective(model, source, learning)
         metrics = train(objective, examples, held, how, out, tokenizer.pad_token_id or 0)
         save_draft(model, Run(out, how), "ready continuations", (examples, held), metrics, {})
@@ -173,6 +176,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--checkpoint-every", type=int, default=50, help="steps")
+    parser.add_argument("--mixed-precision", choices=["auto", "bf16", "no"], default="auto", help="as of otter train")
+    parser.add_argument("--start", help="adapter that learns on, with its design, in place of a new one")
     parser.add_argument("--device", help="where to train, such as cuda; else accelerate chooses")
     parser.add_argument("--record", action="store_true", help="store the base's numbers; 66 KB a token of ten layers")
     parser.add_argument("--recorded", type=int, help="tokens that the recording holds; by default the most of --tokens")
