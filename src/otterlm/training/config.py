@@ -39,7 +39,9 @@ class TrainingConfig:
     gradient_checkpointing: bool = setting(
         False, "Compute blocks again in the backward pass: less memory, more time.", advanced=True
     )
-    mixed_precision: MixedPrecision = setting("auto", "bf16 or no; auto: bf16 on a GPU that has it.", advanced=True)
+    mixed_precision: MixedPrecision = setting(
+        "auto", "bf16 or no; auto: bf16 on a GPU that has it. CPUs with AVX512-BF16 gain, too.", advanced=True
+    )
     learning_rate: float = setting(1e-3, "Peak of the learning rate, after the warm-up.")
     weight_decay: float = setting(0.01, "Weight decay of AdamW.", advanced=True)
     warmup: float = setting(0.06, "Warm-up, as a fraction of the steps.", advanced=True)
