@@ -8,7 +8,7 @@ DATA ?= ../shared/data
 PAIRS := $(DATA)/hh_harmless/pairs.jsonl.gz
 JUDGES := runs/judges
 
-.PHONY: setup demo test test-slow real-weights test-vllm test-clients lint docs exactness adapters bench clean
+.PHONY: setup demo test test-slow test-oldest real-weights test-vllm test-clients lint docs exactness adapters bench clean
 
 setup: $(VENV)/.ready
 
@@ -26,6 +26,13 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow
+
+# The oldest Transformers that pyproject.toml allows, beside the versions of constraints.txt.
+OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
+test-oldest: setup
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv-oldest transformers==$(OLDEST)
+	PYTHONPATH=.venv-oldest $(BIN)/python -m pytest -q tests/test_bases.py tests/test_exactness.py \
+		tests/test_generation.py tests/test_training.py tests/test_smollm2.py
 
 # Gemma 3 270M and Qwen2.5-Coder 0.5B for the slow tests, into Otter's cache (750 MB).
 real-weights: setup
@@ -119,4 +126,4 @@ bench: setup adapters $(JUDGES)/.ready test-vllm
 	.venv-vllm/bin/python benchmarks/serving.py throughput --folder runs/served --base $(BASE)
 
 clean:
-	rm -rf $(VENV) .venv-vllm .venv-clients
+	rm -rf $(VENV) .venv-vllm .venv-clients .venv-oldest

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import add_tiny_adapter, batch, close, refused, tiny_base, tiny_config, tiny_otter, tokens, with_lora
+from gguf import GGUFWriter, TokenType
 from torch import Tensor, nn
 
 from otterlm.bases import base_folder, load_base, load_config, load_tokenizer
@@ -223,6 +224,35 @@ def test_smollm2_needs_its_wheel_and_takes_no_other_weights(
     assert not list((tmp_path / "home").iterdir())
 
 
+def test_special_tokens_are_those_that_a_gguf_file_names(tmp_path: Path) -> None:
+    """Transformers 5.17 and older read others, and padded SmolLM2 with a wrong token."""
+    path = tmp_path / "model.gguf"
+    writer = GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_embedding_length(8)
+    writer.add_feed_forward_length(8)
+    writer.add_head_count(1)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_tokenizer_model("gpt2")
+    special = ["<|unk|>", "<|begin|>", "<|end|>", "<|pad|>"]
+    words = ["o", "t", "ot"]
+    writer.add_token_list([*special, *words])
+    writer.add_token_types([TokenType.CONTROL] * len(special) + [TokenType.NORMAL] * len(words))
+    writer.add_token_merges(["o t"])
+    writer.add_unk_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_pad_token_id(3)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    tokenizer = load_tokenizer(str(path))
+    names = [tokenizer.unk_token, tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token]
+    assert names == special
+    assert sorted(tokenizer.all_special_ids) == [0, 1, 2, 3]
+    assert tokenizer("ot<|end|>").input_ids == [6, 2]
+
+
 @pytest.mark.slow
 def test_the_wheels_model_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTTER_HOME", str(tmp_path))
@@ -231,4 +261,10 @@ def test_the_wheels_model_is_converted_once(tmp_path: Path, monkeypatch: pytest.
     assert [path.name for path in tmp_path.iterdir()] == [SMOLLM2]
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     assert load_base(SMOLLM2).num_parameters() > 134e6
-    assert load_tokenizer(SMOLLM2).decode(load_tokenizer(SMOLLM2)("An otter").input_ids) == "An otter"
+    tokenizer = load_tokenizer(SMOLLM2)
+    assert tokenizer.decode(tokenizer("An otter").input_ids) == "An otter"
+    assert (tokenizer.eos_token, tokenizer.pad_token, tokenizer.bos_token) == (
+        "<|im_end|>",
+        "<|im_end|>",
+        "<|im_start|>",
+    )
