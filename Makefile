@@ -31,7 +31,7 @@ test-slow: setup
 OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 test-oldest: setup
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv-oldest transformers==$(OLDEST)
-	PYTHONPATH=.venv-oldest $(BIN)/python -m pytest -q tests/test_bases.py tests/test_exactness.py \
+	PYTHONPATH=.venv-oldest $(BIN)/python -m pytest -q tests/test_bases.py tests/test_exactness.py tests/test_caches.py \
 		tests/test_generation.py tests/test_training.py tests/test_smollm2.py
 
 # Gemma 3 270M and Qwen2.5-Coder 0.5B for the slow tests, into Otter's cache (750 MB).

@@ -14,6 +14,8 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABL
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from word_tokenizer import TEMPLATE, WORDS, tokenizer
@@ -33,6 +35,11 @@ ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 WIDTH, LAYERS, VOCABULARY = 32, 4, 97
 NEW = 6
 """Tokens that `generate` adds."""
+
+
+def since(version: str) -> pytest.MarkDecorator:
+    """Skips a test of what older versions of Transformers do not have, see `make test-oldest`."""
+    return pytest.mark.skipif(Version(transformers.__version__) < Version(version), reason=f"Transformers < {version}")
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import LAYERS, add_tiny_adapter, close, refused, tiny_base, tiny_otter, tokens
+from conftest import LAYERS, add_tiny_adapter, close, refused, since, tiny_base, tiny_otter, tokens
 from torch import Tensor
 from transformers import Cache, DynamicCache, EncoderDecoderCache, QuantizedCache, StaticCache
 from transformers.cache_utils import DynamicLayer, QuantizedLayer
@@ -85,6 +85,7 @@ def test_extra_layers_have_the_settings_of_the_bases():
 
 
 @torch.no_grad()
+@since("5.21")
 def test_fp8():
     otter, plain = tiny_otter(tiny_base()), tiny_base()
     ours, theirs = (QuantizedCache("fp8", config=plain.config) for _ in range(2))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Listener, refused, tiny_base, tiny_otter, tokens
+from conftest import Listener, refused, since, tiny_base, tiny_otter, tokens
 from generation_table import (
     CROPS_CACHE,
     GREEDY,
@@ -92,7 +92,7 @@ def test_the_next_turn_is_as_from_an_empty_cache(name: str, first: int) -> None:
     assert torch.equal(second, model.generate(following, **GREEDY))
 
 
-@pytest.mark.parametrize("kind", ["dynamic", "static", "quantized"])
+@pytest.mark.parametrize("kind", ["dynamic", "static", pytest.param("quantized", marks=since("5.21"))])
 def test_a_replaced_response_is_forgotten_by_every_cache(kind: str) -> None:
     """Beyond the window, too, where a cache cannot be cropped."""
     model = tiny_otter(tiny_base("mistral", sliding_window=None if kind == "quantized" else 5))

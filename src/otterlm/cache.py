@@ -192,7 +192,14 @@ def forget_last(cache: Cache) -> None:
         full = isinstance(layer, DynamicSlidingWindowLayer) and layer.get_seq_length() >= layer.sliding_window
         if full or type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
             return
-    cache.crop(-1)
+    remove_last(cache, 1)
+
+
+def remove_last(cache: Cache, count: int) -> None:
+    """Removes the last `count` tokens of a cache that can be cropped."""
+    for layer in _of_text(cache).layers:
+        if getattr(layer, "is_initialized", True):  # Transformers before 5.22 cannot crop a layer that is empty
+            layer.crop(-count)
 
 
 def keep_path(cache: Cache, path: Tensor, tree_size: int) -> None:
@@ -213,4 +220,4 @@ def keep_path(cache: Cache, path: Tensor, tree_size: int) -> None:
             for states in (layer.keys, layer.values):  # [B, heads, P + tree_size, head_dim]
                 first = states.shape[-2] - tree_size
                 states[rows, :, first + target] = states[rows, :, first + path]
-    cache.crop(length - tree_size)
+    remove_last(cache, tree_size - length)

@@ -16,6 +16,7 @@ import transformers
 from torch import Tensor
 from transformers import DynamicCache
 
+from otterlm.cache import remove_last
 from otterlm.decoding.deferred_stream import DeferredStream
 from otterlm.decoding.draft_tree import DraftTree
 from otterlm.decoding.transposed_linear import TransposedLinear
@@ -122,7 +123,7 @@ def measure(model: OtterModel, adapter_name: str, rows: int) -> PassCosts:
 
     def plain() -> None:
         deferred.run(input_ids=ids[:, :1], attention_mask=_mask(ids, 1), past_key_values=alone)
-        alone.crop(-1)
+        remove_last(alone, 1)
 
     def tree(size: int) -> None:
         shape = DraftTree.chain(size - 1)
@@ -133,7 +134,7 @@ def measure(model: OtterModel, adapter_name: str, rows: int) -> PassCosts:
                 position_ids=context + torch.arange(size, device=ids.device).expand(rows, -1),
                 past_key_values=cache,
             )
-        cache.crop(-size)
+        remove_last(cache, size)
 
     def head() -> None:
         code = drafter.code(0, drafter.state[:, -1:], ids[:, :1], None)

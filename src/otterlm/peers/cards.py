@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from otterlm.cache import remove_last
 from otterlm.decoding.rejection import RejectionSampling, Segments
 from otterlm.model import OtterModel
 from otterlm.training.teachers.reward_model import SeparateRewardModel
@@ -38,7 +39,7 @@ class CARDS(RejectionSampling):
         if len(different):
             same = int(different[0])
         if same < len(known):
-            cache.crop(same - len(known))
+            remove_last(cache, len(known) - same)
         positions = torch.arange(same, len(tokens), device=tokens.device)
         rewards = self.reward_model.read(
             input_ids=tokens[None, same:], position_ids=positions[None], past_key_values=cache
