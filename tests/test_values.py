@@ -17,6 +17,7 @@ from otterlm.model import OtterModel
 from otterlm.training import trainer
 from otterlm.training.recipes import reward_fit
 from otterlm.training.step import take_step
+from otterlm.training.vocabulary_head import read_steps
 
 SHAPE = ("--hidden-size", 8, "--heads", 2, "--kv-heads", 1, "--intermediate-size", 12, "--vocabulary-rank", 4)
 HOW = ("--epochs", 1, "--batch-size", 8, "--value-new-tokens", 6, "--value-responses", 2, "--positions", 3)
@@ -75,7 +76,7 @@ def test_how_much_is_read_at_once(
 ) -> None:
     """The batches are as large as asked, and the head is fitted to no more tokens than asked."""
     command = ("train", "reward", "--base", base, "--data", dialogues, *SHAPE, *HOW, "--value-rounds", 1)
-    read, seen = reward_fit.read_steps, []
+    read, seen = read_steps, []
 
     def recorded(model: Any, examples: Any, *arguments: Any) -> Any:
         seen.append((sum(len(text) for each in examples for text in each.responses), arguments[-1]))
