@@ -1,4 +1,4 @@
-"""Guides logits where they are, on a CPU: `candidates.cpp` finds the plausible tokens and rules out the others."""
+"""Changes logits where they are, on a CPU: `candidates.cpp` finds the plausible tokens and rules out the others."""
 
 import ctypes
 import functools
@@ -26,7 +26,7 @@ def guide_rows(
     weight: Tensor,
     min_p: float,
 ) -> None:
-    """Guides some rows of logits, in place. They become what `guide` makes of them, to the bit.
+    """Makes of some rows of logits, in place, what `guide` makes of them, to the bit.
 
     Args:
         built: the operator, see `operator_for`.
