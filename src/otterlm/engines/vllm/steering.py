@@ -40,8 +40,8 @@ class Way(NamedTuple):
     top_p: float
 
 
-class Place(NamedTuple):
-    """A place is where a row that is steered stands.
+class Row(NamedTuple):
+    """A row of logits is steered by the settings of its request, and by the state of its own text.
 
     Attributes:
         logits: its index among the logits.
@@ -118,7 +118,7 @@ class Steering(LogitsProcessor, LogitsProcessorV2):
         rows = rows_of(num_draft_tokens)
         # Each request before has a last row among the states, and none among these logits.
         return self._steer(
-            [Place(state - request, state, request) for request in self._settings for state in rows[request][:-1]],
+            [Row(state - request, state, request) for request in self._settings for state in rows[request][:-1]],
             logits,
         )
 
@@ -146,11 +146,11 @@ class Steering(LogitsProcessor, LogitsProcessorV2):
             return logits
         model = self._shared.model
         if context is None:
-            return self._steer([Place(row, model.rows[row][-1], row) for row in self._settings], logits)
+            return self._steer([Row(row, model.rows[row][-1], row) for row in self._settings], logits)
         slots = context.expanded_idx_mapping
         first = slots.storage_offset() - model.slots.storage_offset()
         return self._steer(
-            [Place(row, first + row, slot) for row, slot in enumerate(slots.tolist()) if slot in self._settings],
+            [Row(row, first + row, slot) for row, slot in enumerate(slots.tolist()) if slot in self._settings],
             logits,
         )
 
@@ -158,31 +158,31 @@ class Steering(LogitsProcessor, LogitsProcessorV2):
         settings = self._served.settings(params.extra_args)
         return None if settings.steer is None else settings
 
-    def _steer(self, places: list[Place], logits: Tensor) -> Tensor:
+    def _steer(self, rows: list[Row], logits: Tensor) -> Tensor:
         sizes = {name: len(states) for name, states in self._shared.model.states.items()}
-        key = places, len(logits), sizes
+        key = rows, len(logits), sizes
         if self._grouped is None or self._grouped[0] != key:
-            self._grouped = key, self._group(sorted(places), logits, sizes)
+            self._grouped = key, self._group(sorted(rows), logits, sizes)
         for group in self._grouped[1]:
             self._steer_alike(group, logits)
         return logits
 
-    def _group(self, places: list[Place], logits: Tensor, sizes: dict[str, int]) -> list[Group]:
-        """Groups places, in the order of the logits, by how they are steered."""
-        ways: dict[Way, list[Place]] = {}
-        for place in places:
-            settings = self._settings[place.request]
+    def _group(self, rows: list[Row], logits: Tensor, sizes: dict[str, int]) -> list[Group]:
+        """Groups rows, in the order of the logits, by how they are steered."""
+        ways: dict[Way, list[Row]] = {}
+        for row in rows:
+            settings = self._settings[row.request]
             if settings.steer is not None:
                 way = Way(settings.steer, settings.top_k, settings.min_p, settings.top_p)
-                ways.setdefault(way, []).append(place)
+                ways.setdefault(way, []).append(row)
         groups = []
         for way, alike in ways.items():
-            rows = [place.logits for place in alike]
-            states = _index([place.state for place in alike], sizes[way.signal])
-            weight = logits.new_tensor([self._settings[place.request].weight for place in alike])[:, None]
+            at = [row.logits for row in alike]
+            states = _index([row.state for row in alike], sizes[way.signal])
+            weight = logits.new_tensor([self._settings[row.request].weight for row in alike])[:, None]
             if Capability.REPLACES not in self._served.signals[way.signal]:
                 weight = weight / self._shared.model.unit(way.signal)
-            groups.append(Group(way, torch.tensor(rows), _index(rows, len(logits)), states, weight))
+            groups.append(Group(way, torch.tensor(at), _index(at, len(logits)), states, weight))
         return groups
 
     def _steer_alike(self, group: Group, logits: Tensor) -> None:
