@@ -1,5 +1,6 @@
 """Candidates are read as plain passes would read them; a head fitted to them guides better."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -64,3 +65,57 @@ def test_a_fitted_head_explains_gains_and_guides(hidden: int) -> None:
     assert explained > 0.1
     assert spread > 0
     assert reward(50.0) > plain
+
+
+def two_towers() -> tuple[TwoTowerHead, torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    return TwoTowerHead(12, 7, 3, 5), torch.randn(2, 1, 12), torch.tensor([[1, 8, 1], [3, 3, 40]]), torch.randn(50, 5)
+
+
+@torch.no_grad()
+def test_the_rows_of_tokens_are_computed_once() -> None:
+    head, state, tokens, unembedding = two_towers()
+    asked: list[int] = []
+    plain = head._of_embeddings
+
+    def count(embeddings: torch.Tensor, dropout: float = 0.0) -> torch.Tensor:
+        asked.append(len(embeddings))
+        return plain(embeddings, dropout)
+
+    expected = head.of_embeddings(state, unembedding[tokens])
+    head._of_embeddings = count  # type: ignore[method-assign]
+    close(head.of_tokens(state, tokens, unembedding), expected, 1e-6)
+    assert asked == [1, 4]  # one for the shape, and then each token once
+    again = head.of_tokens(state, tokens[:, :1], unembedding)
+    one_each = head.of_tokens(state[:, 0], tokens[:, 0], unembedding)
+    close(again, expected[:, :1], 1e-6)
+    close(one_each, expected[:, 0], 1e-6)
+    assert asked == [1, 4]
+
+
+@pytest.mark.parametrize("what", ["unembedding", "token_in", "token_out", "state_in"])
+def test_the_rows_of_tokens_follow_the_weights(what: str) -> None:
+    head, state, tokens, unembedding = two_towers()
+    with torch.inference_mode():
+        head.of_tokens(state, tokens, unembedding)
+    changed = unembedding if what == "unembedding" else getattr(head, what).weight
+    with torch.no_grad():
+        changed.mul_(1.5)
+        close(head.of_tokens(state, tokens, unembedding), head.of_embeddings(state, unembedding[tokens]), 1e-6)
+        copied = copy.deepcopy(head)
+        copied.token_out.bias.data.add_(1.0)  # which torch does not count
+        expected = copied.of_embeddings(state, unembedding[tokens])
+        close(copied.of_tokens(state, tokens, unembedding), expected, 1e-6)
+        with torch.inference_mode():  # tensors made here have no count
+            other = torch.randn(50, 5)
+            for _ in range(2):
+                other.mul_(1.5)
+                close(head.of_tokens(state, tokens, other), head.of_embeddings(state, other[tokens]), 1e-6)
+
+
+def test_gradients_reach_both_towers() -> None:
+    head, state, tokens, unembedding = two_towers()
+    with torch.no_grad():
+        head.of_tokens(state, tokens, unembedding)
+    head.of_tokens(state, tokens, unembedding).sum().backward()
+    assert all(parameter.grad is not None for parameter in head.parameters())

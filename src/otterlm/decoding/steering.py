@@ -69,7 +69,7 @@ def _few_plausible(scores: Tensor, min_p: float | Tensor) -> Tensor | None:
     best = scores[:, :whole].unflatten(-1, (-1, CHUNK)).amax(dim=-1)  # [B, chunks]
     if whole < vocabulary:
         best = torch.cat((best, scores[:, whole:].amax(dim=-1, keepdim=True)), dim=-1)
-    least = best.amax(dim=-1, keepdim=True) + _log(min_p, scores)  # [B, 1]
+    least = best.amax(dim=-1, keepdim=True) + log_share(min_p, scores)  # [B, 1]
     rows, chunks = (best >= least).nonzero(as_tuple=True)
     if len(rows) > MANY * batch:  # each has a plausible token
         return None
@@ -87,10 +87,11 @@ def _few_plausible(scores: Tensor, min_p: float | Tensor) -> Tensor | None:
 
 def plausible(scores: Tensor, min_p: float | Tensor) -> Tensor:
     """Marks the tokens with at least this share of the likeliest token's probability, `[B, V]` bool."""
-    return scores >= scores.amax(dim=-1, keepdim=True) + _log(min_p, scores)
+    return scores >= scores.amax(dim=-1, keepdim=True) + log_share(min_p, scores)
 
 
-def _log(share: float | Tensor, scores: Tensor) -> Tensor:
+def log_share(share: float | Tensor, scores: Tensor) -> Tensor:
+    """Returns the logarithm of a share, as scores are compared with it: in their dtype."""
     return torch.as_tensor(share, dtype=scores.dtype, device=scores.device).log()
 
 

@@ -48,12 +48,22 @@ class LowRankHead(nn.Module):
         return (embeddings.to(direction.dtype) * direction).sum(dim=-1).float()
 
 
+Version = tuple[tuple[int, int], ...] | None
+
+
+def version_of(parts: tuple[Tensor, ...]) -> Version:
+    """Returns what differs after a tensor has changed; None if torch does not count what is written to them."""
+    if any(part.is_inference() for part in parts):
+        return None
+    return tuple((part.data_ptr(), part._version) for part in parts)
+
+
 class Fold:
     """Remembers what a head makes of the unembedding, such as E times an up projection, `[V, rank]`, so that scoring a
     vocabulary costs V x rank, not V x d."""
 
     def __init__(self) -> None:
-        self._made: tuple[tuple[tuple[int, int], ...] | None, Tensor] | None = None
+        self._made: tuple[Version, Tensor] | None = None
 
     def clear(self) -> None:
         """Forgets the product."""
@@ -79,8 +89,7 @@ class Fold:
 
     def remember(self, parts: tuple[Tensor, ...], make: Callable[[], Tensor]) -> Tensor:
         """Returns what `make` gives, made anew when one of the tensors that it is made of has changed."""
-        counted = not any(part.is_inference() for part in parts)  # whether torch counts what is written to them
-        version = tuple((part.data_ptr(), part._version) for part in parts) if counted else None
+        version = version_of(parts)
         if self._made is None or version is None or self._made[0] != version:
             # It outlives the contexts that the first call may stand in.
             with torch.inference_mode(False), torch.no_grad(), torch.autocast(parts[0].device.type, enabled=False):

@@ -23,6 +23,7 @@ from otterlm.engines.vllm.upstream.names import (
     Qwen2ForCausalLM,
     Qwen3ForCausalLM,
     VllmConfig,
+    current_platform,
     get_tensor_model_parallel_world_size,
     tensor_model_parallel_all_gather,
 )
@@ -31,8 +32,11 @@ from otterlm.engines.vllm.widening import Widening, shard_and_pack
 from otterlm.errors import OtterError
 from otterlm.families import Family
 from otterlm.signals import head_class
-from otterlm.signals.base import Signal
+from otterlm.signals.base import Capability, Signal
 from otterlm.stream import InsertedStream
+
+WARMED = 4096
+"""So many tokens are computed at once before the first request: their embeddings are copied."""
 
 
 class EngineAdapter(nn.Module):
@@ -94,6 +98,7 @@ class Otter:
         self._widths = [config.hidden_size, *(adapter.config.hidden_size for adapter in adapters.values())]
         self._vocabulary_size = config.vocab_size
         shared(vllm_config).model = self
+        self._config = vllm_config
         self.watcher = Watcher(self, served(vllm_config))
         self.replacement = Replacement(self, vllm_config, make)
         # vLLM makes none where drafts are verified, see `upstream.worker`.
@@ -158,6 +163,18 @@ class Otter:
             return rewards if tokens is None else rewards.gather(-1, tokens)
         expected: Tensor = signal.vocabulary(tokens)
         return expected
+
+    @torch.inference_mode()
+    def warm(self) -> None:
+        """Computes on a CPU what heads remember of every token, so that the first steered steps take no longer than
+        later ones. Adapters that come while the engine runs learn it token by token."""
+        alone = current_platform.is_cpu() and get_tensor_model_parallel_world_size() == 1
+        adapters = served(self._config).signals if alone else {}
+        for name in (name for name, each in adapters.items() if Capability.ADDS in each):
+            width = self._widths[0] + self.otter[name].config.hidden_size  # type: ignore[attr-defined]
+            signal: Any = self._head(name, self.lm_head.weight.new_zeros(1, 1, width))  # type: ignore[attr-defined]
+            for tokens in torch.arange(self._vocabulary_size).split(WARMED):
+                self.rewards(signal, tokens[None])
 
     def gather(self, scores: Tensor) -> Tensor:
         """Gathers the scores of each process's part of the vocabulary to those of all of it, `[N, V]`."""

@@ -1,1 +1,1 @@
-"""Contains the CPU operator that moves h' through a widened block in two calls, instead of some sixty of PyTorch's."""
+"""Contains CPU operators: a widened block in two calls instead of some sixty of PyTorch's, and guidance in one pass."""

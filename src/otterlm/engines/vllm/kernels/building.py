@@ -1,4 +1,4 @@
-"""Builds `block.cpp` on the machine that serves, with the compiler that is there, once for a processor."""
+"""Builds the C++ operators on the machine that serves, with the compiler that is there, once for a processor."""
 
 import ctypes
 import functools
@@ -15,29 +15,29 @@ from otterlm.errors import OtterError
 from otterlm.smollm2 import cache_folder
 
 SWITCH = "OTTER_KERNELS"
-"""The environment variable that turns the operator off: 0."""
-SOURCE = Path(__file__).with_name("block.cpp")
-HEADER = SOURCE.with_name("products.h")
+"""The environment variable that turns the operators off: 0."""
+SOURCES = [Path(__file__).with_name(name) for name in ("block.cpp", "candidates.cpp")]
+HEADER = Path(__file__).with_name("products.h")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
 SECONDS = 300
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """Returns the built operator.
+    """Returns the built operators.
 
-    It is built at first use, into the user's cache. The file's name has a digest of the source, of the compiler and of
-    what the processor can do. It needs nothing of PyTorch, so it stays when PyTorch changes.
+    They are built at first use, into the user's cache. The file's name has a digest of the sources, of the compiler and
+    of what the processor can do. They need nothing of PyTorch, so the file stays when PyTorch changes.
 
     Returns:
-        None where it is turned off or cannot be built. Then the log says so in one line.
+        None where they are turned off or cannot be built. Then the log says so in one line.
     """
     if os.environ.get(SWITCH) == "0":
         return None
     try:
         return ctypes.CDLL(str(_built(os.environ.get("CXX", "c++"))))
     except (OtterError, OSError) as error:
-        logger.warning("widened blocks run as PyTorch's operators, which is slower: %s", error)
+        logger.warning("widened blocks and guidance run as PyTorch's operators, which is slower: %s", error)
         return None
 
 
@@ -45,16 +45,17 @@ def _built(compiler: str) -> Path:
     if shutil.which(compiler) is None:
         raise OtterError(f"there is no C++ compiler {compiler!r}: install g++, or name one with CXX")
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
-    parts = [SOURCE.read_bytes(), HEADER.read_bytes(), " ".join(FLAGS).encode(), version, _processor().encode()]
+    sources = [each.read_bytes() for each in (*SOURCES, HEADER)]
+    parts = [*sources, " ".join(FLAGS).encode(), version, _processor().encode()]
     digest = hashlib.sha256(b"\0".join(parts)).hexdigest()
-    path = cache_folder() / "kernels" / f"block-{digest[:16]}.so"
+    path = cache_folder() / "kernels" / f"operators-{digest[:16]}.so"
     if not path.exists():
         files.write_files(path.parent, {path.name: functools.partial(_compile, compiler)})
     return path
 
 
 def _compile(compiler: str, path: Path) -> None:
-    command = [compiler, *FLAGS, "-o", str(path), str(SOURCE)]
+    command = [compiler, *FLAGS, "-o", str(path), *map(str, SOURCES)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired as error:

@@ -50,13 +50,13 @@ def usable(vllm_config: Any, layers: list[Any]) -> bool:
     """
     return (
         current_platform.is_cpu()
+        and library() is not None  # it is built at the start in any case: guidance uses it in all engines
         and all(layer.direct for layer in layers)
         and get_tensor_model_parallel_world_size() == 1
         and vllm_config.kv_transfer_config is None
         and vllm_config.cache_config.cache_dtype == "auto"
         and vllm_config.model_config.dtype in DTYPES
         and all(fits(layer) and _turns(layer.rotary) for layer in layers)
-        and library() is not None
     )
 
 

@@ -33,6 +33,8 @@ def execute(original: Any, runner: Any, scheduled: Any, *rest: Any, **named: Any
 def prepare(original: Any, runner: Any, *rest: Any, **named: Any) -> Any:
     """Wraps the first model runner, where it has its model and gets its cache: steering joins what samples."""
     output = original(runner, *rest, **named)
+    if _watcher(runner):
+        runner.model.warm()
     steering = getattr(runner.model, "steering", None)
     if steering is not None and not hasattr(runner.rejection_sampler, FIELD):  # the cache may be made twice
         runner.input_batch.logitsprocs.non_argmax_invariant.append(steering)
