@@ -73,7 +73,7 @@ docs: setup
 exactness: setup
 	$(BIN)/python tests/exactness_matrix.py > docs/exactness.md
 
-# The recipes of the shipped adapters; about six hours on two cores, and recordings of the base of up to 45 GB each.
+# The recipes of the shipped adapters; about nine hours on two cores (the second text is 74 s on a GPU), and recordings of the base of up to 45 GB each.
 adapters: setup .venv-vllm/.ready
 	$(BIN)/python benchmarks/preference_accuracy.py --base $(BASE) --data $(PAIRS) \
 		--out runs --methods otter --seeds 0 --values
@@ -83,7 +83,11 @@ adapters: setup .venv-vllm/.ready
 	.venv-vllm/bin/python benchmarks/draft_text.py --base $(BASE) --data $(DATA) --tokens 500000 --out runs/draft-text
 	$(BIN)/python benchmarks/draft_variants.py --base $(BASE) --text runs/draft-text --out runs/draft-variants \
 		--layers 29 --tokens 470000 --held 150 --epochs 3 --batch-size 8 --record --variants heads
-	cp runs/draft-variants/heads-470000/adapter_* adapters/smollm2-135m-draft/
+	.venv-vllm/bin/python benchmarks/draft_text.py --base $(BASE) --data $(DATA) --tokens 2600000 --shard 8192 \
+		--out runs/draft-text-more
+	$(BIN)/python benchmarks/draft_variants.py --base $(BASE) --text runs/draft-text-more --out runs/draft-variants-more \
+		--layers 29 --tokens 1700000 --start runs/draft-variants/heads-470000 --mixed-precision bf16 --variants heads
+	cp runs/draft-variants-more/heads-1700000/adapter_* adapters/smollm2-135m-draft/
 	$(BIN)/python benchmarks/guard.py prepare --data $(DATA) --out runs/guard
 	$(BIN)/otter train guard --base $(BASE) --data runs/guard/train.jsonl --eval-data runs/guard/valid.jsonl \
 		--out runs/guard/adapter --layers 11-29:2 --max-response-tokens 160 --record
