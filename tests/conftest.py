@@ -5,6 +5,7 @@ import importlib.util
 import json
 import math
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from word_tokenizer import TEMPLATE, WORDS, tokenizer
 
 from otterlm.config import OtterConfig
 from otterlm.decoding import pass_costs
+from otterlm.engines.vllm.kernels import building
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
 from otterlm.signals.reward.config import RewardConfig
@@ -280,3 +282,16 @@ def refusal(otter):
         return err
 
     return run
+
+
+needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Builds the C++ operators into a cache of its own, for the tests of a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(building, "cache_folder", lambda: tmp_path_factory.mktemp("cache"))
+        building.library.cache_clear()
+        yield building.library()
+    building.library.cache_clear()

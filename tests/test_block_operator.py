@@ -1,12 +1,11 @@
 """The C++ operator of widened blocks computes what `InsertedLayer` does, and is not needed."""
 
 import logging
-import shutil
 from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_base, tiny_otter
+from conftest import needs_compiler, tiny_base, tiny_otter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,17 +18,6 @@ from otterlm.rotary import Rotation
 from otterlm.taps import LayerTaps
 
 BLOCK, BLOCKS, POSITIONS = 64, 12, 200
-
-needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(building, "cache_folder", lambda: tmp_path_factory.mktemp("cache"))
-        building.library.cache_clear()
-        yield building.library()
-    building.library.cache_clear()
 
 
 def layer_of(model_type: str, dtype: torch.dtype = torch.float32, **config: Any) -> Any:

@@ -1,11 +1,11 @@
 """The C++ operator guides logits where they are, to the same bits as `guide` does."""
 
 import math
-import shutil
 from typing import Any
 
 import pytest
 import torch
+from conftest import needs_compiler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -14,16 +14,7 @@ from otterlm.decoding.steering import MANY, guide
 from otterlm.engines.vllm.kernels import building
 from otterlm.engines.vllm.kernels.candidates import guide_rows, operator_for
 
-pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(building, "cache_folder", lambda: tmp_path_factory.mktemp("cache"))
-        building.library.cache_clear()
-        yield building.library()
-    building.library.cache_clear()
+pytestmark = [needs_compiler, pytest.mark.usefixtures("library")]
 
 
 def of(rewards: Tensor, tokens: Tensor | None) -> Tensor:
