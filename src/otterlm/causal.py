@@ -13,10 +13,11 @@ def decoder_of(base: Any) -> Any:
     """Returns the part of a base that makes states of tokens.
 
     Transformers' `get_decoder` is asked first. Some models return themselves, or another part that has this name.
+    Llama 4 that also sees returns a causal language model, which has a decoder in turn.
     """
     decoder = base.get_decoder()
     if decoder is not base and isinstance(decoder, PreTrainedModel):
-        return decoder
+        return decoder if decoder.get_output_embeddings() is None else decoder_of(decoder)
     inside = (child for child in base.children() if isinstance(child, PreTrainedModel))
     return next(inside, decoder)
 

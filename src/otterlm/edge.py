@@ -22,6 +22,8 @@ from otterlm.widths import Widths
 
 EPSILON = 1e-6
 """The norms have this epsilon."""
+TEXT_AND_IMAGE = 4
+"""A token has so many positions if its place in the text is one of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,10 @@ class Sight:
         assert text is not None
         mark = None if layer is None else text.past.check(layer)
         positions = text.positions
+        if positions is not None and positions.dim() == 3:
+            # Models that see have places in time and in the image, with the place in the text before them or without.
+            # Those of the image alone would say something else of the same token.
+            positions = positions[0] if len(positions) == TEXT_AND_IMAGE else None
         if positions is None:
             positions = past + torch.arange(tokens, device=device)[None]
         mask, blank = text.mask, None

@@ -59,11 +59,10 @@ def rotation_of(positions: Tensor, head_dim: int, dtype: torch.dtype) -> Rotatio
     """Makes a rotation of whole heads that needs nothing of the base.
 
     Args:
-        positions: `[B, T]`; of several axes, `[axes, B, T]`, the first counts.
+        positions: `[B, T]`.
         head_dim: of the heads.
         dtype: of the heads.
     """
-    positions = positions[0] if positions.dim() == 3 else positions
     channel = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device)
     angle = positions[..., None].float() * BASE ** (-channel / head_dim)  # [B, T, head_dim / 2]
     angle = torch.cat((angle, angle), dim=-1)
