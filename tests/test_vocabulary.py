@@ -9,6 +9,7 @@ from conftest import close, tiny_base, tiny_otter
 from training_runs import HELD_OUT, TRAIN
 
 from otterlm.decoding import RewardGuidance, score_sequences
+from otterlm.signals import two_towers as two_towers_module
 from otterlm.signals.low_rank import LowRankHead
 from otterlm.signals.two_towers import TwoTowerHead
 from otterlm.training.data.packing import Example
@@ -73,28 +74,27 @@ def two_towers() -> tuple[TwoTowerHead, torch.Tensor, torch.Tensor, torch.Tensor
 
 
 @torch.no_grad()
-def test_the_rows_of_tokens_are_computed_once() -> None:
+def test_the_table_of_tokens_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     head, state, tokens, unembedding = two_towers()
-    asked: list[int] = []
+    computed: list[int] = []
     plain = head._of_embeddings
 
     def count(embeddings: torch.Tensor, dropout: float = 0.0) -> torch.Tensor:
-        asked.append(len(embeddings))
+        computed.append(len(embeddings))
         return plain(embeddings, dropout)
 
     expected = head.of_embeddings(state, unembedding[tokens])
     head._of_embeddings = count  # type: ignore[method-assign]
+    monkeypatch.setattr(two_towers_module, "ROWS", 20)
     close(head.of_tokens(state, tokens, unembedding), expected, 1e-6)
-    assert asked == [1, 4]  # one for the shape, and then each token once
-    again = head.of_tokens(state, tokens[:, :1], unembedding)
-    one_each = head.of_tokens(state[:, 0], tokens[:, 0], unembedding)
-    close(again, expected[:, :1], 1e-6)
-    close(one_each, expected[:, 0], 1e-6)
-    assert asked == [1, 4]
+    close(head.of_tokens(state, tokens[:, :1], unembedding), expected[:, :1], 1e-6)
+    close(head.of_tokens(state[:, 0], tokens[:, 0], unembedding), expected[:, 0], 1e-6)
+    close(head(state[:, 0], unembedding).gather(-1, tokens), expected, 1e-6)
+    assert computed == [20, 20, 10]
 
 
 @pytest.mark.parametrize("what", ["unembedding", "token_in", "token_out", "state_in"])
-def test_the_rows_of_tokens_follow_the_weights(what: str) -> None:
+def test_the_table_of_tokens_follows_the_weights(what: str) -> None:
     head, state, tokens, unembedding = two_towers()
     with torch.inference_mode():
         head.of_tokens(state, tokens, unembedding)

@@ -34,6 +34,13 @@ def more_adapters(out: Path) -> None:
         model.save_pretrained(out / name, name)
 
 
+def remembered(worker: Any) -> dict[str, bool]:
+    """Says of each adapter whether what its head makes of every token is known."""
+    heads = {name: adapter.head for name, adapter in worker.get_model().otter.items()}
+    folds = {name: [each._fold for each in head.modules() if hasattr(each, "_fold")] for name, head in heads.items()}
+    return {name: all(fold._made is not None for fold in made) for name, made in folds.items() if made}
+
+
 def changed(folder: Path) -> dict[str, Any]:
     """Returns what one engine answers before and after its adapters change."""
     llm, out = engine(folder, block_size=32), folder.parent
@@ -47,12 +54,14 @@ def changed(folder: Path) -> dict[str, Any]:
         return [Answer.of(output) for output in outputs]
 
     results: dict[str, Any] = {}
+    results["remembered"] = llm.collective_rpc(remembered)
     results["before"] = ask(otter_rewards=1)
     results["full"] = core.otter_change("second", str(out / "second"))
     results["unloaded"] = core.otter_change("reward", None)
     results["without"] = ask(otter_rewards=1)
     results["refused"] = ask(otter_weight=1, otter_signal="reward")
     results["loaded"] = core.otter_change("second", str(out / "second"))
+    results["remembered after"] = llm.collective_rpc(remembered)
     results["after"] = ask(otter_rewards=1)
     results["again"] = ask(otter_rewards=1)
     results["steered"] = ask(otter_weight=3.0, otter_signal="second")
@@ -68,6 +77,11 @@ def results(folder: Path) -> dict[str, Any]:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(changed, folder).result()
+
+
+def test_no_step_waits_for_what_heads_remember(results: dict[str, Any]) -> None:
+    assert results["remembered"] == [{"reward": True, "moderator": True}]
+    assert results["remembered after"] == [{"second": True, "moderator": True}]
 
 
 def test_another_adapter_takes_a_slot(folder: Path, results: dict[str, Any]) -> None:

@@ -23,7 +23,6 @@ from otterlm.engines.vllm.upstream.names import (
     Qwen2ForCausalLM,
     Qwen3ForCausalLM,
     VllmConfig,
-    current_platform,
     get_tensor_model_parallel_world_size,
     tensor_model_parallel_all_gather,
 )
@@ -34,9 +33,6 @@ from otterlm.families import Family
 from otterlm.signals import head_class
 from otterlm.signals.base import Capability, Signal
 from otterlm.stream import InsertedStream
-
-WARMED = 4096
-"""So many tokens are computed at once before the first request: their embeddings are copied."""
 
 
 class EngineAdapter(nn.Module):
@@ -166,15 +162,13 @@ class Otter:
 
     @torch.inference_mode()
     def warm(self) -> None:
-        """Computes on a CPU what heads remember of every token, so that the first steered steps take no longer than
-        later ones. Adapters that come while the engine runs learn it token by token."""
-        alone = current_platform.is_cpu() and get_tensor_model_parallel_world_size() == 1
-        adapters = served(self._config).signals if alone else {}
-        for name in (name for name, each in adapters.items() if Capability.ADDS in each):
-            width = self._widths[0] + self.otter[name].config.hidden_size  # type: ignore[attr-defined]
-            signal: Any = self._head(name, self.lm_head.weight.new_zeros(1, 1, width))  # type: ignore[attr-defined]
-            for tokens in torch.arange(self._vocabulary_size).split(WARMED):
-                self.rewards(signal, tokens[None])
+        """Computes what heads remember of every token, where it is not known yet, so that the first steered steps take
+        no longer than later ones."""
+        for name, each in served(self._config).signals.items():
+            if Capability.ADDS in each:
+                width = self._widths[0] + self.otter[name].config.hidden_size  # type: ignore[attr-defined]
+                signal: Any = self._head(name, self.lm_head.weight.new_zeros(1, 1, width))  # type: ignore[attr-defined]
+                signal.vocabulary()
 
     def gather(self, scores: Tensor) -> Tensor:
         """Gathers the scores of each process's part of the vocabulary to those of all of it, `[N, V]`."""

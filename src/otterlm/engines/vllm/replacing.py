@@ -63,6 +63,7 @@ class Replacement:
         self._model.otter.clear()
         self._model.otter.update(adapters)
         self._model.watcher.serve(served)
+        self._model.warm()
 
 
 @torch.no_grad()
