@@ -46,9 +46,12 @@ def plain(folder: Path) -> list[Answer]:
 
 
 def test_signals(folder: Path, plain: list[Answer]) -> None:
+    """Guidance stands outside the graph, and chooses what it chooses in an eager engine."""
     innocent, rewarded, steered = served(folder)
     assert tokens_of(innocent) == tokens_of(rewarded) == tokens_of(plain) != tokens_of(steered)
     assert_rewards(load_exported(folder), rewarded)
+    (eager,) = answers(folder, (PROMPTS, greedy(**client.request(folder, weight=3.0))))
+    assert tokens_of(steered) == tokens_of(eager)
 
 
 def test_drafts(folder: Path, plain: list[Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
