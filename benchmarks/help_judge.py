@@ -5,7 +5,8 @@
     PYTHONPATH=benchmarks python benchmarks/steering_pairs.py runs/steering --judge helpful=help_judge:helpful
 
 The first command prints how many held-out pairs it ranks right. It learns from both responses cut to the words of the
-shorter one, so it does not know length. It reads the words of the response, and how many of the question's come again.
+shorter one, so it does not know length. It reads the words of the response, and how many of the question's come
+again. It needs scikit-learn, of the extra `bench`.
 """
 
 import argparse
@@ -17,9 +18,6 @@ from functools import cache
 from typing import Any
 
 import numpy
-from scipy.sparse import csr_matrix, hstack, vstack
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
 
 from otterlm.training.data.rows import PairRow, Row, hold_out, read_rows
 
@@ -34,6 +32,10 @@ class HelpJudge:
     """
 
     def __init__(self, rows: Sequence[PairRow]) -> None:
+        from scipy.sparse import vstack
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+
         questions, chosen, rejected = texts_of(rows, cut=True)
         self._words = TfidfVectorizer(ngram_range=(1, 2), min_df=5, sublinear_tf=True).fit(chosen + rejected)
         more = self._read(questions, chosen) - self._read(questions, rejected)
@@ -47,12 +49,16 @@ class HelpJudge:
 
     def _read(self, questions: Sequence[str], responses: Sequence[str]) -> Any:
         """Returns the features, `[N, words + 1]`, sparse."""
+        from scipy.sparse import csr_matrix, hstack
+
         again = [[on_topic(*each)] for each in zip(questions, responses, strict=True)]
         return hstack((self._words.transform(responses), csr_matrix(again))).tocsr()
 
 
 def on_topic(question: str, response: str) -> float:
     """Returns the share of the question's words that the response says again, by their first five letters."""
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
     asked, answered = (
         {word[:5] for word in WORD.findall(text.lower()) if word not in ENGLISH_STOP_WORDS}
         for text in (question, response)

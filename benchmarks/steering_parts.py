@@ -49,15 +49,16 @@ class Variant:
 
 VARIANTS = {
     "regression": Variant(),
-    "rank 128": Variant(rank=128),
-    "rank 16": Variant(rank=16),
-    "TD 0.9": Variant(trace=0.9),
-    "twice d'": Variant(width=2),
     "stage off": Variant(stage=False),
-    "no candidates": Variant(candidates=0),
-    "half the prompts": Variant(share=0.5),
+    "TD 0.9": Variant(trace=0.9),
     "TD 0.7": Variant(trace=0.7),
+    "no candidates": Variant(candidates=0),
+    "rank 16": Variant(rank=16),
     "rank 64": Variant(rank=64),
+    "rank 128": Variant(rank=128),
+    "twice d'": Variant(width=2),
+    "half the prompts": Variant(share=0.5),
+    "a quarter of them": Variant(share=0.25),
 }
 """Each is compared with the first."""
 
