@@ -3,7 +3,8 @@
     python benchmarks/steering_pairs.py runs/steering --weight 1
 
 The folder is that of `--out`. Of each method it prints how much higher each judge rates guidance, prompt by prompt,
-both responses cut to the tokens of the shorter one, with the 95% interval by the bootstrap over prompts.
+both responses cut to the tokens of the shorter one, with the 95% interval by the bootstrap over prompts. `--judge`
+names other judges than those of the run.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from pathlib import Path
 from otterlm.bases import load_base, load_tokenizer
 from otterlm.bench.steering import answers_of
 from otterlm.bench.steering_judges import Rated, cut_alike, load_judge
+from otterlm.cli.options import named_judges
 from otterlm.training.data.prompts import read_prompts
 from otterlm.training.data.tokens import Limits
 from otterlm.training.evaluation.bootstrap import interval, mean_of
@@ -23,6 +25,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of a run, with judges")
     parser.add_argument("--weight", type=float, default=1.0, help="of guidance")
     parser.add_argument("--max-prompt-tokens", type=int, default=256, help="of the run")
+    parser.add_argument("--judge", action="append", help="as of otter bench steering; by default the run's")
     arguments = parser.parse_args()
     settings = json.loads((arguments.run / "steering.json").read_text())["settings"]
     first, *batches = map(json.loads, (arguments.run / "steering.jsonl").read_text().splitlines())
@@ -33,8 +36,9 @@ def main() -> None:
     ours = answers[guidance].responses
     prompts = read_prompts(settings["data"])[: len(ours)]
     base, tokenizer = load_base(settings["base"]), load_tokenizer(settings["base"])
+    judges = named_judges(arguments.judge) if arguments.judge else settings["judges"]
     limits = Limits(arguments.max_prompt_tokens, first["identity"]["new_tokens"])
-    for judge, spec in settings["judges"].items():
+    for judge, spec in judges.items():
         rate = Rated(load_judge(spec, settings["base"], base, limits), tokenizer, prompts)
         for (method, weight), theirs in answers.items():
             if (method, weight) == guidance:

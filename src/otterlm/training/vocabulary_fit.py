@@ -51,9 +51,7 @@ def fit_vocabulary(
         config: how.
 
     Returns:
-        Of the held-out candidates that are plausible: the share of the variance of their gains, around each position's
-        mean, that the head explains, which is what counts for choosing among them; and the standard deviation of what
-        it says of them, weighted by the base's probabilities.
+        What `judge_scores` says of the held-out candidates. The explained share is what counts for choosing among them.
     """
     torch.manual_seed(config.seed)
     head.requires_grad_(True)
@@ -61,7 +59,7 @@ def fit_vocabulary(
     followed, candidates = followed.to(unembedding.device), candidates.to(unembedding.device)
     held = _held_out(candidates.examples, config.seed)
     inputs = _Inputs(head, unembedding, followed, config.dropout)
-    mask, weight = plausible_shares(candidates.log_probs)
+    weight = plausible_shares(candidates.log_probs)[1]
     advantages = candidates.gains - (weight * candidates.gains).sum(dim=1, keepdim=True)
     single, several = (~torch.isin(followed.examples, held)).nonzero()[:, 0], _rows(candidates, held, False)
     batches = -(-len(single) // config.batch_size)
@@ -85,7 +83,7 @@ def fit_vocabulary(
     with torch.no_grad():
         scores = inputs.scores(candidates, rows, fitting=False)
     inputs.restore()
-    return _explained(candidates.gains[rows], scores, mask[rows]), _spread(scores, weight[rows])
+    return judge_scores(scores, candidates.gains[rows], candidates.log_probs[rows])
 
 
 class _Inputs:
@@ -143,6 +141,21 @@ def plausible_shares(log_probs: Tensor) -> tuple[Tensor, Tensor]:
     """
     mask = log_probs >= log_probs[:, :1] + math.log(PLAUSIBLE)
     return mask, log_probs.masked_fill(~mask, -torch.inf).softmax(dim=1)
+
+
+def judge_scores(scores: Tensor, gains: Tensor, log_probs: Tensor) -> tuple[float, float]:
+    """Judges what a head says of candidates, `[n, k]` each.
+
+    Args:
+        scores: of the head.
+        gains, log_probs: of the candidates, see `otterlm.training.vocabulary_head.Steps`.
+
+    Returns:
+        Of the plausible ones: the share of the variance of their gains, around each position's mean, that the scores
+        explain; and the standard deviation of the scores, weighted by the base's probabilities.
+    """
+    mask, weight = plausible_shares(log_probs)
+    return _explained(gains, scores, mask), _spread(scores, weight)
 
 
 def _explained(gains: Tensor, scores: Tensor, mask: Tensor) -> float:

@@ -19,7 +19,11 @@ FIELD = "vllm_xargs"
 """The field of requests that holds it."""
 TEXT, FLAG = {"type": "string"}, {"type": "integer", "enum": [0, 1]}
 IN_REQUESTS: dict[str, tuple[Schema, str]] = {
-    "weight": ({"type": "number"}, "How far to steer: the weight of a reward, or a contrast's alpha. 0: the base."),
+    "weight": (
+        {"type": "number"},
+        "How far to steer: the weight of a reward, or a contrast's alpha. 1 is recommended for a reward, 2 for a "
+        "contrast; 0: the base.",
+    ),
     "signal": (TEXT, "The adapter that steers, if there are several."),
     "guard": (TEXT, "The adapter that ends the response, if there are several."),
     "alarm": (

