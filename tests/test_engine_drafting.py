@@ -294,7 +294,9 @@ def test_sixteen_sequences_draft_nothing_where_tokens_cost_as_much_as_they_bring
 
 
 class Unlucky(random.Random):
-    """Every guess is wrong, however sure it is."""
+    """The coin makes every guess wrong, however sure it is. Texts stay random."""
+
+    getrandbits = random.Random.getrandbits
 
     def random(self) -> float:
         return 1.0
