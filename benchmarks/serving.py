@@ -7,7 +7,8 @@
 `throughput` compares the base, the exported folder, and guidance or a guard on every request, in turn, each time in a
 new engine. With `--adapter` it exports the folder. With `--drafts` the last three are measured once more in engines
 that verify at most so many drafts of each request. Then the report also has the tokens of a pass, the speed over the
-same method without drafts, and the share of requests with the same tokens.
+same method without drafts, and the share of requests with the same tokens. "idle drafts" is a speculative engine that
+never drafts: what it loses is vLLM's price of speculation.
 """
 
 import argparse
@@ -25,6 +26,8 @@ from otterlm.bases import base_folder
 from otterlm.engines.cached_export import cached_export
 
 NEW = 64
+PROPOSER = "otterlm.engines.vllm.drafts.DraftProposer"
+IDLE = "idle drafts"
 WORDS = ("the", "otter", "swims", "under", "a", "bridge", "and", "finds", "seven", "stones", "before", "it", "rains")
 
 
@@ -33,11 +36,27 @@ def prompt(generator: random.Random, longest: int = 30) -> str:
 
 
 class Method(NamedTuple):
-    """A method is a folder that an engine serves, what each request asks of it, and how many drafts are verified."""
+    """A method is a folder that an engine serves, what each request asks of it, how many drafts are verified at most,
+    and who proposes them."""
 
     folder: str
     settings: dict[str, Any]
     drafts: int = 0
+    proposer: str = PROPOSER
+
+
+class NoDrafts:
+    """The proposer is one of vLLM that proposes nothing, see `otterlm.engines.vllm.drafts.DraftProposer`."""
+
+    def __init__(self, vllm_config: Any) -> None:
+        """Needs no configuration."""
+
+    def load_model(self, model: Any) -> None:
+        """Needs no model."""
+
+    def propose(self, sampled_token_ids: list[list[int]], *_: Any, **__: Any) -> list[list[int]]:
+        """Returns no draft for any request."""
+        return [[] for _ in sampled_token_ids]
 
 
 class Run(NamedTuple):
@@ -52,7 +71,7 @@ def engine(method: Method, arguments: argparse.Namespace) -> Any:
     os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     from vllm import LLM
 
-    speculative = {"method": "custom_class", "model": "otterlm.engines.vllm.drafts.DraftProposer"}
+    speculative = {"method": "custom_class", "model": method.proposer}
     return LLM(
         model=method.folder,
         dtype="float32",
@@ -124,6 +143,7 @@ def methods_of(arguments: argparse.Namespace) -> dict[str, Method]:
     if arguments.drafts:
         drafting = {name: method for name, method in methods.items() if name in ("stream on", "guidance", "guard")}
         methods |= {drafted(name): each._replace(drafts=arguments.drafts) for name, each in drafting.items()}
+        methods[IDLE] = Method(folder, {}, arguments.drafts, "serving.NoDrafts")
     if unknown := [name for name in arguments.methods if name not in methods]:
         raise SystemExit(
             f"{', '.join(unknown)}: no such method; there are {', '.join(methods)} "
@@ -150,7 +170,7 @@ def throughput(arguments: argparse.Namespace) -> dict[str, Any]:
         name: {size: statistics.median(run[size].speed for run in repeats) for size in arguments.batches}
         for name, repeats in runs.items()
     }
-    undrafted = {drafted(name): name for name in methods}
+    undrafted = {drafted(name): name for name in methods} | ({IDLE: "stream on"} if "stream on" in methods else {})
     rows: list[dict[str, Any]] = []
     for name, method in methods.items():
         for size in arguments.batches:

@@ -11,7 +11,7 @@ import torch
 
 from otterlm.engines.drafting import Drafting, Running
 from otterlm.engines.drafting.choice import choose, weigh
-from otterlm.engines.drafting.gate import Gate
+from otterlm.engines.drafting.gate import FIRST, MOST, SHARE, Gate
 from otterlm.engines.drafting.step_costs import SEEN, StepCosts
 from otterlm.engines.drafting.text import Guess, Text
 from otterlm.engines.drafting.trust import LIMIT, PRIOR, Trust
@@ -102,20 +102,32 @@ def test_costs_follow_the_machine() -> None:
     assert before > 4 > 1.2 > dear.of(1)(1)  # so drafts are tried again
 
 
-def test_a_gate_closes_for_longer_each_time() -> None:
-    gate = Gate()
-    closed = []
-    for _ in range(6):
-        for _ in range(4):
-            assert gate.passes()
-            gate.learn(-0.01)
-        closed.append(0)
-        while not gate.passes():
-            closed[-1] += 1
-    assert closed == [8, 16, 32, 64, 64, 64]
-    for gain in (0.5, -0.1, -0.1, -0.1):
-        gate.learn(gain)
-    assert gate.passes()
+@pytest.mark.parametrize("caution", [1, 5])
+def test_a_gate_rests_in_proportion_to_what_was_lost(caution: int) -> None:
+    gate = Gate(caution)
+    looks = lost = 0.0
+    for _ in range(1000):
+        if gate.passes():
+            looks += 1
+            lost += 0.1
+            gate.learn(-0.1)
+    assert lost == pytest.approx((FIRST + 1000 * SHARE) / caution, abs=0.1)
+    for _ in range(10):  # it may be closed now
+        gate.passes()
+    gate.learn(0.1 + MOST / caution)
+    for _ in range(int(MOST / caution / 0.1)):
+        assert gate.passes()
+        gate.learn(-0.1)
+
+
+def test_a_gate_stays_open_for_a_gain_that_is_rare() -> None:
+    gate, coin = Gate(), random.Random(0)
+    looks = 0
+    for _ in range(1000):
+        if gate.passes():
+            looks += 1
+            gate.learn(1.0 if coin.random() < 0.2 else -0.15)
+    assert looks > 900
 
 
 def test_trust_learns_what_chances_mean() -> None:
@@ -279,6 +291,23 @@ def test_sixteen_sequences_draft_nothing_where_tokens_cost_as_much_as_they_bring
     engine._cost = of_tokens(20.0, 0.01)
     engine.run(16, batches=5)
     assert engine.run(16) > 1.2
+
+
+class Unlucky(random.Random):
+    """The coin makes every guess wrong, however sure it is. Texts stay random."""
+
+    getrandbits = random.Random.getrandbits
+
+    def random(self) -> float:
+        return 1.0
+
+
+@pytest.mark.parametrize(("rows", "least"), [(1, 0.93), (16, 0.98)])
+def test_a_look_is_judged_by_what_came_true(rows: int, least: float) -> None:
+    engine = Engine(CPU, lambda: 0.95, head=1.0)
+    engine._coin = Unlucky(0)
+    assert engine.run(rows) > least - 0.05  # the first batch of an engine
+    assert engine.run(rows, batches=3) > least
 
 
 def test_sixteen_sequences_verify_the_drafts_that_are_sure() -> None:

@@ -38,10 +38,28 @@ class _Size:
         copying, level: how long the lookup takes, and a level of guesses.
     """
 
-    drafts: Gate = field(default_factory=Gate)
-    heads: Gate = field(default_factory=Gate)
+    drafts: Gate
+    heads: Gate
     copying: Duration = field(default_factory=Duration)
     level: Duration = field(default_factory=Duration)
+
+
+@dataclass(slots=True)
+class _Look:
+    """A look for drafts is judged after the step that verified them.
+
+    Attributes:
+        size, rows: of the batch.
+        heads: they were asked.
+        copying: what the lookup alone was expected to gain, in steps without drafts.
+        spent: how long it took.
+    """
+
+    size: _Size
+    rows: int
+    heads: bool
+    copying: float
+    spent: float = 0.0
 
 
 class Drafting:
@@ -61,7 +79,8 @@ class Drafting:
         self._sizes: dict[int, _Size] = {}
         self._texts: dict[str, Text] = {}  # of requests that were looked at
         self._names: set[str] = set()  # of the latest step
-        self._begun = self._spent = 0.0  # when the latest call began, and how long it took
+        self._look: _Look | None = None  # of the latest call
+        self._begun = self._spent = 0.0  # when it began, and how long it took
 
     def propose(self, running: Sequence[Running], heads: Callable[[], Drafter], whole: bool = True) -> list[list[int]]:
         """Returns the drafts of each request. It is called after every step.
@@ -80,15 +99,31 @@ class Drafting:
         for request in running:
             if text := self._texts.get(request.name):
                 text.check(request.tokens[-request.new :].tolist(), self._trust)
+        if self._look:
+            self._judge(self._look, running)
+            self._look = None
         drafts = self._drafts(running, heads)
         self._begun, self._spent = now, self._clock() - now
+        if self._look:
+            self._look.spent = self._spent
         return drafts
+
+    def _judge(self, look: _Look, running: Sequence[Running]) -> None:
+        """Tells the gates what a look has gained: what was right, less what it took to find and to verify drafts."""
+        cost = self._costs.of(look.rows)
+        right = sum(request.new - 1 for request in running)
+        took = cost.after(look.spent)(sum(request.verified for request in running))
+        gain = right / look.rows - (took / cost(0) - 1)
+        look.size.drafts.learn(gain)
+        if look.heads:
+            look.size.heads.learn(gain - look.copying)
 
     def _drafts(self, running: Sequence[Running], heads: Callable[[], Drafter]) -> list[list[int]]:
         none: list[list[int]] = [[] for _ in running]
         if not any(request.drafted for request in running) or self._costs.wants_plain(len(running)):
             return none
-        size = self._sizes.setdefault(len(running).bit_length(), _Size())
+        number = len(running).bit_length()
+        size = self._sizes.setdefault(number, _Size(Gate(number), Gate(number)))
         guessing = size.heads.passes()
         if not size.drafts.passes():
             return none
@@ -97,7 +132,6 @@ class Drafting:
             self._texts.setdefault(request.name, Text())
         copied = self._copy(running, size)
         tokens, choice = self._choose(running, copied, cost, size, heads if guessing else None)
-        size.drafts.learn(choice.rate * cost(0) / len(running) - 1)
         return [row[:count] for row, count in zip(tokens, choice.counts, strict=True)]
 
     def _copy(self, running: Sequence[Running], size: _Size) -> Copied:
@@ -122,14 +156,15 @@ class Drafting:
         chances = [together(chance for _, chance in row) for row in copied]
         weights = weigh([self._texts[request.name].ahead for request in running])
         cheap = choose(chances, cost.after(size.copying.seconds), weights)
+        self._look = look = _Look(size, len(running), False, cheap.rate * cost(0) / len(running) - 1)
         if heads is None or all(row and row[0] >= SURE for row in chances):
             return copies, cheap
+        look.heads = True
         chains = self._grow(running, copied, cost, size, heads(), weights)
         spent = cost.after(size.copying.seconds + chains.depth * size.level.seconds)
         guessed = choose(_of_drafted(running, chains.chances), spent, weights)
         copying = choose(chances, spent, weights)  # what the heads took is spent
         best = max(guessed, copying, key=lambda choice: choice.rate)
-        size.heads.learn(best.rate / cheap.rate - 1)
         tokens = [[guess.token for guess in guesses] for guesses in chains.guesses]
         return (tokens if best is guessed else copies), best
 

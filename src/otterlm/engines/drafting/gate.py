@@ -1,35 +1,33 @@
 """Decides when it is worth the time to look for drafts."""
 
-from otterlm.decoding.draft_policy import LONGEST, TRIAL
-from otterlm.decoding.experience import SHORTEST
+SHARE = 0.02
+"""So much of the time of a request that is alone may go into looks that gain nothing."""
+FIRST, MOST = 2.0, 4.0
+"""Its looks may lose as many steps without drafts before anything is known; later, as many of what they gained."""
 
 
 class Gate:
-    """The gate is open while what is behind it gains time, as `otterlm.decoding.draft_policy` rests.
+    """The gate is open while what is behind it has gained as much time as it took, but for a small share of all time.
 
-    Where a trial of `TRIAL` steps has gained nothing, it is closed for `SHORTEST` steps; each time for twice as many,
-    and at most for `LONGEST`.
+    Its account is in steps without drafts. Each step adds the share, and what is behind the gate adds what it gained.
+    Below 0 the gate is closed. So a loss is followed by a rest in proportion to it, and a rest by one step of trial.
+
+    Args:
+        caution: in batches the share and the account are so many times smaller, for there drafts rarely pay.
     """
 
-    def __init__(self) -> None:
-        self._gains: list[float] = []
-        self._left = 0  # steps until it opens
-        self._rest = SHORTEST
+    def __init__(self, caution: float = 1.0) -> None:
+        self._share, self._most = SHARE / caution, MOST / caution
+        self._account = FIRST / caution
 
     def passes(self) -> bool:
         """Says whether a step may pass. It is asked once a step."""
-        if self._left:
-            self._left -= 1
-            return False
-        return True
+        self._add(self._share)
+        return self._account >= 0
 
     def learn(self, gain: float) -> None:
-        """Learns what a step has gained that passed, as a share of the tokens per second without it."""
-        self._gains.append(gain)
-        if len(self._gains) < TRIAL:
-            return
-        if sum(self._gains) > 0:
-            self._rest = SHORTEST
-        else:
-            self._left, self._rest = self._rest, min(LONGEST, 2 * self._rest)
-        self._gains = []
+        """Learns what a step that passed has gained, in steps without drafts; below 0 where it lost."""
+        self._add(gain)
+
+    def _add(self, gain: float) -> None:
+        self._account = min(self._most, self._account + gain)
