@@ -24,6 +24,7 @@ LENGTHS = range(20, 160)
 """Characters of a comment."""
 
 
+@torch.no_grad()
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default="smollm2-135m")
@@ -36,7 +37,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=20, help="prompts a batch, each sampled five times")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args(argv)
-    torch.set_grad_enabled(False)
     base, tokenizer = load_base(arguments.base), load_tokenizer(arguments.base)
     beginnings = [row["prompt"]["text"] for row in lines(arguments.data / "rtp_toxic_prompts" / "prompts.jsonl.gz")]
     comments = lines(arguments.data / "jigsaw_10k" / "jigsaw_10k.json.gz")
