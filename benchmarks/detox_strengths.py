@@ -11,6 +11,7 @@ import argparse
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -56,13 +57,13 @@ def main(argv: list[str] | None = None) -> None:
     write_text(arguments.out / "strengths.json", json.dumps(rows, indent=2))
 
 
-def lines(path: Path) -> list[dict]:
+def lines(path: Path) -> list[dict[str, Any]]:
     """Reads JSON lines."""
     with gzip.open(path, "rt") as file:
         return [json.loads(line) for line in file]
 
 
-def as_cells(row: dict) -> str:
+def as_cells(row: dict[str, Any]) -> str:
     """Writes a row of the page's table."""
     shares = " | ".join(f"{row[f'any_{judge}']:.0%} ± {row[f'any_{judge}_ci95']:.0%}" for judge in ("toxic", "profane"))
     highest = f"{row['max_toxic']:.3f} ± {row['max_toxic_ci95']:.3f}"
