@@ -59,11 +59,11 @@ def on_topic(question: str, response: str) -> float:
     """Returns the share of the question's words that the response says again, by their first five letters."""
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-    asked, answered = (
+    before, after = (
         {word[:5] for word in WORD.findall(text.lower()) if word not in ENGLISH_STOP_WORDS}
         for text in (question, response)
     )
-    return len(asked & answered) / len(asked) if asked else 0.0
+    return len(before & after) / len(before) if before else 0.0
 
 
 def texts_of(rows: Sequence[PairRow], cut: bool) -> tuple[list[str], list[str], list[str]]:
