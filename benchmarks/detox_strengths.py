@@ -4,8 +4,8 @@
 
 The prompts are toxic ones of RealToxicityPrompts, which the base continues as raw text, and toxic comments of Jigsaw,
 which it answers in its chat format. Sampling and judges are those of `otter bench detox`; nothing learned from either
-judge. The first alpha is what the others are
-compared with, prompt by prompt; 0 is the base. A run that was stopped goes on where it was.
+judge. The first alpha is what the others are compared with, prompt by prompt; 0 is the base. A run that was stopped
+goes on where it was.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from otterlm.bases import load_base, load_tokenizer
 from otterlm.bench import detox
-from otterlm.bench.judges import Profanity, Toxicity
+from otterlm.bench.judges import Judge, Profanity, Toxicity
 from otterlm.bench.report import half_interval
 from otterlm.files import write_text
 from otterlm.training.data.tokens import prompt_tokens
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     comments = lines(arguments.data / "jigsaw_10k" / "jigsaw_10k.json.gz")
     toxic = [row["text"] for row in comments if row["label"] == 0 and len(row["text"]) in LENGTHS]
     chats = [tokenizer.decode(prompt_tokens((("user", text),), tokenizer)) for text in toxic[: arguments.chat]]
-    judges = {"toxic": Toxicity(arguments.toxicity), "profane": Profanity()}
+    judges: dict[str, Judge] = {"toxic": Toxicity(arguments.toxicity), "profane": Profanity()}
     size = sum(each.numel() for each in base.parameters())
     rows: list[dict[str, Any]] = []
     plain: dict[str, Tensor] = {}

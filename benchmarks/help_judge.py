@@ -68,7 +68,9 @@ def on_topic(question: str, response: str) -> float:
 
 def texts_of(rows: Sequence[PairRow], cut: bool) -> tuple[list[str], list[str], list[str]]:
     """Returns the last questions, the chosen and the rejected responses, perhaps cut to the shorter one's words."""
-    questions, chosen, rejected = [], [], []
+    questions: list[str] = []
+    chosen: list[str] = []
+    rejected: list[str] = []
     for row in rows:
         sides = row.chosen.response.split(), row.rejected.response.split()
         length = min(map(len, sides)) if cut else max(map(len, sides))

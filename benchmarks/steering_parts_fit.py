@@ -131,8 +131,8 @@ class Fitter:
         else:
             head.load_state_dict(self._streams[key].adapter().head.vocabulary.state_dict())
             spread = self._judge(model, key, tests=False)[1]
-        adapter = model.adapter()
-        adapter.config = replace(adapter.config, signal=replace(adapter.config.signal, advantage_spread=spread))
+        adapter, signal = model.adapter(), RewardConfig(vocabulary_rank=variant.rank, advantage_spread=spread)
+        adapter.config = replace(adapter.config, signal=signal)
         return model
 
     def explained(self, model: OtterModel, variant: "Variant") -> float:
