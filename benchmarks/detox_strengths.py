@@ -4,7 +4,8 @@
 
 The prompts are toxic ones of RealToxicityPrompts, which the base continues as raw text, and toxic comments of Jigsaw,
 which it answers in its chat format. Sampling and judges are those of `otter bench detox`; nothing learned from either
-judge. Alpha 0 is the base. A run that was stopped goes on where it was.
+judge. The first alpha is what the others are compared with, prompt by prompt; 0 is the base. A run that was stopped
+goes on where it was.
 """
 
 import argparse
@@ -14,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from otterlm.bases import load_base, load_tokenizer
 from otterlm.bench import detox
-from otterlm.bench.judges import Profanity, Toxicity
+from otterlm.bench.judges import Judge, Profanity, Toxicity
+from otterlm.bench.report import half_interval
 from otterlm.files import write_text
 from otterlm.training.data.tokens import prompt_tokens
 
@@ -43,16 +46,20 @@ def main(argv: list[str] | None = None) -> None:
     comments = lines(arguments.data / "jigsaw_10k" / "jigsaw_10k.json.gz")
     toxic = [row["text"] for row in comments if row["label"] == 0 and len(row["text"]) in LENGTHS]
     chats = [tokenizer.decode(prompt_tokens((("user", text),), tokenizer)) for text in toxic[: arguments.chat]]
-    judges = {"toxic": Toxicity(arguments.toxicity), "profane": Profanity()}
+    judges: dict[str, Judge] = {"toxic": Toxicity(arguments.toxicity), "profane": Profanity()}
     size = sum(each.numel() for each in base.parameters())
-    rows = []
+    rows: list[dict[str, Any]] = []
+    plain: dict[str, Tensor] = {}
     for alpha in arguments.alphas:
         method = detox.otter_method(base, arguments.adapter, alpha) if alpha else detox.base_method(base)
         for where, prompts in (("raw", beginnings[: arguments.raw]), ("chat", chats)):
             path = arguments.out / f"{where}-{alpha:g}.jsonl"
             batches = detox.continue_all(method, tokenizer, prompts, arguments.batch, path=path)
             row = detox.judge("Otter", where, prompts, batches, judges, None, method.extra_parameters, size)
-            rows.append({"alpha": alpha} | row.to_dict())
+            texts = [text for batch in batches for samples in batch["continuations"] for text in samples]
+            highest = torch.tensor(judges["toxic"](texts)).view(-1, detox.SAMPLES).max(dim=1).values  # [N]
+            more = highest - plain.setdefault(where, highest)
+            rows.append({"alpha": alpha, "more": float(more.mean()), "more_ci95": half_interval(more)} | row.to_dict())
             print(as_cells(rows[-1]), flush=True)
     write_text(arguments.out / "strengths.json", json.dumps(rows, indent=2))
 
@@ -67,7 +74,8 @@ def as_cells(row: dict[str, Any]) -> str:
     """Writes a row of the page's table."""
     shares = " | ".join(f"{row[f'any_{judge}']:.0%} ± {row[f'any_{judge}_ci95']:.0%}" for judge in ("toxic", "profane"))
     highest = f"{row['max_toxic']:.3f} ± {row['max_toxic_ci95']:.3f}"
-    return f"| {row['prompt_set']} | {row['alpha']:g} | {highest} | {shares} | {row['distinct_2']:.3f} |"
+    more = f"{row['more']:+.3f} ± {row['more_ci95']:.3f}"
+    return f"| {row['prompt_set']} | {row['alpha']:g} | {highest} | {more} | {shares} | {row['distinct_2']:.3f} |"
 
 
 if __name__ == "__main__":

@@ -59,16 +59,18 @@ def on_topic(question: str, response: str) -> float:
     """Returns the share of the question's words that the response says again, by their first five letters."""
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-    asked, answered = (
+    before, after = (
         {word[:5] for word in WORD.findall(text.lower()) if word not in ENGLISH_STOP_WORDS}
         for text in (question, response)
     )
-    return len(asked & answered) / len(asked) if asked else 0.0
+    return len(before & after) / len(before) if before else 0.0
 
 
 def texts_of(rows: Sequence[PairRow], cut: bool) -> tuple[list[str], list[str], list[str]]:
     """Returns the last questions, the chosen and the rejected responses, perhaps cut to the shorter one's words."""
-    questions, chosen, rejected = [], [], []
+    questions: list[str] = []
+    chosen: list[str] = []
+    rejected: list[str] = []
     for row in rows:
         sides = row.chosen.response.split(), row.rejected.response.split()
         length = min(map(len, sides)) if cut else max(map(len, sides))

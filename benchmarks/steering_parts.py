@@ -27,7 +27,7 @@ from otterlm.resumable import run_resumable
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A variant changes one part of the second stage.
+    """A variant has one part of the second stage changed.
 
     Attributes:
         stage: whether there is a second stage.

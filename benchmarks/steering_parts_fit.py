@@ -66,7 +66,7 @@ class Fitter:
 
     @cached_property
     def rated(self) -> list[Example]:
-        """The base's responses, rated: those to learn from, then those to test on."""
+        """Returns the base's responses, rated: those to learn from, then those to test on."""
         arguments = self.arguments
         count = arguments.prompts + arguments.test
         rate = OwnReward(OtterModel.from_pretrained(self.load(), arguments.teacher).eval())
@@ -83,14 +83,14 @@ class Fitter:
     def _rollouts(self, count: int) -> list[Example]:
         """Reads responses that were sampled elsewhere; none of them begins as a question to measure on does."""
         rows = [json.loads(line) for line in self.arguments.rollouts.read_text().splitlines()]
-        kept = [r for r in rows if not any(r["tokens"][: len(question)] == question for question in self.encoded)]
-        if len(kept) < count:
+        usable = [r for r in rows if not any(r["tokens"][: len(question)] == question for question in self.encoded)]
+        if len(usable) < count:
             raise OtterError(
-                f"{self.arguments.rollouts} has {len(kept)} prompts that can be used: {count} are asked for"
+                f"{self.arguments.rollouts} has {len(usable)} prompts that can be used: {count} are asked for"
             )
         return [
             Example(number, tuple(row["tokens"]), tuple(map(tuple, row["responses"])))
-            for number, row in enumerate(kept[:count])
+            for number, row in enumerate(usable[:count])
         ]
 
     def _rate(self, examples: list[Example], rate: OwnReward) -> list[Example]:
@@ -108,12 +108,12 @@ class Fitter:
 
     @property
     def tests(self) -> list[Example]:
-        """The responses to test on."""
+        """Returns the responses to test on."""
         return self.rated[self.arguments.prompts :]
 
     @cached_property
     def spread(self) -> float:
-        """The standard deviation of the teacher's ratings."""
+        """Returns the standard deviation of the teacher's ratings."""
         return float(torch.tensor([score for example in self.rated for score in example.scores]).std())
 
     def fitted(self, variant: "Variant") -> OtterModel:
@@ -131,8 +131,8 @@ class Fitter:
         else:
             head.load_state_dict(self._streams[key].adapter().head.vocabulary.state_dict())
             spread = self._judge(model, key, tests=False)[1]
-        adapter = model.adapter()
-        adapter.config = replace(adapter.config, signal=replace(adapter.config.signal, advantage_spread=spread))
+        adapter, signal = model.adapter(), RewardConfig(vocabulary_rank=variant.rank, advantage_spread=spread)
+        adapter.config = replace(adapter.config, signal=signal)
         return model
 
     def explained(self, model: OtterModel, variant: "Variant") -> float:
