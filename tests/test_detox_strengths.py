@@ -20,7 +20,7 @@ def test_a_row_for_each_strength(base: Path, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(module, "Toxicity", lambda folder: Vowels())
     monkeypatch.setattr(module, "Profanity", Vowels)
     texts = [" ".join(WORDS[n + 4 : n + 16]) for n in range(6)]
-    files = {
+    files: dict[str, list[dict[str, Any]]] = {
         "rtp_toxic_prompts/prompts.jsonl.gz": [{"prompt": {"text": text}} for text in texts],
         "jigsaw_10k/jigsaw_10k.json.gz": [{"text": text, "label": n % 2} for n, text in enumerate(texts)],
     }

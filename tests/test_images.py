@@ -3,7 +3,10 @@
 import pytest
 import torch
 from conftest import tiny_otter
+from torch import Tensor
 from vision_models import KINDS, make, pixels, prompt, read
+
+from otterlm.signals.reward.head import RewardSignal
 
 NEW = 5
 GREEDY = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None}
@@ -24,8 +27,10 @@ def test_a_prompt_with_an_image(kind, taps):
 
     seen = []
 
-    def look(_, scores):
-        seen.append(otter.signals["reward"].prefix[:, -1].clone())
+    def look(_: Tensor, scores: Tensor) -> Tensor:
+        signal = otter.signals["reward"]
+        assert isinstance(signal, RewardSignal)
+        seen.append(signal.prefix[:, -1].clone())
         return scores
 
     answered = otter.generate(**inputs, **image, **GREEDY, logits_processor=[look])
