@@ -15,7 +15,7 @@ from otterlm.adapter_files import CONFIG, WEIGHTS
 from otterlm.decoding import CandidateSearch, RewardGuidance
 from otterlm.model import OtterModel
 from otterlm.training import trainer
-from otterlm.training.recipes import reward_fit
+from otterlm.training.recipes import reward_fit, values
 from otterlm.training.step import take_step
 from otterlm.training.vocabulary_head import read_steps
 
@@ -69,6 +69,24 @@ def test_a_second_stage_learns_the_bases_responses(
     monkeypatch.setattr(trainer, "take_step", step)
     assert answer(*command, "--out", out) == alone
     assert (out / WEIGHTS).read_bytes() == (tmp_path / "alone" / WEIGHTS).read_bytes()
+
+
+def test_responses_of_an_engine(
+    answer: Any, refusal: Any, base: Path, dialogues: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ready responses give the weights that the same responses give where they are sampled."""
+    command = ("train", "reward", "--base", base, "--data", dialogues, *SHAPE, *HOW)
+    stage = ("--value-rounds", 1, "--value-batch-size", 64)
+    alone = answer(*command, *stage, "--out", tmp_path / "alone")
+    sampled = tmp_path / "alone" / "values" / "round-1" / "responses" / "part-00000.parquet"
+    monkeypatch.setattr(values, "scored_responses", None)
+    assert answer(*command, *stage, "--value-data", sampled, "--out", tmp_path / "out") == alone
+    assert (tmp_path / "out" / WEIGHTS).read_bytes() == (tmp_path / "alone" / WEIGHTS).read_bytes()
+
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps({"prompt": "another one", "response": "a b"}) + "\n")
+    assert "none of the prompts" in refusal(*command, *stage, "--value-data", other, "--out", tmp_path / "new")
+    assert "--no-values" in refusal(*command, *stage, "--value-data", other, "--no-values", "--out", tmp_path / "new")
 
 
 def test_how_much_is_read_at_once(

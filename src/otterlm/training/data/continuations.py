@@ -102,15 +102,25 @@ def continuation_examples(
 
 def _examples(rows: Iterable[Continuation], tokenizer: PreTrainedTokenizerBase, limits: Limits) -> Iterator[Example]:
     for index, row in enumerate(rows):
-        if row.tokens is None:
-            assert row.dialogue is not None
-            prompt, response = dialogue_tokens(row.dialogue, tokenizer, limits, row.where)
-        else:
-            _check_tokens(row, tokenizer)
-            prompt, response = (list(part) for part in row.tokens)
-            prompt, response = prompt[-limits.prompt :], response[: limits.response]
+        prompt, response = continuation_tokens(row, tokenizer, limits)
         if len(response) > 1:
             yield Example(index, tuple(prompt), (tuple(response),))
+
+
+def continuation_tokens(
+    row: Continuation, tokenizer: PreTrainedTokenizerBase, limits: Limits
+) -> tuple[list[int], list[int]]:
+    """Returns the tokens of the prompt and of the response: those that the row has, else those of its text.
+
+    Raises:
+        OtterError: tokens are not of this tokenizer, or the chat template refuses a prompt.
+    """
+    if row.tokens is None:
+        assert row.dialogue is not None
+        return dialogue_tokens(row.dialogue, tokenizer, limits, row.where)
+    _check_tokens(row, tokenizer)
+    prompt, response = (list(part) for part in row.tokens)
+    return prompt[-limits.prompt :], response[: limits.response]
 
 
 def _check_tokens(row: Continuation, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -111,7 +111,7 @@ class RewardRecipe:
 
         prompts = prompts_of(rows, held, self.values.value_prompts) if self.values.values else []
         if len(prompts) > 1:
-            settings |= asdict(self.values)
+            settings |= self.values.described()
             limit = self.limits.prompt
             metrics |= learn_values(model, tokenizer, prompts, self.values, limit, self.learning, run, save)
             # The second stage moves the reward, too.

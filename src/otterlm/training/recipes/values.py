@@ -10,7 +10,8 @@ guided model, which is what policy iteration does.
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -22,11 +23,13 @@ from otterlm.settings import check_settings, setting
 from otterlm.signals.reward.objective import RewardTrainingConfig
 from otterlm.training.data.conversations import Prompt
 from otterlm.training.data.packing import Example
+from otterlm.training.data.records import source_name
 from otterlm.training.data.rows import PairRow, Row
 from otterlm.training.processes import this_process
 from otterlm.training.recipes.common import Run
 from otterlm.training.recipes.reward_fit import EXPLAINED, learn_reward, learn_to_steer, measure_spread
 from otterlm.training.teachers.own_reward import OwnReward
+from otterlm.training.teachers.ready_responses import ready_responses
 from otterlm.training.teachers.responses import Sampling, scored_responses
 
 
@@ -36,6 +39,8 @@ class Values:
 
     Attributes:
         values: whether there is a second stage.
+        value_data: responses of the base that an engine has sampled; see `read_continuations`. None: the base samples
+            those of the first round here.
         value_prompts: the first so many prompts of the data.
         value_responses: of the base to each, sampled at temperature 1 from a nucleus of 0.95.
         value_new_tokens: of a response.
@@ -46,6 +51,11 @@ class Values:
     """
 
     values: bool = setting(True, "Learn the values of the base's own responses in a second stage.")
+    value_data: str | None = setting(
+        None,
+        "Responses of the base to the prompts that an engine has sampled: file or folder. Else they are sampled here.",
+        advanced=True,
+    )
     value_prompts: int = setting(
         2000, "Prompts of the data that the base answers in the second stage.", minimum=2, advanced=True
     )
@@ -62,8 +72,15 @@ class Values:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.value_data is not None and not self.values:
+            raise OtterError("value_data is of the second stage: leave it out, or leave out --no-values")
         if not 0 < self.value_learning_rate < math.inf:
             raise OtterError(f"value_learning_rate must be above 0, got {self.value_learning_rate}")
+
+    def described(self) -> dict[str, Any]:
+        """Returns the settings for a card, where a file has no folder before its name."""
+        name = None if self.value_data is None else source_name(self.value_data)
+        return {key: value for key, value in (asdict(self) | {"value_data": name}).items() if value is not None}
 
     def sampling(self, max_prompt_tokens: int, seed: int) -> Sampling:
         """Returns how the responses are sampled."""
@@ -112,10 +129,13 @@ def learn_values(
         steering = [RewardGuidance(model)] if number else []
         depends = of_weights(model.adapter()) if number else None
         sampling = values.sampling(max_prompt_tokens, seed + number)
-        with this_process().main_process_first():
-            responses = scored_responses(
-                model, tokenizer, chosen, rate, rate.identity, sampling, stage.out / "responses", steering, depends
-            )
+        if values.value_data is not None and not number:
+            responses = ready_responses(values.value_data, chosen, tokenizer, rate, sampling)
+        else:
+            with this_process().main_process_first():
+                responses = scored_responses(
+                    model, tokenizer, chosen, rate, rate.identity, sampling, stage.out / "responses", steering, depends
+                )
         examples += [replace(each, row=each.row + number * len(chosen)) for each in responses]
         held_rows = {example.row for example in examples if example.row % len(chosen) in held}
         fitted, held_out = stage.split(examples, model.base_model, held_rows)
