@@ -27,3 +27,15 @@ def test_repeats_are_copied_and_seeds_hold(folder: Path) -> None:
     assert [tokens_of(batch) for batch in ours] == [tokens_of(batch) for batch in plain]
     texts = 6 + 3  # that repeat
     assert counts["accepted"] > texts * 46  # three drafts a step would be 45
+
+
+def test_texts_that_fill_the_context(folder: Path) -> None:
+    """Near the end of the context vLLM would draft zeros for all texts, and verify them in vain."""
+    short = [{"prompt_token_ids": [5, 6, 7, 8 + index]} for index in range(4)]
+    repeating = greedy(max_tokens=60, allowed_token_ids=[70])
+    speculative = {"method": "custom_class", "model": "oracle.Eager", "num_speculative_tokens": 6}
+    (plain,) = answers(folder, (short, repeating), max_model_len=64)
+    ours, counts = answers(folder, (short, repeating), max_model_len=64, speculative_config=speculative, count=True)
+    assert tokens_of(ours) == tokens_of(plain)
+    assert [len(answer.tokens) for answer in ours] == [60] * 4
+    assert counts["drafted"] - counts["accepted"] < 4 * 6  # the first drafts are wrong, the last ones are not

@@ -44,6 +44,7 @@ class DraftProposer:
         speculative: Any = vllm_config.speculative_config
         accuracy = [row[0] for row in signal["accuracy"]] or [1.0] * signal["heads"]
         self._drafting = Drafting(accuracy, speculative.num_speculative_tokens)
+        self._limits = vllm_config.model_config
         self._model: Any = None
 
     def load_model(self, model: Any) -> None:
@@ -61,7 +62,7 @@ class DraftProposer:
             token_ids_cpu: `[requests, T]`, the texts.
 
         Returns:
-            For each request at most `num_speculative_tokens` tokens.
+            For each request at most `num_speculative_tokens` tokens, and no more than its text has room for.
         """
         model, step = self._model, self._model.step
         going = [index for index, sampled in enumerate(sampled_token_ids) if sampled]
@@ -82,4 +83,8 @@ class DraftProposer:
 
         whole = step.tokens == sum(map(len, model.rows)) and len(going) == len(sampled_token_ids)
         drafts = iter(self._drafting.propose(running, heads, whole))
-        return [next(drafts) if sampled else [] for sampled in sampled_token_ids]
+        longest = self._limits.max_model_len - 1  # a token of the base's own follows the drafts
+        return [
+            next(drafts)[: max(0, longest - int(length))] if sampled else []
+            for sampled, length in zip(sampled_token_ids, num_tokens_no_spec, strict=False)
+        ]

@@ -44,6 +44,7 @@ def install_worker() -> None:
         wrap(path, "GPUModelRunner", "sample_tokens", worker.attach)
     wrap("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "initialize_kv_cache", worker.prepare)
     wrap("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "_sample", worker.sample)
+    wrap("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "_input_fits_in_drafter", worker.has_room)
     wrap("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "_get_prompt_logprobs_dict", worker.read_prompts)
     wrap("vllm.v1.sample.rejection_sampler", "RejectionSampler", "apply_logits_processors", worker.verify)
     wrap_function("vllm.v1.sample.rejection_sampler", "expand_batch_to_tokens", worker.expand)
