@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from engines import answers, greedy, make_folder, prompts, tokens_of
+from oracle import TEXTS
 from vllm import SamplingParams
 
 PROMPTS = prompts(6)
@@ -29,13 +30,23 @@ def test_repeats_are_copied_and_seeds_hold(folder: Path) -> None:
     assert counts["accepted"] > texts * 46  # three drafts a step would be 45
 
 
-def test_texts_that_fill_the_context(folder: Path) -> None:
-    """Near the end of the context vLLM would draft zeros for all texts, and verify them in vain."""
-    short = [{"prompt_token_ids": [5, 6, 7, 8 + index]} for index in range(4)]
+def test_a_text_that_fills_the_context(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Near its end vLLM would draft zeros for all texts of the batch, and verify them in vain."""
+    (tmp_path / "texts.json").write_text("[]")
+    monkeypatch.setenv(TEXTS, str(tmp_path / "texts.json"))
+    batch = [{"prompt_token_ids": [5] * 44}, *({"prompt_token_ids": [5, 6, 7, index]} for index in range(8, 11))]
+    how = greedy(max_tokens=20)
+    (plain,) = answers(folder, (batch, how), max_model_len=64)
+    speculative = {"method": "custom_class", "model": "oracle.Oracle", "num_speculative_tokens": 6}
+    ours, counts = answers(folder, (batch, how), max_model_len=64, speculative_config=speculative, count=True)
+    assert tokens_of(ours) == tokens_of(plain)
+    assert [len(answer.tokens) for answer in ours] == [20] * 4
+    assert not counts["drafted"]
+
+
+def test_drafts_end_with_the_context(folder: Path) -> None:
+    batch = [{"prompt_token_ids": [5, 6, 7, 8 + index]} for index in range(4)]
     repeating = greedy(max_tokens=60, allowed_token_ids=[70])
     speculative = {"method": "custom_class", "model": "oracle.Eager", "num_speculative_tokens": 6}
-    (plain,) = answers(folder, (short, repeating), max_model_len=64)
-    ours, counts = answers(folder, (short, repeating), max_model_len=64, speculative_config=speculative, count=True)
-    assert tokens_of(ours) == tokens_of(plain)
-    assert [len(answer.tokens) for answer in ours] == [60] * 4
-    assert counts["drafted"] - counts["accepted"] < 4 * 6  # the first drafts are wrong, the last ones are not
+    (ours,) = answers(folder, (batch, repeating), max_model_len=64, speculative_config=speculative)
+    assert tokens_of(ours) == [[70] * 60] * 4
