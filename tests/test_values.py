@@ -87,6 +87,12 @@ def test_responses_of_an_engine(
     other.write_text(json.dumps({"prompt": "another one", "response": "a b"}) + "\n")
     assert "none of the prompts" in refusal(*command, *stage, "--value-data", other, "--out", tmp_path / "new")
     assert "--no-values" in refusal(*command, *stage, "--value-data", other, "--no-values", "--out", tmp_path / "new")
+    unprompted = tmp_path / "unprompted.jsonl"
+    unprompted.write_text(
+        "".join(json.dumps({"chosen": f"a {word}", "rejected": f"b {word}"}) + "\n" for word in WORDS[10:20])
+    )
+    pairs = ("train", "reward", "--base", base, "--data", unprompted, *SHAPE, *HOW)
+    assert "no prompts" in refusal(*pairs, "--value-data", other, "--out", tmp_path / "new")
 
 
 def test_how_much_is_read_at_once(

@@ -98,6 +98,9 @@ class RewardRecipe:
         held = set(range(len(rows) - more, len(rows)))
         if not more:
             held = hold_out(rows, run.eval_fraction, run.training.seed)
+        prompts = prompts_of(rows, held, self.values.value_prompts) if self.values.values else []
+        if self.values.value_data is not None and len(prompts) < 2:
+            raise OtterError("the data has no prompts for a second stage to learn from: leave out value_data")
         with this_process().main_process_first():
             examples = stored_tokens(rows, tokenizer, self.limits, self.workers)
         settings = {f"max_{name}_tokens": value for name, value in asdict(self.limits).items()} | asdict(self.learning)
@@ -109,7 +112,6 @@ class RewardRecipe:
             counts, sources = (len(train_examples), len(held)), (self.data, self.eval_data)
             save_reward(model, run, source_name(self.data), counts, metrics | more, settings, sources)
 
-        prompts = prompts_of(rows, held, self.values.value_prompts) if self.values.values else []
         if len(prompts) > 1:
             settings |= self.values.described()
             limit = self.limits.prompt
