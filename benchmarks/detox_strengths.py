@@ -9,7 +9,6 @@ goes on where it was.
 """
 
 import argparse
-import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from otterlm.bench import detox
 from otterlm.bench.judges import Judge, Profanity, Toxicity
 from otterlm.bench.report import half_interval
 from otterlm.files import write_text
+from otterlm.training.data.records import read_records
 from otterlm.training.data.tokens import prompt_tokens
 
 LENGTHS = range(20, 160)
@@ -42,8 +42,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args(argv)
     base, tokenizer = load_base(arguments.base), load_tokenizer(arguments.base)
-    beginnings = [row["prompt"]["text"] for row in lines(arguments.data / "rtp_toxic_prompts" / "prompts.jsonl.gz")]
-    comments = lines(arguments.data / "jigsaw_10k" / "jigsaw_10k.json.gz")
+    beginnings = [row["prompt"]["text"] for row in read_records(arguments.data / "rtp_toxic_prompts/prompts.jsonl.gz")]
+    comments = read_records(arguments.data / "jigsaw_10k/jigsaw_10k.json.gz")
     toxic = [row["text"] for row in comments if row["label"] == 0 and len(row["text"]) in LENGTHS]
     chats = [tokenizer.decode(prompt_tokens((("user", text),), tokenizer)) for text in toxic[: arguments.chat]]
     judges: dict[str, Judge] = {"toxic": Toxicity(arguments.toxicity), "profane": Profanity()}
@@ -62,12 +62,6 @@ def main(argv: list[str] | None = None) -> None:
             rows.append({"alpha": alpha, "more": float(more.mean()), "more_ci95": half_interval(more)} | row.to_dict())
             print(as_cells(rows[-1]), flush=True)
     write_text(arguments.out / "strengths.json", json.dumps(rows, indent=2))
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    """Reads JSON lines."""
-    with gzip.open(path, "rt") as file:
-        return [json.loads(line) for line in file]
 
 
 def as_cells(row: dict[str, Any]) -> str:
