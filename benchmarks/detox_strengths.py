@@ -10,6 +10,7 @@ goes on where it was.
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,25 @@ LENGTHS = range(20, 160)
 """Characters of a comment."""
 
 
+class Remembering:
+    """Rates as a judge does, and remembers the latest ratings.
+
+    Attributes:
+        threshold: the judge's.
+        latest: its ratings of the texts of the latest call.
+    """
+
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
+        self.threshold = judge.threshold
+        self.latest: list[float] = []
+
+    def __call__(self, texts: Sequence[str]) -> list[float]:
+        """Rates texts."""
+        self.latest = self._judge(texts)
+        return self.latest
+
+
 @torch.no_grad()
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -44,9 +64,10 @@ def main(argv: list[str] | None = None) -> None:
     base, tokenizer = load_base(arguments.base), load_tokenizer(arguments.base)
     beginnings = [row["prompt"]["text"] for row in read_records(arguments.data / "rtp_toxic_prompts/prompts.jsonl.gz")]
     comments = read_records(arguments.data / "jigsaw_10k/jigsaw_10k.json.gz")
-    toxic = [row["text"] for row in comments if row["label"] == 0 and len(row["text"]) in LENGTHS]
-    chats = [tokenizer.decode(prompt_tokens((("user", text),), tokenizer)) for text in toxic[: arguments.chat]]
-    judges: dict[str, Judge] = {"toxic": Toxicity(arguments.toxicity), "profane": Profanity()}
+    insults = [row["text"] for row in comments if row["label"] == 0 and len(row["text"]) in LENGTHS]
+    chats = [tokenizer.decode(prompt_tokens((("user", text),), tokenizer)) for text in insults[: arguments.chat]]
+    toxic = Remembering(Toxicity(arguments.toxicity))
+    judges: dict[str, Judge] = {"toxic": toxic, "profane": Profanity()}
     size = sum(each.numel() for each in base.parameters())
     rows: list[dict[str, Any]] = []
     plain: dict[str, Tensor] = {}
@@ -56,8 +77,7 @@ def main(argv: list[str] | None = None) -> None:
             path = arguments.out / f"{where}-{alpha:g}.jsonl"
             batches = detox.continue_all(method, tokenizer, prompts, arguments.batch, path=path)
             row = detox.judge("Otter", where, prompts, batches, judges, None, method.extra_parameters, size)
-            texts = [text for batch in batches for samples in batch["continuations"] for text in samples]
-            highest = torch.tensor(judges["toxic"](texts)).view(-1, detox.SAMPLES).max(dim=1).values  # [N]
+            highest = torch.tensor(toxic.latest).view(-1, detox.SAMPLES).max(dim=1).values  # [N]
             more = highest - plain.setdefault(where, highest)
             rows.append({"alpha": alpha, "more": float(more.mean()), "more_ci95": half_interval(more)} | row.to_dict())
             print(as_cells(rows[-1]), flush=True)

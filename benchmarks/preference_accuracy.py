@@ -94,7 +94,9 @@ def main() -> None:
                     learning = RewardTrainingConfig()
                     folder, prompts = run.out / "adapter", prompts_of(rows, held, values.value_prompts)
                     save = saver(adapter, folder)
-                    result |= learn_values(adapter, tokenizer, prompts, values, limits.prompt, learning, run, save)
+                    result |= learn_values(
+                        adapter, tokenizer, prompts, None, values, limits.prompt, learning, run, save
+                    )
                     result |= evaluate(RewardObjective(adapter, source(), learning).eval(), test, 16, Accelerator())
                     save({})
             line = {"method": label, "seed": seed, "n": len(test), **result}

@@ -83,6 +83,7 @@ def test_responses_of_an_engine(
     assert answer(*command, *stage, "--value-data", sampled, "--out", tmp_path / "out") == alone
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == (tmp_path / "alone" / WEIGHTS).read_bytes()
 
+    monkeypatch.setattr(trainer, "take_step", None)  # what cannot be learned from is refused before the first stage
     other = tmp_path / "other.jsonl"
     other.write_text(json.dumps({"prompt": "another one", "response": "a b"}) + "\n")
     assert "none of the prompts" in refusal(*command, *stage, "--value-data", other, "--out", tmp_path / "new")

@@ -99,8 +99,8 @@ class RewardRecipe:
         if not more:
             held = hold_out(rows, run.eval_fraction, run.training.seed)
         prompts = prompts_of(rows, held, self.values.value_prompts) if self.values.values else []
-        if self.values.value_data is not None and len(prompts) < 2:
-            raise OtterError("the data has no prompts for a second stage to learn from: leave out value_data")
+        limit = self.limits.prompt
+        answers = self.values.ready(prompts, tokenizer, limit)  # before the first stage, which takes long
         with this_process().main_process_first():
             examples = stored_tokens(rows, tokenizer, self.limits, self.workers)
         settings = {f"max_{name}_tokens": value for name, value in asdict(self.limits).items()} | asdict(self.learning)
@@ -114,8 +114,7 @@ class RewardRecipe:
 
         if len(prompts) > 1:
             settings |= self.values.described()
-            limit = self.limits.prompt
-            metrics |= learn_values(model, tokenizer, prompts, self.values, limit, self.learning, run, save)
+            metrics |= learn_values(model, tokenizer, prompts, answers, self.values, limit, self.learning, run, save)
             # The second stage moves the reward, too.
             again = summarize(score_ends(model, held_out, run.training.batch_size))
             metrics |= {name: value for name, value in again.items() if isinstance(value, float)}

@@ -29,7 +29,7 @@ from otterlm.training.processes import this_process
 from otterlm.training.recipes.common import Run
 from otterlm.training.recipes.reward_fit import EXPLAINED, learn_reward, learn_to_steer, measure_spread
 from otterlm.training.teachers.own_reward import OwnReward
-from otterlm.training.teachers.ready_responses import ready_responses
+from otterlm.training.teachers.ready_responses import Answers, rate_answers, read_answers
 from otterlm.training.teachers.responses import Sampling, scored_responses
 
 
@@ -93,11 +93,26 @@ class Values:
             seed=seed,
         )
 
+    def ready(
+        self, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int
+    ) -> Answers | None:
+        """Returns what an engine has answered to the prompts; None without `value_data`.
+
+        Raises:
+            OtterError: there are no prompts, or see `read_answers`.
+        """
+        if self.value_data is None:
+            return None
+        if len(prompts) < 2:
+            raise OtterError("the data has no prompts for a second stage to learn from: leave out value_data")
+        return read_answers(self.value_data, prompts, tokenizer, self.sampling(max_prompt_tokens, 0))
+
 
 def learn_values(
     model: OtterModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
+    answers: Answers | None,
     values: Values,
     max_prompt_tokens: int,
     learning: RewardTrainingConfig,
@@ -110,6 +125,7 @@ def learn_values(
         model: the base with the adapter whose reward rates the responses.
         tokenizer: the base's.
         prompts: the prompts that the base answers.
+        answers: its responses of the first round, of `Values.ready`; None: they are sampled here.
         values: the settings of the stage.
         max_prompt_tokens: a longer prompt keeps its end.
         learning: the settings of the objective.
@@ -129,8 +145,8 @@ def learn_values(
         steering = [RewardGuidance(model)] if number else []
         depends = of_weights(model.adapter()) if number else None
         sampling = values.sampling(max_prompt_tokens, seed + number)
-        if values.value_data is not None and not number:
-            responses = ready_responses(values.value_data, chosen, tokenizer, rate, sampling)
+        if answers is not None and not number:
+            responses = rate_answers(answers, rate, sampling.batch_size)
         else:
             with this_process().main_process_first():
                 responses = scored_responses(

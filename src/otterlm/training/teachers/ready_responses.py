@@ -1,6 +1,6 @@
 """Rates responses of the base that were sampled elsewhere, such as by an engine."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
@@ -13,21 +13,20 @@ from otterlm.training.data.records import Records, source_name
 from otterlm.training.data.tokens import Limits
 from otterlm.training.teachers.responses import Rate, Response, Sampling
 
+Answers = Mapping[int, Sequence[Response]]
+"""The responses to each prompt that has some, by the prompt's number."""
 
-def ready_responses(
-    source: Records, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, rate: Rate, sampling: Sampling
-) -> list[Example]:
-    """Rates the responses that a source has to some prompts.
+
+def read_answers(
+    source: Records, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, sampling: Sampling
+) -> Answers:
+    """Reads the responses that a source has to some prompts.
 
     Args:
         source: see `read_continuations`; with the text of each prompt. Those to other prompts are left out.
         prompts: as chat turns.
         tokenizer: the base's.
-        rate: gives each response a number; called with those of `sampling.batch_size` prompts.
         sampling: how many responses to a prompt count, and how long they may be.
-
-    Returns:
-        An example for each prompt that has responses, with their ratings; `row` is the prompt.
 
     Raises:
         OtterError: the source cannot be read, or responds to none of the prompts.
@@ -47,8 +46,22 @@ def ready_responses(
             f"{source_name(source)} responds to none of the prompts to train on: sample responses to the prompts of "
             "the data, with a column prompt, or leave it out and the base samples them"
         )
+    return answers
+
+
+def rate_answers(answers: Answers, rate: Rate, batch_size: int) -> list[Example]:
+    """Rates responses.
+
+    Args:
+        answers: of `read_answers`.
+        rate: gives each response a number; called with those of `batch_size` prompts.
+        batch_size: prompts.
+
+    Returns:
+        An example for each prompt that has responses, with their ratings; `row` is the prompt.
+    """
     numbers = sorted(answers)
-    groups = [numbers[start : start + sampling.batch_size] for start in range(0, len(numbers), sampling.batch_size)]
+    groups = [numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size)]
     examples = []
     for group in track(groups, "rating responses"):
         scores = iter(rate([each for number in group for each in answers[number]]))
