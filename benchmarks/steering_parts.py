@@ -37,6 +37,8 @@ class Variant:
         candidates: the base's likeliest next tokens that the vocabulary head is fitted to, a position; 0: it learns the
             tokens that follow, beside the values.
         share: of the prompts that are answered.
+        rollouts: the base goes on behind each candidate, and the vocabulary head is fitted to what stands at the end of
+            that: the stream's own `value`, or the teacher's `rating`. Empty: to the value of the candidate itself.
     """
 
     stage: bool = True
@@ -45,6 +47,7 @@ class Variant:
     trace: float = 1.0
     candidates: int = 6
     share: float = 1.0
+    rollouts: str = ""
 
 
 VARIANTS = {
@@ -53,6 +56,8 @@ VARIANTS = {
     "TD 0.9": Variant(trace=0.9),
     "TD 0.7": Variant(trace=0.7),
     "no candidates": Variant(candidates=0),
+    "rollouts, value": Variant(rollouts="value"),
+    "rollouts, rating": Variant(rollouts="rating"),
     "rank 16": Variant(rank=16),
     "rank 64": Variant(rank=64),
     "rank 128": Variant(rank=128),

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
+from steering_parts_rollouts import Rollouts, roll_out, rollout_steps
 from transformers import PreTrainedModel
 
 from otterlm.bases import load_base, load_tokenizer, parse_dtype
@@ -60,6 +61,17 @@ class Fitter:
         self._streams: dict[Variant, OtterModel] = {}
         self._steps: dict[tuple[Variant, bool], tuple[Steps, Steps]] = {}
 
+    @cached_property
+    def _teacher(self) -> OwnReward:
+        return OwnReward(OtterModel.from_pretrained(self.load(), self.arguments.teacher).eval())
+
+    @cached_property
+    def _rolled_out(self) -> list[Rollouts]:
+        arguments = self.arguments
+        path, pad = arguments.out / "candidates.jsonl", self.tokenizer.pad_token_id or 0
+        learned = self.rated[: arguments.prompts]
+        return roll_out(load_base(arguments.base), learned, CANDIDATES, arguments.seed, pad, path)
+
     def load(self) -> PreTrainedModel:
         """Loads the base in the precision of training."""
         return load_base(self.arguments.base, parse_dtype(self.arguments.dtype))
@@ -69,7 +81,7 @@ class Fitter:
         """Returns the base's responses, rated: those to learn from, then those to test on."""
         arguments = self.arguments
         count = arguments.prompts + arguments.test
-        rate = OwnReward(OtterModel.from_pretrained(self.load(), arguments.teacher).eval())
+        rate = self._teacher
         if arguments.rollouts:
             return self._rate(self._rollouts(count), rate)
         openings = {question[:1] for question in self.questions}
@@ -118,7 +130,7 @@ class Fitter:
 
     def fitted(self, variant: "Variant") -> OtterModel:
         """Trains a variant's stream, or takes that of another variant with the same, and fits its vocabulary head."""
-        key = replace(variant, rank=RANK)
+        key = replace(variant, rank=RANK, rollouts="")
         if key not in self._streams:
             self._streams = {key: self._stream(key) if variant.stage else self._first()}  # the latest one is held
             self._steps = {}
@@ -127,6 +139,9 @@ class Fitter:
         if variant.candidates:
             unembedding = weight_of(model.base_model.get_output_embeddings())
             followed, likely = self._read(model, key, tests=False)
+            if variant.rollouts:
+                rate = self._teacher if variant.rollouts == "rating" else None
+                likely = rollout_steps(model, self._rolled_out, rate, BATCH)
             spread = fit_vocabulary(head, unembedding, followed, likely, FitConfig(seed=self.arguments.seed))[1]
         else:
             head.load_state_dict(self._streams[key].adapter().head.vocabulary.state_dict())
@@ -137,7 +152,7 @@ class Fitter:
 
     def explained(self, model: OtterModel, variant: "Variant") -> float:
         """Returns the share of the test candidates' variance that the vocabulary head explains, see `judge_scores`."""
-        return self._judge(model, replace(variant, rank=RANK), tests=True)[0]
+        return self._judge(model, replace(variant, rank=RANK, rollouts=""), tests=True)[0]
 
     def _judge(self, model: OtterModel, key: "Variant", tests: bool) -> tuple[float, float]:
         steps = self._read(model, key, tests)[1]

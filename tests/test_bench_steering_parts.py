@@ -12,7 +12,11 @@ from conftest import refused, tiny_base, tiny_otter
 from test_bench_bases import FOLDER, script
 from word_tokenizer import TEMPLATE, WORDS, tokenizer
 
-FEW = ("regression", "stage off", "rank 16", "no candidates", "half the prompts")
+from otterlm.decoding import score_sequences
+from otterlm.model import OtterModel
+
+FEW = ("regression", "stage off", "rollouts, value", "rollouts, rating", "rank 16", "no candidates", "half the prompts")
+SAME_STREAM = {"regression", "rollouts, value", "rollouts, rating", "rank 16"}
 
 
 @pytest.fixture
@@ -61,7 +65,8 @@ def test_rows_and_table(parts: Any, command: list[str], tmp_path: Path, capsys: 
     rows = {name: sys.modules["steering_parts_table"].read_row(tmp_path / "out", name) for name in FEW}
     # A head of another rank reads the same stream, and the other parts change it.
     same = {name for name in FEW if rows[name]["correlation_50"] == rows["regression"]["correlation_50"]}
-    assert same == {"regression", "rank 16"}
+    assert same == SAME_STREAM
+    assert len({rows[name]["unit"] for name in SAME_STREAM}) == len(SAME_STREAM)  # but each has a head of its own
     assert all(row["unit"] > 0 and len(row["gains"]) == 4 for row in rows.values())
     monkeypatch.setattr(parts.Fitter, "fitted", None)  # nothing is trained again
     parts.main([*command, "--variants", *FEW])
@@ -85,3 +90,37 @@ def test_no_question_is_learned(parts: Any, command: list[str], tmp_path: Path) 
     assert rated == parts.Fitter(parts.parser().parse_args(elsewhere)).rated  # as they were stored
     many = parts.Fitter(parts.parser().parse_args([*elsewhere, "--test=7"]))
     refused(lambda: many.rated, "has 36 prompts that can be used: 37 are asked for")
+
+
+def test_rollouts_go_on_from_the_likeliest_tokens(parts: Any, command: list[str], tmp_path: Path) -> None:
+    fitter = parts.Fitter(parts.parser().parse_args(command))
+    rollouts = sys.modules["steering_parts_rollouts"]
+    base, examples, path = fitter.load(), fitter.rated[:5], tmp_path / "candidates.jsonl"
+    rolled = rollouts.roll_out(base, examples, k=3, seed=0, pad=0, path=path)
+    assert rolled == rollouts.roll_out(base, examples, k=3, seed=0, pad=0, path=path)  # as they were stored
+    assert {each.text.row for each in rolled} == set(range(5))
+    assert len(rolled) == sum(min(rollouts.POSITIONS, sum(map(len, each.branches))) for each in examples)
+    for each in rolled:
+        tokens = each.text.prefix
+        example = examples[each.text.row]
+        assert any((example.prefix + branch)[: len(tokens)] == tokens for branch in example.branches)
+        with torch.no_grad():
+            log_probs, likely = base(torch.tensor([tokens])).logits[0, -1].log_softmax(dim=-1).topk(3)
+        assert [branch[0] for branch in each.text.branches] == likely.tolist()
+        torch.testing.assert_close(torch.tensor(each.log_probs), log_probs)  # a padded batch rounds otherwise
+        assert all(len(branch) == 1 or len(branch) <= rollouts.TOKENS + 1 for branch in each.text.branches)
+
+
+def test_steps_of_rollouts_are_what_stands_at_their_ends(parts: Any, command: list[str], tmp_path: Path) -> None:
+    fitter = parts.Fitter(parts.parser().parse_args(command))
+    rollouts = sys.modules["steering_parts_rollouts"]
+    base = fitter.load()
+    model = OtterModel.from_pretrained(base, fitter.arguments.teacher).eval()
+    rolled = rollouts.roll_out(base, fitter.rated[:3], k=2, seed=0, pad=0, path=tmp_path / "candidates.jsonl")
+    steps = rollouts.rollout_steps(model, rolled, None, batch_size=2)
+    for number, each in enumerate(rolled):
+        texts = [torch.tensor([[*each.text.prefix, *branch]]) for branch in each.text.branches]
+        ends = [float(score_sequences(model, text, torch.ones_like(text))[0, -1]) for text in texts]
+        assert float(steps.gains[number, 0] - steps.gains[number, 1]) == pytest.approx(ends[0] - ends[1], abs=1e-5)
+    rated = rollouts.rollout_steps(model, rolled, fitter._teacher, batch_size=2)
+    torch.testing.assert_close(rated.gains, steps.gains)  # the teacher is the same model here
