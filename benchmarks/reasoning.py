@@ -191,7 +191,7 @@ def measured(arguments: argparse.Namespace, base: PreTrainedModel, rows: list[Sc
         questions = questions[torch.randperm(len(questions), generator=torch.Generator().manual_seed(seed))]
     parts = list(questions.tensor_split(arguments.parts))
     scores = {name: torch.zeros(len(rows), len(PERCENTS)) for name in ("otter", "probe", "length")}
-    how = TrainingConfig(epochs=arguments.epochs, batch_size=16, learning_rate=1e-3, evaluations_per_epoch=2, seed=seed)
+    how = TrainingConfig(epochs=arguments.epochs, batch_size=16, evaluations_per_epoch=2, seed=seed)
     for number, part in enumerate(parts):
         others = [question for question in range(len(questions)) if question not in set(part.tolist())]
         random.Random(number).shuffle(others)

@@ -8,6 +8,8 @@ from otterlm.errors import OtterError
 from otterlm.settings import check_settings, setting
 
 MixedPrecision = Literal["auto", "no", "bf16"]
+RATE = 1e-3
+"""A learning rate that suits SmolLM2-135M, and bases with smaller states."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,8 @@ class TrainingConfig:
         gradient_checkpointing: whether blocks are computed again in the backward pass, which takes less memory and more
             time, see `otterlm.training.recomputation`.
         mixed_precision: `bf16` or `no`; `auto`: bf16 on a GPU that has it.
-        learning_rate: the peak, reached after the warm-up and followed by a linear decay to 0.
+        learning_rate: the peak, reached after the warm-up and followed by a linear decay to 0; None: one that suits the
+            base, see `otterlm.training.learning_rate`.
         weight_decay: AdamW's.
         warmup: fraction of the steps.
         max_grad_norm: gradients are clipped to this norm.
@@ -42,7 +45,9 @@ class TrainingConfig:
     mixed_precision: MixedPrecision = setting(
         "auto", "bf16 or no; auto: bf16 on a GPU that has it. CPUs with AVX512-BF16 gain, too.", advanced=True
     )
-    learning_rate: float = setting(1e-3, "Peak of the learning rate, after the warm-up.")
+    learning_rate: float | None = setting(
+        None, "Peak of the learning rate, after the warm-up. By default one that suits the base."
+    )
     weight_decay: float = setting(0.01, "Weight decay of AdamW.", advanced=True)
     warmup: float = setting(0.06, "Warm-up, as a fraction of the steps.", advanced=True)
     max_grad_norm: float = 1.0
@@ -51,13 +56,18 @@ class TrainingConfig:
     patience: int = setting(4, "Evaluations without a lower loss before training stops.", minimum=1, advanced=True)
     seed: int = setting(0, "Seed of what is held out, of the order and of the initialisation.", advanced=True)
 
+    @property
+    def peak(self) -> float:
+        """Returns the peak of the learning rate; `RATE` where none is chosen."""
+        return RATE if self.learning_rate is None else self.learning_rate
+
     def __post_init__(self) -> None:
         check_settings(self)
         if self.mixed_precision not in get_args(MixedPrecision):
             choices = ", ".join(get_args(MixedPrecision))
             raise OtterError(f"mixed_precision must be one of {choices}, got {self.mixed_precision!r}")
         for name in ("learning_rate", "max_grad_norm"):
-            if not 0 < getattr(self, name) < math.inf:
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise OtterError(f"{name} must be above 0, got {getattr(self, name)}")
         if not 0 <= self.weight_decay < math.inf:
             raise OtterError(f"weight_decay must be 0 or more, got {self.weight_decay}")

@@ -70,4 +70,4 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainingConfig, 
     warmup = max(1, round(config.warmup * total))
     factor = (step + 1) / warmup if step < warmup else (total - step) / max(1, total - warmup)
     for group in optimizer.param_groups:
-        group["lr"] = config.learning_rate * factor
+        group["lr"] = config.peak * factor

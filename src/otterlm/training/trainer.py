@@ -24,6 +24,7 @@ from otterlm.training.checkpoint import CHECKPOINT, load_checkpoint, save_checkp
 from otterlm.training.config import MixedPrecision
 from otterlm.training.config import TrainingConfig as TrainingConfig  # its former module is this one
 from otterlm.training.data.packing import Example, collate, length_buckets
+from otterlm.training.learning_rate import suited_to
 from otterlm.training.log import Log
 from otterlm.training.processes import this_process
 from otterlm.training.sharding import leave_to_themselves, sharded_names
@@ -73,6 +74,7 @@ def train(
         raise OtterError("nothing to train: no parameter requires a gradient")
     if not train_examples or not eval_examples:
         raise OtterError("no examples to train on or to evaluate on")
+    config = suited_to(objective, config)
     identity = run_identity(objective, train_examples, eval_examples, config, settings)
     loop = _Loop(objective, train_examples, eval_examples, config, out, pad_token_id, identity)
     with hold(loop.checkpoint) if loop.accelerator.is_main_process else nullcontext():
@@ -127,9 +129,7 @@ class _Loop:
         self.checkpoint = out / CHECKPOINT
         self.progress = _Progress()
         self._names = trainable(objective)
-        self._optimizer = torch.optim.AdamW(
-            self._names.values(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
+        self._optimizer = torch.optim.AdamW(self._names.values(), lr=config.peak, weight_decay=config.weight_decay)
         if split := sharded_names(objective):
             leave_to_themselves(objective, split)
         self._together = bool(split)

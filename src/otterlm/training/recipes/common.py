@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from otterlm.training.checkpoint import CHECKPOINT, check_checkpoint
 from otterlm.training.data.packing import Example
 from otterlm.training.data.rows import check_fraction
 from otterlm.training.data.stored_examples import by_row, longest_of, select
+from otterlm.training.learning_rate import suited
 from otterlm.training.processes import this_process
 from otterlm.training.sharding import shard_base
 from otterlm.training.sources import LiveBase, RecordedBase
@@ -72,18 +73,23 @@ class Run:
     def _settings(self) -> dict[str, Any]:
         return {"record": self.record}  # recorded intermediates are rounded to bf16
 
-    def begin(self, base: PreTrainedModel, config: OtterConfig, objective: type[nn.Module]) -> None:
+    def begin(self, base: PreTrainedModel, config: OtterConfig, objective: type[nn.Module]) -> "Run":
         """Checks that the folder can belong to this run, as far as that is known before the run has made its data.
+
+        Returns:
+            The run, with a learning rate that suits the base.
 
         Raises:
             OtterError: it holds a checkpoint of another base, adapter, objective or other settings, or it cannot be
                 written.
         """
         make_folder(self.out)
-        config, _ = resolved(config, recognize(base))
-        known = known_identity(objective, self.training, self._settings)
+        config, family = resolved(config, recognize(base))
+        training = suited(self.training, base, family, config.layers)
+        known = known_identity(objective, training, self._settings)
         parts = {"base": of_weights(base), "adapter": of_config(config), **known}
         check_checkpoint(self.out / CHECKPOINT, identity("checkpoint", **parts), partial=True)
+        return replace(self, training=training)
 
     def prepare(self, objective: Any, train_examples: Sequence[Example], eval_examples: Sequence[Example]) -> None:
         """Gives an objective its source, if it is not the base that holds everything, after a check of the folder.

@@ -79,7 +79,7 @@ class ContrastRecipe:
         run: Run,
     ) -> dict[str, float]:
         """Trains, see `otterlm.training.recipes.base.Recipe`."""
-        run.begin(base, config, ContrastObjective)
+        run = run.begin(base, config, ContrastObjective)
         positive, negative = data
         examples = on_disk(iterate_corpora(positive, negative, tokenizer, self.max_tokens))
         train_examples, eval_examples = run.split(examples, base)

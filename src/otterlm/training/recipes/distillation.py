@@ -72,7 +72,7 @@ class DistillationRecipe:
         run.needs_whole_base("the base samples responses")
         base, name = on_device(base), self.scorer
         rate = load_scorer(name)
-        run.begin(base, config, RewardObjective)
+        run = run.begin(base, config, RewardObjective)
         sampling = replace(self.sampling, seed=run.training.seed)
         with this_process().main_process_first():
             folder = run.out / "responses"

@@ -20,6 +20,7 @@ from otterlm.signals.draft.objective import (
     frequent_tokens,
     measured_accuracy,
 )
+from otterlm.training.config import RATE
 from otterlm.training.data.continuations import HELP as DATA_HELP
 from otterlm.training.data.continuations import Continuation, continuation_examples, read_continuations
 from otterlm.training.data.conversations import Prompt
@@ -60,6 +61,7 @@ class DraftRecipe:
         "evaluations_per_epoch": 2,
         "patience": 4,
         "eval_fraction": 0.05,
+        "learning_rate": RATE,  # for many steps; less was not measured
     }
 
     prompts: str | None = setting(None, PROMPTS_HELP)
@@ -117,7 +119,7 @@ class DraftRecipe:
         if self.data is None:
             run.needs_whole_base("the base continues the prompts")
             base = on_device(base)
-        run.begin(base, config, DraftObjective)
+        run = run.begin(base, config, DraftObjective)
         with this_process().main_process_first():
             examples = self.examples(base, tokenizer, data, run.out)
         train_examples, eval_examples = run.split(examples, base)

@@ -77,7 +77,7 @@ class ExpertsRecipe:
         """Trains, see `otterlm.training.recipes.base.Recipe`."""
         run.needs_whole_base("the base continues the texts")
         base = on_device(base)
-        run.begin(base, config, ExpertsObjective)
+        run = run.begin(base, config, ExpertsObjective)
         with this_process().main_process_first():
             path = run.out / "continuations.jsonl"
             examples = on_disk(continue_texts(base, tokenizer, data, path, self.max_tokens, self.max_new_tokens))

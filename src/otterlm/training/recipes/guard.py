@@ -101,7 +101,7 @@ class GuardRecipe:
         assert isinstance(shape, GuardConfig)
         signal = replace(shape, **label_set(rows), calibrations=(), marked_words=())
         config = replace(config, signal=signal)
-        run.begin(base, config, GuardObjective)
+        run = run.begin(base, config, GuardObjective)
         held = set(range(len(rows) - more, len(rows)))
         if not more:
             held = hold_out(rows, run.eval_fraction, run.training.seed)

@@ -95,7 +95,7 @@ class GuardDistillationRecipe:
         assert isinstance(shape, GuardConfig)
         signal = replace(shape, labels=(self.label,), harmless=(), spans=(), calibrations=(), marked_words=())
         config = replace(config, signal=signal)
-        run.begin(base, config, GuardObjective)
+        run = run.begin(base, config, GuardObjective)
         sampling, folder = replace(self.sampling, seed=run.training.seed), run.out / "responses"
         shares: Sequence[list[list[float]]] = []
         with this_process().main_process_first():

@@ -93,7 +93,7 @@ class RewardRecipe:
         """Trains the adapter, see `otterlm.training.recipes.base.Recipe`. `data` may also hold a list of rows."""
         if self.values.values:
             run.needs_whole_base("the second stage (--values) has the base write responses")
-        run.begin(base, config, RewardObjective)
+        run = run.begin(base, config, RewardObjective)
         rows, more = data
         held = set(range(len(rows) - more, len(rows)))
         if not more:

@@ -47,7 +47,7 @@ class Values:
         value_batch_size: prompts that are answered at once.
         value_rounds: 1 learns from the base's responses alone; each further one adds those of the model as it guides.
         value_epochs: passes over the responses.
-        value_learning_rate: the peak.
+        value_learning_rate: the peak; None: half of the first stage's.
     """
 
     values: bool = setting(True, "Learn the values of the base's own responses in a second stage.")
@@ -68,13 +68,15 @@ class Values:
         2, "Rounds; all but the first add responses of the guided model.", minimum=1, advanced=True
     )
     value_epochs: int = setting(2, "Passes over the responses of the second stage.", minimum=1, advanced=True)
-    value_learning_rate: float = setting(5e-4, "Peak of the learning rate in the second stage.", advanced=True)
+    value_learning_rate: float | None = setting(
+        None, "Peak of the learning rate in the second stage. By default half of the first one's.", advanced=True
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)
         if self.value_data is not None and not self.values:
             raise OtterError("value_data is of the second stage: leave it out, or leave out --no-values")
-        if not 0 < self.value_learning_rate < math.inf:
+        if self.value_learning_rate is not None and not 0 < self.value_learning_rate < math.inf:
             raise OtterError(f"value_learning_rate must be above 0, got {self.value_learning_rate}")
 
     def described(self) -> dict[str, Any]:
@@ -135,7 +137,8 @@ def learn_values(
     Returns:
         Metrics of the last round: `value_correlation_P` and others, see `learn_reward`, and those of `learn_to_steer`.
     """
-    how = replace(run.training, epochs=values.value_epochs, learning_rate=values.value_learning_rate)
+    peak = values.value_learning_rate or run.training.peak / 2
+    how = replace(run.training, epochs=values.value_epochs, learning_rate=peak)
     rate, seed, chosen = OwnReward(model), run.training.seed, prompts[: values.value_prompts]
     held = run.held_out(range(len(chosen)))
     examples: list[Example] = []
