@@ -33,7 +33,7 @@ TOKENS = 24
 TOP_P = 0.95
 BATCH = 12
 
-Place = tuple[int, tuple[int, ...]]
+Opening = tuple[int, tuple[int, ...]]
 """The row of a prompt, and the tokens up to a position of one of its responses."""
 
 
@@ -54,13 +54,13 @@ class Rollouts:
 def roll_out(
     base: PreTrainedModel, examples: Sequence[Example], k: int, seed: int, pad: int, path: Path
 ) -> list[Rollouts]:
-    """Rolls out the base's k likeliest tokens at `POSITIONS` places of each example; a stopped call goes on."""
-    places = _places(examples, seed)
-    batches = list(enumerate(places[start : start + BATCH] for start in range(0, len(places), BATCH)))
+    """Rolls out the base's k likeliest tokens at `POSITIONS` positions of each example; a stopped call goes on."""
+    openings = _openings(examples, seed)
+    batches = list(enumerate(openings[start : start + BATCH] for start in range(0, len(openings), BATCH)))
     settings = {"k": k, "seed": seed, "tokens": TOKENS, "top_p": TOP_P, "batch": BATCH}
-    this = identity("rollouts of candidates", base=of_weights(base), places=of_data(places), **settings)
+    this = identity("rollouts of candidates", base=of_weights(base), openings=of_data(openings), **settings)
 
-    def one(batch: tuple[int, list[Place]]) -> list[list[list[Any]]]:
+    def one(batch: tuple[int, list[Opening]]) -> list[list[list[Any]]]:
         torch.manual_seed(seed * 1_000_003 + batch[0])
         return _continue(base, [list(tokens) for _, tokens in batch[1]], k, pad)
 
@@ -68,22 +68,22 @@ def roll_out(
     flat = [candidates for group in done for candidates in group]
     return [
         Rollouts(Example(row, tokens, tuple(tuple(branch) for branch, _ in each)), tuple(log for _, log in each))
-        for (row, tokens), each in zip(places, flat, strict=True)
+        for (row, tokens), each in zip(openings, flat, strict=True)
     ]
 
 
-def _places(examples: Sequence[Example], seed: int) -> list[Place]:
+def _openings(examples: Sequence[Example], seed: int) -> list[Opening]:
     """Chooses positions, of like length together."""
     chosen = random.Random(seed)
-    places: list[Place] = []
+    openings: list[Opening] = []
     for example in examples:
         every = [
             (example.row, example.prefix + branch[:length])
             for branch in example.branches
             for length in range(len(branch))
         ]
-        places += chosen.sample(every, min(POSITIONS, len(every)))
-    return sorted(places, key=lambda place: len(place[1]))
+        openings += chosen.sample(every, min(POSITIONS, len(every)))
+    return sorted(openings, key=lambda opening: len(opening[1]))
 
 
 def _continue(base: PreTrainedModel, prefixes: list[list[int]], k: int, pad: int) -> list[list[list[Any]]]:
