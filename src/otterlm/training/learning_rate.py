@@ -56,6 +56,7 @@ def suited_to(objective: nn.Module, config: TrainingConfig) -> TrainingConfig:
     return suited(config, model.base_model, adapter.family, adapter.config.layers)
 
 
+@torch.no_grad()
 def _size(base: PreTrainedModel, family: Family, layers: tuple[int, ...] | None) -> float:
     """Returns the sum of the magnitudes of a normed state that a widened block reads: the median over their norms.
 
