@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from bases_preference import METHODS, preference
-from bases_rows import add_base, add_live, conditions, folder, load, make_row, shape
+from bases_rows import add_base, add_live, conditions, folder, load, make_row, rate, shape
 from bases_table import show
 
 from otterlm.bases import load_config, load_tokenizer
@@ -69,7 +69,9 @@ def guard(arguments: argparse.Namespace) -> None:
 
     data, *held_out = (of_data((each.example, each.row.marks) for each in part) for part in (learned, *tested))
     depends = {"base": of_weights(base), "data": data, "held_out": held_out, "adapter": of_config(config)}
-    depends |= conditions(arguments) | {"record": arguments.record}  # what is recorded is rounded to bf16
+    depends |= (
+        rate(base, config) | conditions(arguments) | {"record": arguments.record}
+    )  # what is recorded is rounded to bf16
     make_row(out / "rows" / "guard.json", depends, row)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from bases_reading import best_probe, read_once, read_states
-from bases_rows import at_once, conditions, folder, load, make_row, shape
+from bases_rows import at_once, conditions, folder, load, make_row, rate, shape
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -71,6 +71,7 @@ class Pairs:
         depends |= conditions(arguments)
         if method == "otter":
             depends |= {"adapter": of_config(self._config), "epochs": arguments.epochs}
+            depends |= rate(self._base, self._config)
         elif method == "lora":
             depends |= {"rank": arguments.rank, "epochs": arguments.lora_epochs}
 

@@ -10,13 +10,17 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from otterlm.adapter import resolved
 from otterlm.bases import load_base, parse_dtype
 from otterlm.cli.options import parse_device
 from otterlm.config import OtterConfig
+from otterlm.detection import recognize
 from otterlm.files import write_text
 from otterlm.identity import identity, read_checked
 from otterlm.layers import parse_layers
 from otterlm.signals.base import SignalConfig
+from otterlm.training.config import RATE, TrainingConfig
+from otterlm.training.learning_rate import suited
 from otterlm.training.recipes.common import on_device, use_device
 
 
@@ -63,6 +67,13 @@ def shape(arguments: argparse.Namespace, signal: SignalConfig) -> OtterConfig:
     return OtterConfig(
         hidden_size=arguments.hidden_size, layers=parse_layers(arguments.layers), taps=arguments.taps, signal=signal
     )
+
+
+def rate(base: PreTrainedModel, config: OtterConfig) -> dict[str, Any]:
+    """Returns the learning rate that training chooses beside a base, where it is not the usual one."""
+    config, family = resolved(config, recognize(base))
+    chosen = suited(TrainingConfig(), base, family, config.layers).peak
+    return {} if chosen == RATE else {"learning_rate": chosen}
 
 
 def make_row(path: Path, depends: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bases_rows import add_base, add_live, at_once, conditions, load, make_row
+from bases_rows import add_base, add_live, at_once, conditions, load, make_row, rate
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -239,7 +239,9 @@ def main(words: list[str] | None = None) -> None:
     base = load(arguments)
     rows = solutions(load_tokenizer(arguments.base), arguments.data, arguments.questions, LIMITS)
     depends = {"base": of_weights(base), "data": of_data(rows), "adapter": of_config(shape(arguments))}
-    depends |= conditions(arguments) | {"parts": arguments.parts, "epochs": arguments.epochs}
+    depends |= (
+        rate(base, shape(arguments)) | conditions(arguments) | {"parts": arguments.parts, "epochs": arguments.epochs}
+    )
     for seed in arguments.seeds:
         path = arguments.out / "rows" / f"solutions-{seed}.json"
         make_row(path, depends | {"seed": seed}, partial(measured, arguments, base, rows, seed))
