@@ -33,7 +33,7 @@ TOKENS = 24
 TOP_P = 0.95
 BATCH = 12
 
-Opening = tuple[int, tuple[int, ...]]
+Prefix = tuple[int, tuple[int, ...]]
 """The row of a prompt, and the tokens up to a position of one of its responses."""
 
 
@@ -55,12 +55,12 @@ def roll_out(
     base: PreTrainedModel, examples: Sequence[Example], k: int, seed: int, pad: int, path: Path
 ) -> list[Rollouts]:
     """Rolls out the base's k likeliest tokens at `POSITIONS` positions of each example; a stopped call goes on."""
-    openings = _openings(examples, seed)
-    batches = list(enumerate(openings[start : start + BATCH] for start in range(0, len(openings), BATCH)))
+    prefixes = _prefixes(examples, seed)
+    batches = list(enumerate(prefixes[start : start + BATCH] for start in range(0, len(prefixes), BATCH)))
     settings = {"k": k, "seed": seed, "tokens": TOKENS, "top_p": TOP_P, "batch": BATCH}
-    this = identity("rollouts of candidates", base=of_weights(base), openings=of_data(openings), **settings)
+    this = identity("rollouts of candidates", base=of_weights(base), prefixes=of_data(prefixes), **settings)
 
-    def one(batch: tuple[int, list[Opening]]) -> list[list[list[Any]]]:
+    def one(batch: tuple[int, list[Prefix]]) -> list[list[list[Any]]]:
         torch.manual_seed(seed * 1_000_003 + batch[0])
         return _continue(base, [list(tokens) for _, tokens in batch[1]], k, pad)
 
@@ -68,22 +68,22 @@ def roll_out(
     flat = [candidates for group in done for candidates in group]
     return [
         Rollouts(Example(row, tokens, tuple(tuple(branch) for branch, _ in each)), tuple(log for _, log in each))
-        for (row, tokens), each in zip(openings, flat, strict=True)
+        for (row, tokens), each in zip(prefixes, flat, strict=True)
     ]
 
 
-def _openings(examples: Sequence[Example], seed: int) -> list[Opening]:
+def _prefixes(examples: Sequence[Example], seed: int) -> list[Prefix]:
     """Chooses positions, of like length together."""
     chosen = random.Random(seed)
-    openings: list[Opening] = []
+    prefixes: list[Prefix] = []
     for example in examples:
         every = [
             (example.row, example.prefix + branch[:length])
             for branch in example.branches
             for length in range(len(branch))
         ]
-        openings += chosen.sample(every, min(POSITIONS, len(every)))
-    return sorted(openings, key=lambda opening: len(opening[1]))
+        prefixes += chosen.sample(every, min(POSITIONS, len(every)))
+    return sorted(prefixes, key=lambda prefix: len(prefix[1]))
 
 
 def _continue(base: PreTrainedModel, prefixes: list[list[int]], k: int, pad: int) -> list[list[list[Any]]]:

@@ -123,6 +123,8 @@ def test_rows_and_table(bases, pairs, tmp_path, capsys, monkeypatch) -> None:
     bases.main(["preference", *fixed, "--data", *data, "--epochs", "1", "--rank", "2"])
     assert capsys.readouterr().out.count("is there") == 3
     refused(lambda: bases.main(["preference", *fixed, "--data", *data, "--epochs", "2"]), "epochs (1 there, 2 now)")
+    monkeypatch.setattr("otterlm.training.learning_rate.SIZE", 1e-3)  # another rate is chosen
+    refused(lambda: bases.main(["preference", *fixed, "--data", *data, "--epochs", "1"]), "learning_rate (none there")
     refused(lambda: bases.main(["table", "--out", str(tmp_path / "none")]), "holds no rows")
 
 
