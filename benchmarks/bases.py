@@ -8,9 +8,9 @@
 `preference` compares the adapter with the best linear probe over all blocks and with a LoRA reward model of the same
 base, on the same held-out fifth of the pairs. The base reads the pairs once for the first two and for all seeds: what
 an adapter needs of it is recorded, the less the fewer blocks are widened. With `--live` it runs in every step instead,
-which a GPU (`--device cuda`) does in less time. `guard` takes what `benchmarks/guard.py prepare` writes. A row that is
-there is not made again, and a run that was stopped goes on. `benchmarks/reasoning.py --base BASE --out runs/bases/NAME`
-makes rows of whether solutions are right.
+which a GPU (`--device cuda`) does in less time. `guard` takes what `benchmarks/guard.py prepare` writes, and makes a
+second row where passages are marked. A row that is there is not made again, and a run that was stopped goes on.
+`benchmarks/reasoning.py --base BASE --out runs/bases/NAME` makes rows of whether solutions are right.
 """
 
 import argparse
@@ -20,59 +20,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bases_guard import guard
 from bases_preference import METHODS, preference
-from bases_rows import add_base, add_live, conditions, folder, load, make_row, rate, shape
+from bases_rows import add_base, add_live, conditions, folder, load, make_row, shape
 from bases_table import show
 
-from otterlm.bases import load_config, load_tokenizer
-from otterlm.bench.guard import measure, otter_detector, truth_of
-from otterlm.bench.guard_probes import probes
+from otterlm.bases import load_config
 from otterlm.bench.report import machine
 from otterlm.bench.timing import take_turns
-from otterlm.identity import of_config, of_data, of_weights
+from otterlm.identity import of_config, of_weights
 from otterlm.model import OtterModel
 from otterlm.plan import plan
-from otterlm.signals.guard.config import GuardConfig
 from otterlm.signals.reward.config import RewardConfig
-from otterlm.training.config import TrainingConfig
-from otterlm.training.data.labelled import read_labelled_rows
-from otterlm.training.data.labelled_tokens import tokenize_labelled
-from otterlm.training.data.tokens import Limits
 from otterlm.training.evaluation.bootstrap import median_interval
-from otterlm.training.recipes import GuardRecipe, Run
-
-
-def guard(arguments: argparse.Namespace) -> None:
-    """Makes the row of a guard beside probes."""
-    base, tokenizer, out = load(arguments), load_tokenizer(arguments.base), folder(arguments)
-    limits = Limits(response=arguments.max_response_tokens)
-    files = dict(test.rpartition("=")[::2] for test in arguments.test)
-    learned, *tested = (
-        tokenize_labelled(read_labelled_rows(file)[: arguments.rows], tokenizer, limits)
-        for file in (arguments.train, *files.values())
-    )
-    config = shape(arguments, GuardConfig(vocabulary_rank=0))  # nothing is steered
-
-    def row() -> dict[str, Any]:
-        recipe = GuardRecipe(arguments.train, limits=limits)
-        how = TrainingConfig(epochs=2, batch_size=16, evaluations_per_epoch=4, patience=6)
-        torch.manual_seed(0)
-        rows = [each.row for each in learned]
-        recipe.train(base, tokenizer, (rows, 0), config, Run(out / "guard", how, record=arguments.record))
-        otter = otter_detector(OtterModel.from_pretrained(base, out / "guard"))
-        detectors = [otter, *probes(base, learned, truth_of(learned))]
-        sets = zip(files, tested, strict=True)
-        measured = [row for name, texts in sets for row in measure(detectors, texts, name or "guard")[0]]
-        count = sum(parameter.numel() for parameter in base.parameters())
-        rows_of = [each.to_dict() for each in measured]
-        return {"task": "guard", "base": arguments.base, "parameters": count, "rows": rows_of}
-
-    data, *held_out = (of_data((each.example, each.row.marks) for each in part) for part in (learned, *tested))
-    depends = {"base": of_weights(base), "data": data, "held_out": held_out, "adapter": of_config(config)}
-    depends |= (
-        rate(base, config) | conditions(arguments) | {"record": arguments.record}
-    )  # what is recorded is rounded to bf16
-    make_row(out / "rows" / "guard.json", depends, row)
 
 
 def cost(arguments: argparse.Namespace) -> None:

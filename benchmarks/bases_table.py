@@ -115,6 +115,19 @@ def guards(rows: Sequence[Row]) -> list[dict[str, str]]:
     return made
 
 
+def passages(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """Returns the table of passages, a row a base: the F1 of their characters, alone and with the list of words."""
+    made = []
+    for row in rows:
+        line = named(row)
+        for each in row["rows"]:
+            method = "Otter" if each["method"] == "Otter" else "probe"
+            name = f"{each['data']}: {method}{', with the list' if each['listed'] else ''}"
+            line[name] = ends_of(each["span_f1"], each["span_f1_ci95"], 3)
+        made.append(line)
+    return made
+
+
 def costs(rows: Sequence[Row]) -> list[dict[str, str]]:
     """Returns the table of space and time, a row a base."""
     return [
@@ -138,12 +151,14 @@ def markdown(lines: Sequence[dict[str, str]]) -> str:
 def show(out: Path) -> None:
     """Prints the tables, and writes them with the figure: `OUT/table.md`, `OUT/bases.png` and `OUT/bases.svg`."""
     rows = read(out)
-    of = {task: [row for row in rows if row["task"] == task] for task in ("preference", "solutions", "guard", "cost")}
+    tasks = "preference", "solutions", "guard", "passages", "cost"
+    of = {task: [row for row in rows if row["task"] == task] for task in tasks}
     pairs = of["preference"]
     sets = list(dict.fromkeys(row["data"] for row in pairs))
     tables = {f"Preference accuracy, {data}": preferences(pairs, data) for data in sets}
     tables["AUC of whether a solution is right, after a part of it"] = solutions(of["solutions"])
     tables["AUC of guards"] = guards(of["guard"])
+    tables["F1 of marked passages"] = passages(of["passages"])
     tables["Space and time"] = costs(of["cost"])
     parts = [f"{title}\n\n{markdown(lines)}" for title, lines in tables.items() if lines]
     text = "\n".join([*parts, "In brackets: 95% intervals, by bootstrap over pairs, questions, texts or rounds.\n"])

@@ -7,6 +7,7 @@ import sys
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -91,9 +92,17 @@ def test_a_live_base_ranks_as_a_recorded_one(bases, pairs, tmp_path, dtype, monk
     AcceleratorState._reset_state()
 
 
+def marked(count: int, seed: int) -> list[dict[str, Any]]:
+    """Returns texts of which each j is an offensive passage."""
+    rows = records(count, seed)
+    for row in rows:
+        row["spans"] = [[at, at + 1] for at, letter in enumerate(row["text"]) if letter == "j"]
+    return rows
+
+
 def test_rows_and_table(bases, pairs, tmp_path, capsys, monkeypatch) -> None:
     out = tmp_path / "out"
-    train, test = (write(tmp_path / f"{seed}.jsonl", records(60, seed)) for seed in (0, 1))
+    train, test = (write(tmp_path / f"{seed}.jsonl", marked(60, seed)) for seed in (0, 1))
     for depth in (2, 3):
         folder = tmp_path / f"base-{depth}"
         tiny_base(vocab_size=len(WORDS), num_hidden_layers=depth, intermediate_size=160).save_pretrained(folder)
@@ -107,7 +116,17 @@ def test_rows_and_table(bases, pairs, tmp_path, capsys, monkeypatch) -> None:
     of = ["--base", str(folder), "--layers", "1", "--data", str(tmp_path / "data"), "--live", "--device", "cpu"]
     script("reasoning").main([*of, "--out", str(out / "b"), "--epochs", "1", "--seeds", "0", "1", "--hidden-size", "8"])
     rows = sorted(path.name for path in out.glob("*/rows/*.json"))
-    assert len(rows) == 2 * 6 + 4
+    assert len(rows) == 2 * 6 + 5
+    (row,) = [json.loads(path.read_text()) for path in out.glob("*/rows/passages.json")]
+    assert [(each["method"] == "Otter", each["listed"]) for each in row["rows"]] == [
+        (True, False),
+        (True, True),
+        (False, False),
+        (False, True),
+    ]
+    assert [each["texts"] for each in row["rows"]] == [60] * 4
+    # A word decides alone. The list and the probe know it; the guard has hardly learned.
+    assert all(each["span_f1"] > 0.95 for each in row["rows"][1:])
     (row,) = [json.loads(path.read_text()) for path in out.glob("*base-3/rows/preference-harmless-otter-1.json")]
     assert len(row["right"]) == 8
     assert row["accuracy"] == sum(row["right"]) / 8
@@ -115,7 +134,13 @@ def test_rows_and_table(bases, pairs, tmp_path, capsys, monkeypatch) -> None:
     bases.main(["table", "--out", str(out)])
     printed = capsys.readouterr().out
     assert printed.splitlines()[2].count("|") == 8
-    for heading in ("Otter minus LoRA reward model", "guard: best probe", "inserted", "25%"):
+    for heading in (
+        "Otter minus LoRA reward model",
+        "guard: best probe",
+        "guard: probe, with the list",
+        "inserted",
+        "25%",
+    ):
         assert heading in printed
     assert (out / "bases.svg").stat().st_size > 1000
     # A row that is there is not made again; one of other settings is refused.
