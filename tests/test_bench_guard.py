@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,23 @@ def test_measures_of_verdicts() -> None:
     assert row.aucs == [0.875, 0.875, 1.0, 1.0]
     assert curves["known"][0] == (1.0, 0.0)
     assert curves["known"][-1] == (0.0, 0.5)
+    assert (row.leads, row.leads_ci95) == ([], [])
     refused(lambda: truth_of(examples[::2]), "harmless ones")
+
+
+def test_leads_are_of_the_same_texts() -> None:
+    examples = texts(40)
+    truth = truth_of(examples).float()
+    good = truth + torch.linspace(0, 0.5, 40)
+    bad = (good + 2 * torch.randn(40, generator=torch.Generator().manual_seed(0)))[:, None].repeat(1, 4)
+    known = {"ours": good[:, None].repeat(1, 4), "same": bad * 0 + good[:, None], "other": bad}
+    detectors = [Detector(name, over(partial(lambda scores, _: scores, known[name]), 1.0), 0) for name in known]
+    (_, one, two), _ = measure(detectors, examples)
+    assert one.leads == [0.0] * 4
+    assert one.leads_ci95 == [[0.0, 0.0]] * 4
+    assert two.leads == pytest.approx([1 - area for area in two.aucs])
+    low, high = two.leads_ci95[0]
+    assert 0 < low < two.leads[0] < high
 
 
 def test_a_curve_falls() -> None:

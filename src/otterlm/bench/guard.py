@@ -20,7 +20,7 @@ from otterlm.model import OtterModel
 from otterlm.signals.base import Capability
 from otterlm.signals.guard.config import GuardConfig
 from otterlm.training.data.labelled_tokens import LabelledExample
-from otterlm.training.evaluation.bootstrap import interval
+from otterlm.training.evaluation.bootstrap import Statistic, interval
 from otterlm.training.evaluation.detection import auc, average_precision, f1
 from otterlm.training.evaluation.guard_metrics import PERCENTS, at_percent
 from otterlm.training.evaluation.guard_reading import reaches, read_guard
@@ -39,6 +39,9 @@ class GuardRow:
         aucs: after 25, 50, 75 and 100% of the tokens.
         false_alarms, misses: at the threshold.
         extra_parameters: beside the base.
+        leads: AUC of the first detector minus that of this one, on the same texts, after the same parts; of the first
+            one itself there are none.
+        leads_ci95: of each of these.
     """
 
     data: str
@@ -56,6 +59,8 @@ class GuardRow:
     false_alarms: float
     misses: float
     extra_parameters: int
+    leads: list[float]
+    leads_ci95: list[list[float]]
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the row for JSON."""
@@ -109,6 +114,7 @@ def measure(
     """
     truth = truth_of(examples)
     rows, curves = [], {}
+    first: Tensor | None = None
     for detector in detectors:
         scores, flagged = detector.judge(examples)  # [n, 4], [n]
         final = scores[:, -1]
@@ -118,6 +124,10 @@ def measure(
             "f1": partial(_of_rows, f1, flagged, truth),
         }
         everything = torch.arange(len(truth))
+        leads = (
+            [] if first is None else [_lead(first[:, part], scores[:, part], truth) for part in range(len(PERCENTS))]
+        )
+        first = scores if first is None else first
         values: dict[str, Any] = {name: of(everything) for name, of in measures.items()}
         values |= {f"{name}_ci95": interval(len(truth), of) for name, of in measures.items()}
         rows.append(
@@ -131,6 +141,8 @@ def measure(
                 false_alarms=float(flagged[~truth].float().mean()),
                 misses=float((~flagged)[truth].float().mean()),
                 extra_parameters=detector.extra_parameters,
+                leads=[lead(everything) for lead in leads],
+                leads_ci95=[interval(len(truth), lead) for lead in leads],
                 **values,
             )
         )
@@ -163,6 +175,11 @@ def over_seeds(rows: Sequence[GuardRow]) -> list[dict[str, Any]]:
 
 def _of_rows(measure: Any, values: Tensor, truth: Tensor, rows: Tensor) -> float:
     return float(measure(values[rows], truth[rows]))
+
+
+def _lead(first: Tensor, other: Tensor, truth: Tensor) -> Statistic:
+    """Makes the difference of two AUCs on the same texts, `[n]` each."""
+    return lambda rows: auc(first[rows], truth[rows]) - auc(other[rows], truth[rows])
 
 
 def trade_off(scores: Tensor, truth: Tensor, points: int = 100) -> list[tuple[float, float]]:

@@ -135,10 +135,12 @@ def _show(rows: list[guard.GuardRow]) -> None:
             f"{row.false_alarms:.1%}",
             f"{row.misses:.1%}",
             f"{row.extra_parameters:,}",
+            f"{row.leads[-1]:+.3f} ({row.leads_ci95[-1][0]:+.3f} to {row.leads_ci95[-1][1]:+.3f})" if row.leads else "",
         )
         for row in rows
     ]
-    columns = ("", "AUC, 25%", "50%", "75%", "100%", "95%", "AP", "F1", "false alarms", "misses", "parameters")
+    measures = ("AUC, 25%", "50%", "75%", "100%", "95%", "AP", "F1", "false alarms", "misses", "parameters")
+    columns = ("", *measures, "guard's lead, 100%")
     show_table(f"{rows[0].data}: {rows[0].texts} texts; AUC after parts of the tokens", columns, cells)
 
 
