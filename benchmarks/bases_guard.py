@@ -25,7 +25,7 @@ Texts = Sequence[LabelledExample]
 
 
 def guard(arguments: argparse.Namespace) -> None:
-    """Makes both rows; that of passages where a set of texts has some."""
+    """Makes both rows; that of passages where the guard learned from some, and a set of texts has some."""
     base, tokenizer, out = load(arguments), load_tokenizer(arguments.base), folder(arguments)
     limits = Limits(response=arguments.max_response_tokens)
     files = dict(test.rpartition("=")[::2] for test in arguments.test)
@@ -67,5 +67,5 @@ def guard(arguments: argparse.Namespace) -> None:
     depends |= {"record": arguments.record}  # what is recorded is rounded to bf16
     make_row(out / "rows" / "guard.json", depends, detection)
     marked = {name: some for name, texts in sets.items() if (some := [each for each in texts if each.characters])}
-    if marked:
+    if marked and any(each.characters for each in learned):
         make_row(out / "rows" / "passages.json", depends, passages)
