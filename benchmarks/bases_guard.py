@@ -1,7 +1,6 @@
 """Makes the row of a guard beside probes, and the row of the passages that it marks. `benchmarks/bases.py` uses it."""
 
 import argparse
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,16 +15,14 @@ from otterlm.model import OtterModel
 from otterlm.signals.guard.config import GuardConfig
 from otterlm.training.config import TrainingConfig
 from otterlm.training.data.labelled import read_labelled_rows
-from otterlm.training.data.labelled_tokens import LabelledExample, tokenize_labelled
+from otterlm.training.data.labelled_tokens import tokenize_labelled
 from otterlm.training.data.rows import hold_out
 from otterlm.training.data.tokens import Limits
 from otterlm.training.recipes import GuardRecipe, Run
 
-Texts = Sequence[LabelledExample]
-
 
 def guard(arguments: argparse.Namespace) -> None:
-    """Makes both rows; that of passages where the guard learned from some, and a set of texts has some."""
+    """Makes both rows; that of passages where the guard learned and calibrated on some, and a set of texts has some."""
     base, tokenizer, out = load(arguments), load_tokenizer(arguments.base), folder(arguments)
     limits = Limits(response=arguments.max_response_tokens)
     files = dict(test.rpartition("=")[::2] for test in arguments.test)
@@ -55,17 +52,19 @@ def guard(arguments: argparse.Namespace) -> None:
         return {"task": "guard", **fixed, "rows": [each.to_dict() for each in measured]}
 
     def passages() -> dict[str, Any]:
-        held = hold_out([each.row for each in learned], run.eval_fraction, run.training.seed)
-        fitted, decide = ([each for i, each in enumerate(learned) if (i in held) == side] for side in (False, True))
         model = OtterModel.from_pretrained(base, run.out)
-        rows = [row for name, texts in marked.items() for row in passage_rows(model, fitted, decide, texts, name)]
+        rows = [row for name, texts in marked.items() for row in passage_rows(model, fitted, held, texts, name)]
         return {"task": "passages", **fixed, "rows": rows}
 
     data, *held_out = (of_data((each.example, each.row.marks) for each in part) for part in (learned, *tested))
     depends = {"base": of_weights(base), "data": data, "held_out": held_out, "adapter": of_config(config)}
     depends |= rate(base, config) | conditions(arguments)
     depends |= {"record": arguments.record}  # what is recorded is rounded to bf16
+    if spans := [each.row.spans for part in (learned, *tested) for each in part if each.row.spans is not None]:
+        depends["spans"] = of_data(spans)
     make_row(out / "rows" / "guard.json", depends, detection)
     marked = {name: some for name, texts in sets.items() if (some := [each for each in texts if each.characters])}
-    if marked and any(each.characters for each in learned):
+    out_of = hold_out([each.row for each in learned], run.eval_fraction, run.training.seed)
+    fitted, held = ([each for i, each in enumerate(learned) if (i in out_of) == side] for side in (False, True))
+    if marked and all(any(each.characters for each in part) for part in (fitted, held)):
         make_row(out / "rows" / "passages.json", depends, passages)

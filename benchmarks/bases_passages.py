@@ -13,21 +13,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from otterlm.bench.guard_probes import PENALTY, TokenStates
+from otterlm.bench.guard_probes import PENALTY, Texts, TokenStates
 from otterlm.model import OtterModel
-from otterlm.training.data.labelled_tokens import LabelledExample
 from otterlm.training.data.targets import tokens_inside
-from otterlm.training.evaluation.bootstrap import interval, mean_of
 from otterlm.training.evaluation.detection import auc
 from otterlm.training.evaluation.guard_calibration import calibrate_guard
-from otterlm.training.evaluation.guard_metrics import span_f1s
 from otterlm.training.evaluation.guard_reading import GuardReading, read_guard
+from otterlm.training.evaluation.guard_summary import summarize_guard
 from otterlm.training.probe import fit_classifier
 
 FALSE_ALARMS = 0.01
 """Calibration wants a rate; no passage depends on it."""
-
-Texts = Sequence[LabelledExample]
 
 
 def passage_rows(model: OtterModel, learned: Texts, held: Texts, tested: Texts, data: str) -> list[dict[str, Any]]:
@@ -46,10 +42,9 @@ def passage_rows(model: OtterModel, learned: Texts, held: Texts, tested: Texts, 
     rows = []
     for method, sides in (("Otter", otter), (f"linear probe, block {probe.block}", probed)):
         for listed in (False, True):
-            values = torch.tensor(_span_f1s(*sides, listed))
-            ends = interval(len(values), mean_of(values))
-            row = {"data": data, "method": method, "listed": listed, "texts": len(values)}
-            rows.append(row | {"span_f1": float(values.mean()), "span_f1_ci95": ends})
+            summary = _summarize(*sides, listed)
+            row = {"data": data, "method": method, "listed": listed, "texts": summary["n"]}
+            rows.append(row | {name: summary[name] for name in ("span_f1", "span_f1_ci95")})
     return rows
 
 
@@ -99,11 +94,10 @@ def _joined(states: TokenStates, texts: Texts, block: int) -> Tensor:
     return torch.cat(states.of(texts, block)).float()
 
 
-def _span_f1s(decide: Sequence[GuardReading], test: Sequence[GuardReading], listed: bool) -> list[float]:
-    """Returns the F1 of characters of each text, by thresholds that are chosen on others."""
+def _summarize(decide: Sequence[GuardReading], test: Sequence[GuardReading], listed: bool) -> dict[str, Any]:
+    """Measures texts by thresholds that are chosen on others, see `summarize_guard`."""
     config = decide[0].config
     config = replace(config, calibrations=(), marked_words=config.marked_words if listed else ())
     calibrations = calibrate_guard([replace(each, config=config) for each in decide], FALSE_ALARMS)
     config = replace(config, calibrations=calibrations)
-    (label,) = config.spans
-    return span_f1s([replace(each, config=config) for each in test], label)
+    return summarize_guard([replace(each, config=config) for each in test])

@@ -11,6 +11,7 @@ from otterlm.bench import figures
 from otterlm.errors import OtterError
 from otterlm.files import write_text
 from otterlm.training.evaluation.bootstrap import interval, mean_of
+from otterlm.training.evaluation.guard_metrics import PERCENTS
 
 RIVALS = {"probe": "best probe", "lora": "LoRA reward model"}
 Row = dict[str, Any]
@@ -115,6 +116,20 @@ def guards(rows: Sequence[Row]) -> list[dict[str, str]]:
     return made
 
 
+def leads(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """Returns the table of what the guards are ahead by in AUC after parts of the tokens, a row a base, set and
+    rival."""
+    made = []
+    for row in rows:
+        for each in row["rows"]:
+            if not each.get("leads"):  # of the guard itself, and of rows from before there were leads
+                continue
+            parts = zip(PERCENTS, each["leads"], each["leads_ci95"], strict=True)
+            cells = {f"{percent}%": ends_of(lead, ends, 3) for percent, lead, ends in parts}
+            made.append(named(row) | {"data": each["data"], "over": each["kind"]} | cells)
+    return made
+
+
 def passages(rows: Sequence[Row]) -> list[dict[str, str]]:
     """Returns the table of passages, a row a base: the F1 of their characters, alone and with the list of words."""
     made = []
@@ -158,6 +173,7 @@ def show(out: Path) -> None:
     tables = {f"Preference accuracy, {data}": preferences(pairs, data) for data in sets}
     tables["AUC of whether a solution is right, after a part of it"] = solutions(of["solutions"])
     tables["AUC of guards"] = guards(of["guard"])
+    tables["AUC of guards minus that of a rival"] = leads(of["guard"])
     tables["F1 of marked passages"] = passages(of["passages"])
     tables["Space and time"] = costs(of["cost"])
     parts = [f"{title}\n\n{markdown(lines)}" for title, lines in tables.items() if lines]

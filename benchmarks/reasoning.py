@@ -239,9 +239,8 @@ def main(words: list[str] | None = None) -> None:
     base = load(arguments)
     rows = solutions(load_tokenizer(arguments.base), arguments.data, arguments.questions, LIMITS)
     depends = {"base": of_weights(base), "data": of_data(rows), "adapter": of_config(shape(arguments))}
-    depends |= (
-        rate(base, shape(arguments)) | conditions(arguments) | {"parts": arguments.parts, "epochs": arguments.epochs}
-    )
+    depends |= rate(base, shape(arguments)) | conditions(arguments)
+    depends |= {"parts": arguments.parts, "epochs": arguments.epochs}
     for seed in arguments.seeds:
         path = arguments.out / "rows" / f"solutions-{seed}.json"
         make_row(path, depends | {"seed": seed}, partial(measured, arguments, base, rows, seed))

@@ -138,6 +138,7 @@ def test_rows_and_table(bases, pairs, tmp_path, capsys, monkeypatch) -> None:
         "Otter minus LoRA reward model",
         "guard: best probe",
         "guard: probe, with the list",
+        "| linear probe, last block |",
         "inserted",
         "25%",
     ):
@@ -150,6 +151,8 @@ def test_rows_and_table(bases, pairs, tmp_path, capsys, monkeypatch) -> None:
     refused(lambda: bases.main(["preference", *fixed, "--data", *data, "--epochs", "2"]), "epochs (1 there, 2 now)")
     monkeypatch.setattr("otterlm.training.learning_rate.SIZE", 1e-3)  # another rate is chosen
     refused(lambda: bases.main(["preference", *fixed, "--data", *data, "--epochs", "1"]), "learning_rate (none there")
+    write(test, [row | {"spans": []} for row in marked(60, 1)])
+    refused(lambda: bases.main(["guard", *fixed, "--train", str(train), "--test", str(test)]), "spans")
     refused(lambda: bases.main(["table", "--out", str(tmp_path / "none")]), "holds no rows")
 
 

@@ -107,16 +107,16 @@ def otter_detector(model: OtterModel) -> Detector:
 def measure(
     detectors: Sequence[Detector], examples: Sequence[LabelledExample], data: str = ""
 ) -> tuple[list[GuardRow], dict[str, Any]]:
-    """Measures detectors on the same texts, which have a name.
+    """Measures detectors on the same texts, which have a name. The first one is compared with each of the others.
 
     Returns:
         A row each; and by detector the curve of false alarms against misses, over all thresholds.
     """
     truth = truth_of(examples)
+    verdicts = [detector.judge(examples) for detector in detectors]  # [n, 4], [n] each
+    first = verdicts[0][0]
     rows, curves = [], {}
-    first: Tensor | None = None
-    for detector in detectors:
-        scores, flagged = detector.judge(examples)  # [n, 4], [n]
+    for detector, (scores, flagged) in zip(detectors, verdicts, strict=True):
         final = scores[:, -1]
         measures = {
             "auc": partial(_of_rows, auc, final, truth),
@@ -124,10 +124,8 @@ def measure(
             "f1": partial(_of_rows, f1, flagged, truth),
         }
         everything = torch.arange(len(truth))
-        leads = (
-            [] if first is None else [_lead(first[:, part], scores[:, part], truth) for part in range(len(PERCENTS))]
-        )
-        first = scores if first is None else first
+        parts = () if scores is first else range(len(PERCENTS))
+        leads = [_lead(first[:, part], scores[:, part], truth) for part in parts]
         values: dict[str, Any] = {name: of(everything) for name, of in measures.items()}
         values |= {f"{name}_ci95": interval(len(truth), of) for name, of in measures.items()}
         rows.append(
