@@ -11,11 +11,14 @@ import pytest
 import torch
 from chat_tokenizer import chat_tokenizer
 from conftest import refused
+from training_runs import TRAIN, new_objective
 from word_tokenizer import TEMPLATE, WORDS, tokenizer
 
 from otterlm.errors import OtterError
 from otterlm.identity import of_data
 from otterlm.signals.guard.config import GuardConfig
+from otterlm.signals.reward import objective as reward_objective
+from otterlm.signals.reward.objective import RewardObjective, last_states, start_from_probe
 from otterlm.training import token_file
 from otterlm.training.data import encoding
 from otterlm.training.data.conversations import Dialogue
@@ -25,7 +28,7 @@ from otterlm.training.data.labelled_tokens import tokenize_labelled
 from otterlm.training.data.labels import Marks
 from otterlm.training.data.packing import Example, collate, length_buckets
 from otterlm.training.data.rows import PairRow, Row, ScoredRow, hold_out, iterate_rows, read_rows
-from otterlm.training.data.stored_examples import by_row, in_memory, on_disk, select
+from otterlm.training.data.stored_examples import StoredExamples, by_row, in_memory, on_disk, select
 from otterlm.training.data.stored_items import StoredItems
 from otterlm.training.data.targets import TargetsOf, targets_of
 from otterlm.training.data.tokens import Limits, tokenize
@@ -271,6 +274,27 @@ def test_memory_does_not_grow_with_the_data(tmp_path: Path, monkeypatch: pytest.
     peak(20, tmp_path)  # what is made once
     small, large = peak(600, tmp_path), peak(1800, tmp_path)
     assert large - small < 1200 * 200 + 100_000
+
+
+def test_the_pairs_of_a_probe_stay_on_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reward_objective, "PROBE_PAIRS", 16)
+    read: list[Any] = []
+
+    def states(objective: RewardObjective, examples: Any, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        read.append(examples)
+        return last_states(objective, examples, batch_size)
+
+    monkeypatch.setattr(reward_objective, "last_states", states)
+    heads = []
+    for examples in (TRAIN, in_memory(TRAIN)):
+        objective = new_objective()
+        start_from_probe(objective, examples)
+        heads.append(objective.model.adapter().head.prefix.weight)
+    listed, stored = read
+    assert isinstance(stored, StoredExamples)
+    assert list(stored) == listed
+    assert len(listed) == 16 < len(TRAIN)
+    assert torch.equal(*heads)
 
 
 def test_read_rows_is_a_list_of_them() -> None:

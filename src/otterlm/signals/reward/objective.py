@@ -26,6 +26,7 @@ from otterlm.training.data.packing import (
     followed_tokens,
     length_buckets,
 )
+from otterlm.training.data.stored_examples import take
 from otterlm.training.probe import fit_probe
 from otterlm.training.sources import FinalState, Source, of_adapter, read_batch
 
@@ -122,7 +123,7 @@ class RewardObjective(nn.Module):
 
 
 PROBE_PAIRS, PROBE_NUMBERS = 1 << 14, 1 << 26
-"""A probe is fitted to at most so many pairs, and to states of at most so many numbers: they lie in memory."""
+"""A probe is fitted to at most so many pairs, and to states of at most so many numbers. The states lie in memory."""
 
 
 @torch.no_grad()
@@ -134,7 +135,7 @@ def start_from_probe(objective: RewardObjective, examples: Sequence[Example], ba
     width = decoder_config(objective.model.base_model).hidden_size
     most = min(PROBE_PAIRS, PROBE_NUMBERS // width)
     if len(examples) > most:
-        examples = [examples[index] for index in sorted(random.Random(0).sample(range(len(examples)), most))]
+        examples = take(examples, sorted(random.Random(0).sample(range(len(examples)), most)))
     chosen, rejected = last_states(objective, examples, batch_size)
     head = objective.model.adapter(objective.name).head.prefix
     head.weight.zero_()

@@ -1,6 +1,7 @@
 """Packs rows into tensors: a pair becomes ONE sequence, [shared prefix | chosen | rejected], and so do several scored
 responses to one prompt. Their prompt is computed once."""
 
+import array
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -159,9 +160,9 @@ def length_buckets(
         seed: shuffles examples and batches, the same way for the same seed; None keeps the given order's buckets.
         pool: lengths are sorted within pools of this many batches, so that shuffled batches still differ by epoch.
     """
-    order, lengths = list(range(len(examples))), lengths_of(examples)
+    order, lengths = array.array("q", range(len(examples))), lengths_of(examples)
     if seed is None:
-        order.sort(key=lengths.__getitem__)
+        order = array.array("q", sorted(order, key=lengths.__getitem__))
         batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     else:
         shuffle = random.Random(seed)
@@ -169,7 +170,7 @@ def length_buckets(
         span = batch_size * pool
         batches = []
         for begin in range(0, len(order), span):
-            group = sorted(order[begin : begin + span], key=lengths.__getitem__)
+            group = array.array("q", sorted(order[begin : begin + span], key=lengths.__getitem__))
             batches += [group[start : start + batch_size] for start in range(0, len(group), batch_size)]
         shuffle.shuffle(batches)
     for batch in batches:

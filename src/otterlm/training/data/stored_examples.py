@@ -130,6 +130,10 @@ class StoredExamples(Sequence[Example]):
         numbers = (number for number in self._numbers if keep(self._file.rows[number]))
         return StoredExamples(self._file, array.array("q", numbers))
 
+    def take(self, indices: Iterable[int]) -> "StoredExamples":
+        """Returns the examples at some indices, in their order."""
+        return StoredExamples(self._file, array.array("q", (self._numbers[index] for index in indices)))
+
     def joined(self, others: "StoredExamples") -> "StoredExamples":
         """Returns these examples and others of the same file, in the file's order."""
         assert self._file is others._file
@@ -170,6 +174,11 @@ def select(examples: Sequence[Example], keep: Callable[[int], bool]) -> Sequence
     if isinstance(examples, StoredExamples):
         return examples.select(keep)
     return [example for example in examples if keep(example.row)]
+
+
+def take(examples: Sequence[Example], indices: Iterable[int]) -> Sequence[Example]:
+    """Returns the examples at some indices, on the disk if they are there."""
+    return examples.take(indices) if isinstance(examples, StoredExamples) else [examples[index] for index in indices]
 
 
 def by_row(first: Sequence[Example], second: Sequence[Example]) -> Sequence[Example]:
