@@ -160,6 +160,7 @@ def length_buckets(
         seed: shuffles examples and batches, the same way for the same seed; None keeps the given order's buckets.
         pool: lengths are sorted within pools of this many batches, so that shuffled batches still differ by epoch.
     """
+    # Arrays, as there may be millions of examples: a list of numbers takes four times as much.
     order, lengths = array.array("q", range(len(examples))), lengths_of(examples)
     if seed is None:
         order = array.array("q", sorted(order, key=lengths.__getitem__))
