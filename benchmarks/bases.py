@@ -89,6 +89,7 @@ def parser() -> argparse.ArgumentParser:
             verb.add_argument("--seeds", type=int, nargs="+", default=[0])
             verb.add_argument("--epochs", type=int, default=3, help="of the adapter")
             verb.add_argument("--lora-epochs", type=int, default=2)
+            verb.add_argument("--lora-parts", type=int, default=4, help="passes a step; more need less memory")
             verb.add_argument("--rank", type=int, default=16, help="of LoRA")
         elif name == "guard":
             verb.add_argument("--train", required=True, help="labelled texts, see benchmarks/guard.py")

@@ -16,10 +16,11 @@ from transformers import PreTrainedModel
 from otterlm.bench.guard_probes import PENALTY, Texts, TokenStates
 from otterlm.model import OtterModel
 from otterlm.training.data.targets import tokens_inside
+from otterlm.training.evaluation.bootstrap import interval, mean_of
 from otterlm.training.evaluation.detection import auc
 from otterlm.training.evaluation.guard_calibration import calibrate_guard
 from otterlm.training.evaluation.guard_reading import GuardReading, read_guard
-from otterlm.training.evaluation.guard_summary import summarize_guard
+from otterlm.training.evaluation.guard_summary import passage_f1, summarize_guard
 from otterlm.training.probe import fit_classifier
 
 FALSE_ALARMS = 0.01
@@ -28,6 +29,8 @@ FALSE_ALARMS = 0.01
 
 def passage_rows(model: OtterModel, learned: Texts, held: Texts, tested: Texts, data: str) -> list[dict[str, Any]]:
     """Returns a row of the guard and one of the probe, each alone and with the guard's list of marked words.
+
+    The probe's rows have `lead`, the guard's F1 minus the probe's on the same texts, and its interval `lead_ci95`.
 
     Args:
         model: with the guard.
@@ -40,11 +43,17 @@ def passage_rows(model: OtterModel, learned: Texts, held: Texts, tested: Texts, 
     probe = TokenProbe(model.base_model, *([each for each in texts if each.characters] for texts in (learned, held)))
     probed = probe.read(otter[0]), probe.read(otter[1])
     rows = []
+    guard: dict[bool, Tensor] = {}
     for method, sides in (("Otter", otter), (f"linear probe, block {probe.block}", probed)):
         for listed in (False, True):
-            summary = _summarize(*sides, listed)
+            readings = _calibrated(*sides, listed)
+            values = torch.tensor([passage_f1(each) for each in readings])  # [texts]
+            apart = guard.setdefault(listed, values) - values
+            lead = {"lead": float(apart.mean()), "lead_ci95": interval(len(apart), mean_of(apart))}
+            summary = summarize_guard(readings)
             row = {"data": data, "method": method, "listed": listed, "texts": summary["n"]}
-            rows.append(row | {name: summary[name] for name in ("span_f1", "span_f1_ci95")})
+            row |= {name: summary[name] for name in ("span_f1", "span_f1_ci95")}
+            rows.append(row if sides is otter else row | lead)
     return rows
 
 
@@ -94,10 +103,9 @@ def _joined(states: TokenStates, texts: Texts, block: int) -> Tensor:
     return torch.cat(states.of(texts, block)).float()
 
 
-def _summarize(decide: Sequence[GuardReading], test: Sequence[GuardReading], listed: bool) -> dict[str, Any]:
-    """Measures texts by thresholds that are chosen on others, see `summarize_guard`."""
+def _calibrated(decide: Sequence[GuardReading], test: Sequence[GuardReading], listed: bool) -> list[GuardReading]:
+    """Returns readings of texts by thresholds that are chosen on others."""
     config = decide[0].config
     config = replace(config, calibrations=(), marked_words=config.marked_words if listed else ())
     calibrations = calibrate_guard([replace(each, config=config) for each in decide], FALSE_ALARMS)
-    config = replace(config, calibrations=calibrations)
-    return summarize_guard([replace(each, config=config) for each in test])
+    return [replace(each, config=replace(config, calibrations=calibrations)) for each in test]

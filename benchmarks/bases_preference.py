@@ -93,7 +93,7 @@ class Pairs:
         fitted, measured = ([self._examples[index] for index in part] for part in (learned, tested))
         out, base = folder(self._arguments) / f"{self._name}-{method}-{seed}", self._base
         if method == "lora":
-            rival = fit_lora(base, fitted, seed, out, self._arguments.lora_epochs, self._arguments.rank)
+            rival = fit_lora(base, fitted, seed, out, self._arguments)
             return ranked_right(lambda batch: rival.read(**batch.inputs(base.dtype)), measured, base)
         model = self._new_model()
         source: Source = LiveBase(model) if self._arguments.live else self._recorded(model)[0]
@@ -135,14 +135,21 @@ def fit_otter(
 
 
 def fit_lora(
-    base: PreTrainedModel, learned: Sequence[Example], seed: int, out: Path, epochs: int, rank: int
+    base: PreTrainedModel, learned: Sequence[Example], seed: int, out: Path, arguments: argparse.Namespace
 ) -> SeparateRewardModel:
-    """Trains a reward model by LoRA on pairs. A GPU has the memory for a backward pass that computes nothing twice."""
+    """Trains a reward model by LoRA on pairs, beside the base's own weights."""
     torch.manual_seed(seed)
-    model = SeparateRewardModel.lora(base, rank, recompute=base.device.type != "cuda")
+    model = SeparateRewardModel.lora(base, arguments.rank, recompute=False, shared=True)
     stops, fitted = eighth_and_rest(learned, seed)
     how = TrainingConfig(
-        epochs=epochs, batch_size=16, learning_rate=2e-4, warmup=0.1, evaluations_per_epoch=2, patience=6, seed=seed
+        epochs=arguments.lora_epochs,
+        batch_size=16,
+        learning_rate=2e-4,
+        warmup=0.1,
+        evaluations_per_epoch=2,
+        patience=6,
+        seed=seed,
+        gradient_accumulation=arguments.lora_parts,
     )
     train(model, fitted, stops, how, out)
     return model.eval()

@@ -131,14 +131,17 @@ def leads(rows: Sequence[Row]) -> list[dict[str, str]]:
 
 
 def passages(rows: Sequence[Row]) -> list[dict[str, str]]:
-    """Returns the table of passages, a row a base: the F1 of their characters, alone and with the list of words."""
+    """Returns the table of passages, a row a base: the F1 of their characters, alone and with the list of words, and
+    the guard's minus the probe's."""
     made = []
     for row in rows:
         line = named(row)
         for each in row["rows"]:
             method = "Otter" if each["method"] == "Otter" else "probe"
-            name = f"{each['data']}: {method}{', with the list' if each['listed'] else ''}"
-            line[name] = ends_of(each["span_f1"], each["span_f1_ci95"], 3)
+            way = ", with the list" if each["listed"] else ""
+            line[f"{each['data']}: {method}{way}"] = ends_of(each["span_f1"], each["span_f1_ci95"], 3)
+            if "lead" in each:  # not of the guard itself, nor in rows from before there were leads
+                line[f"{each['data']}: Otter minus probe{way}"] = ends_of(each["lead"], each["lead_ci95"], 3)
         made.append(line)
     return made
 

@@ -127,6 +127,11 @@ def test_rows_and_table(bases, pairs, tmp_path, capsys, monkeypatch) -> None:
     assert [each["texts"] for each in row["rows"]] == [60] * 4
     # A word decides alone. The list and the probe know it; the guard has hardly learned.
     assert all(each["span_f1"] > 0.95 for each in row["rows"][1:])
+    for guard, probe in zip(row["rows"][:2], row["rows"][2:], strict=True):
+        assert probe["lead"] == pytest.approx(guard["span_f1"] - probe["span_f1"], abs=1e-6)
+        low, high = probe["lead_ci95"]
+        assert low <= probe["lead"] <= high
+    assert row["rows"][2]["lead"] < 0
     (row,) = [json.loads(path.read_text()) for path in out.glob("*base-3/rows/preference-harmless-otter-1.json")]
     assert len(row["right"]) == 8
     assert row["accuracy"] == sum(row["right"]) / 8
@@ -138,6 +143,7 @@ def test_rows_and_table(bases, pairs, tmp_path, capsys, monkeypatch) -> None:
         "Otter minus LoRA reward model",
         "guard: best probe",
         "guard: probe, with the list",
+        "guard: Otter minus probe, with the list",
         "| linear probe, last block |",
         "inserted",
         "25%",

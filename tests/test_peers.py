@@ -136,6 +136,21 @@ def test_a_shared_copy_takes_no_memory_and_reads_the_same() -> None:
     assert all(weight.requires_grad for weight in copied.parameters())
 
 
+def test_lora_leaves_shared_weights_as_they_are() -> None:
+    base = tiny_base()
+    before = {name: weight.clone() for name, weight in base.state_dict().items()}
+    model = SeparateRewardModel.lora(base, rank=2, shared=True).train()
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    known = {weight.data_ptr() for weight in base.parameters()}
+    others = [name for name, weight in model.named_parameters() if weight.data_ptr() not in known]
+    assert all("lora_" in name or name == "classifier.score.weight" for name in others)
+    assert len(others) == len(trained)
+    model(collate(preferences(4)))["loss"].backward()
+    torch.optim.SGD(trained).step()
+    assert bool(model.classifier.score.weight.any())
+    assert all(torch.equal(before[name], weight) for name, weight in base.state_dict().items())
+
+
 @pytest.mark.parametrize("recompute", [True, False])
 def test_lora_learns_the_same_whether_blocks_are_computed_again(recompute) -> None:
     """Under autocast to bfloat16, too, as on a GPU."""

@@ -183,7 +183,7 @@ def _alarm(known: Sequence[tuple[GuardReading, bool]]) -> dict[str, Any]:
 
 def _summarize_spans(readings: Sequence[GuardReading]) -> dict[str, Any]:
     """Measures texts with marked passages, whatever offences they are."""
-    values = torch.tensor([_span_f1(each) for each in readings])
+    values = torch.tensor([passage_f1(each) for each in readings])
     summary: dict[str, Any] = {"span_f1": float(values.mean())}
     summary["span_f1_ci95"] = interval(len(values), mean_of(values))
     marked = [(each, first) for each in readings if (first := each.first_inside()) is not None]
@@ -195,7 +195,8 @@ def _summarize_spans(readings: Sequence[GuardReading]) -> dict[str, Any]:
     return summary | {"with_spans": len(marked)}
 
 
-def _span_f1(reading: GuardReading) -> float:
+def passage_f1(reading: GuardReading) -> float:
+    """Returns the F1 of a text's characters: those that the guard marks, against those in its marked passages."""
     marked = {index for name in reading.config.spans for index in reading.marked(name)}
     truth = characters_in([(span.start, span.end) for span in reading.labelled.row.spans or ()])
     return character_f1(marked, truth)

@@ -44,7 +44,7 @@ class SeparateRewardModel(nn.Module):
 
         Args:
             base: the language model.
-            shared: let the copy have the base's weights, frozen: for measuring time where two do not fit.
+            shared: let the copy have the base's weights, frozen, where two do not fit.
         """
         config = copy.deepcopy(base.config)
         config.num_labels = 1
@@ -79,14 +79,19 @@ class SeparateRewardModel(nn.Module):
         self.classifier.save_pretrained(folder)
 
     @classmethod
-    def lora(cls, base: PreTrainedModel, rank: int = 16, recompute: bool = True) -> Self:
+    def lora(cls, base: PreTrainedModel, rank: int = 16, recompute: bool = True, shared: bool = False) -> Self:
         """Makes a reward model with LoRA on all linear layers, trained beside the head alone, see `insert_lora`.
 
-        `merge` folds LoRA into the weights.
+        `merge` folds LoRA into the weights: into the base's own, if they are shared.
+
+        Args:
+            base: the language model.
+            rank, recompute: see `insert_lora`.
+            shared: see `of`.
         """
-        model = cls.of(base)
+        model = cls.of(base, shared)
         insert_lora(model.classifier.base_model, rank, recompute)
-        model.classifier.score.float()
+        model.classifier.score.float().requires_grad_(True)
         model.identity |= {"lora": rank}
         return model
 
