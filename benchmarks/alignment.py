@@ -23,6 +23,7 @@ import torch
 from accelerate import Accelerator
 
 from otterlm.bases import load_base, load_tokenizer
+from otterlm.cli.scripts import run_script
 from otterlm.config import OtterConfig
 from otterlm.model import OtterModel
 from otterlm.signals.reward.config import RewardConfig
@@ -136,4 +137,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -28,6 +28,7 @@ from bases_table import show
 from otterlm.bases import load_config
 from otterlm.bench.report import machine
 from otterlm.bench.timing import take_turns
+from otterlm.cli.scripts import run_script
 from otterlm.identity import of_config, of_weights
 from otterlm.model import OtterModel
 from otterlm.plan import plan
@@ -112,4 +113,4 @@ def main(words: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from otterlm.cli.scripts import run_script
 from otterlm.config import OtterConfig
 from otterlm.signals.reward.config import RewardConfig
 from otterlm.signals.reward.objective import RewardTrainingConfig
@@ -170,4 +171,4 @@ def tiny_base(words: list[str]) -> tuple[PreTrainedModel, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from otterlm.bases import load_base, load_tokenizer
+from otterlm.cli.scripts import run_script
 from otterlm.decoding import RewardGuidance, score_sequences
 from otterlm.errors import OtterError
 from otterlm.model import OtterModel
@@ -68,4 +69,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -21,6 +21,7 @@ from otterlm.bases import load_base, load_tokenizer
 from otterlm.bench import detox
 from otterlm.bench.judges import Judge, Profanity, Toxicity
 from otterlm.bench.report import half_interval
+from otterlm.cli.scripts import run_script
 from otterlm.files import write_text
 from otterlm.training.data.records import read_records
 from otterlm.training.data.tokens import prompt_tokens
@@ -93,4 +94,4 @@ def as_cells(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

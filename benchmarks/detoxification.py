@@ -22,6 +22,7 @@ import torch
 
 from otterlm.bases import load_base, load_tokenizer
 from otterlm.cli.options import parse_device
+from otterlm.cli.scripts import run_script
 from otterlm.config import OtterConfig
 from otterlm.files import write_text
 from otterlm.peers.dexperts import FineTunedExpert
@@ -110,4 +111,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from otterlm.bases import load_base, load_tokenizer
 from otterlm.bench.judges import Perplexity, Toxicity
+from otterlm.cli.scripts import run_script
 from otterlm.decoding import RewardGuidance
 from otterlm.decoding.prompt import read_once
 from otterlm.files import write_text
@@ -258,4 +259,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -30,6 +30,7 @@ from transformers import PreTrainedTokenizerBase
 
 from otterlm.bases import load_base, load_tokenizer
 from otterlm.cli.options import parse_device
+from otterlm.cli.scripts import run_script
 from otterlm.files import hold, make_folder, remove_unfinished, write_files, write_text
 from otterlm.identity import check, identity, of_data, of_tokenizer, of_weights
 from otterlm.training.data.conversations import Prompt
@@ -262,4 +263,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -26,6 +26,7 @@ from safetensors.torch import save_model
 
 from otterlm.bases import load_base, load_tokenizer
 from otterlm.cli.options import parse_device
+from otterlm.cli.scripts import run_script
 from otterlm.config import OtterConfig
 from otterlm.files import write_text
 from otterlm.model import OtterModel
@@ -209,4 +210,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_model
 
 from otterlm.bases import load_base, load_tokenizer
+from otterlm.cli.scripts import run_script
 from otterlm.config import OtterConfig
 from otterlm.model import OtterModel
 from otterlm.peers.medusa import MedusaHeads, MedusaObjective
@@ -96,4 +97,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -32,6 +32,7 @@ import torch
 
 from otterlm.bases import load_base, load_tokenizer
 from otterlm.cli.options import parse_device
+from otterlm.cli.scripts import run_script
 from otterlm.files import write_text
 from otterlm.peers.classifier import SeparateClassifier, offence_targets
 from otterlm.signals.guard.config import GuardConfig
@@ -213,4 +214,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

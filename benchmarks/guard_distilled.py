@@ -25,6 +25,7 @@ from guard import lines
 
 from otterlm.bases import load_base, load_tokenizer
 from otterlm.bench.judges import Toxicity
+from otterlm.cli.scripts import run_script
 from otterlm.files import write_text
 from otterlm.training.data.prompts import read_prompts
 from otterlm.training.teachers.responses import Sampling, of_texts, scored_responses
@@ -92,4 +93,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

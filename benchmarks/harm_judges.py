@@ -17,6 +17,7 @@ from otterlm.bases import load_base
 from otterlm.bench.judges import Profanity
 from otterlm.bench.steering_judges import load_judge
 from otterlm.cli.options import named_judges
+from otterlm.cli.scripts import run_script
 from otterlm.training.data.prompts import read_prompts
 from otterlm.training.data.rows import PairRow, hold_out, read_rows
 from otterlm.training.data.tokens import Limits
@@ -63,4 +64,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

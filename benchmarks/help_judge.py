@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy
 
+from otterlm.cli.scripts import run_script
 from otterlm.training.data.rows import PairRow, Row, hold_out, read_rows
 
 WORD = re.compile(r"[a-z']{3,}")
@@ -116,4 +117,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -21,6 +21,7 @@ from typing import Any
 from soak import wait
 
 from otterlm.bases import base_folder
+from otterlm.cli.scripts import run_script
 
 TASKS: dict[str, dict[str, Any]] = {
     "sums_chosen": {"output_type": "multiple_choice", "doc_to_choice": "{{choices}}", "doc_to_target": "{{label}}"},
@@ -114,4 +115,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -11,6 +11,7 @@ import torch
 
 from otterlm import GuardStop, OtterModel, load_base, load_tokenizer
 from otterlm.cli.demo import reward
+from otterlm.cli.scripts import run_script
 from otterlm.decoding import score_sequences
 from otterlm.interventions import InterventionSettings
 
@@ -75,4 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

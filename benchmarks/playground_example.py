@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from otterlm import OtterModel, load_base, load_tokenizer
+from otterlm.cli.scripts import run_script
 from otterlm.playground.about import EXAMPLES, about
 from otterlm.playground.events import events
 from otterlm.playground.page_requests import read_request
@@ -64,4 +65,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

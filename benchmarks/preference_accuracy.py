@@ -17,6 +17,7 @@ from accelerate import Accelerator
 
 from otterlm.bases import load_base, load_tokenizer
 from otterlm.cli.options import parse_device
+from otterlm.cli.scripts import run_script
 from otterlm.config import OtterConfig
 from otterlm.model import OtterModel
 from otterlm.signals.reward.config import RewardConfig
@@ -165,4 +166,4 @@ def otter(
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

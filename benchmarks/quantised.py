@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from otterlm.bases import base_folder
+from otterlm.cli.scripts import run_script
 
 GROUP = 32
 """So many input channels share a scale of 4 bits."""
@@ -248,4 +249,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from otterlm.bases import load_tokenizer
+from otterlm.cli.scripts import run_script
 from otterlm.config import OtterConfig
 from otterlm.identity import of_config, of_data, of_weights
 from otterlm.layers import parse_layers
@@ -249,4 +250,4 @@ def main(words: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -23,6 +23,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
 from otterlm.bases import base_folder
+from otterlm.cli.scripts import run_script
 from otterlm.engines.cached_export import cached_export
 
 NEW = 64
@@ -218,4 +219,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -20,6 +20,8 @@ from typing import Any
 
 from serving import Method, engine, methods_of, texts
 
+from otterlm.cli.scripts import run_script
+
 SHORT, LONG = 8, 40
 """Two responses have so many tokens. What the longer one costs more are steps alone, without the prompt."""
 
@@ -87,4 +89,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -26,6 +26,7 @@ import httpx
 import psutil
 from soak_requests import Client, Counted
 
+from otterlm.cli.scripts import run_script
 from otterlm.engines.requests import Served
 from otterlm.engines.vllm.upstream.starting import LOADING
 
@@ -181,4 +182,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -15,6 +15,7 @@ from otterlm.bases import load_base, load_tokenizer
 from otterlm.bench.steering import answers_of
 from otterlm.bench.steering_judges import Rated, cut_alike, load_judge
 from otterlm.cli.options import named_judges
+from otterlm.cli.scripts import run_script
 from otterlm.training.data.prompts import read_prompts
 from otterlm.training.data.tokens import Limits
 from otterlm.training.evaluation.bootstrap import interval, mean_of
@@ -50,4 +51,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -21,6 +21,7 @@ from steering_parts_measure import Measure
 from steering_parts_table import print_table, row_path
 
 from otterlm.adapter_files import WEIGHTS
+from otterlm.cli.scripts import run_script
 from otterlm.identity import identity, of_data
 from otterlm.resumable import run_resumable
 
@@ -129,4 +130,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -17,6 +17,7 @@ import random
 from pathlib import Path
 
 from otterlm.bases import load_tokenizer
+from otterlm.cli.scripts import run_script
 from otterlm.files import make_folder, write_text
 from otterlm.training.data.prompts import read_prompts
 
@@ -122,4 +123,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch
 
 from otterlm.bases import load_base, load_tokenizer
+from otterlm.cli.scripts import run_script
 from otterlm.config import OtterConfig
 from otterlm.layers import parse_layers
 from otterlm.model import OtterModel
@@ -60,4 +61,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -12,11 +12,12 @@ import random
 from typing import Any
 
 import torch
-from paper import Cost, Sizes, Step, adapter_shape, device, load, parser, run, start, write_lines, write_table
+from paper import Cost, Sizes, Step, adapter_shape, device, load, parser, run, write_lines, write_table
 
 from otterlm.bases import parse_dtype
 from otterlm.bench import alignment
 from otterlm.bench.alignment_methods import methods_of
+from otterlm.cli.scripts import run_script
 from otterlm.config import OtterConfig
 from otterlm.errors import OtterError
 from otterlm.signals.reward.config import RewardConfig
@@ -172,4 +173,4 @@ def main(words: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    start(main)
+    run_script(main)

@@ -13,11 +13,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from paper import Cost, Sizes, Step, adapter_shape, device, load, parser, run, start, write_lines, write_table
+from paper import Cost, Sizes, Step, adapter_shape, device, load, parser, run, write_lines, write_table
 
 from otterlm.bases import load_base, load_tokenizer, parse_dtype
 from otterlm.bench import detox
 from otterlm.bench.judges import Judge, Perplexity
+from otterlm.cli.scripts import run_script
 from otterlm.config import OtterConfig
 from otterlm.errors import OtterError
 from otterlm.peers.dexperts import FineTunedExpert
@@ -182,4 +183,4 @@ def main(words: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    start(main)
+    run_script(main)

@@ -8,7 +8,6 @@ are the shares that are reached in practice. Take it as right within a factor of
 import argparse
 import gc
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -213,14 +212,6 @@ def run(task: str, arguments: argparse.Namespace, steps: Sequence[Step]) -> dict
         write_text(path, json.dumps(saved, indent=2) + "\n")
         print(f"[{number}/{len(steps)}] {step.name}: done in {seconds} s", flush=True)
     return results
-
-
-def start(main: Callable[[], None]) -> None:
-    """Runs a task. What is wrong with its input is one line."""
-    try:
-        main()
-    except OtterError as error:
-        sys.exit(f"paper: {error}")
 
 
 def show_plan(arguments: argparse.Namespace, steps: Sequence[Step]) -> None:

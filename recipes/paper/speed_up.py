@@ -13,11 +13,12 @@ import json
 from typing import Any
 
 import torch
-from paper import Cost, Sizes, Step, adapter_shape, device, load, parser, run, start, write_lines, write_table
+from paper import Cost, Sizes, Step, adapter_shape, device, load, parser, run, write_lines, write_table
 from safetensors.torch import save_model
 
 from otterlm.bases import parse_dtype
 from otterlm.bench import speed
+from otterlm.cli.scripts import run_script
 from otterlm.config import OtterConfig
 from otterlm.files import write_text
 from otterlm.model import OtterModel
@@ -155,4 +156,4 @@ def main(words: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    start(main)
+    run_script(main)
