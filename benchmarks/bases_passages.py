@@ -48,12 +48,15 @@ def passage_rows(model: OtterModel, learned: Texts, held: Texts, tested: Texts, 
         for listed in (False, True):
             readings = _calibrated(*sides, listed)
             values = torch.tensor([passage_f1(each) for each in readings])  # [texts]
-            apart = guard.setdefault(listed, values) - values
-            lead = {"lead": float(apart.mean()), "lead_ci95": interval(len(apart), mean_of(apart))}
             summary = summarize_guard(readings)
             row = {"data": data, "method": method, "listed": listed, "texts": summary["n"]}
             row |= {name: summary[name] for name in ("span_f1", "span_f1_ci95")}
-            rows.append(row if sides is otter else row | lead)
+            if sides is otter:
+                guard[listed] = values
+            else:
+                apart = guard[listed] - values
+                row |= {"lead": float(apart.mean()), "lead_ci95": interval(len(apart), mean_of(apart))}
+            rows.append(row)
     return rows
 
 

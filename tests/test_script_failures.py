@@ -32,6 +32,7 @@ def raising(error: BaseException) -> None:
             "made.py: [Errno 2] No such file or directory: 'x'\n",
         ),
         (KeyboardInterrupt(), 130, "made.py: interrupted\n"),
+        (BrokenPipeError(32, "Broken pipe"), 0, ""),
     ],
 )
 def test_what_is_wrong_is_one_line(error, code, line, monkeypatch, capsys) -> None:
